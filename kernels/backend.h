@@ -1,0 +1,33 @@
+// The contract of every device: memory and three families of kernels. A stage is written once against this.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/linear_algebra.h"
+#include "kernels/memory.h"
+#include "kernels/quantization.h"
+#include "kernels/transformer.h"
+
+namespace roundhouse {
+
+class Backend : public Memory,
+                public LinearAlgebra,
+                public TransformerKernels,
+                public QuantizationKernels {
+ public:
+  virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"
+};
+
+struct BackendOptions {
+  int threads = 0;  // CPU only; 0: as many as this process may run on
+  int device = 0;   // GPU only: which one
+};
+
+std::vector<std::string> built_backends();         // {"cpu"} or {"cpu", "cuda"}
+bool has_device(std::string_view backend);          // a machine without a GPU: false for "cuda"
+std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options);  // throws Error
+
+}  // namespace roundhouse

@@ -1,0 +1,64 @@
+// Dense linear algebra. Every result has the same bits for any number of threads: threads share fixed tiles, none
+// splits an inner dimension. Matrices may be empty (no rows, or an inner dimension of 0, which gives zeros).
+#pragma once
+
+#include "kernels/memory.h"
+
+namespace roundhouse {
+
+// c = alpha * op(a) op(b) + beta * c.  op(a) is [m, k], op(b) is [k, n], c is [m, n].
+// F32 everywhere, or (on a GPU) 16-bit a and b; sums are in F32. beta == 0 overwrites (c may hold NaN).
+struct Matmul {
+  ConstMatrix a;
+  bool transpose_a = false;
+  ConstMatrix b;
+  bool transpose_b = false;
+  Matrix c;
+  float alpha = 1.0f;
+  float beta = 0.0f;
+};
+
+// y = x wᵀ + bias (+ y when accumulate).  x [t, k], w [n, k], bias [1, n] or empty, y [t, n].
+struct Linear {
+  ConstMatrix x;
+  ConstMatrix w;
+  ConstMatrix bias;
+  Matrix y;
+  bool accumulate = false;
+};
+
+// The lower triangle of h += xᵀ x.  x [t, k], h [k, k] in F32. The strict upper triangle is left as it is.
+// Rows of x are added in order, in slabs of a fixed height.
+struct Gram {
+  ConstMatrix x;
+  Matrix h;
+};
+
+// In place, lower triangle only: a = L Lᵀ, L overwrites a's lower triangle; the strict upper triangle is set to 0.
+struct Cholesky {
+  Matrix a;  // [n, n] F32
+};
+
+// In place: the inverse of a lower triangular matrix with a non-zero diagonal.
+struct TriangularInverse {
+  Matrix l;  // [n, n] F32
+};
+
+class LinearAlgebra {
+ public:
+  virtual ~LinearAlgebra() = default;
+  virtual void matmul(const Matmul& op) = 0;
+  virtual void linear(const Linear& op) = 0;
+  virtual void gram(const Gram& op) = 0;
+  // False if a leading minor is not positive (or a value is not finite); `a` is then unspecified.
+  [[nodiscard]] virtual bool cholesky(const Cholesky& op) = 0;
+  virtual void triangular_inverse(const TriangularInverse& op) = 0;
+  // Mirrors the lower triangle to the upper one.
+  virtual void symmetrize(Matrix h) = 0;
+  // to[i, j] = from[n-1-i, n-1-j].  Not in place.
+  virtual void reverse(ConstMatrix from, Matrix to) = 0;
+  // into += from, same shape, F32.
+  virtual void add(ConstMatrix from, Matrix into) = 0;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,87 @@
+// Memory of one device, and matrices in it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "base/dtype.h"
+#include "base/tensor.h"
+
+namespace roundhouse {
+
+// Row-major views of backend memory. `stride` is in elements, from row to row; stride >= cols.
+struct Matrix {
+  void* data = nullptr;
+  DType type = DType::kF32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;
+
+  Matrix row_range(std::int64_t begin, std::int64_t end) const;
+  Matrix col_range(std::int64_t begin, std::int64_t end) const;
+  float* f32() const;  // Precondition: type is F32
+};
+
+struct ConstMatrix {
+  const void* data = nullptr;
+  DType type = DType::kF32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;
+
+  ConstMatrix() = default;
+  ConstMatrix(const void* data, DType type, std::int64_t rows, std::int64_t cols, std::int64_t stride)
+      : data(data), type(type), rows(rows), cols(cols), stride(stride) {}
+  ConstMatrix(const Matrix& m)  // NOLINT: a view of a view
+      : data(m.data), type(m.type), rows(m.rows), cols(m.cols), stride(m.stride) {}
+  ConstMatrix row_range(std::int64_t begin, std::int64_t end) const;
+  ConstMatrix col_range(std::int64_t begin, std::int64_t end) const;
+  const float* f32() const;
+};
+
+using Buffer = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+
+  // At least 64-byte aligned; not initialised. Zero bytes is allowed. Throws Error naming the size when out of memory.
+  virtual Buffer allocate(std::size_t bytes) = 0;
+  // Work is queued in call order; only download() and sync() wait for it. What upload() reads must live until then.
+  virtual void upload(std::span<const std::byte> from, void* to) = 0;
+  virtual void download(const void* from, std::span<std::byte> to) = 0;
+  virtual void copy(ConstMatrix from, Matrix to) = 0;  // same shape; converts between F32, F16 and BF16
+  virtual void zero(Matrix m) = 0;
+  virtual void sync() = 0;
+  // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
+  virtual DType activation_type() const = 0;
+};
+
+// Owns a dense matrix (stride == cols) in the memory of one backend.
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(Memory& memory, DType type, std::int64_t rows, std::int64_t cols);  // not initialised
+  static Tensor upload(Memory& memory, const HostView& host, DType type);    // 1-D becomes one row; converts on the host
+
+  bool empty() const { return buffer_ == nullptr; }
+  DType type() const { return type_; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t cols() const { return cols_; }
+  std::size_t bytes() const { return static_cast<std::size_t>(rows_ * cols_) * size_of(type_); }
+  Matrix view() { return {buffer_.get(), type_, rows_, cols_, cols_}; }
+  ConstMatrix view() const { return {buffer_.get(), type_, rows_, cols_, cols_}; }
+  float* f32() { return view().f32(); }
+  const float* f32() const { return view().f32(); }
+
+ private:
+  Buffer buffer_;
+  DType type_ = DType::kF32;
+  std::int64_t rows_ = 0;
+  std::int64_t cols_ = 0;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,82 @@
+// The operations of a decoder block besides its matrix products, forward.
+//
+// A batch of token positions is a matrix with one row a token: `sequences` sequences of `length` tokens, one after
+// another. Positions restart at 0 in each sequence. Heads lie side by side in a row: head h is columns
+// [h * head_dim, (h + 1) * head_dim).
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/memory.h"
+
+namespace roundhouse {
+
+// y = x / sqrt(mean(x²) + epsilon) * weight, by row; mean in F32. A row of zeros gives zeros.
+struct RmsNorm {
+  ConstMatrix x;
+  ConstMatrix weight;  // [1, cols]
+  Matrix y;            // may be x itself
+  float epsilon;
+};
+
+// Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head,
+// (a, b) <- (a cos - b sin, b cos + a sin).
+struct Rope {
+  Matrix x;         // [sequences * length, heads * head_dim]
+  ConstMatrix cos;  // [>= length, head_dim / 2] F32
+  ConstMatrix sin;
+  std::int64_t heads;
+  std::int64_t head_dim;
+  std::int64_t length;
+};
+
+// Causal softmax attention with grouped queries: query head h reads key/value head h / (heads / kv_heads).
+// Token i of a sequence sees tokens j with j <= i and, if window > 0, j > i - window.
+// Never holds a full length x length matrix of scores.
+struct Attention {
+  ConstMatrix q;  // [sequences * length, heads * head_dim]
+  ConstMatrix k;  // [sequences * length, kv_heads * head_dim]
+  ConstMatrix v;
+  Matrix out;  // like q
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  std::int64_t length;
+  std::int64_t window;  // 0: all earlier tokens
+  float scale;          // 1 / sqrt(head_dim)
+};
+
+// y = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
+struct SiluGate {
+  ConstMatrix gate;
+  ConstMatrix up;
+  Matrix y;  // may be gate or up
+};
+
+// loss[t] = log(sum_v exp(logits[t, v])) - logits[t, target[t]], in nats; 0 where target[t] < 0 (not scored).
+struct CrossEntropy {
+  ConstMatrix logits;                    // [t, vocabulary]
+  std::span<const std::int32_t> target;  // host memory
+  std::span<float> loss;                 // host memory
+};
+
+// finite[s] = 1 if every value of rows [s * rows_each, (s + 1) * rows_each) is finite, else 0.
+struct CheckFinite {
+  ConstMatrix x;
+  std::int64_t rows_each;
+  std::span<std::uint8_t> finite;  // host memory
+};
+
+class TransformerKernels {
+ public:
+  virtual ~TransformerKernels() = default;
+  virtual void rms_norm(const RmsNorm& op) = 0;
+  virtual void rope(const Rope& op) = 0;
+  virtual void attention(const Attention& op) = 0;
+  virtual void silu_gate(const SiluGate& op) = 0;
+  virtual void cross_entropy(const CrossEntropy& op) = 0;
+  virtual void check_finite(const CheckFinite& op) = 0;
+};
+
+}  // namespace roundhouse
