@@ -1,0 +1,58 @@
+// How ranks talk. Knows bytes and ranks, nothing of models. A communicator only moves bytes: every floating-point sum is
+// ours, in a fixed order (comm/tree_sum.h), so that results do not depend on the transport or the number of ranks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace roundhouse {
+
+struct Send {
+  std::span<const std::byte> data;
+  int to;
+};
+struct Receive {
+  std::span<std::byte> data;
+  int from;
+};
+
+// A group of transfers under way. The spans must live until wait() returns or done() was true.
+class Ticket {
+ public:
+  virtual ~Ticket() = default;
+  virtual void wait() = 0;
+  virtual bool done() = 0;  // also lets the transport make progress
+};
+
+// Collectives and point-to-point over one group of ranks. Every rank makes the same collective calls in the same order.
+// Spans are in the memory that the implementation was made for: host for Local and MPI, device for NCCL.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Starts all transfers at once; each progresses by itself. Between two ranks messages match in the order of their
+  // calls and within a call in the order given; both sides must agree on the size. A rank may send to itself.
+  [[nodiscard]] virtual std::unique_ptr<Ticket> start(std::span<const Send> sends,
+                                                      std::span<const Receive> receives) = 0;
+
+  virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  // At root: each rank's bytes by rank (sizes may differ). Elsewhere: empty.
+  virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine, int root) = 0;
+  virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine) = 0;
+  // Exact under any order, so these may be the library's.
+  virtual std::int64_t all_reduce_max(std::int64_t value) = 0;
+  virtual std::int64_t all_reduce_min(std::int64_t value) = 0;
+  virtual std::int64_t all_reduce_sum(std::int64_t value) = 0;
+  virtual void barrier() = 0;
+
+  // Ranks with the same color form a new group, ordered by (key, rank). Collective.
+  virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+};
+
+}  // namespace roundhouse

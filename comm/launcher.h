@@ -1,0 +1,37 @@
+// The outside of a job: is this process one of several ranks, and how does it end.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "comm/communicator.h"
+
+namespace roundhouse {
+
+// True under mpirun, or srun --mpi=pmix (environment variables of PMIx / Open MPI / PMI). Without a launcher MPI is
+// never initialised.
+bool started_by_launcher();
+
+// MPI_Init_thread(MPI_THREAD_MULTIPLE) to MPI_Finalize if started by a launcher, else nothing. The first object in
+// main, so that it is the last to go. While an exception unwinds it does not finalize: the peers may never come.
+class LaunchSession {
+ public:
+  LaunchSession(int& argc, char**& argv);
+  ~LaunchSession();
+  LaunchSession(const LaunchSession&) = delete;
+  LaunchSession& operator=(const LaunchSession&) = delete;
+
+  std::unique_ptr<Communicator> world();  // all ranks: MPI, or the local communicator of size 1
+  int local_rank() const;                 // among the ranks of this node
+  int local_size() const;
+
+ private:
+  bool mpi_ = false;
+};
+
+std::unique_ptr<Communicator> make_local_communicator();
+
+// Prints one line "[rank r] what" on stderr and ends the whole job with this exit code, within seconds, from any thread.
+[[noreturn]] void abort_job(int exit_code, const std::string& what);
+
+}  // namespace roundhouse

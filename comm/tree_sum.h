@@ -1,0 +1,62 @@
+// A sum over numbered parts with one fixed shape of additions, whoever holds the parts.
+//
+// Parts 0..n-1 (calibration shards) are the leaves of a binary tree: a node over [a, b) with b - a > 1 splits at
+// a + the largest power of two below b - a. Each rank holds a run of consecutive parts, ranks in order. A rank adds
+// what it can (whole subtrees), sends the roots of its subtrees to the owner, and the owner finishes the tree:
+//
+//   n = 6, three ranks with parts {0,1} {2,3} {4,5}        n = 6, two ranks {0,1,2} {3,4,5}, owner 0
+//     rank 0: (0+1)      rank 1: (2+3)   rank 2: (4+5)       rank 0: (0+1), 2     rank 1: 3, (4+5)
+//     owner:  ((0+1)+(2+3)) + (4+5)                          owner: ((0+1)+(2+3)) + (4+5)      the same bits
+//
+// At most log2(n) + 1 partial sums are alive on a rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace roundhouse {
+
+// A run of parts [begin, end) for each rank; sizes differ by at most one; empty for ranks beyond the parts.
+struct PartRange {
+  int begin = 0;
+  int end = 0;
+};
+PartRange parts_of_rank(int parts, int rank, int ranks);
+int rank_of_part(int parts, int part, int ranks);
+
+// What the tree needs of a partial sum's memory (the communicator's kind: host or device).
+class Summand {
+ public:
+  virtual ~Summand() = default;
+  virtual std::span<std::byte> bytes() = 0;
+  virtual void add(Summand& other) = 0;  // this += other, element by element
+};
+
+class TreeSum {
+ public:
+  // make() gives an uninitialised summand of the common size. Collective over `team` only in finish().
+  TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  ~TreeSum();
+
+  // Parts of this rank, in order, each once.
+  void add(int part, std::unique_ptr<Summand> value);
+
+  // Collective: the whole sum at `owner`, nullptr elsewhere. Every part must have been added by the rank that
+  // parts_of_rank() names.
+  std::unique_ptr<Summand> finish(int owner);
+
+ private:
+  struct Node;
+  Communicator& team_;
+  int parts_;
+  std::function<std::unique_ptr<Summand>()> make_;
+  std::vector<Node> nodes_;  // complete subtrees of this rank's run, left to right
+};
+
+}  // namespace roundhouse
