@@ -1,0 +1,43 @@
+// A whole model, one piece at a time: embedding, blocks (decoder_block.h), final norm and head. Holds no weights but those
+// that the caller asks for, so that a rank never has more than one block in memory.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/decoder_block.h"
+#include "model/model_config.h"
+
+namespace roundhouse {
+
+class CausalLM {
+ public:
+  // Reads the config and the headers of the weights, and checks that every tensor is there with the right shape. Throws
+  // InputError before any work is done.
+  explicit CausalLM(const std::filesystem::path& directory);
+
+  const ModelConfig& config() const { return config_; }
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+
+  // residual [ids.size(), hidden] = embedding rows. An id outside the vocabulary is an Error.
+  Tensor embed(std::span<const std::int32_t> ids, Backend& backend) const;
+
+  // Final norm and head, loaded once by the caller (the head of a 70B model is 0.5 GB in 16 bits).
+  struct Head {
+    Tensor norm;
+    Tensor weight;  // [vocabulary, hidden]
+  };
+  Head load_head(Backend& backend) const;
+  Tensor logits(const Head& head, ConstMatrix residual, Backend& backend) const;  // [rows, vocabulary]
+
+ private:
+  ModelConfig config_;
+  Checkpoint checkpoint_;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,85 @@
+// One decoder block of an architecture: its linears, and its forward pass cut at the inputs of the linears.
+//
+// The linears of a block fall into groups that read the same input, in the order in which data flows. LLaMA:
+//
+//   group  linears      input                            after apply()
+//   0      q, k, v      RMSNorm(residual)                input = attention output
+//   1      o            attention output                 residual += o(input)
+//   2      gate, up     RMSNorm(residual)                input = silu(gate) * up
+//   3      down         silu(gate) * up                  residual += down(input)
+//
+// A method that needs the input of each group (GPTQ's Hessians, AWQ's activation means) walks the groups:
+//   prepare(0); use state.input; apply(0); prepare(1); use state.input; apply(1); ...
+// and may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/model_config.h"
+
+namespace roundhouse {
+
+struct LinearSpec {
+  std::string name;   // within the block, e.g. "self_attn.q_proj"
+  std::int64_t rows;  // outputs
+  std::int64_t cols;  // inputs
+};
+
+struct InputGroup {
+  std::string name;          // for messages: "q_proj, k_proj, v_proj"
+  std::vector<int> linears;  // indices into DecoderBlock::linears()
+  std::int64_t cols;         // width of the input
+  bool from_residual;        // prepare() computes the input from the residual
+};
+
+// Weights of one block in a backend's memory, in its activation type. Quantizing replaces linears one by one.
+struct BlockWeights {
+  std::vector<Tensor> linears;  // by DecoderBlock::linears()
+  std::vector<Tensor> biases;   // same; empty tensor: no bias
+  std::vector<Tensor> norms;    // by architecture
+};
+
+// A micro-batch on its way through a block. Rows are tokens: `sequences` sequences of `length`.
+struct BlockState {
+  Tensor residual;  // [sequences * length, hidden]
+  Tensor input;     // [sequences * length, cols of the group], see above
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;
+};
+
+class DecoderBlock {
+ public:
+  virtual ~DecoderBlock() = default;
+
+  const std::vector<LinearSpec>& linears() const { return linears_; }
+  const std::vector<InputGroup>& groups() const { return groups_; }
+  std::int64_t hidden_size() const { return hidden_size_; }
+  // The module path in the checkpoint: "model.layers.7" + "." + "self_attn.q_proj".
+  virtual std::string prefix(int block) const = 0;
+
+  // Reads and converts the weights of one block. Throws InputError naming the tensor (missing, shape, type, NaN or Inf).
+  virtual BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend) const = 0;
+
+  // Computes state.input of a group that is from_residual; for the others it is already there.
+  virtual void prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const = 0;
+  // Applies the linears of a group to state.input (which it uses up) and moves the state on, as in the table above.
+  virtual void apply(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const = 0;
+
+  // All groups in order: residual in, residual out.
+  void forward(const BlockWeights& weights, BlockState& state, Backend& backend) const;
+
+ protected:
+  std::vector<LinearSpec> linears_;
+  std::vector<InputGroup> groups_;
+  std::int64_t hidden_size_ = 0;
+};
+
+// The block of this architecture, for sequences of up to `max_length` tokens.
+std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length, Backend& backend);
+
+}  // namespace roundhouse

@@ -1,0 +1,61 @@
+// The safetensors format: reading (mapped, hostile until validated) and writing.
+//
+//   bytes 0..7        u64 little-endian: N, the length of the header
+//   bytes 8..8+N-1    JSON: {"name": {"dtype": "F16", "shape": [..], "data_offsets": [begin, end]}, .., "__metadata__": {..}}
+//   the rest          tensor data; offsets are relative to its start, contiguous, without holes or overlaps
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/tensor.h"
+
+namespace roundhouse {
+
+class SafetensorsFile {
+ public:
+  // Maps and validates the whole header. Throws InputError naming the file and, where it applies, the tensor.
+  explicit SafetensorsFile(const std::filesystem::path& path);
+
+  const std::filesystem::path& path() const { return path_; }
+  std::vector<std::string> names() const;
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  // A view into the mapping, which lives as long as this object. Throws InputError if there is none of that name.
+  HostView view(const std::string& name) const;
+
+ private:
+  std::filesystem::path path_;
+  MappedFile file_;
+  std::map<std::string, HostView> tensors_;  // only dtypes that DType knows
+  std::map<std::string, std::string> unsupported_;  // name -> dtype
+};
+
+struct TensorInfo {
+  std::string name;
+  DType type;
+  Shape shape;
+};
+
+// Writes one file front to back: all tensors are announced first, then their bytes are given in the same order, in as many
+// pieces as one likes. Not atomic by itself: use it inside write_atomically().
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                    const std::map<std::string, std::string>& metadata);
+  ~SafetensorsWriter();
+  void write(const std::string& name, std::span<const std::byte> bytes);  // name: which tensor this continues
+  void close();  // throws Error if a tensor is incomplete or the disk is full
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace roundhouse
