@@ -1,0 +1,54 @@
+// Calibration samples: token windows drawn from text by seed, and their cut into shards and micro-batches, which depends
+// on the problem alone, never on the number of ranks.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "comm/tree_sum.h"
+#include "model/tokenizer.h"
+#include "stages/run_store.h"
+
+namespace roundhouse {
+
+struct SampleOptions {
+  std::filesystem::path text;  // JSON lines, each with a string "text"; or plain text (one document a file)
+  int samples = 128;
+  int sequence_length = 2048;
+  std::uint64_t seed = 42;
+  int shards = 16;
+};
+
+// All samples of a run: samples x sequence_length token ids. Small (512 x 2048 x 4 bytes = 4 MB): every rank has all.
+class Samples {
+ public:
+  Samples(std::int64_t count, std::int64_t length, int shards, std::vector<std::int32_t> ids);
+
+  std::int64_t count() const { return count_; }
+  std::int64_t length() const { return length_; }
+  int shards() const { return shards_; }
+  std::span<const std::int32_t> ids(std::int64_t first, std::int64_t n) const;  // n samples, one after another
+
+  // Samples [begin, end) of a shard; sizes differ by at most one. Never empty: shards <= count.
+  PartRange samples_of_shard(int shard) const;
+  // Samples a micro-batch holds; the last one of a shard may have fewer. About 2048 tokens.
+  std::int64_t micro_batch() const;
+
+ private:
+  std::int64_t count_, length_;
+  int shards_;
+  std::vector<std::int32_t> ids_;
+};
+
+// Draws token windows as GPTQ's data loader does (methods: documents shorter than a window are skipped, a window starts at a
+// uniformly random token), but walks the documents in one seeded random order, so that none is used twice before all
+// were used once. Throws InputError naming the file and the line: not JSON, no text, no document long enough.
+Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer, const std::function<void()>& tick);
+
+Record to_record(const Samples& samples);
+Samples samples_from_record(const Record& record);  // throws Error if it does not make sense
+
+}  // namespace roundhouse

@@ -1,0 +1,57 @@
+// A method turns one block into quantized linears, with the whole team. Adding one: one file here, one line in the table of
+// method.cpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "model/decoder_block.h"
+#include "model/quantized_linear.h"
+#include "stages/calibrate/activations.h"
+#include "stages/calibrate/samples.h"
+#include "stages/monitor.h"
+#include "stages/quantize/options.h"
+#include "stages/quantize/recipe.h"
+
+namespace roundhouse {
+
+// Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
+struct BlockTask {
+  Backend& backend;
+  Communicator& team;         // the ranks that share this block
+  const DecoderBlock& shape;
+  int block;                  // which one, for messages
+  BlockWeights& weights;      // the original weights; the method may replace them as it goes
+  const Samples& samples;
+  Activations* residual;      // this rank's shards (parts_of_rank): the block's input on entry, its output on return.
+                              // nullptr if the method needs no activations.
+  ActivationBudget& budget;   // for activations inside the block
+  Monitor& monitor;
+};
+
+class Method {
+ public:
+  virtual ~Method() = default;
+  // Without activations blocks do not depend on each other, and nothing flows between them.
+  virtual bool needs_activations() const = 0;
+  // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).
+  // If it needs activations, it leaves the output of the *quantized* block in `residual`, with the bits that
+  // DecoderBlock::forward() with the dequantized weights would give.
+  virtual QuantizedBlock quantize(BlockTask& task) const = 0;
+};
+
+// Throws RecipeError: unknown method, wrong options. `options` is told every option it was given (for name and record).
+std::unique_ptr<Method> make_method(const std::string& method, int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_method(const Recipe& recipe);
+
+// Runs the team's shards through a block that is already quantized (dequantized weights in `weights`): on resume.
+void run_forward(BlockTask& task);
+
+// Seconds and floating-point operations of the last block's parts, for the journal and the benchmark: the methods add to
+// the "time" object of the block's record: {"forward": s, "gram": s, "factor": s, "solve": s} and the same under "flops".
+
+}  // namespace roundhouse

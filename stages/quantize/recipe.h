@@ -1,0 +1,33 @@
+// A recipe: a method with its settings, as in {method: gptq, bits: 4, group_size: 128}.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+namespace roundhouse {
+
+struct Recipe {
+  std::string name;    // "gptq-w4g128": follows from the rest (recipe_name()) or given
+  std::string method;  // a key of the table in method.cpp
+  int bits = 4;        // 2, 3, 4 or 8
+  std::int64_t group_size = 128;  // -1: the whole row
+  nlohmann::json options;         // an object: what the method takes besides
+};
+
+// From an object with `method`, `bits`, `group_size`, `name` and the method's own keys. Completes the name: method, bits,
+// group ("w4g128", "w4" for a whole row), then each option that differs from its default, as "-key-value".
+// Throws RecipeError for an unknown key or a value out of range.
+Recipe parse_recipe(const nlohmann::json& object);
+
+// Back to one object, with every option written out: what is hashed and written into the run.
+nlohmann::json resolved(const Recipe& recipe);
+
+// Knows which key is wrong, so that the config reader can add file and line.
+struct RecipeError {
+  std::string key;
+  std::string what;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,43 @@
+// What a run remembers. A record is a few named tensors and some JSON, committed as a whole or not at all.
+//
+// Keys are paths inside the run and carry recipe, block and shard, never a rank:
+//   calibration                                        token ids
+//   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
+//   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "base/tensor.h"
+
+namespace roundhouse {
+
+struct Record {
+  std::map<std::string, HostTensor> tensors;
+  nlohmann::json attributes;
+};
+
+class RunStore {
+ public:
+  virtual ~RunStore() = default;
+  // Atomic and durable when it returns. Throws Error (a full disk says so); the old record, if any, is then intact.
+  virtual void commit(const std::string& key, const Record& record) = 0;
+  // Nothing if there is none. A damaged record (hash, structure) counts as none: it is reported once to `on_damage`
+  // and can be committed anew. Throws Error only where reading is not possible at all (permissions, ...).
+  virtual std::optional<Record> load(const std::string& key) = 0;
+  // Whether load() would give a record, without holding its tensors.
+  virtual bool has(const std::string& key) = 0;
+  virtual void remove(const std::string& key) = 0;  // no error if there is none
+
+  std::function<void(const std::string& key, const std::string& why)> on_damage;
+};
+
+std::string block_key(const std::string& recipe, int block);
+std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
+
+}  // namespace roundhouse
