@@ -1,0 +1,43 @@
+// RunStore on disk: one HDF5 file a record, sealed.
+//
+// The first 512 bytes (HDF5's user block, which every HDF5 reader skips) are text padded with NUL:
+//   roundhouse-record 1\nidentity HEX\nbytes N\nxxh3-128 HEX\n
+// where identity is the hash of what the record depends on (model, calibration, recipe), N the length of the rest of the file and the hash that of
+// the rest. So a file is complete or it is not, and needs no second file to prove it.
+//
+// Tensors are datasets /NAME (F16 and BF16 as HDF5 custom floats), attributes the string attribute "attributes" of the root group (JSON).
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "stages/run_store.h"
+
+namespace roundhouse {
+
+class Hdf5Store final : public RunStore {
+ public:
+  // Makes the folder where needed.
+  explicit Hdf5Store(std::filesystem::path root);
+
+  // Records whose key starts with `prefix` (the longest that fits counts) carry this identity; one that carries another
+  // counts as damaged ("belongs to another configuration").
+  void set_identity(const std::string& prefix, const std::string& identity);
+
+  void commit(const std::string& key, const Record& record) override;
+  std::optional<Record> load(const std::string& key) override;
+  bool has(const std::string& key) override;
+  void remove(const std::string& key) override;
+
+  std::filesystem::path path_of(const std::string& key) const;  // root / key + ".h5"
+
+ private:
+  std::filesystem::path root_;
+  std::map<std::string, std::string> identities_;
+};
+
+// Checks the seal of one file, without opening it as HDF5: empty if it is whole, else what is wrong.
+std::string check_seal(const std::filesystem::path& file);
+
+}  // namespace roundhouse

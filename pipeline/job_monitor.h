@@ -1,0 +1,41 @@
+// The Monitor of a real job: watchdog, journal, progress line, signals, time limit.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "comm/communicator.h"
+#include "comm/watchdog.h"
+#include "pipeline/run_folder.h"
+#include "stages/monitor.h"
+
+namespace roundhouse {
+
+class JobMonitor final : public Monitor {
+ public:
+  // Collective over `world` (it makes the watchdog). Handles SIGTERM, SIGUSR1 and SIGINT as a wish to stop, until it goes.
+  JobMonitor(Communicator& world, Journal* journal, double stall_seconds, double time_limit_minutes);
+  ~JobMonitor() override;
+
+  // Work of this job in units (recipe x block, and so on), for time left. One rank of a team calls unit_done().
+  void plan_units(int total, int already_done);
+  void unit_done(const std::string& what, double seconds);
+
+  void phase(const std::string& what) override;
+  void tick() override;
+  void event(const nlohmann::json& fact) override;
+  void say(const std::string& line) override;
+  bool stop_requested() override;
+
+  Watchdog& watchdog();
+  // Called by every tick(): lets transfers under way make progress.
+  void on_tick(std::function<void()> callback);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,50 @@
+// A run's folder: its lock, its config, its journal.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/unique.h"
+#include "pipeline/config.h"
+
+namespace roundhouse {
+
+// Holds RUN/lock (flock, and fcntl for network file systems) until it goes or the process dies. Throws Error if another process holds it, naming its
+// host, pid and start time as written in the file. One process a job takes it: rank 0.
+class RunLock {
+ public:
+  explicit RunLock(const std::filesystem::path& run);
+  ~RunLock();
+  RunLock(RunLock&&) noexcept;
+
+ private:
+  int fd_ = -1;
+};
+
+// First start: writes RUN/config.yaml (resolved) and RUN/identity.json {model fingerprint, result keys}. Later: compares; throws InputError
+// naming the keys that differ and what to do. `fingerprint` is that of the model's files (model_fingerprint()).
+void settle_config(const RunConfig& config, const std::string& fingerprint);
+
+// Changes when the model's files do: its config.json, every safetensors header, and the first 4 KiB of every tensor.
+std::string model_fingerprint(const std::filesystem::path& model);
+
+// What the records of a recipe, and the calibration record, depend on.
+std::string recipe_identity(const RunConfig& config, const std::string& fingerprint, const Recipe& recipe);
+std::string calibration_identity(const RunConfig& config, const std::string& fingerprint);
+
+// RUN/journal.jsonl: each event is one line, appended by a single write() under a lock, so that ranks on several nodes may
+// share it. Adds "time" (ISO 8601, UTC).
+class Journal {
+ public:
+  explicit Journal(const std::filesystem::path& run);
+  void append(nlohmann::json event);
+
+ private:
+  std::filesystem::path path_;
+};
+std::vector<nlohmann::json> read_journal(const std::filesystem::path& run);  // skips a torn last line
+
+}  // namespace roundhouse
