@@ -8,8 +8,8 @@
 
 namespace roundhouse {
 
-// True under mpirun, or srun --mpi=pmix (environment variables of PMIx / Open MPI / PMI). Without a launcher MPI is
-// never initialised.
+// True under mpirun, or srun --mpi=pmix (environment variables of PMIx / Open MPI). Without a launcher MPI is never
+// initialised. Throws Error where several processes were started in a way that MPI cannot connect (plain srun).
 bool started_by_launcher();
 
 // MPI_Init_thread(MPI_THREAD_MULTIPLE) to MPI_Finalize if started by a launcher, else nothing. The first object in
@@ -27,6 +27,8 @@ class LaunchSession {
 
  private:
   bool mpi_ = false;
+  int local_rank_ = 0;
+  int local_size_ = 1;
 };
 
 std::unique_ptr<Communicator> make_local_communicator();

@@ -1,0 +1,118 @@
+#include "comm/launcher.h"
+
+#include <mpi.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <system_error>
+#include <thread>
+
+#include "base/error.h"
+#include "comm/mpi_communicator.h"
+#include "comm/mpi_error.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::chrono::seconds kAbortPatience{3};
+
+// The value of the first of these that is set, else `otherwise`.
+int environment_number(std::initializer_list<const char*> names, int otherwise) {
+  for (const char* name : names) {
+    if (const char* value = std::getenv(name)) return std::atoi(value);
+  }
+  return otherwise;
+}
+
+bool mpi_is_up() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  return initialized && !finalized;
+}
+
+}  // namespace
+
+bool started_by_launcher() {
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMIX_RANK")) return true;
+  // What follows are several processes that could not find each other: each would take itself for the only one.
+  if (std::getenv("SLURM_STEP_ID") && std::getenv("SLURM_PROCID") &&
+      environment_number({"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"}, 1) > 1) {
+    throw Error("started by srun without MPI: use srun --mpi=pmix");
+  }
+  if (environment_number({"PMI_SIZE"}, 1) > 1) {
+    throw Error("started by the launcher of another MPI library: use Open MPI's mpirun, or srun --mpi=pmix");
+  }
+  return false;
+}
+
+LaunchSession::LaunchSession(int& argc, char**& argv) {
+  if (!started_by_launcher()) return;
+  int provided = MPI_THREAD_SINGLE;
+  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided), "initialising");
+  check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "setting the error handler");
+  if (provided < MPI_THREAD_MULTIPLE) {
+    throw Error("this MPI library lacks MPI_THREAD_MULTIPLE, which the watchdog needs");
+  }
+  int size = 0;
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "asking for the number of ranks");
+  const int started = environment_number({"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}, size);
+  if (size != started) {
+    throw Error("the launcher started " + std::to_string(started) + " processes, but MPI connects " +
+                std::to_string(size) + ": launcher and MPI library do not fit together");
+  }
+
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
+            "finding the ranks of this node");
+  check_mpi(MPI_Comm_rank(node, &local_rank_), "asking for the rank in the node");
+  check_mpi(MPI_Comm_size(node, &local_size_), "asking for the ranks of the node");
+  check_mpi(MPI_Comm_free(&node), "freeing a communicator");
+  mpi_ = true;
+}
+
+LaunchSession::~LaunchSession() {
+  if (mpi_ && std::uncaught_exceptions() == 0) MPI_Finalize();
+}
+
+std::unique_ptr<Communicator> LaunchSession::world() {
+  return mpi_ ? make_mpi_communicator() : make_local_communicator();
+}
+
+int LaunchSession::local_rank() const { return local_rank_; }
+int LaunchSession::local_size() const { return local_size_; }
+
+void abort_job(int exit_code, const std::string& what) {
+  static std::atomic_flag begun;
+  if (begun.test_and_set()) {
+    for (;;) pause();  // another thread is at it
+  }
+  // First of all, because everything below can block: stderr on a full pipe, MPI on a lock of a stuck thread.
+  try {
+    std::thread([exit_code] {
+      std::this_thread::sleep_for(kAbortPatience);
+      _exit(exit_code);
+    }).detach();
+  } catch (const std::system_error&) {
+    // No thread to be had: the message and MPI_Abort matter more.
+  }
+
+  const bool mpi = mpi_is_up();
+  int rank = environment_number({"OMPI_COMM_WORLD_RANK", "PMIX_RANK"}, 0);
+  if (mpi) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  std::string line = "[rank " + std::to_string(rank) + "] " + what;
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  line += '\n';
+  std::fwrite(line.data(), 1, line.size(), stderr);  // one write: stderr has no buffer
+  std::fflush(nullptr);
+
+  if (mpi) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  _exit(exit_code);
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,126 @@
+#include "comm/tree_sum.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+// Where the node over [begin, end) splits; end - begin > 1.
+int split_of(int begin, int end) {
+  return begin + static_cast<int>(std::bit_floor(static_cast<unsigned>(end - begin - 1)));
+}
+
+// Whether [begin, middle) and [middle, end) are the two children of one node of the tree over [0, parts).
+bool are_siblings(int begin, int middle, int end, int parts) {
+  int node_begin = 0, node_end = parts;
+  while (node_end - node_begin > 1) {
+    const int split = split_of(node_begin, node_end);
+    if (split == middle) return node_begin == begin && node_end == end;
+    (middle < split ? node_end : node_begin) = split;
+  }
+  return false;
+}
+
+// Appends what covers the parts from nodes.back() on, then joins the two last as long as they are siblings: joining
+// left to right like this reaches every node of the tree that lies inside the parts that were pushed.
+template <class Nodes, class Join>
+void push(Nodes& nodes, typename Nodes::value_type node, int parts, const Join& join) {
+  nodes.push_back(std::move(node));
+  while (nodes.size() > 1) {
+    auto& left = nodes[nodes.size() - 2];
+    auto& right = nodes.back();
+    if (!are_siblings(left.begin, right.begin, right.end, parts)) return;
+    join(left, right);
+    left.end = right.end;
+    nodes.pop_back();
+  }
+}
+
+// The subtrees that a rank holding `run` is left with: what every rank knows of every other without a message.
+std::vector<PartRange> subtrees_of(PartRange run, int parts) {
+  std::vector<PartRange> nodes;
+  for (int part = run.begin; part < run.end; ++part) {
+    push(nodes, PartRange{part, part + 1}, parts, [](const PartRange&, const PartRange&) {});
+  }
+  return nodes;
+}
+
+}  // namespace
+
+PartRange parts_of_rank(int parts, int rank, int ranks) {
+  require(parts >= 0 && rank >= 0 && rank < ranks, "parts_of_rank: no such rank");
+  const int each = parts / ranks, longer = parts % ranks;  // the first `longer` ranks have one more
+  const int begin = rank * each + std::min(rank, longer);
+  return {begin, begin + each + (rank < longer ? 1 : 0)};
+}
+
+int rank_of_part(int parts, int part, int ranks) {
+  require(part >= 0 && part < parts && ranks > 0, "rank_of_part: no such part");
+  const int each = parts / ranks, longer = parts % ranks;
+  const int in_longer = longer * (each + 1);
+  return part < in_longer ? part / (each + 1) : longer + (part - in_longer) / each;
+}
+
+struct TreeSum::Node {
+  int begin;
+  int end;
+  std::unique_ptr<Summand> value;
+
+  static void join(Node& left, Node& right) { left.value->add(*right.value); }
+};
+
+TreeSum::TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make)
+    : team_(team), parts_(parts), make_(std::move(make)) {
+  require(parts > 0, "a tree sum needs a part");
+}
+
+TreeSum::~TreeSum() = default;
+
+void TreeSum::add(int part, std::unique_ptr<Summand> value) {
+  const PartRange mine = parts_of_rank(parts_, team_.rank(), team_.size());
+  require(part == (nodes_.empty() ? mine.begin : nodes_.back().end) && part < mine.end,
+          "a part of a tree sum is out of order or belongs to another rank");
+  push(nodes_, Node{part, part + 1, std::move(value)}, parts_, Node::join);
+}
+
+std::unique_ptr<Summand> TreeSum::finish(int owner) {
+  const int rank = team_.rank(), size = team_.size();
+  require(owner >= 0 && owner < size, "tree sum: no such owner");
+  const PartRange mine = parts_of_rank(parts_, rank, size);
+  require((nodes_.empty() ? mine.begin : nodes_.back().end) == mine.end,
+          "tree sum: a part of this rank is missing");
+  std::vector<Node> held = std::exchange(nodes_, {});
+
+  // One call a message on both sides: calls match calls, whatever the transport makes of a group.
+  if (rank != owner) {
+    std::vector<std::unique_ptr<Ticket>> tickets;
+    for (Node& node : held) {
+      const Send send{node.value->bytes(), owner};
+      tickets.push_back(team_.start({&send, 1}, {}));
+    }
+    for (const auto& ticket : tickets) ticket->wait();
+    return nullptr;
+  }
+
+  // Left to right over all ranks, so that sums are joined, and freed, as early as they can be.
+  std::vector<Node> nodes;
+  for (int from = 0; from < size; ++from) {
+    if (from == owner) {
+      for (Node& node : held) push(nodes, std::move(node), parts_, Node::join);
+      continue;
+    }
+    for (const PartRange& subtree : subtrees_of(parts_of_rank(parts_, from, size), parts_)) {
+      auto value = make_();
+      const Receive receive{value->bytes(), from};
+      team_.start({}, {&receive, 1})->wait();
+      push(nodes, Node{subtree.begin, subtree.end, std::move(value)}, parts_, Node::join);
+    }
+  }
+  return std::move(nodes.front().value);
+}
+
+}  // namespace roundhouse

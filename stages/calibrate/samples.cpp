@@ -1,0 +1,118 @@
+#include "stages/calibrate/samples.h"
+
+#include <algorithm>
+#include <fstream>
+#include <numeric>
+#include <string>
+
+#include "base/error.h"
+#include "base/random.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::int64_t kMicroBatchTokens = 2048;
+
+std::vector<std::string> read_json_lines(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  if (!in) throw InputError(path.string() + ": cannot be read");
+  std::vector<std::string> documents;
+  std::string line;
+  for (int number = 1; std::getline(in, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    const std::string where = path.string() + ":" + std::to_string(number) + ": ";
+    const nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!object.is_object()) throw InputError(where + "not a JSON object");
+    const auto text = object.find("text");
+    if (text == object.end() || !text->is_string()) throw InputError(where + "no string \"text\"");
+    documents.push_back(text->get<std::string>());
+  }
+  if (documents.empty()) throw InputError(path.string() + ": holds no text");
+  return documents;
+}
+
+std::vector<std::string> read_documents(const std::filesystem::path& path) {
+  const std::string extension = path.extension().string();
+  if (extension == ".jsonl" || extension == ".json") return read_json_lines(path);
+  return {read_text_file(path)};
+}
+
+}  // namespace
+
+Samples::Samples(std::int64_t count, std::int64_t length, int shards, std::vector<std::int32_t> ids)
+    : count_(count), length_(length), shards_(shards), ids_(std::move(ids)) {
+  require(count > 0 && length > 1 && shards > 0 && shards <= count, "samples: sizes");
+  require(ids_.size() == static_cast<std::size_t>(count * length), "samples: number of ids");
+}
+
+std::span<const std::int32_t> Samples::ids(std::int64_t first, std::int64_t n) const {
+  require(first >= 0 && n >= 0 && first + n <= count_, "samples: range");
+  return std::span(ids_).subspan(static_cast<std::size_t>(first * length_),
+                                 static_cast<std::size_t>(n * length_));
+}
+
+PartRange Samples::samples_of_shard(int shard) const {
+  return parts_of_rank(static_cast<int>(count_), shard, shards_);
+}
+
+std::int64_t Samples::micro_batch() const {
+  return std::max<std::int64_t>(1, kMicroBatchTokens / length_);
+}
+
+Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
+                     const std::function<void()>& tick) {
+  const std::vector<std::string> documents = read_documents(options.text);
+  const auto length = static_cast<std::size_t>(options.sequence_length);
+  const auto wanted = static_cast<std::size_t>(options.samples);
+
+  Random random(options.seed);
+  std::vector<std::size_t> order(documents.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  random.shuffle(order);
+
+  std::vector<std::int32_t> ids;
+  ids.reserve(wanted * length);
+  while (ids.size() < wanted * length) {
+    const std::size_t before = ids.size();
+    std::size_t longest = 0;
+    for (const std::size_t document : order) {
+      if (ids.size() == wanted * length) break;
+      tick();
+      const std::vector<std::int32_t> tokens = tokenizer.encode_with_bos(documents[document]);
+      longest = std::max(longest, tokens.size());
+      if (tokens.size() < length) continue;
+      const auto start = static_cast<std::ptrdiff_t>(random.below(tokens.size() - length + 1));
+      ids.insert(ids.end(), tokens.begin() + start,
+                 tokens.begin() + start + static_cast<std::ptrdiff_t>(length));
+    }
+    if (ids.size() == before) {
+      throw InputError(options.text.string() + ": no document has the " +
+                       std::to_string(length) + " tokens of calibration.sequence_length (the longest has " +
+                       std::to_string(longest) + ")");
+    }
+  }
+  return Samples(options.samples, options.sequence_length, options.shards, std::move(ids));
+}
+
+Record to_record(const Samples& samples) {
+  Record record;
+  HostTensor ids(DType::kI32, {samples.count(), samples.length()});
+  std::ranges::copy(samples.ids(0, samples.count()), ids.as<std::int32_t>().begin());
+  record.tensors.emplace("ids", std::move(ids));
+  record.attributes = {{"shards", samples.shards()}};
+  return record;
+}
+
+Samples samples_from_record(const Record& record) {
+  const auto ids = record.tensors.find("ids");
+  const nlohmann::json shards = record.attributes.value("shards", nlohmann::json());
+  if (ids == record.tensors.end() || ids->second.type() != DType::kI32 ||
+      ids->second.shape().size() != 2 || !shards.is_number_integer()) {
+    throw Error("calibration record: not token ids");
+  }
+  const auto values = ids->second.as<std::int32_t>();
+  return Samples(ids->second.shape()[0], ids->second.shape()[1], shards.get<int>(),
+                 {values.begin(), values.end()});
+}
+
+}  // namespace roundhouse
