@@ -1,10 +1,14 @@
 # Everything comes from the distribution; scripts/install_dependencies.sh names the packages.
 find_package(PkgConfig REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
-find_package(dnnl REQUIRED)
+# Debian's dnnl-config.cmake asks for OpenCL, which the CPU engine does not use.
+find_library(DNNL_LIBRARY dnnl REQUIRED)
+find_path(DNNL_INCLUDE_DIR dnnl.h REQUIRED)
+add_library(DNNL::dnnl UNKNOWN IMPORTED)
+set_target_properties(DNNL::dnnl PROPERTIES
+  IMPORTED_LOCATION ${DNNL_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${DNNL_INCLUDE_DIR})
 set(MPI_CXX_SKIP_MPICXX ON)  # no deprecated C++ bindings from mpi.h
 find_package(MPI REQUIRED COMPONENTS CXX)
-set(HDF5_PREFER_PARALLEL OFF)
 pkg_check_modules(HDF5 REQUIRED IMPORTED_TARGET hdf5-serial)
 find_package(yaml-cpp REQUIRED)
 find_package(CLI11 REQUIRED)
