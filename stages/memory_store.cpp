@@ -1,0 +1,41 @@
+#include "stages/memory_store.h"
+
+#include "base/error.h"
+
+namespace roundhouse {
+
+void MemoryStore::commit(const std::string& key, const Record& record) {
+  if (writes_until_failure_ == 1)
+    throw Error("memory store: cannot write " + key + ": no space left (injected)");
+  if (writes_until_failure_ > 1) --writes_until_failure_;
+  records_[key] = record;
+  damaged_.erase(key);
+  reported_.erase(key);
+  ++writes_;
+}
+
+std::optional<Record> MemoryStore::load(const std::string& key) {
+  if (!has(key)) return std::nullopt;
+  return records_.at(key);
+}
+
+bool MemoryStore::has(const std::string& key) {
+  if (!records_.contains(key)) return false;
+  if (!damaged_.contains(key)) return true;
+  if (reported_.insert(key).second && on_damage) on_damage(key, "damaged (injected)");
+  return false;
+}
+
+void MemoryStore::remove(const std::string& key) {
+  records_.erase(key);
+  damaged_.erase(key);
+  reported_.erase(key);
+}
+
+std::vector<std::string> MemoryStore::keys() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, record] : records_) keys.push_back(key);
+  return keys;
+}
+
+}  // namespace roundhouse
