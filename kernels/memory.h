@@ -33,8 +33,8 @@ struct ConstMatrix {
   std::int64_t stride = 0;
 
   ConstMatrix() = default;
-  ConstMatrix(const void* data, DType type, std::int64_t rows, std::int64_t cols, std::int64_t stride)
-      : data(data), type(type), rows(rows), cols(cols), stride(stride) {}
+  ConstMatrix(const void* d, DType t, std::int64_t r, std::int64_t c, std::int64_t s)
+      : data(d), type(t), rows(r), cols(c), stride(s) {}
   ConstMatrix(const Matrix& m)  // NOLINT: a view of a view
       : data(m.data), type(m.type), rows(m.rows), cols(m.cols), stride(m.stride) {}
   ConstMatrix row_range(std::int64_t begin, std::int64_t end) const;
