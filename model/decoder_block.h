@@ -52,6 +52,8 @@ struct BlockState {
   std::int64_t length = 0;
 };
 
+enum class LoadLinears { kYes, kNo };
+
 class DecoderBlock {
  public:
   virtual ~DecoderBlock() = default;
@@ -63,7 +65,9 @@ class DecoderBlock {
   virtual std::string prefix(int block) const = 0;
 
   // Reads and converts the weights of one block. Throws InputError naming the tensor (missing, shape, type, NaN or Inf).
-  virtual BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend) const = 0;
+  // LoadLinears::kNo leaves the linears empty: the caller has quantized ones.
+  virtual BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend,
+                            LoadLinears linears = LoadLinears::kYes) const = 0;
 
   // Computes state.input of a group that is from_residual; for the others it is already there.
   virtual void prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const = 0;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/random.h"
 
 namespace roundhouse {
@@ -55,8 +56,8 @@ PartRange Samples::samples_of_shard(int shard) const {
   return parts_of_rank(static_cast<int>(count_), shard, shards_);
 }
 
-std::int64_t Samples::micro_batch() const {
-  return std::max<std::int64_t>(1, kMicroBatchTokens / length_);
+std::int64_t micro_batch_sequences(std::int64_t length) {
+  return std::max<std::int64_t>(1, kMicroBatchTokens / length);
 }
 
 Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,

@@ -14,6 +14,9 @@
 
 namespace roundhouse {
 
+// Sequences that go through a block together: about 2048 tokens, a shape that the matrix products like.
+std::int64_t micro_batch_sequences(std::int64_t length);
+
 struct SampleOptions {
   std::filesystem::path text;  // JSON lines, each with a string "text"; or plain text (one document a file)
   int samples = 128;
@@ -34,8 +37,8 @@ class Samples {
 
   // Samples [begin, end) of a shard; sizes differ by at most one. Never empty: shards <= count.
   PartRange samples_of_shard(int shard) const;
-  // Samples a micro-batch holds; the last one of a shard may have fewer. About 2048 tokens.
-  std::int64_t micro_batch() const;
+  // Samples a micro-batch holds; the last one of a shard may have fewer.
+  std::int64_t micro_batch() const { return micro_batch_sequences(length_); }
 
  private:
   std::int64_t count_, length_;

@@ -6,11 +6,10 @@
 
 #include "base/error.h"
 #include "comm/tree_sum.h"
+#include "stages/calibrate/samples.h"
 
 namespace roundhouse {
 namespace {
-
-constexpr std::int64_t kMicroBatchTokens = 2048;
 
 // A micro-batch: windows [first, first + count).
 struct MicroBatch {
@@ -19,7 +18,7 @@ struct MicroBatch {
 };
 
 std::vector<MicroBatch> cut_micro_batches(const Windows& windows) {
-  const std::int64_t each = std::max<std::int64_t>(1, kMicroBatchTokens / windows.length);
+  const std::int64_t each = micro_batch_sequences(windows.length);
   std::vector<MicroBatch> batches;
   for (std::int64_t first = 0; first < windows.count(); first += each) {
     batches.push_back({first, std::min(each, windows.count() - first)});

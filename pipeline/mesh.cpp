@@ -1,0 +1,43 @@
+#include "pipeline/mesh.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+int largest_divisor(int n, int at_most) {
+  int divisor = std::min(n, at_most);
+  while (n % divisor != 0) --divisor;
+  return divisor;
+}
+
+}  // namespace
+
+MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks) {
+  MeshShape shape{pipeline, data};
+  if (pipeline == 0 && data == 0) {
+    shape.data = largest_divisor(ranks, shards);
+    shape.pipeline = ranks / shape.data;
+  } else if (pipeline == 0) {
+    shape.pipeline = std::max(1, ranks / data);
+  } else if (data == 0) {
+    shape.data = std::max(1, ranks / pipeline);
+  }
+  const std::string text = std::to_string(shape.pipeline) + " x " + std::to_string(shape.data);
+  if (shape.pipeline * shape.data != ranks) {
+    throw InputError("mesh: pipeline x data = " + text + " does not fit " + std::to_string(ranks) + " ranks");
+  }
+  if (shape.pipeline > blocks) {
+    throw InputError("mesh: " + text + ": more pipeline stages than the model's " + std::to_string(blocks) +
+                     " blocks");
+  }
+  return shape;
+}
+
+Mesh::Mesh(Communicator& world, MeshShape shape, int blocks)
+    : world_(world), shape_(shape), blocks_(blocks), team_(world.split(stage(), world.rank())) {}
+
+}  // namespace roundhouse

@@ -1,0 +1,46 @@
+// The ranks of a job as a mesh of pipeline x data:
+//
+//   6 ranks, pipeline 2, data 3           stage 0: ranks 0 1 2   blocks [0, n/2)    team of 3
+//                                         stage 1: ranks 3 4 5   blocks [n/2, n)    team of 3
+//
+// A stage owns a run of consecutive blocks; the ranks of its team share each block's work by shards and row tiles. Rank d
+// of a team holds the same shards in every stage, so activations go from (stage, d) to (stage + 1, d).
+#pragma once
+
+#include <memory>
+
+#include "comm/communicator.h"
+#include "comm/tree_sum.h"
+
+namespace roundhouse {
+
+struct MeshShape {
+  int pipeline = 1;
+  int data = 1;
+};
+
+// 0 means chosen. With neither given: one team as wide as there are shards to share, and as many stages as that takes.
+// Throws InputError if pipeline x data is not the number of ranks, or a stage would have no block.
+MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks);
+
+class Mesh {
+ public:
+  Mesh(Communicator& world, MeshShape shape, int blocks);  // collective
+
+  Communicator& world() const { return world_; }
+  Communicator& team() const { return *team_; }
+  MeshShape shape() const { return shape_; }
+  int stage() const { return world_.rank() / shape_.data; }
+  PartRange blocks() const { return parts_of_rank(blocks_, stage(), shape_.pipeline); }
+  int stage_of_block(int block) const { return rank_of_part(blocks_, block, shape_.pipeline); }
+  int next_rank() const { return world_.rank() + shape_.data; }      // Precondition: not the last stage
+  int previous_rank() const { return world_.rank() - shape_.data; }  // Precondition: not the first stage
+
+ private:
+  Communicator& world_;
+  MeshShape shape_;
+  int blocks_;
+  std::unique_ptr<Communicator> team_;
+};
+
+}  // namespace roundhouse

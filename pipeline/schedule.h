@@ -1,0 +1,60 @@
+// Which blocks of which recipes are left to do, and the walk of every rank through them.
+//
+// The unit of progress is (recipe, block). A method that needs activations takes a recipe's blocks in order: block b's input
+// is the output of the quantized blocks before it. Stage p hands its last output to stage p + 1, shard by shard, and goes on
+// with the next recipe while stage p + 1 works on this one:
+//
+//   time     1          2          3          4
+//   stage 0  recipe A   recipe B   recipe C
+//   stage 1             recipe A   recipe B   recipe C
+//
+// On resume a recipe starts at the newest point from which all that is missing can be reached: a snapshot of the activations,
+// or the embedding. Blocks that are already committed are only run forward.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/causal_lm.h"
+#include "pipeline/job_monitor.h"
+#include "pipeline/mesh.h"
+#include "stages/calibrate/activations.h"
+#include "stages/calibrate/samples.h"
+#include "stages/quantize/recipe.h"
+#include "stages/run_store.h"
+
+namespace roundhouse {
+
+// The state of one recipe in the store. The same on every rank.
+struct RecipeState {
+  std::vector<bool> done;  // by block
+  int snapshot = 0;        // blocks before the newest usable snapshot; 0: start at the embedding
+  int missing() const;
+  int first_missing() const;  // Precondition: missing() > 0
+  int last_missing() const;
+};
+
+// Collective: ranks share the reading. snapshot_every as in the config.
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every, RunStore& store,
+                           Communicator& world);
+
+struct Schedule {
+  Backend& backend;
+  const Mesh& mesh;
+  const CausalLM& model;
+  const DecoderBlock& shape;
+  const Samples* samples;  // nullptr: no recipe needs activations
+  RunStore& store;
+  ActivationBudget& budget;
+  JobMonitor& monitor;
+  int snapshot_every;
+  // On the team's rank 0, after a unit was committed.
+  std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
+};
+
+// Collective: makes every missing block of every recipe. False if it stopped because it was asked to.
+bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states);
+
+}  // namespace roundhouse

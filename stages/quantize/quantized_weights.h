@@ -1,0 +1,16 @@
+// A committed block, back as weights to compute with.
+#pragma once
+
+#include <string>
+
+#include "model/causal_lm.h"
+#include "model/decoder_block.h"
+#include "stages/run_store.h"
+
+namespace roundhouse {
+
+// Norms and biases from the original model, linears dequantized from the store. Throws Error if the block is missing.
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape, RunStore& store,
+                                    const std::string& recipe, int block, Backend& backend);
+
+}  // namespace roundhouse
