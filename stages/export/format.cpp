@@ -1,0 +1,95 @@
+#include "stages/export/format.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace roundhouse {
+namespace {
+
+struct Entry {
+  const char* name;
+  std::unique_ptr<ExportFormat> (*make)();
+};
+
+constexpr std::array kFormats = {
+    Entry{"compressed-tensors", make_compressed_tensors},
+    Entry{"gptq", make_gptq},
+    Entry{"dense", make_dense},
+};
+
+// Readers pack and tile both sides of a weight by 32.
+constexpr std::int64_t kTile = 32;
+
+}  // namespace
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (const Entry& entry : kFormats) names.emplace_back(entry.name);
+  return names;
+}
+
+std::unique_ptr<ExportFormat> make_format(const std::string& name) {
+  std::string known;
+  for (const Entry& entry : kFormats) {
+    if (name == entry.name) return entry.make();
+    known += (known.empty() ? "" : ", ") + std::string(entry.name);
+  }
+  throw InputError("unknown export format '" + name + "' (there are " + known + ")");
+}
+
+InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why) {
+  return InputError("recipe " + recipe.name + " cannot be exported as " + format + ": " + why);
+}
+
+void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear) {
+  const auto refuse = [&](const std::string& why) {
+    throw not_exportable(format, recipe,
+                         linear.name + " " + why + "; the format 'dense' can hold it");
+  };
+  constexpr std::array kBits = {2, 3, 4, 8};
+  if (std::ranges::find(kBits, recipe.bits) == kBits.end()) {
+    refuse("has codes of " + std::to_string(recipe.bits) + " bits, and it packs 2, 3, 4 or 8");
+  }
+  if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
+    refuse("is " + std::to_string(linear.rows) + " x " + std::to_string(linear.cols) +
+           ", and its readers want multiples of " + std::to_string(kTile));
+  }
+  if (recipe.group_size != -1 && (recipe.group_size < 1 || linear.cols % recipe.group_size != 0)) {
+    refuse("has " + std::to_string(linear.cols) +
+           " columns, which are not a multiple of the group size " +
+           std::to_string(recipe.group_size));
+  }
+}
+
+bool is_reordered(const Recipe& recipe) {
+  const auto found = recipe.options.find("act_order");
+  return found != recipe.options.end() && *found == "dynamic";
+}
+
+void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,
+                    void* to, std::size_t n) {
+  if (to_type == DType::kF32 || from_type == to_type) {
+    convert(from_type, from, to_type, to, n);
+    return;
+  }
+  require(to_type == DType::kF16, "exported weights are F16 or F32");
+  constexpr std::size_t kPiece = 4096;
+  std::array<float, kPiece> values;
+  const auto* in = static_cast<const std::byte*>(from);
+  auto* out = static_cast<std::uint16_t*>(to);
+  for (std::size_t done = 0; done < n; done += kPiece) {
+    const std::size_t count = std::min(kPiece, n - done);
+    convert(from_type, in + done * size_of(from_type), DType::kF32, values.data(), count);
+    convert(DType::kF32, values.data(), DType::kF16, out + done, count);
+    for (std::size_t i = 0; i < count; ++i) {
+      constexpr std::uint16_t kInfinity = 0x7c00;  // but for the sign
+      if ((out[done + i] & 0x7fff) == kInfinity && std::isfinite(values[i])) {
+        throw Error(tensor + ": " + std::to_string(values[i]) +
+                    " is too large for float16; export with dtype float32");
+      }
+    }
+  }
+}
+
+}  // namespace roundhouse
