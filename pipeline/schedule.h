@@ -18,6 +18,7 @@
 
 #include "kernels/backend.h"
 #include "model/causal_lm.h"
+#include "model/quantized_linear.h"
 #include "pipeline/job_monitor.h"
 #include "pipeline/mesh.h"
 #include "stages/calibrate/activations.h"
