@@ -83,7 +83,7 @@ struct Watchdog::State {
 
   // The thread's own. At rank 0 one for each other rank; elsewhere one, for rank 0.
   struct Peer {
-    int rank;
+    int rank = 0;
     Beat beat;
     Answer answer;
     Beat report;  // rank 0: the last beat that came
@@ -107,10 +107,9 @@ struct Watchdog::State {
     for (const auto& bytes : comm->all_gather(bytes_of(mine))) {
       std::memcpy(&identities.emplace_back(), bytes.data(), sizeof(Identity));
     }
+    peers.resize(comm->rank() == 0 ? identities.size() - 1 : 1);
     if (comm->rank() == 0) {
-      for (int rank = 1; rank < comm->size(); ++rank) peers.push_back({.rank = rank});
-    } else {
-      peers.push_back({.rank = 0});
+      for (std::size_t i = 0; i < peers.size(); ++i) peers[i].rank = static_cast<int>(i) + 1;
     }
   }
 
