@@ -25,9 +25,10 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return path_; }
-  std::vector<std::string> names() const;
-  bool has(const std::string& name) const { return tensors_.contains(name); }
-  // A view into the mapping, which lives as long as this object. Throws InputError if there is none of that name.
+  std::vector<std::string> names() const;  // of all tensors, those of unsupported types too
+  bool has(const std::string& name) const { return tensors_.contains(name) || unsupported_.contains(name); }
+  // A view into the mapping, which lives as long as this object. Throws InputError if there is none of that name or its
+  // type is none of DType's.
   HostView view(const std::string& name) const;
 
  private:
@@ -42,6 +43,10 @@ struct TensorInfo {
   DType type;
   Shape shape;
 };
+
+// The order in which the format's own library writes: larger element types first, so that every tensor is aligned to its
+// type (some readers insist), then by name.
+void sort_for_file(std::vector<TensorInfo>& tensors);
 
 // Writes one file front to back: all tensors are announced first, then their bytes are given in the same order, in as many
 // pieces as one likes. Not atomic by itself: use it inside write_atomically().
