@@ -173,9 +173,9 @@ QuantizedBlock block_from_record(const Record& record, const DecoderBlock& shape
   try {
     return read_block(record, shape);
   } catch (const nlohmann::json::exception& error) {
-    throw Error(std::string("quantized block: attributes: ") + error.what());
+    throw Error(std::string("block record: attributes: ") + error.what());
   } catch (const Error& error) {
-    throw Error(std::string("quantized block: ") + error.what());
+    throw Error(std::string("block record: ") + error.what());
   }
 }
 

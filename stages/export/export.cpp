@@ -1,0 +1,487 @@
+#include "stages/export/export.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/unique.h"
+#include "model/tokenizer.h"
+#include "stages/export/format.h"
+#include "stages/quantize/block_record.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;  // keeps the keys of config.json in their order
+
+constexpr const char* kSums = "SHA256SUMS";
+
+// What is never cut in two: one linear, or one tensor that stays as it is.
+struct Piece {
+  std::vector<TensorInfo> tensors;
+  std::string source;      // tensor of the original checkpoint; empty for a linear
+  int block = -1;          // of a linear
+  std::size_t linear = 0;  // index into DecoderBlock::linears()
+
+  std::int64_t bytes() const {
+    std::int64_t sum = 0;
+    for (const TensorInfo& tensor : tensors) {
+      sum += element_count(tensor.shape) * static_cast<std::int64_t>(size_of(tensor.type));
+    }
+    return sum;
+  }
+};
+
+struct OutputFile {
+  std::string name;
+  std::vector<Piece> pieces;
+};
+
+// Runs `work`, which must not communicate, on every rank. If it fails on any, all throw what the
+// first of those said.
+void together(Communicator& world, const std::function<void()>& work) {
+  enum : char { kDone, kError, kInputError };
+  std::string outcome(1, kDone);
+  try {
+    work();
+  } catch (const InputError& error) {
+    outcome = std::string(1, kInputError) + error.what();
+  } catch (const std::exception& error) {
+    outcome = std::string(1, kError) + error.what();
+  }
+  for (const std::vector<std::byte>& bytes : world.all_gather(std::as_bytes(std::span(outcome)))) {
+    const std::string theirs(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    if (theirs[0] == kInputError) throw InputError(theirs.substr(1));
+    if (theirs[0] == kError) throw Error(theirs.substr(1));
+  }
+}
+
+// Everything an export needs to know; does the work of one rank.
+class Exporter {
+ public:
+  Exporter(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe, RunStore& store,
+           const ExportOptions& options, const ExportFormat& format, Monitor& monitor)
+      : model_(model),
+        shape_(shape),
+        recipe_(recipe),
+        store_(store),
+        options_(options),
+        format_(format),
+        monitor_(monitor) {}
+
+  // A recipe's name for its grid depends on its method; the first block says what became of it.
+  bool finds_symmetric() { return is_symmetric(load_block(0).linears.front().grid); }
+
+  // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
+  void plan(bool symmetric) {
+    scheme_ = {recipe_.bits, recipe_.group_size, symmetric, is_reordered(recipe_)};
+    cut(list_pieces());
+  }
+
+  const std::vector<OutputFile>& files() const { return files_; }
+  std::int64_t total_bytes() const { return total_bytes_; }
+
+  void write_file(const fs::path& directory, const OutputFile& file) {
+    monitor_.phase("exporting " + recipe_.name + " as " + format_.name() + ": " + file.name);
+    std::vector<TensorInfo> tensors;
+    for (const Piece& piece : file.pieces) {
+      tensors.insert(tensors.end(), piece.tensors.begin(), piece.tensors.end());
+    }
+    write_atomically(directory / file.name, [&](const fs::path& temp) {
+      SafetensorsWriter writer(temp, tensors, {{"format", "pt"}});
+      for (const Piece& piece : file.pieces) {
+        if (piece.source.empty()) {
+          write_linear(writer, piece);
+        } else {
+          write_kept(writer, piece);
+        }
+        monitor_.tick();
+      }
+      writer.close();
+    });
+  }
+
+  // All files besides the weights; returns their names.
+  std::vector<std::string> write_rest(const fs::path& directory) const {
+    std::vector<std::string> written;
+    const auto write = [&](const std::string& name, std::string_view text) {
+      write_text_atomically(directory / name, text);
+      written.push_back(name);
+    };
+    const fs::path& source = model_.checkpoint().directory();
+
+    if (files_.size() > 1) write("model.safetensors.index.json", index().dump(2) + "\n");
+
+    Json config = Json::parse(read_text_file(source / "config.json"));
+    const std::string dtype(torch_name_of(options_.dtype));
+    config["torch_dtype"] = dtype;
+    if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
+    const Json quantization = format_.quantization_config(recipe_, scheme_);
+    if (quantization.is_null()) {
+      config.erase("quantization_config");
+    } else {
+      config["quantization_config"] = quantization;
+      if (!format_.config_copy().empty()) write(format_.config_copy(), quantization.dump(2) + "\n");
+    }
+    write("config.json", config.dump(2) + "\n");
+
+    std::vector<fs::path> copies = tokenizer_files(source);
+    if (fs::exists(source / "generation_config.json"))
+      copies.push_back(source / "generation_config.json");
+    for (const fs::path& copy : copies) {
+      const std::string name = copy.filename().string();
+      if (std::ranges::find(written, name) == written.end()) write(name, read_text_file(copy));
+    }
+    return written;
+  }
+
+ private:
+  void add_kept(std::vector<Piece>& pieces, const std::string& name) const {
+    const HostView view = model_.checkpoint().view(name);
+    if (view.type != DType::kF32 && view.type != DType::kF16 && view.type != DType::kBF16) {
+      throw InputError(model_.checkpoint().directory().string() + ": " + name + " is " +
+                       std::string(name_of(view.type)) + ", not a floating-point tensor");
+    }
+    Piece piece;
+    piece.tensors = {{name, options_.dtype, view.shape}};
+    piece.source = name;
+    pieces.push_back(std::move(piece));
+  }
+
+  std::vector<Piece> list_pieces() const {
+    std::vector<std::string> names = model_.checkpoint().names();
+    std::ranges::sort(names);
+    std::vector<Piece> pieces;
+    add_kept(pieces, "model.embed_tokens.weight");
+    for (int block = 0; block < static_cast<int>(model_.config().blocks); ++block) {
+      const std::string prefix = shape_.prefix(block) + ".";
+      for (std::size_t i = 0; i < shape_.linears().size(); ++i) {
+        const LinearSpec& linear = shape_.linears()[i];
+        Piece piece;
+        piece.block = block;
+        piece.linear = i;
+        for (TensorInfo& tensor : format_.tensors(linear, scheme_, options_.dtype)) {
+          piece.tensors.push_back(
+              {prefix + linear.name + "." + tensor.name, tensor.type, tensor.shape});
+        }
+        pieces.push_back(std::move(piece));
+      }
+      for (const std::string& name : names) {
+        if (name.starts_with(prefix) && is_kept(name.substr(prefix.size()))) add_kept(pieces, name);
+      }
+    }
+    add_kept(pieces, "model.norm.weight");
+    if (!model_.config().tied_embeddings) add_kept(pieces, "lm_head.weight");
+    return pieces;
+  }
+
+  // Norms and biases. Old checkpoints carry a table of rotary frequencies, which readers compute
+  // themselves.
+  bool is_kept(const std::string& name_in_block) const {
+    for (const LinearSpec& linear : shape_.linears()) {
+      if (name_in_block == linear.name + ".weight") return false;
+    }
+    return !name_in_block.ends_with(".inv_freq");
+  }
+
+  // First fit in order: a file ends where the next piece would exceed the limit. A piece above it
+  // has its own file.
+  void cut(std::vector<Piece> pieces) {
+    std::int64_t in_file = 0;
+    for (Piece& piece : pieces) {
+      const std::int64_t bytes = piece.bytes();
+      if (files_.empty() || in_file + bytes > options_.max_shard_bytes) {
+        files_.emplace_back();
+        in_file = 0;
+      }
+      in_file += bytes;
+      total_bytes_ += bytes;
+      files_.back().pieces.push_back(std::move(piece));
+    }
+    if (files_.size() == 1) {
+      files_.front().name = "model.safetensors";
+      return;
+    }
+    for (std::size_t i = 0; i < files_.size(); ++i) {
+      char name[64];
+      std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files_.size());
+      files_[i].name = name;
+    }
+  }
+
+  Json index() const {
+    std::map<std::string, std::string> file_of;
+    for (const OutputFile& file : files_) {
+      for (const Piece& piece : file.pieces) {
+        for (const TensorInfo& tensor : piece.tensors) file_of[tensor.name] = file.name;
+      }
+    }
+    return {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", file_of}};
+  }
+
+  // Keeps the last block: pieces come block by block.
+  const QuantizedBlock& load_block(int block) {
+    if (!block_ || block_->block != block) {
+      block_.reset();
+      const std::optional<Record> record = store_.load(block_key(recipe_.name, block));
+      if (!record) {
+        throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) +
+                    " is not quantized yet (or was damaged): run the recipe to its end first");
+      }
+      QuantizedBlock loaded = block_from_record(*record, shape_);
+      if (loaded.block != block) {
+        throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
+                    " holds block " + std::to_string(loaded.block));
+      }
+      block_ = std::move(loaded);
+    }
+    return *block_;
+  }
+
+  // What the config says of all linears must be true of each.
+  void check_scheme(const QuantizedLinear& linear, const std::string& module) const {
+    const auto fail = [&](const std::string& what) {
+      throw Error(module + " does not fit the rest of recipe " + recipe_.name + ": " + what);
+    };
+    if (linear.bits != scheme_.bits) fail(std::to_string(linear.bits) + " bits");
+    const std::int64_t group_size = scheme_.group_size == -1 ? linear.cols : scheme_.group_size;
+    if (linear.group_size != group_size) fail("group size " + std::to_string(linear.group_size));
+    if (is_symmetric(linear.grid) != scheme_.symmetric)
+      fail("grid " + std::string(name_of(linear.grid)));
+    if (!scheme_.reordered && linear.group_of_column.count() > 0) fail("its groups are reordered");
+  }
+
+  void write_linear(SafetensorsWriter& writer, const Piece& piece) {
+    const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
+    const std::string module = shape_.prefix(piece.block) + "." + linear.name;
+    if (format_.has_scheme()) check_scheme(linear, module);
+    std::vector<HostTensor> filled;
+    try {
+      filled = format_.fill(linear, scheme_, options_.dtype);
+    } catch (const Error& error) {
+      throw Error(shape_.prefix(piece.block) + "." + error.what());
+    }
+    for (std::size_t i = 0; i < filled.size(); ++i) {
+      require(
+          filled[i].type() == piece.tensors[i].type && filled[i].shape() == piece.tensors[i].shape,
+          "an export format keeps to the shapes that it announced");
+      writer.write(piece.tensors[i].name, filled[i].bytes());
+    }
+  }
+
+  // In slices: an embedding may be larger than a block.
+  void write_kept(SafetensorsWriter& writer, const Piece& piece) const {
+    constexpr std::size_t kSlice = std::size_t{4} << 20;  // elements
+    const HostView view = model_.checkpoint().view(piece.source);
+    const std::size_t from_size = size_of(view.type), to_size = size_of(options_.dtype);
+    const auto count = static_cast<std::size_t>(element_count(view.shape));
+    std::vector<std::byte> slice(std::min(count, kSlice) * to_size);
+    for (std::size_t done = 0; done < count; done += kSlice) {
+      const std::size_t n = std::min(kSlice, count - done);
+      convert_finite(piece.source, view.type, view.bytes.data() + done * from_size, options_.dtype,
+                     slice.data(), n);
+      writer.write(piece.source, std::span(slice).first(n * to_size));
+    }
+  }
+
+  const CausalLM& model_;
+  const DecoderBlock& shape_;
+  const Recipe& recipe_;
+  RunStore& store_;
+  const ExportOptions& options_;
+  const ExportFormat& format_;
+  Monitor& monitor_;
+  Scheme scheme_;
+  std::vector<OutputFile> files_;
+  std::int64_t total_bytes_ = 0;
+  std::optional<QuantizedBlock> block_;
+};
+
+fs::path beside(const fs::path& directory, const char* suffix) {
+  return directory.parent_path() / (directory.filename().string() + suffix);
+}
+
+// An absolute path without a slash at its end, so that a name can be added to it.
+fs::path normal(const fs::path& directory) {
+  const fs::path path = fs::absolute(directory).lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
+// A directory that is not one of our exports is somebody's: it is never replaced.
+void check_replaceable(const fs::path& directory) {
+  if (!fs::exists(fs::symlink_status(directory))) return;
+  const bool ours = fs::is_directory(directory) && !fs::is_symlink(directory) &&
+                    (fs::is_empty(directory) || fs::exists(directory / kSums));
+  if (!ours) {
+    throw InputError(directory.string() + " exists and is not an earlier export (it has no " +
+                     kSums + "): remove it, or choose another directory");
+  }
+}
+
+void sync_directory(const fs::path& directory) {
+  const Unique<int, &::close> handle(::open(directory.c_str(), O_RDONLY | O_DIRECTORY));
+  if (handle.get() < 0 || ::fsync(handle.get()) != 0) {
+    throw Error("cannot sync " + directory.string() + ": " +
+                std::generic_category().message(errno));
+  }
+}
+
+// Between the two renames a crash leaves both versions complete under other names, and none under
+// this one.
+void move_into_place(const fs::path& partial, const fs::path& directory) {
+  const fs::path old = beside(directory, ".old");
+  fs::remove_all(old);
+  const bool replaces = fs::exists(directory);
+  if (replaces) fs::rename(directory, old);
+  std::error_code failure;
+  fs::rename(partial, directory, failure);
+  if (failure) {
+    std::error_code ignored;
+    if (replaces) fs::rename(old, directory, ignored);
+    throw Error("cannot rename " + partial.string() + " to " + directory.string() + ": " +
+                failure.message());
+  }
+  sync_directory(directory.parent_path());
+  fs::remove_all(old);
+}
+
+std::string sum_line(const fs::path& directory, const std::string& name) {
+  return sha256_hex_of_file(directory / name) + "  " + name + "\n";
+}
+
+}  // namespace
+
+std::vector<std::string> export_formats() { return format_names(); }
+
+void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& shape,
+                      const std::string& format) {
+  const std::unique_ptr<ExportFormat> layout = make_format(format);
+  for (const LinearSpec& linear : shape.linears()) layout->check(recipe, linear);
+}
+
+void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+                       RunStore& store, const ExportOptions& options, const fs::path& directory,
+                       Backend&, Communicator& world, Monitor& monitor) {
+  check_exportable(recipe, model.config(), shape, options.format);
+  if (options.dtype != DType::kF16 && options.dtype != DType::kF32) {
+    throw InputError("an export's dtype is float16 or float32, not " +
+                     std::string(name_of(options.dtype)));
+  }
+  if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
+  const std::unique_ptr<ExportFormat> format = make_format(options.format);
+  const fs::path target = normal(directory);
+  const fs::path partial = beside(target, ".partial");
+  const int rank = world.rank(), size = world.size();
+  Exporter exporter(model, shape, recipe, store, options, *format, monitor);
+
+  bool symmetric = false;
+  together(world, [&] {
+    for (int block = rank; block < static_cast<int>(model.config().blocks); block += size) {
+      if (!store.has(block_key(recipe.name, block))) {
+        throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
+                    " is not quantized yet");
+      }
+      monitor.tick();
+    }
+    if (rank == 0) {
+      check_replaceable(target);
+      symmetric = exporter.finds_symmetric();
+    }
+  });
+  symmetric = world.all_reduce_max(symmetric ? 1 : 0) == 1;
+  together(world, [&] { exporter.plan(symmetric); });
+  try {
+    together(world, [&] {
+      if (rank != 0) return;
+      fs::remove_all(partial);  // of a run that was killed
+      fs::create_directories(partial);
+    });
+
+    std::string sums;  // of this rank's files
+    together(world, [&] {
+      for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files().size(); i += size) {
+        exporter.write_file(partial, exporter.files()[i]);
+        sums += sum_line(partial, exporter.files()[i].name);
+      }
+    });
+    const std::vector<std::vector<std::byte>> all_sums =
+        world.gather(std::as_bytes(std::span(sums)), 0);
+
+    together(world, [&] {
+      if (rank != 0) return;
+      std::vector<std::string> lines;
+      for (const std::vector<std::byte>& bytes : all_sums) {
+        std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+        for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
+          lines.emplace_back(text.substr(0, text.find('\n') + 1));
+        }
+      }
+      for (const std::string& name : exporter.write_rest(partial))
+        lines.push_back(sum_line(partial, name));
+      std::ranges::sort(lines, {},
+                        [](const std::string& line) { return line.substr(line.find(' ')); });
+      std::string text;
+      for (const std::string& line : lines) text += line;
+      write_text_atomically(partial / kSums, text);
+      move_into_place(partial, target);
+      monitor.event({{"event", "export"},
+                     {"recipe", recipe.name},
+                     {"format", options.format},
+                     {"directory", target.string()},
+                     {"files", exporter.files().size()},
+                     {"bytes", exporter.total_bytes()}});
+    });
+  } catch (...) {
+    std::error_code ignored;
+    if (rank == 0) fs::remove_all(partial, ignored);
+    throw;
+  }
+}
+
+std::vector<std::string> verify_checkpoint(const fs::path& directory) {
+  const fs::path list = directory / kSums;
+  std::map<std::string, std::string> sums;  // file -> digits
+  const std::string text = read_text_file(list, std::size_t{64} << 20);
+  int number = 0;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+    ++number;
+    // "DIGITS  NAME", or "DIGITS *NAME" where sha256sum was told to read in binary.
+    const std::string_view digits = line.substr(0, std::min<std::size_t>(line.size(), 64));
+    const bool well_formed =
+        line.size() > 66 && digits.find_first_not_of("0123456789abcdef") == digits.npos &&
+        line[64] == ' ' && (line[65] == ' ' || line[65] == '*') && line.find('/') == line.npos;
+    if (!well_formed) {
+      throw InputError(list.string() + ":" + std::to_string(number) + ": not a line of sha256sum");
+    }
+    sums[std::string(line.substr(66))] = digits;
+  }
+
+  std::vector<std::string> faults;
+  for (const auto& [name, digits] : sums) {
+    if (!fs::is_regular_file(directory / name)) {
+      faults.push_back(name + ": missing");
+    } else if (sha256_hex_of_file(directory / name) != digits) {
+      faults.push_back(name + ": damaged");
+    }
+  }
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (name != kSums && !sums.contains(name)) faults.push_back(name + ": not listed");
+  }
+  std::ranges::sort(faults);
+  return faults;
+}
+
+}  // namespace roundhouse
