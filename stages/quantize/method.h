@@ -22,11 +22,11 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;         // the ranks that share this block
+  Communicator& team;         // the ranks that share this block; moves host memory
   const DecoderBlock& shape;
   int block;                  // which one, for messages
   BlockWeights& weights;      // the original weights; the method may replace them as it goes
-  const Samples& samples;
+  const Samples* samples;     // nullptr if the method needs no activations
   Activations* residual;      // this rank's shards (parts_of_rank): the block's input on entry, its output on return.
                               // nullptr if the method needs no activations.
   ActivationBudget& budget;   // for activations inside the block
@@ -48,10 +48,22 @@ class Method {
 std::unique_ptr<Method> make_method(const std::string& method, int bits, std::int64_t group_size, OptionReader& options);
 std::unique_ptr<Method> make_method(const Recipe& recipe);
 
-// Runs the team's shards through a block that is already quantized (dequantized weights in `weights`): on resume.
+// Runs this rank's shards through a block that is already quantized (dequantized weights in `weights`): on resume. Leaves
+// the same bits in `residual` as quantize() did.
 void run_forward(BlockTask& task);
 
-// Seconds and floating-point operations of the last block's parts, for the journal and the benchmark: the methods add to
-// the "time" object of the block's record: {"forward": s, "gram": s, "factor": s, "solve": s} and the same under "flops".
+// A piece of a shard that goes through a block at once: consecutive samples. The cut is the problem's, never the machine's.
+struct MicroBatch {
+  int shard;
+  std::int64_t first_sample;  // of all samples
+  std::int64_t sequences;
+  std::int64_t length;        // tokens a sequence
+  std::int64_t first_row;     // within the shard
+
+  std::int64_t rows() const { return sequences * length; }
+};
+std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard);
+PartRange shards_of_rank(const BlockTask& task);
+BlockState load_state(const BlockTask& task, const MicroBatch& batch);  // residual only
 
 }  // namespace roundhouse

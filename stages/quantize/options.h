@@ -8,28 +8,42 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kernels/grid.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {
 
+// Every getter throws RecipeError for a value of the wrong type or out of range.
 class OptionReader {
  public:
+  // `object` must outlive the reader; null counts as no options.
   explicit OptionReader(const nlohmann::json& object);
 
   bool boolean(const std::string& key, bool fallback);
   double number(const std::string& key, double fallback, double least, double most);
   int integer(const std::string& key, int fallback, int least, int most);
-  std::string one_of(const std::string& key, const std::string& fallback, const std::vector<std::string>& choices);
+  std::string one_of(const std::string& key, const std::string& fallback,
+                     const std::vector<std::string>& choices);
+  // The same for an option that tools also know as on/off: true and false stand for these two choices.
+  std::string one_of(const std::string& key, const std::string& fallback,
+                     const std::vector<std::string>& choices, const std::string& if_true,
+                     const std::string& if_false);
+  // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`. It is an
+  // error if the two contradict each other.
+  Grid grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
 
   // After the last option: throws RecipeError for a key that nothing asked for.
   void finish() const;
-  // All options with their values; and the part of the recipe's name that the unusual ones make ("-symmetric", ...).
+  // All options with their values; and the part of the recipe's name that the unusual ones make, by the order of the calls:
+  // "-symmetric", "-no-true-sequential", "-damping-0.05", "-act-order-none".
   const nlohmann::json& resolved() const { return resolved_; }
   const std::string& name_suffix() const { return name_suffix_; }
 
  private:
+  const nlohmann::json* find(const std::string& key);  // nullptr: not given
   template <class T>
   T keep(const std::string& key, T value, const T& fallback);
+
   const nlohmann::json& object_;
   std::set<std::string> asked_;
   nlohmann::json resolved_ = nlohmann::json::object();

@@ -9,11 +9,11 @@
 namespace roundhouse {
 
 struct Recipe {
-  std::string name;    // "gptq-w4g128": follows from the rest (recipe_name()) or given
+  std::string name;    // "gptq-w4g128": follows from the rest or given; fit to be a folder's name
   std::string method;  // a key of the table in method.cpp
   int bits = 4;        // 2, 3, 4 or 8
   std::int64_t group_size = 128;  // -1: the whole row
-  nlohmann::json options;         // an object: what the method takes besides
+  nlohmann::json options;         // an object: what the method takes besides, every option written out
 };
 
 // From an object with `method`, `bits`, `group_size`, `name` and the method's own keys. Completes the name: method, bits,
@@ -21,12 +21,13 @@ struct Recipe {
 // Throws RecipeError for an unknown key or a value out of range.
 Recipe parse_recipe(const nlohmann::json& object);
 
-// Back to one object, with every option written out: what is hashed and written into the run.
+// Back to one object, with every option written out: what is hashed and written into the run. parse_recipe() reads it back to
+// the same recipe.
 nlohmann::json resolved(const Recipe& recipe);
 
 // Knows which key is wrong, so that the config reader can add file and line.
 struct RecipeError {
-  std::string key;
+  std::string key;   // empty: the recipe as a whole
   std::string what;
 };
 

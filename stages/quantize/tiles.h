@@ -12,17 +12,31 @@ namespace roundhouse {
 
 inline constexpr std::int64_t kTileRows = 256;
 
+// How far a solution is from the original, and the same measure of the original itself (what the error is relative to). The
+// method says what it measures. Summed over tiles in tile order.
+struct SolveError {
+  double error = 0;
+  double norm = 0;
+};
+
 // What one tile's solver fills: rows [first, first + rows) of codes, scales and zeros, in host memory.
 struct TileResult {
   HostTensor codes;   // U8 [rows, cols]
   HostTensor scales;  // F16 [rows, groups]
   HostTensor zeros;   // U8 [rows, groups]
-  double error = 0;   // summed over tiles in tile order
+  SolveError error;
 };
+
+// A linear with nothing solved yet. group_size -1, or beyond the row: one group.
+QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size, Grid grid);
+
+// Rows of weights in F32, in the backend's memory.
+Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows, Backend& backend);
 
 // Cuts [0, linear.rows) into tiles, solves those of this rank (tile t belongs to rank t % team.size()), and gathers codes,
 // scales, zeros and the error on every rank of the team. Collective.
-void solve_in_tiles(Communicator& team, QuantizedLinear& linear, double& error,
-                    const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve);
+SolveError solve_in_tiles(
+    Communicator& team, QuantizedLinear& linear,
+    const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve);
 
 }  // namespace roundhouse

@@ -1,0 +1,273 @@
+#include "stages/quantize/gptq.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "stages/quantize/gptq_factor.h"
+#include "stages/quantize/gptq_hessian.h"
+#include "stages/quantize/gptq_solve.h"
+#include "stages/quantize/phase_clock.h"
+
+namespace roundhouse {
+namespace {
+
+// One block on its way through GPTQ.
+class BlockQuantizer {
+ public:
+  BlockQuantizer(BlockTask& task, const GptqSettings& settings)
+      : task_(task),
+        settings_(settings),
+        groups_(task.shape.groups()),
+        clock_(task.backend),
+        linears_(task.shape.linears().size()) {
+    require(task.residual && task.samples, "GPTQ needs samples and their activations");
+    // Else storing the residual between groups would round it, and a resumed run would have other bits.
+    require(task.residual->type() == task.backend.activation_type(),
+            "activations are kept in another type than the device computes with");
+    require(!groups_.empty() && groups_.front().from_residual,
+            "the first group of a block reads the residual");
+  }
+
+  QuantizedBlock run() {
+    record_ = nlohmann::json::object();
+    if (settings_.true_sequential) {
+      walk_staged();
+    } else {
+      walk_once();
+    }
+    clock_.write(record_);
+    QuantizedBlock block{.block = task_.block, .linears = {}, .record = std::move(record_)};
+    if (task_.team.rank() == 0) block.linears = std::move(linears_);
+    return block;
+  }
+
+ private:
+  const InputGroup& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
+  int group_count() const { return static_cast<int>(groups_.size()); }
+  std::string text_of(int g) const {
+    return "block " + std::to_string(task_.block) + ", " + group(g).name;
+  }
+
+  // Calls visit(batch) for every micro-batch of this rank, in order; before and after each shard the collectors are told.
+  template <class Visit>
+  void for_each_batch(std::vector<HessianCollector*> collectors, Visit visit) {
+    const PartRange shards = shards_of_rank(task_);
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      for (HessianCollector* collector : collectors) collector->begin_shard();
+      for (const MicroBatch& batch : micro_batches_of_shard(*task_.samples, shard)) {
+        visit(batch);
+        task_.monitor.tick();
+      }
+      clock_.measure("gram", [&] {
+        for (HessianCollector* collector : collectors) collector->end_shard(shard);
+      });
+    }
+  }
+
+  // The state just before the linears of group g, as kept after the group before it: its input included.
+  BlockState load_before(int g, const MicroBatch& batch) {
+    BlockState state = load_state(task_, batch);
+    if (group(g).from_residual) {
+      task_.shape.prepare(g, task_.weights, state, task_.backend);
+    } else {
+      state.input = carried_->load(batch.shard, batch.first_row, batch.rows(), task_.backend);
+    }
+    return state;
+  }
+
+  // true_sequential: Hessian of group g from the groups before it as quantized, quantize g, go on. Between groups, `residual`
+  // and `carried_` hold the state.
+  void walk_staged() {
+    for (int g = 0; g < group_count(); ++g) {
+      HessianCollector collector(task_, g, clock_);
+      task_.monitor.phase(text_of(g) + ": Hessian");
+      std::unique_ptr<Activations> next;
+      if (!group(g).from_residual) {
+        next = std::make_unique<Activations>(task_.budget, task_.backend.activation_type(),
+                                             group(g).cols);
+      }
+      for_each_batch({&collector}, [&](const MicroBatch& batch) {
+        BlockState state;
+        clock_.measure("forward", [&] { state = advance_to(g, batch, next.get()); });
+        clock_.measure("gram", [&] { collector.add(state.input.view(), batch); });
+      });
+      carried_ = std::move(next);
+      if (g > 0) count_forward(g - 1);
+      HostTensor hessian = collector.finish(record_);
+      quantize_group(g, factor_of(g, collector.owner(), hessian), collector.owner());
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    const int last = group_count() - 1;
+    for_each_batch({}, [&](const MicroBatch& batch) {
+      clock_.measure("forward", [&] {
+        BlockState state = load_before(last, batch);
+        task_.shape.apply(last, task_.weights, state, task_.backend);
+        task_.residual->store(batch.shard, batch.first_row, state.residual.view(), task_.backend);
+      });
+    });
+    count_forward(last);
+    carried_.reset();
+  }
+
+  // Applies group g - 1, keeps what comes out, and leaves the input of group g in the state.
+  BlockState advance_to(int g, const MicroBatch& batch, Activations* next) {
+    BlockState state;
+    if (g == 0) {
+      state = load_before(0, batch);
+    } else {
+      state = load_before(g - 1, batch);
+      task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+      task_.residual->store(batch.shard, batch.first_row, state.residual.view(), task_.backend);
+      if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
+    }
+    if (next) {
+      next->reserve(batch.shard, task_.residual->tokens(batch.shard));
+      next->store(batch.shard, batch.first_row, state.input.view(), task_.backend);
+    }
+    return state;
+  }
+
+  // Not true_sequential: all Hessians from the original weights, then all groups, then the output from the block's input.
+  void walk_once() {
+    std::vector<std::unique_ptr<HessianCollector>> collectors;
+    std::vector<HessianCollector*> all;
+    for (int g = 0; g < group_count(); ++g) {
+      collectors.push_back(std::make_unique<HessianCollector>(task_, g, clock_));
+      all.push_back(collectors.back().get());
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": Hessians");
+    for_each_batch(all, [&](const MicroBatch& batch) {
+      BlockState state;
+      for (int g = 0; g < group_count(); ++g) {
+        clock_.measure("forward", [&] {
+          if (g == 0) state = load_state(task_, batch);
+          if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+          if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
+        });
+        clock_.measure("gram", [&] {
+          collectors[static_cast<std::size_t>(g)]->add(state.input.view(), batch);
+        });
+      }
+    });
+    for (int g = 0; g + 1 < group_count(); ++g) count_forward(g);
+
+    // Every owner factorizes its groups before anyone waits for a factor.
+    std::vector<HessianFactor> factors;
+    for (int g = 0; g < group_count(); ++g) {
+      HessianCollector& collector = *collectors[static_cast<std::size_t>(g)];
+      HostTensor hessian = collector.finish(record_);
+      factors.push_back(factor_of(g, collector.owner(), hessian));
+    }
+    for (int g = 0; g < group_count(); ++g) {
+      const int owner = collectors[static_cast<std::size_t>(g)]->owner();
+      quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    clock_.measure("forward", [&] { run_forward(task_); });
+    for (int g = 0; g < group_count(); ++g) count_forward(g);
+  }
+
+  // At the owner; elsewhere nothing yet.
+  HessianFactor factor_of(int g, int owner, const HostTensor& hessian) {
+    HessianFactor factor;
+    if (task_.team.rank() == owner) {
+      task_.monitor.phase(text_of(g) + ": factorization");
+      clock_.measure("factor", [&] {
+        factor = factorize(hessian, settings_.damping, settings_.act_order != ActOrder::kNone,
+                           task_.backend, task_.monitor);
+      });
+    }
+    return factor;
+  }
+
+  // Shares the factor, solves the group's linears and puts the result in place of the weights.
+  void quantize_group(int g, HessianFactor factor, int owner) {
+    clock_.measure("factor", [&] {
+      share(factor, group(g).cols, owner, task_.team, task_.backend, task_.monitor);
+    });
+    if (factor.status == FactorStatus::kNotFinite) {
+      throw Error(text_of(g) + ": the Hessian is not finite: the inputs are beyond float32");
+    }
+    report(g, factor);
+    const auto n = static_cast<double>(group(g).cols);
+    clock_.count("factor", factor.tries * 2.0 * n * n * n / 3.0);
+
+    for (const int i : group(g).linears) {
+      const auto index = static_cast<std::size_t>(i);
+      const LinearSpec& spec = task_.shape.linears()[index];
+      task_.monitor.phase("block " + std::to_string(task_.block) + ": solving " + spec.name);
+      clock_.measure("solve", [&] {
+        QuantizedLinear& linear = linears_[index];
+        linear = solve_gptq(spec, task_.weights.linears[index], settings_, factor, task_.team,
+                            task_.backend);
+        task_.weights.linears[index] = dequantize(linear, task_.backend);
+      });
+      clock_.count("solve", static_cast<double>(spec.rows) * n * n);
+      task_.monitor.tick();
+    }
+  }
+
+  void report(int g, const HessianFactor& factor) {
+    if (task_.team.rank() != 0 || factor.tries == 1) return;
+    std::string line = text_of(g) + ": the Hessian is not positive definite";
+    if (factor.status == FactorStatus::kNotPositiveDefinite) {
+      line += ", whatever the damping: rounded to nearest instead";
+    } else {
+      line += "; damping raised to " + nlohmann::json(factor.damping).dump();
+      if (factor.diagonal_floor > 0) {
+        line += " with a diagonal floor of " + nlohmann::json(factor.diagonal_floor).dump();
+      }
+    }
+    task_.monitor.say(line);
+  }
+
+  void count_forward(int g) {
+    const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
+    for (const int i : group(g).linears) {
+      const LinearSpec& spec = task_.shape.linears()[static_cast<std::size_t>(i)];
+      clock_.count("forward", 2.0 * tokens * static_cast<double>(spec.rows * spec.cols));
+    }
+  }
+
+  BlockTask& task_;
+  const GptqSettings& settings_;
+  const std::vector<InputGroup>& groups_;
+  PhaseClock clock_;
+  std::vector<QuantizedLinear> linears_;
+  nlohmann::json record_;
+  std::unique_ptr<Activations>
+      carried_;  // the input of the group at hand, if that is not from the residual
+};
+
+class Gptq final : public Method {
+ public:
+  explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
+  bool needs_activations() const override { return true; }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    return BlockQuantizer(task, settings_).run();
+  }
+
+ private:
+  GptqSettings settings_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_gptq(int bits, std::int64_t group_size, OptionReader& options) {
+  GptqSettings settings{.bits = bits, .group_size = group_size};
+  settings.grid = options.grid(Grid::kAsymGptq, Grid::kSymGptq,
+                               {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+  settings.damping = options.number("damping", 0.01, 0.0, 1.0);
+  const std::string order = options.one_of("act_order", "static", {"static", "dynamic", "none"},
+                                           /*if_true=*/"static", /*if_false=*/"none");
+  settings.act_order = order == "static"    ? ActOrder::kStatic
+                       : order == "dynamic" ? ActOrder::kDynamic
+                                            : ActOrder::kNone;
+  settings.true_sequential = options.boolean("true_sequential", true);
+  settings.clip_search = options.boolean("clip_search", false);
+  return std::make_unique<Gptq>(settings);
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,39 @@
+// GPTQ (Frantar et al. 2022): rounds a linear column by column and lets the columns still to come make up for the error, by
+// the inverse of H = 2/n sum xᵀ x over the linear's inputs x.
+//
+// A block is walked group by group of its inputs. With `true_sequential` the inputs of a group come from the groups before it as
+// quantized: one staged pass, in which each group is applied once (a single forward pass of the block in all). Without, all
+// Hessians come from one pass with the original weights, and a second pass makes the block's output.
+//
+// Record of a linear: "error", the sum of the losses e² / 2, which is tr((W - Q) H (W - Q)ᵀ) / 2 with the damped H;
+// "relative_error", to the same with Q = 0 and the diagonal of H alone; "damping", "damping_tries", "diagonal_floor",
+// "dead_columns"; and "fallback": "rtn" (error then as in rtn.h) where H could not be factorized. Record of the block:
+// "dropped_samples", a list of {"linears", "count", "samples"}, "time" and "flops" (phase_clock.h).
+#pragma once
+
+#include <memory>
+
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+
+// How the columns of a linear are ordered, and where the grids of its groups come from.
+enum class ActOrder {
+  kStatic,   // by importance (diagonal of H, descending); grids of the original groups, fixed beforehand
+  kDynamic,  // by importance; groups of consecutive columns in that order, grids from the updated weights
+  kNone      // as they are; grids from the updated weights
+};
+
+struct GptqSettings {
+  int bits = 4;
+  std::int64_t group_size = 128;  // -1: the whole row
+  Grid grid = Grid::kAsymGptq;
+  double damping = 0.01;  // of the mean of the diagonal of H
+  ActOrder act_order = ActOrder::kStatic;
+  bool true_sequential = true;
+  bool clip_search = false;
+};
+
+std::unique_ptr<Method> make_gptq(int bits, std::int64_t group_size, OptionReader& options);
+
+}  // namespace roundhouse

@@ -1,0 +1,83 @@
+#include "stages/quantize/method.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "base/error.h"
+#include "stages/quantize/gptq.h"
+#include "stages/quantize/rtn.h"
+
+namespace roundhouse {
+namespace {
+
+struct Entry {
+  std::string_view name;
+  std::unique_ptr<Method> (*make)(int bits, std::int64_t group_size, OptionReader& options);
+};
+
+// Every method there is.
+constexpr Entry kMethods[] = {
+    {"rtn", make_rtn},
+    {"gptq", make_gptq},
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_method(const std::string& method, int bits, std::int64_t group_size,
+                                    OptionReader& options) {
+  std::string known;
+  for (const Entry& entry : kMethods) {
+    if (entry.name == method) return entry.make(bits, group_size, options);
+    known += (known.empty() ? "" : ", ") + std::string(entry.name);
+  }
+  throw RecipeError{"method", "'" + method + "' is not one of " + known};
+}
+
+std::unique_ptr<Method> make_method(const Recipe& recipe) {
+  OptionReader options(recipe.options);
+  std::unique_ptr<Method> method =
+      make_method(recipe.method, recipe.bits, recipe.group_size, options);
+  options.finish();
+  return method;
+}
+
+std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard) {
+  const PartRange range = samples.samples_of_shard(shard);
+  std::vector<MicroBatch> batches;
+  for (std::int64_t first = range.begin; first < range.end; first += samples.micro_batch()) {
+    batches.push_back(
+        {.shard = shard,
+         .first_sample = first,
+         .sequences = std::min<std::int64_t>(samples.micro_batch(), range.end - first),
+         .length = samples.length(),
+         .first_row = (first - range.begin) * samples.length()});
+  }
+  return batches;
+}
+
+PartRange shards_of_rank(const BlockTask& task) {
+  return parts_of_rank(task.samples->shards(), task.team.rank(), task.team.size());
+}
+
+BlockState load_state(const BlockTask& task, const MicroBatch& batch) {
+  BlockState state;
+  state.residual = task.residual->load(batch.shard, batch.first_row, batch.rows(), task.backend);
+  state.sequences = batch.sequences;
+  state.length = batch.length;
+  return state;
+}
+
+void run_forward(BlockTask& task) {
+  require(task.residual && task.samples, "a forward pass needs samples and their activations");
+  const PartRange shards = shards_of_rank(task);
+  for (int shard = shards.begin; shard < shards.end; ++shard) {
+    for (const MicroBatch& batch : micro_batches_of_shard(*task.samples, shard)) {
+      BlockState state = load_state(task, batch);
+      task.shape.forward(task.weights, state, task.backend);
+      task.residual->store(shard, batch.first_row, state.residual.view(), task.backend);
+      task.monitor.tick();
+    }
+  }
+}
+
+}  // namespace roundhouse

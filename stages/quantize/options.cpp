@@ -1,0 +1,143 @@
+#include "stages/quantize/options.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <optional>
+
+namespace roundhouse {
+namespace {
+
+// Recipe names are folder names: lower case, words joined by hyphens.
+std::string in_name(std::string text) {
+  for (char& c : text) {
+    c = c == '_' ? '-' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  }
+  return text;
+}
+
+std::string suffix(const std::string& key, bool value) {
+  return (value ? "-" : "-no-") + in_name(key);
+}
+std::string suffix(const std::string& key, const std::string& value) {
+  return "-" + in_name(key) + "-" + in_name(value);
+}
+template <class Number>
+std::string suffix(const std::string& key, Number value) {
+  return suffix(key, nlohmann::json(value).dump());
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+std::string text_of(double value) { return nlohmann::json(value).dump(); }
+
+}  // namespace
+
+OptionReader::OptionReader(const nlohmann::json& object) : object_(object) {
+  if (!object.is_object() && !object.is_null()) {
+    throw RecipeError{"", "options must be a set of keys and values"};
+  }
+}
+
+const nlohmann::json* OptionReader::find(const std::string& key) {
+  asked_.insert(key);
+  const auto found = object_.find(key);
+  return found == object_.end() ? nullptr : &*found;
+}
+
+template <class T>
+T OptionReader::keep(const std::string& key, T value, const T& fallback) {
+  resolved_[key] = value;
+  if (value != fallback) name_suffix_ += suffix(key, value);
+  return value;
+}
+
+bool OptionReader::boolean(const std::string& key, bool fallback) {
+  const nlohmann::json* given = find(key);
+  if (given && !given->is_boolean()) throw RecipeError{key, "must be true or false"};
+  return keep(key, given ? given->get<bool>() : fallback, fallback);
+}
+
+double OptionReader::number(const std::string& key, double fallback, double least, double most) {
+  const nlohmann::json* given = find(key);
+  if (!given) return keep(key, fallback, fallback);
+  const double value = given->is_number() ? given->get<double>() : std::nan("");
+  if (!(value >= least && value <= most)) {
+    throw RecipeError{key, "must be a number from " + text_of(least) + " to " + text_of(most)};
+  }
+  return keep(key, value, fallback);
+}
+
+int OptionReader::integer(const std::string& key, int fallback, int least, int most) {
+  const nlohmann::json* given = find(key);
+  if (!given) return keep(key, fallback, fallback);
+  // Compared as a double, which orders any integer that JSON can hold; exact for every int.
+  const double value = given->is_number_integer() ? given->get<double>() : std::nan("");
+  if (!(value >= least && value <= most)) {
+    throw RecipeError{key, "must be a whole number from " + std::to_string(least) + " to " +
+                               std::to_string(most)};
+  }
+  return keep(key, static_cast<int>(value), fallback);
+}
+
+std::string OptionReader::one_of(const std::string& key, const std::string& fallback,
+                                 const std::vector<std::string>& choices) {
+  const nlohmann::json* given = find(key);
+  if (!given) return keep(key, fallback, fallback);
+  const std::string value = given->is_string() ? given->get<std::string>() : "";
+  if (std::ranges::find(choices, value) == choices.end()) {
+    throw RecipeError{key, "must be one of " + joined(choices)};
+  }
+  return keep(key, value, fallback);
+}
+
+std::string OptionReader::one_of(const std::string& key, const std::string& fallback,
+                                 const std::vector<std::string>& choices,
+                                 const std::string& if_true, const std::string& if_false) {
+  const nlohmann::json* given = find(key);
+  if (!given || !given->is_boolean()) return one_of(key, fallback, choices);
+  return keep(key, given->get<bool>() ? if_true : if_false, fallback);
+}
+
+Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices) {
+  const nlohmann::json* grid_given = find("grid");
+  const nlohmann::json* symmetric_given = find("symmetric");
+  if (symmetric_given && !symmetric_given->is_boolean()) {
+    throw RecipeError{"symmetric", "must be true or false"};
+  }
+
+  Grid grid = symmetric_given && symmetric_given->get<bool>() ? symmetric : fallback;
+  if (grid_given) {
+    std::vector<std::string> names;
+    for (const Grid choice : choices) names.emplace_back(name_of(choice));
+    const std::string name = grid_given->is_string() ? grid_given->get<std::string>() : "";
+    const auto found = std::ranges::find(names, name);
+    if (found == names.end()) throw RecipeError{"grid", "must be one of " + joined(names)};
+    grid = choices[static_cast<std::size_t>(found - names.begin())];
+  }
+  if (symmetric_given && symmetric_given->get<bool>() != is_symmetric(grid)) {
+    throw RecipeError{"symmetric", "contradicts grid " + std::string(name_of(grid))};
+  }
+
+  // Both keys are written out, so that a resolved recipe reads back to itself however it was given.
+  resolved_["grid"] = name_of(grid);
+  resolved_["symmetric"] = is_symmetric(grid);
+  if (grid == symmetric && grid != fallback) {
+    name_suffix_ += "-symmetric";
+  } else if (grid != fallback) {
+    name_suffix_ += suffix("grid", std::string(name_of(grid)));
+  }
+  return grid;
+}
+
+void OptionReader::finish() const {
+  for (const auto& [key, value] : object_.items()) {
+    if (!asked_.contains(key)) throw RecipeError{key, "is not an option of this method"};
+  }
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,117 @@
+#include "stages/quantize/rtn.h"
+
+#include <utility>
+
+#include "base/dtype.h"
+#include "stages/quantize/phase_clock.h"
+
+namespace roundhouse {
+namespace {
+
+// w in F32, [rows, cols].
+TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const ClipSearch& clip,
+                      Backend& backend) {
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+  Tensor scales(backend, DType::kF32, rows, groups);
+  Tensor zeros(backend, DType::kU8, rows, groups);
+  Tensor codes(backend, DType::kU8, rows, cols);
+  Tensor rounded(backend, DType::kF32, rows, cols);
+  backend.find_grid({.w = w.view(),
+                     .group_size = linear.group_size,
+                     .grid = linear.grid,
+                     .bits = linear.bits,
+                     .clip = clip,
+                     .scales = scales.view(),
+                     .zeros = zeros.view()});
+  backend.round_to_grid({.w = w.view(),
+                         .group_size = linear.group_size,
+                         .bits = linear.bits,
+                         .scales = scales.view(),
+                         .zeros = zeros.view(),
+                         .codes = codes.view()});
+  backend.dequantize({.codes = codes.view(),
+                      .group_size = linear.group_size,
+                      .scales = scales.view(),
+                      .zeros = zeros.view(),
+                      .group_of_column = {},
+                      .w = rounded.view()});
+
+  TileResult result{.codes = HostTensor(DType::kU8, {rows, cols}),
+                    .scales = HostTensor(DType::kF16, {rows, groups}),
+                    .zeros = HostTensor(DType::kU8, {rows, groups}),
+                    .error = {}};
+  HostTensor scales32(DType::kF32, {rows, groups});
+  HostTensor before(DType::kF32, {rows, cols}), after(DType::kF32, {rows, cols});
+  backend.download(codes.view().data, result.codes.bytes());
+  backend.download(scales.f32(), scales32.bytes());
+  backend.download(zeros.view().data, result.zeros.bytes());
+  backend.download(w.f32(), before.bytes());
+  backend.download(rounded.f32(), after.bytes());
+  convert(DType::kF32, scales32.bytes().data(), DType::kF16, result.scales.bytes().data(),
+          static_cast<std::size_t>(rows * groups));
+  const auto original = std::as_const(before).as<float>(), value = std::as_const(after).as<float>();
+  for (std::size_t i = 0; i < original.size(); ++i) {
+    const double w_i = original[i], difference = w_i - value[i];
+    result.error.error += 0.5 * difference * difference;
+    result.error.norm += 0.5 * w_i * w_i;
+  }
+  return result;
+}
+
+class Rtn final : public Method {
+ public:
+  Rtn(int bits, std::int64_t group_size, OptionReader& options)
+      : bits_(bits),
+        group_size_(group_size),
+        grid_(options.grid(Grid::kAsymGptq, Grid::kSymGptq,
+                           {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound, Grid::kSymGptq,
+                            Grid::kSymFull})),
+        clip_(clip_search_steps(options.boolean("clip_search", false))) {}
+
+  bool needs_activations() const override { return false; }
+
+  QuantizedBlock quantize(BlockTask& task) const override {
+    QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
+    PhaseClock clock(task.backend);
+    const auto& specs = task.shape.linears();
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      task.monitor.phase("block " + std::to_string(task.block) + ": rounding " + specs[i].name);
+      QuantizedLinear linear = unsolved_linear(specs[i], bits_, group_size_, grid_);
+      clock.measure("solve", [&] {
+        const SolveError error =
+            round_to_nearest(task.team, linear, task.weights.linears[i], clip_, task.backend);
+        linear.record = {{"error", error.error},
+                         {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
+      });
+      if (task.team.rank() == 0) block.linears.push_back(std::move(linear));
+      task.monitor.tick();
+    }
+    clock.write(block.record);
+    return block;
+  }
+
+ private:
+  int bits_;
+  std::int64_t group_size_;
+  Grid grid_;
+  ClipSearch clip_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_rtn(int bits, std::int64_t group_size, OptionReader& options) {
+  return std::make_unique<Rtn>(bits, group_size, options);
+}
+
+ClipSearch clip_search_steps(bool clip_search) {
+  return {.steps = clip_search ? 80 : 0, .norm = 2.4f};
+}
+
+SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
+                            const ClipSearch& clip, Backend& backend) {
+  return solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
+    return round_tile(linear, tile_weights(weights, first, rows, backend), clip, backend);
+  });
+}
+
+}  // namespace roundhouse
