@@ -1,0 +1,504 @@
+#include "pipeline/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <concepts>
+#include <set>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "model/json_file.h"
+#include "pipeline/yaml_tree.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Far above anything useful, far below what overflows when multiplied.
+constexpr int kMaxSamples = 1'000'000;
+constexpr int kMaxTokens = 1 << 20;
+constexpr int kMaxRanks = 100'000;
+constexpr std::int64_t kMaxCalibrationTokens = std::int64_t{1} << 31;
+
+// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<std::size_t>> cost(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
+  for (std::size_t i = 0; i <= a.size(); ++i) {
+    for (std::size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        cost[i][j] = i + j;
+        continue;
+      }
+      cost[i][j] = std::min({cost[i - 1][j] + 1, cost[i][j - 1] + 1,
+                             cost[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        cost[i][j] = std::min(cost[i][j], cost[i - 2][j - 2] + 1);
+      }
+    }
+  }
+  return cost[a.size()][b.size()];
+}
+
+std::string unknown_key(const std::string& key, const std::vector<std::string>& known) {
+  std::string text = "unknown key " + in_quotes(key);
+  if (key.size() > 40 || known.empty()) return text;
+  const auto distance = [&](const std::string& word) { return edit_distance(key, word); };
+  const std::string& nearest = *std::ranges::min_element(known, {}, distance);
+  if (distance(nearest) <= 1 + key.size() / 4) text += " (did you mean \"" + nearest + "\"?)";
+  return text;
+}
+
+// "--set mesh.data" already names the key.
+[[noreturn]] void fail(const std::string& where, const std::string& key, const std::string& what) {
+  const bool named = key.empty() || where == "--set " + key;
+  throw InputError(where + ": " + (named ? "" : key + ": ") + what);
+}
+
+bool is_whole_number(std::string_view text) {
+  if (text.starts_with('-')) text.remove_prefix(1);
+  return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// One map of the configuration. Every key must be asked for before finish().
+class Section {
+ public:
+  // `node` may be nullptr: a section that is not given.
+  Section(const YamlNode* node, std::string path, std::string where)
+      : node_(node), path_(std::move(path)), where_(std::move(where)) {
+    if (node_ == nullptr || node_->kind == YamlNode::Kind::kNull) {
+      node_ = nullptr;
+    } else if (node_->kind != YamlNode::Kind::kMap) {
+      fail(where_, path_, "must be a group of keys and values");
+    }
+  }
+
+  Section section(const std::string& key) {
+    const YamlNode* node = find(key);
+    return {node, path_of(key), node != nullptr ? node->where : where_};
+  }
+
+  // nullptr if it is not given.
+  const std::vector<YamlNode>* sequence(const std::string& key) {
+    const YamlNode* node = find(key);
+    if (node == nullptr) return nullptr;
+    if (node->kind != YamlNode::Kind::kSequence) {
+      fail(node->where, path_of(key), "must be a list, as in [a, b]");
+    }
+    return &node->items;
+  }
+
+  std::string text(const std::string& key, const std::string& fallback) {
+    const YamlNode* node = find(key);
+    return node != nullptr ? scalar(*node, path_of(key)) : fallback;
+  }
+
+  static std::string scalar(const YamlNode& node, const std::string& path) {
+    if (node.kind == YamlNode::Kind::kNull) fail(node.where, path, "has no value");
+    if (node.kind != YamlNode::Kind::kScalar) fail(node.where, path, "must be one value");
+    if (node.text.empty()) fail(node.where, path, "must not be empty");
+    if (node.text.find('\0') != std::string::npos) fail(node.where, path, "has a NUL in it");
+    return node.text;
+  }
+
+  std::string required_text(const std::string& key) {
+    if (find(key) == nullptr) fail(where_, path_of(key), "is missing");
+    return text(key, "");
+  }
+
+  std::string one_of(const std::string& key, const std::string& fallback,
+                     const std::vector<std::string>& choices) {
+    const std::string value = text(key, fallback);
+    if (std::ranges::find(choices, value) == choices.end()) {
+      fail(where(key), path_of(key),
+           fmt::format("must be one of {}, not {}", fmt::join(choices, ", "), in_quotes(value)));
+    }
+    return value;
+  }
+
+  bool boolean(const std::string& key, bool fallback) {
+    const YamlNode* node = find(key);
+    if (node == nullptr) return fallback;
+    const nlohmann::json value = to_json(*node);
+    if (!value.is_boolean()) fail(node->where, path_of(key), "must be true or false");
+    return value.get<bool>();
+  }
+
+  template <std::integral T>
+  T integer(const std::string& key, T fallback, T least, T most) {
+    const YamlNode* node = find(key);
+    if (node == nullptr) return fallback;
+    const std::string word = scalar(*node, path_of(key));
+    if (node->quoted || !is_whole_number(word)) {
+      fail(node->where, path_of(key), "must be a whole number, not " + in_quotes(word));
+    }
+    T value{};
+    const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+    if (error != std::errc{} || stop != word.data() + word.size() || value < least || value > most) {
+      fail(node->where, path_of(key),
+           fmt::format("must be from {} to {}, not {}", least, most, in_quotes(word)));
+    }
+    return value;
+  }
+
+  double number(const std::string& key, double fallback, double least, double most) {
+    const YamlNode* node = find(key);
+    if (node == nullptr) return fallback;
+    const std::string word = scalar(*node, path_of(key));
+    const nlohmann::json value = to_json(*node);
+    if (!value.is_number()) {
+      fail(node->where, path_of(key), "must be a number, not " + in_quotes(word));
+    }
+    if (!(value.get<double>() >= least && value.get<double>() <= most)) {
+      fail(node->where, path_of(key),
+           fmt::format("must be from {} to {}, not {}", least, most, in_quotes(word)));
+    }
+    return value.get<double>();
+  }
+
+  // The path of a regular file that is there.
+  fs::path existing_file(const std::string& key) {
+    const fs::path file = required_text(key);
+    std::error_code error;
+    const fs::file_status status = fs::status(file, error);
+    if (!fs::is_regular_file(status)) {
+      fail(where(key), path_of(key),
+           (fs::exists(status) ? "is not a file: " : "there is no file ") + in_quotes(file.string()));
+    }
+    return file;
+  }
+
+  void finish() const {
+    if (node_ == nullptr) return;
+    for (std::size_t i = 0; i < node_->keys.size(); ++i) {
+      const std::string& key = node_->keys[i];
+      if (std::ranges::find(known_, key) != known_.end()) continue;
+      fail(node_->items[i].where, path_, unknown_key(key, known_));
+    }
+  }
+
+  std::string path_of(const std::string& key) const {
+    return path_.empty() ? key : path_ + "." + key;
+  }
+  // Where the value stands, or would.
+  std::string where(const std::string& key) const {
+    const YamlNode* node = node_ != nullptr ? node_->find(key) : nullptr;
+    return node != nullptr ? node->where : where_;
+  }
+
+ private:
+  const YamlNode* find(const std::string& key) {
+    if (std::ranges::find(known_, key) == known_.end()) known_.push_back(key);
+    return node_ != nullptr ? node_->find(key) : nullptr;
+  }
+
+  const YamlNode* node_;
+  std::string path_;
+  std::string where_;
+  std::vector<std::string> known_;
+};
+
+// Puts the value of "a.b=value" into the tree.
+void apply_override(YamlNode& root, const std::string& assignment) {
+  const std::size_t equals = assignment.find('=');
+  const std::string key = assignment.substr(0, equals);
+  if (equals == std::string::npos || key.empty()) {
+    throw InputError("--set " + in_quotes(assignment) + ": must be KEY=VALUE, as in calibration.samples=64");
+  }
+  const std::string where = "--set " + key;
+  YamlNode value = parse_yaml(assignment.substr(equals + 1), [&](int) { return where; });
+  value.where = where;
+
+  YamlNode* at = &root;
+  for (std::size_t begin = 0; begin <= key.size();) {
+    const std::size_t dot = std::min(key.find('.', begin), key.size());
+    const std::string word = key.substr(begin, dot - begin);
+    if (word.empty()) throw InputError(where + ": is not a key");
+    if (at->kind == YamlNode::Kind::kNull) at->kind = YamlNode::Kind::kMap;
+    if (at->kind != YamlNode::Kind::kMap) {
+      throw InputError(where + ": " + in_quotes(key.substr(0, begin - 1)) + " is not a group of keys");
+    }
+    auto found = std::ranges::find(at->keys, word);
+    if (found == at->keys.end()) {
+      at->keys.push_back(word);
+      at->items.emplace_back().where = where;
+      found = at->keys.end() - 1;
+    }
+    at = &at->items[static_cast<std::size_t>(found - at->keys.begin())];
+    begin = dot + 1;
+  }
+  *at = std::move(value);
+}
+
+bool is_plain_name(const std::string& name) {
+  constexpr std::string_view kAllowed =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+  return !name.empty() && name.size() <= 100 && name.front() != '.' &&
+         name.find_first_not_of(kAllowed) == std::string::npos;
+}
+
+Recipe read_recipe(const YamlNode& node, const std::string& path) {
+  const nlohmann::json object = to_json(node);
+  try {
+    return parse_recipe(object);
+  } catch (const RecipeError& error) {
+    const YamlNode* at = error.key.empty() ? nullptr : node.find(error.key);
+    if (at == nullptr) {
+      fail(node.where, error.key.empty() ? path : path + "." + error.key, error.what);
+    }
+    // If the recipe is right without this key, and does not have it when written out, then it is no key at all.
+    nlohmann::json rest = object;
+    rest.erase(error.key);
+    std::vector<std::string> known;
+    try {
+      for (const auto& [key, value] : resolved(parse_recipe(rest)).items()) known.push_back(key);
+    } catch (const RecipeError&) {
+      known.clear();
+    }
+    if (!known.empty() && std::ranges::find(known, error.key) == known.end()) {
+      fail(at->where, path, unknown_key(error.key, known));
+    }
+    fail(at->where, path + "." + error.key, error.what);
+  }
+}
+
+std::vector<Recipe> read_recipes(Section& top) {
+  const std::vector<YamlNode>* nodes = top.sequence("recipes");
+  if (nodes == nullptr || nodes->empty()) {
+    fail(top.where("recipes"), "recipes", "is missing: name at least one, as in [{method: rtn}]");
+  }
+  std::vector<Recipe> recipes;
+  for (std::size_t i = 0; i < nodes->size(); ++i) {
+    const YamlNode& node = (*nodes)[i];
+    const std::string path = fmt::format("recipes[{}]", i);
+    Recipe recipe = read_recipe(node, path);
+    if (!is_plain_name(recipe.name)) {
+      fail(node.where, path + ".name",
+           "must be 1 to 100 letters, digits, '-', '.' or '_', and not start with '.'");
+    }
+    if (recipe.name == "original") {
+      fail(node.where, path + ".name", "'original' is what results of the model itself are called");
+    }
+    if (std::ranges::find(recipes, recipe.name, &Recipe::name) != recipes.end()) {
+      fail(node.where, path,
+           "a second recipe named " + in_quotes(recipe.name) + ": give one of them a `name:` of its own");
+    }
+    recipes.push_back(std::move(recipe));
+  }
+  return recipes;
+}
+
+void read_calibration(Section section, RunConfig& config) {
+  SampleOptions& options = config.calibration;
+  const auto needy = std::ranges::find_if(
+      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
+  if (!section.text("text", "").empty()) {
+    options.text = section.existing_file("text");
+  } else if (needy != config.recipes.end()) {
+    fail(section.where("text"), section.path_of("text"),
+         "is missing: recipe " + in_quotes(needy->name) + " needs calibration text");
+  }
+  options.samples = section.integer("samples", options.samples, 1, kMaxSamples);
+  options.sequence_length = section.integer("sequence_length", options.sequence_length, 1, kMaxTokens);
+  options.seed = section.integer<std::uint64_t>("seed", options.seed, 0, ~std::uint64_t{0});
+  const int fewest = std::min(options.shards, options.samples);
+  options.shards = section.integer("shards", fewest, 1, kMaxSamples);
+  if (options.shards > options.samples) {
+    fail(section.where("shards"), section.path_of("shards"),
+         fmt::format("{} shards cannot be cut from {} samples", options.shards, options.samples));
+  }
+  if (std::int64_t{options.samples} * options.sequence_length > kMaxCalibrationTokens) {
+    fail(section.where("samples"), section.path_of("samples"),
+         fmt::format("{} samples of {} tokens are more than {} tokens", options.samples,
+                     options.sequence_length, kMaxCalibrationTokens));
+  }
+  section.finish();
+}
+
+void read_export(Section section, RunConfig& config) {
+  if (const std::vector<YamlNode>* formats = section.sequence("formats")) {
+    const std::vector<std::string> known = export_formats();
+    for (const YamlNode& node : *formats) {
+      const std::string format = Section::scalar(node, section.path_of("formats"));
+      if (std::ranges::find(known, format) == known.end()) {
+        fail(node.where, section.path_of("formats"),
+             fmt::format("{} is not one of {}", in_quotes(format), fmt::join(known, ", ")));
+      }
+      if (std::ranges::find(config.export_formats, format) != config.export_formats.end()) {
+        fail(node.where, section.path_of("formats"), in_quotes(format) + " stands there twice");
+      }
+      config.export_formats.push_back(format);
+    }
+  }
+  const std::string type = section.one_of("dtype", "float16", {"float16", "float32"});
+  config.export_dtype = type == "float32" ? DType::kF32 : DType::kF16;
+  config.export_shard_gib = section.number("shard_gib", config.export_shard_gib, 1e-6, 1e3);
+  section.finish();
+}
+
+void read_evaluate(Section section, RunConfig& config) {
+  config.evaluate_original = section.boolean("original", config.evaluate_original);
+  if (const std::vector<YamlNode>* tasks = section.sequence("perplexity")) {
+    std::set<std::string> names;
+    for (std::size_t i = 0; i < tasks->size(); ++i) {
+      const YamlNode& node = (*tasks)[i];
+      Section entry(&node, fmt::format("{}[{}]", section.path_of("perplexity"), i), node.where);
+      PerplexityTask task;
+      task.text = entry.existing_file("text");
+      task.name = entry.text("name", task.text.stem().string());
+      if (!is_plain_name(task.name)) {
+        fail(entry.where("name"), entry.path_of("name"),
+             "must be letters, digits, '-', '.' or '_', not " + in_quotes(task.name));
+      }
+      if (!names.insert(task.name).second) {
+        fail(entry.where("name"), entry.path_of("name"),
+             "a second task named " + in_quotes(task.name) + ": give one of them another `name:`");
+      }
+      task.window = entry.integer("window", task.window, 2, kMaxTokens);
+      task.limit = entry.integer("limit", task.limit, 0, kMaxSamples);
+      entry.finish();
+      config.perplexity.push_back(std::move(task));
+    }
+  }
+  section.finish();
+}
+
+RunConfig read_tree(const YamlNode& root, const std::string& file) {
+  RunConfig config;
+  Section top(&root, "", file);
+
+  config.model = top.required_text("model");
+  std::error_code ignored;
+  if (!fs::is_regular_file(config.model / "config.json", ignored)) {
+    fail(top.where("model"), "model",
+         "there is no file " + in_quotes((config.model / "config.json").string()));
+  }
+  config.run = top.required_text("run");
+  if (fs::exists(config.run, ignored) && !fs::is_directory(config.run, ignored)) {
+    fail(top.where("run"), "run", "is not a folder: " + in_quotes(config.run.string()));
+  }
+  config.recipes = read_recipes(top);
+  read_calibration(top.section("calibration"), config);
+
+  Section mesh = top.section("mesh");
+  config.pipeline_ranks = mesh.integer("pipeline", config.pipeline_ranks, 0, kMaxRanks);
+  config.data_ranks = mesh.integer("data", config.data_ranks, 0, kMaxRanks);
+  mesh.finish();
+  config.device = top.one_of("device", config.device, {"auto", "cpu", "cuda"});
+  config.threads = top.integer("threads", config.threads, 0, 4096);
+
+  Section memory = top.section("memory");
+  config.activation_memory_gib =
+      memory.number("activations_gib", config.activation_memory_gib, 0, 1e6);
+  config.scratch = memory.text("scratch", (config.run / "scratch").string());
+  memory.finish();
+
+  Section checkpoint = top.section("checkpoint");
+  config.snapshot_every = checkpoint.integer("snapshot_every", config.snapshot_every, 0, 100'000);
+  checkpoint.finish();
+
+  Section limits = top.section("limits");
+  config.stall_seconds = limits.number("stall_seconds", config.stall_seconds, 1, 1e7);
+  config.time_limit_minutes = limits.number("minutes", config.time_limit_minutes, 0, 1e7);
+  limits.finish();
+
+  read_export(top.section("export"), config);
+  read_evaluate(top.section("evaluate"), config);
+  top.finish();
+  return config;
+}
+
+// Text as YAML and JSON both write it in double quotes.
+std::string yaml_text(const fs::path& path) {
+  return nlohmann::json(path.string()).dump(-1, ' ', false,
+                                            nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace
+
+RunConfig read_config(const fs::path& file, const std::vector<std::string>& overrides) {
+  const std::string name = file.string();
+  YamlNode root = parse_yaml(read_text_file(file, std::size_t{1} << 20), [&](int line) {
+    return line > 0 ? name + ":" + std::to_string(line) : name;
+  });
+  if (root.kind != YamlNode::Kind::kMap && root.kind != YamlNode::Kind::kNull) {
+    throw InputError(name + ": must be a group of keys and values");
+  }
+  for (const std::string& assignment : overrides) apply_override(root, assignment);
+  return read_tree(root, name);
+}
+
+std::string to_yaml(const RunConfig& config) {
+  std::string text;
+  const auto line = [&text]<class... T>(fmt::format_string<T...> format, T&&... values) {
+    text += fmt::format(format, std::forward<T>(values)...) + "\n";
+  };
+  line("model: {}", yaml_text(config.model));
+  line("run: {}", yaml_text(config.run));
+  line("calibration:");
+  if (!config.calibration.text.empty()) line("  text: {}", yaml_text(config.calibration.text));
+  line("  samples: {}", config.calibration.samples);
+  line("  sequence_length: {}", config.calibration.sequence_length);
+  line("  seed: {}", config.calibration.seed);
+  line("  shards: {}", config.calibration.shards);
+  line("recipes:");
+  for (const Recipe& recipe : config.recipes) {
+    std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name), "method: " + recipe.method};
+    for (const auto& [key, value] : resolved(recipe).items()) {
+      if (key != "name" && key != "method") pairs.push_back(key + ": " + value.dump());
+    }
+    line("  - {{{}}}", fmt::join(pairs, ", "));
+  }
+  line("mesh: {{pipeline: {}, data: {}}}", config.pipeline_ranks, config.data_ranks);
+  line("device: {}", config.device);
+  line("threads: {}", config.threads);
+  line("memory:");
+  line("  activations_gib: {}", config.activation_memory_gib);
+  line("  scratch: {}", yaml_text(config.scratch));
+  line("checkpoint: {{snapshot_every: {}}}", config.snapshot_every);
+  line("limits: {{stall_seconds: {}, minutes: {}}}", config.stall_seconds,
+       config.time_limit_minutes);
+  line("export:");
+  line("  formats: [{}]", fmt::join(config.export_formats, ", "));
+  line("  dtype: {}", torch_name_of(config.export_dtype));
+  line("  shard_gib: {}", config.export_shard_gib);
+  line("evaluate:");
+  line("  original: {}", config.evaluate_original);
+  line("  perplexity:{}", config.perplexity.empty() ? " []" : "");
+  for (const PerplexityTask& task : config.perplexity) {
+    line("    - {{name: {}, text: {}, window: {}, limit: {}}}", yaml_text(task.name),
+         yaml_text(task.text), task.window, task.limit);
+  }
+  return text;
+}
+
+std::map<std::string, std::string> result_keys(const RunConfig& config) {
+  std::map<std::string, std::string> keys;
+  // Without calibration text no recipe uses any of this, and a text may be added later.
+  if (!config.calibration.text.empty()) {
+    keys["calibration.text"] = config.calibration.text.lexically_normal().string();
+    keys["calibration.samples"] = std::to_string(config.calibration.samples);
+    keys["calibration.sequence_length"] = std::to_string(config.calibration.sequence_length);
+    keys["calibration.seed"] = std::to_string(config.calibration.seed);
+    keys["calibration.shards"] = std::to_string(config.calibration.shards);
+  }
+  for (const Recipe& recipe : config.recipes) keys["recipes." + recipe.name] = resolved(recipe).dump();
+  return keys;
+}
+
+std::vector<std::string> differences(const std::map<std::string, std::string>& was,
+                                     const std::map<std::string, std::string>& is) {
+  std::vector<std::string> lines;
+  for (const auto& [key, value] : is) {
+    const auto before = was.find(key);
+    if (before == was.end() || before->second == value) continue;
+    lines.push_back(fmt::format("{}: was {}, is {}", key, before->second, value));
+  }
+  return lines;
+}
+
+}  // namespace roundhouse
