@@ -1,0 +1,143 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "pipeline/commands.h"
+#include "pipeline/job.h"
+#include "pipeline/run_files.h"
+#include "stages/evaluate/perplexity.h"
+#include "stages/quantize/quantized_weights.h"
+
+namespace roundhouse {
+namespace {
+
+BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, Backend& backend) {
+  return [&](int block) { return shape.load(model.checkpoint(), block, backend); };
+}
+
+Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
+  return cut_windows(tokenizer.encode_with_bos(read_text_file(task.text)), task.window, task.limit,
+                     task.text.string());
+}
+
+// What a figure depends on besides the weights.
+nlohmann::json settings_of(const PerplexityTask& task) {
+  return {{"window", task.window}, {"limit", task.limit}, {"text", xxh3_hex(read_text_file(task.text))}};
+}
+
+// JSON has no NaN: a model whose output is not finite has no perplexity.
+nlohmann::json number_or_null(double value) {
+  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
+}
+
+nlohmann::json read_results(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return nlohmann::json::object();
+  auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  return json.is_object() ? json : nlohmann::json::object();
+}
+
+}  // namespace
+
+bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<PerplexityTask>& tasks) {
+  for (const PerplexityTask& task : tasks) {
+    const Windows windows = read_windows(task, job.tokenizer());
+    const nlohmann::json settings = settings_of(task);
+    for (const std::string& name : recipes) {
+      const std::string identity = name == kOriginal
+                                       ? job.fingerprint()
+                                       : recipe_identity(job.config(), job.fingerprint(), job.recipe(name));
+      const std::filesystem::path path = results_path(job.config().run, name);
+      // Rank 0's look decides, so that all ranks do the same.
+      nlohmann::json results;
+      int there = 0;
+      if (job.first()) {
+        results = read_results(path);
+        if (results.value("identity", "") != identity) results = nlohmann::json::object();
+        there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings ? 1 : 0;
+      }
+      if (job.world().all_reduce_max(there) != 0) continue;
+      if (job.stop_requested()) return false;
+
+      job.monitor().phase("perplexity of " + name + " on " + task.name);
+      BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
+      if (name != kOriginal) {
+        weights = [&](int block) {
+          return load_quantized_weights(job.model(), job.shape(), job.store(), name, block, job.backend());
+        };
+      }
+      const Perplexity result = measure_perplexity(job.model(), job.shape(), weights, windows, job.backend(),
+                                                   job.world(), job.budget(), job.monitor());
+      if (!job.first()) continue;
+      results["recipe"] = name;
+      results["identity"] = identity;
+      results["perplexity"][task.name] = number_or_null(result.perplexity);
+      results["windows"][task.name] = result.windows;
+      results["settings"][task.name] = settings;
+      write_text_atomically(path, results.dump(1) + "\n");
+      job.monitor().event({{"event", "perplexity"},
+                           {"recipe", name},
+                           {"name", task.name},
+                           {"windows", result.windows},
+                           {"perplexity", number_or_null(result.perplexity)}});
+      char text[64];
+      std::snprintf(text, sizeof text, "%.4f (%lld windows)", result.perplexity,
+                    static_cast<long long>(result.windows));
+      job.monitor().say("perplexity of " + name + " on " + task.name + ": " + text);
+    }
+  }
+  return true;
+}
+
+namespace {
+
+// A Hugging Face directory: nothing is written, the figures are printed.
+int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
+  if (arguments.perplexity.empty()) throw InputError("evaluate: a model needs --text FILE");
+  const auto world = session.world();
+  const CausalLM model(arguments.target);
+  const auto tokenizer = load_tokenizer(arguments.target);
+  const auto backend = make_rank_backend("auto", 0, session);
+  std::int64_t longest = 0;
+  for (const PerplexityTask& task : arguments.perplexity) longest = std::max<std::int64_t>(longest, task.window);
+  if (longest > model.config().max_positions) {
+    throw InputError("--window " + std::to_string(longest) + ": the model has only " +
+                     std::to_string(model.config().max_positions) + " positions");
+  }
+  const auto shape = make_decoder_block(model.config(), longest, *backend);
+  ActivationBudget budget(std::size_t{1} << 40, std::filesystem::temp_directory_path());
+  JobMonitor monitor(*world, nullptr, 600, 0);
+  for (const PerplexityTask& task : arguments.perplexity) {
+    monitor.phase("perplexity on " + task.name);
+    const Perplexity result =
+        measure_perplexity(model, *shape, original_weights(model, *shape, *backend), read_windows(task, *tokenizer),
+                           *backend, *world, budget, monitor);
+    if (world->rank() == 0) {
+      std::printf("%s: perplexity %.6f (%lld windows of %lld)\n", task.name.c_str(), result.perplexity,
+                  static_cast<long long>(result.windows), static_cast<long long>(result.length));
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
+  if (!std::filesystem::exists(arguments.target / "journal.jsonl")) return evaluate_model(session, arguments);
+  RunConfig config = read_config(arguments.target / "config.yaml", {});
+  config.run = arguments.target;
+  if (!arguments.perplexity.empty()) config.perplexity = arguments.perplexity;
+  Job job(session, config);
+  std::vector<std::string> recipes = arguments.recipes;
+  if (recipes.empty()) {
+    recipes = complete_recipes(job);
+    if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
+  }
+  if (!evaluate_recipes(job, recipes, config.perplexity)) return 75;
+  if (job.first()) report_run(config.run);
+  return 0;
+}
+
+}  // namespace roundhouse

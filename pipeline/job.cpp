@@ -1,0 +1,130 @@
+#include "pipeline/job.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/error.h"
+#include "pipeline/schedule.h"
+
+namespace roundhouse {
+namespace {
+
+// Processors this process may use: its own share if the launcher has bound it, else an equal part of the node's.
+int choose_threads(int local_size) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int all = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : all;
+  return mine < all ? mine : std::max(1, all / local_size);
+}
+
+std::size_t available_memory_bytes() {
+  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads, const LaunchSession& session) {
+  std::string name = device;
+  if (name == "auto") name = has_device("cuda") ? "cuda" : "cpu";
+  if (!has_device(name)) throw InputError("device: this build or machine has no \"" + name + "\"");
+  return make_backend(name, {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
+                             .device = session.local_rank()});
+}
+
+Job::Job(LaunchSession& session, RunConfig config) : config_(std::move(config)), world_(session.world()) {
+  model_ = std::make_unique<CausalLM>(config_.model);
+  tokenizer_ = load_tokenizer(config_.model);
+  if (tokenizer_->vocabulary() > model_->config().vocabulary) {
+    throw InputError(config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
+                     " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
+  }
+  check_lengths();
+
+  backend_ = make_rank_backend(config_.device, config_.threads, session);
+  std::int64_t longest = config_.calibration.sequence_length;
+  for (const PerplexityTask& task : config_.perplexity) longest = std::max<std::int64_t>(longest, task.window);
+  shape_ = make_decoder_block(model_->config(), longest, *backend_);
+  for (const Recipe& recipe : config_.recipes) {
+    for (const std::string& format : config_.export_formats) {
+      check_exportable(recipe, model_->config(), *shape_, format);
+    }
+  }
+
+  if (first()) {
+    std::filesystem::create_directories(config_.run);
+    lock_ = std::make_unique<RunLock>(config_.run);
+    fingerprint_ = model_fingerprint(config_.model);
+    settle_config(config_, fingerprint_);
+  }
+  fingerprint_ = share(fingerprint_);
+
+  store_ = std::make_unique<Hdf5Store>(config_.run);
+  store_->set_identity("calibration", calibration_identity(config_, fingerprint_));
+  for (const Recipe& recipe : config_.recipes) {
+    store_->set_identity("recipes/" + recipe.name, recipe_identity(config_, fingerprint_, recipe));
+  }
+  const std::size_t budget = config_.activation_memory_gib > 0
+                                 ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
+                                 : available_memory_bytes() / 2 / static_cast<std::size_t>(session.local_size());
+  budget_ = std::make_unique<ActivationBudget>(
+      budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch);
+  journal_ = std::make_unique<Journal>(config_.run);
+  monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds, config_.time_limit_minutes);
+  store_->on_damage = [this](const std::string& key, const std::string& why) {
+    monitor_->say(key + " is damaged (" + why + "): it will be made again");
+    monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});
+  };
+}
+
+Job::~Job() = default;
+
+void Job::check_lengths() const {
+  const auto check = [&](const std::string& key, std::int64_t tokens) {
+    if (tokens > model_->config().max_positions) {
+      throw InputError(key + ": " + std::to_string(tokens) + " tokens, but the model has only " +
+                       std::to_string(model_->config().max_positions) + " positions");
+    }
+  };
+  check("calibration.sequence_length", config_.calibration.sequence_length);
+  for (const PerplexityTask& task : config_.perplexity) check("evaluate.perplexity window of " + task.name, task.window);
+}
+
+const Recipe& Job::recipe(const std::string& name) const {
+  const auto found = std::ranges::find(config_.recipes, name, &Recipe::name);
+  if (found != config_.recipes.end()) return *found;
+  std::string names;
+  for (const std::string& each : recipe_names()) names += (names.empty() ? "" : ", ") + each;
+  throw InputError("no recipe \"" + name + "\" in " + config_.run.string() + " (it has " + names + ")");
+}
+
+std::vector<std::string> Job::recipe_names() const {
+  std::vector<std::string> names;
+  for (const Recipe& recipe : config_.recipes) names.push_back(recipe.name);
+  return names;
+}
+
+bool Job::stop_requested() { return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0; }
+
+std::string Job::share(std::string text) {
+  std::int64_t size = static_cast<std::int64_t>(text.size());
+  world_->broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  text.resize(static_cast<std::size_t>(size));
+  world_->broadcast(std::as_writable_bytes(std::span(text)), 0);
+  return text;
+}
+
+std::vector<std::string> complete_recipes(Job& job) {
+  std::vector<std::string> complete;
+  for (const Recipe& recipe : job.config().recipes) {
+    const RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
+                                             job.config().calibration.shards, 0, job.store(), job.world());
+    if (state.missing() == 0) complete.push_back(recipe.name);
+  }
+  return complete;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,80 @@
+// What every command that computes needs: the ranks, a device, the model, the run's store, and somebody watching.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/launcher.h"
+#include "kernels/backend.h"
+#include "model/causal_lm.h"
+#include "model/tokenizer.h"
+#include "pipeline/config.h"
+#include "pipeline/hdf5_store.h"
+#include "pipeline/job_monitor.h"
+#include "pipeline/run_folder.h"
+#include "stages/calibrate/activations.h"
+
+namespace roundhouse {
+
+class Job {
+ public:
+  // Collective. Reads and checks the model, takes the run's lock (rank 0) and settles its config; throws InputError or Error
+  // before any work is done.
+  Job(LaunchSession& session, RunConfig config);
+  ~Job();
+
+  const RunConfig& config() const { return config_; }
+  Communicator& world() { return *world_; }
+  bool first() const { return world_->rank() == 0; }
+  Backend& backend() { return *backend_; }
+  const CausalLM& model() const { return *model_; }
+  const DecoderBlock& shape() const { return *shape_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  Hdf5Store& store() { return *store_; }
+  ActivationBudget& budget() { return *budget_; }
+  Journal& journal() { return *journal_; }
+  JobMonitor& monitor() { return *monitor_; }
+  const std::string& fingerprint() const { return fingerprint_; }
+
+  const Recipe& recipe(const std::string& name) const;  // throws InputError
+  std::vector<std::string> recipe_names() const;
+
+  // Collective: does any rank want to stop? The same answer everywhere.
+  bool stop_requested();
+  // Rank 0's text, on every rank. Collective.
+  std::string share(std::string text);
+
+ private:
+  void check_lengths() const;
+
+  RunConfig config_;
+  std::unique_ptr<Communicator> world_;
+  std::unique_ptr<RunLock> lock_;
+  std::unique_ptr<CausalLM> model_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::string fingerprint_;
+  std::unique_ptr<Hdf5Store> store_;
+  std::unique_ptr<ActivationBudget> budget_;
+  std::unique_ptr<Journal> journal_;
+  std::unique_ptr<JobMonitor> monitor_;
+};
+
+// This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
+// rank's place on its node.
+std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads, const LaunchSession& session);
+
+// The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
+void export_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<std::string>& formats,
+                    const std::filesystem::path& output);
+// Recipe names, or kOriginal. False if it stopped because it was asked to.
+bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<PerplexityTask>& tasks);
+// Writes RUN/report and prints the table. On one rank.
+void report_run(const std::filesystem::path& run);
+
+// Recipes of which every block is in the store. Collective.
+std::vector<std::string> complete_recipes(Job& job);
+
+}  // namespace roundhouse

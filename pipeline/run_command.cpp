@@ -1,0 +1,171 @@
+// The main job: config -> calibrate -> quantize block by block -> export -> evaluate -> report.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "base/error.h"
+#include "pipeline/commands.h"
+#include "pipeline/job.h"
+#include "pipeline/run_files.h"
+#include "pipeline/schedule.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr int kStopped = 75;
+
+double peak_memory_mib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / 1024.0;
+}
+
+// Token ids for all ranks: from the store, or drawn by rank 0 and committed.
+Samples calibrate(Job& job) {
+  job.monitor().phase("calibration: token windows");
+  std::string ids;
+  if (job.first()) {
+    std::optional<Record> record = job.store().load("calibration");
+    if (!record) {
+      const Samples drawn =
+          draw_samples(job.config().calibration, job.tokenizer(), [&] { job.monitor().tick(); });
+      record = to_record(drawn);
+      job.store().commit("calibration", *record);
+      job.monitor().event({{"event", "calibration"}, {"samples", drawn.count()}, {"tokens", drawn.length()}});
+    }
+    const HostTensor& tensor = record->tensors.at("ids");
+    ids.assign(reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size());
+  }
+  {
+    const Watchdog::Waiting waiting(&job.monitor().watchdog());
+    ids = job.share(std::move(ids));
+  }
+  const SampleOptions& options = job.config().calibration;
+  std::vector<std::int32_t> values(ids.size() / sizeof(std::int32_t));
+  std::ranges::copy(ids, reinterpret_cast<char*>(values.data()));
+  return Samples(options.samples, options.sequence_length, options.shards, std::move(values));
+}
+
+// Says what one finished unit was like: a line for people, an event for the journal.
+void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+  double error = 0, norm = 0;
+  nlohmann::json linears = nlohmann::json::array();
+  for (const QuantizedLinear& linear : block.linears) {
+    nlohmann::json facts = linear.record;
+    facts["name"] = linear.name;
+    linears.push_back(facts);
+    error += linear.record.value("error", 0.0);
+    norm += linear.record.value("norm", 0.0);
+  }
+  nlohmann::json event = block.record;
+  event["event"] = "block";
+  event["recipe"] = recipe.name;
+  event["block"] = block.block;
+  event["seconds"] = seconds;
+  event["relative_error"] = norm > 0 ? error / norm : 0.0;
+  event["linears"] = std::move(linears);
+  event["peak_memory_mib"] = peak_memory_mib();
+  job.monitor().event(event);
+
+  char text[64];
+  std::snprintf(text, sizeof text, ", error %.2e", norm > 0 ? error / norm : 0.0);
+  job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
+}
+
+void remove_snapshots(Job& job, const std::string& recipe) {
+  for (int after = 1; after < job.model().config().blocks; ++after) {
+    for (int shard = 0; shard < job.config().calibration.shards; ++shard) {
+      job.store().remove(snapshot_key(recipe, after, shard));
+    }
+  }
+}
+
+// False if it stopped early.
+bool quantize(Job& job) {
+  const RunConfig& config = job.config();
+  const int blocks = static_cast<int>(job.model().config().blocks);
+  const bool needs_samples = std::ranges::any_of(
+      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
+  std::optional<Samples> samples;
+  if (needs_samples) samples.emplace(calibrate(job));
+
+  job.monitor().phase("looking for finished blocks");
+  std::vector<RecipeState> states;
+  int missing = 0;
+  for (const Recipe& recipe : config.recipes) {
+    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, config.snapshot_every, job.store(),
+                                    job.world()));
+    missing += states.back().missing();
+  }
+  const int total = blocks * static_cast<int>(config.recipes.size());
+  job.monitor().plan_units(total, total - missing);
+
+  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
+                                      config.calibration.shards, blocks);
+  const Mesh mesh(job.world(), shape, blocks);
+  if (job.first()) {
+    job.monitor().event({{"event", "quantize"},
+                         {"ranks", job.world().size()},
+                         {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
+                         {"device", job.backend().description()},
+                         {"units", total},
+                         {"units_done", total - missing}});
+    job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
+                      std::to_string(config.recipes.size()) + " recipes, " + std::to_string(total - missing) +
+                      " of " + std::to_string(total) + " units done before; " + std::to_string(job.world().size()) +
+                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " + std::to_string(shape.pipeline) +
+                      " x " + std::to_string(shape.data) + ", " + job.backend().description());
+  }
+
+  Schedule schedule{.backend = job.backend(),
+                    .mesh = mesh,
+                    .model = job.model(),
+                    .shape = job.shape(),
+                    .samples = samples ? &*samples : nullptr,
+                    .store = job.store(),
+                    .budget = job.budget(),
+                    .monitor = job.monitor(),
+                    .snapshot_every = config.snapshot_every,
+                    .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+                      report_unit(job, recipe, block, seconds);
+                    }};
+  const bool finished = quantize_all(schedule, config.recipes, states);
+  const Watchdog::Waiting waiting(&job.monitor().watchdog());
+  if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
+  if (job.first()) {
+    for (const Recipe& recipe : config.recipes) remove_snapshots(job, recipe.name);
+  }
+  return true;
+}
+
+int stopped(Job& job) {
+  if (job.first()) {
+    job.monitor().event({{"event", "stopped"}});
+    job.monitor().say("stopped as asked, with work left; the same command goes on from here");
+  }
+  return kStopped;
+}
+
+}  // namespace
+
+int run_command(LaunchSession& session, const RunConfig& config) {
+  Job job(session, config);
+  if (!quantize(job)) return stopped(job);
+
+  export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");
+  if (job.stop_requested()) return stopped(job);
+
+  std::vector<std::string> names = job.recipe_names();
+  if (config.evaluate_original) names.insert(names.begin(), kOriginal);
+  if (!evaluate_recipes(job, names, config.perplexity)) return stopped(job);
+
+  if (job.first()) {
+    job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
+    report_run(config.run);
+  }
+  return 0;
+}
+
+}  // namespace roundhouse
