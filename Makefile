@@ -1,0 +1,74 @@
+# The short road to everything; `make help` lists it. The build itself is CMakePresets.json.
+# Paths are relative throughout, so that a checkout in a folder with spaces in its name works.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+JOBS ?= $(shell nproc)
+RANKS ?= 2
+
+# CUDA where there is a compiler for it and something to compile.
+NVCC := $(if $(wildcard kernels/*.cu),$(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null))
+ifneq ($(NVCC),)
+  cuda_options := -DROUNDHOUSE_CUDA=ON -DCMAKE_CUDA_COMPILER="$(NVCC)" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90-real;90-virtual"
+else
+  cuda_options := -DROUNDHOUSE_CUDA=OFF
+endif
+
+# Warnings are errors with the compiler that CI uses. Another one may warn about more, which must not stop a user.
+warnings := $(if $(filter 12,$(shell g++ -dumpversion 2>/dev/null)),,--compile-no-warning-as-error)
+
+# Open MPI refuses root unless told twice, and its copies between processes need ptrace, which containers often forbid.
+ifeq ($(shell id -u),0)
+  export OMPI_ALLOW_RUN_AS_ROOT := 1
+  export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+endif
+export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
+mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
+
+.PHONY: help dependencies configure build demo test asan cuda bench format tidy clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+dependencies:
+	@scripts/install_dependencies.sh
+
+configure: dependencies
+	@said=$$(cmake --preset cpu $(warnings) $(cuda_options) 2>&1) || { echo "$$said" >&2; exit 1; }
+
+build: configure ## the program: build/bin/roundhouse (with CUDA where there is a compiler for it)
+	@cmake --build build --parallel $(JOBS) --target roundhouse
+
+demo: build ## quantizes the bundled model on two ranks, exports it and measures it, in about a minute
+	@$(mpirun) build/bin/roundhouse run configs/demo.yaml
+	@echo
+	@echo "runs/demo/export/    checkpoints (Hugging Face directories)"
+	@echo "runs/demo/results/   perplexities, one JSON file a recipe"
+	@echo "runs/demo/journal.jsonl   everything that happened"
+	@echo "Run it again: it finds everything done. Kill it half-way and run it again: it goes on."
+
+test: ## installs what tests need, builds everything and runs all tests
+	@scripts/install_dependencies.sh --tests
+	@$(MAKE) --no-print-directory configure
+	@cmake --build --preset cpu --parallel $(JOBS)
+	@ctest --preset cpu
+
+asan: dependencies ## builds with address and undefined-behaviour sanitizers in build/asan and runs the tests
+	cmake --workflow --preset asan
+
+cuda: dependencies ## builds with CUDA in build/cuda and runs the tests there (skips those that need a GPU, without one)
+	PATH="$$PATH:/usr/local/cuda/bin" cmake --workflow --preset cuda
+
+bench: configure ## builds and runs the benchmarks
+	@cmake --build build --parallel $(JOBS)
+	@shopt -s nullglob; for bench in build/bin/*bench*; do echo "$$bench"; "$$bench"; done
+
+format: ## clang-format over all sources
+	@git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format -i
+
+tidy: configure ## clang-tidy over all sources
+	@git ls-files -z '*.cpp' | xargs -0 -n 1 -P $(JOBS) clang-tidy --quiet -p build
+
+clean: ## removes build/ (never runs/)
+	rm -rf build

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Installs what Roundhouse is built with, from the distribution (Debian 12, Ubuntu 24.04 or later), and nothing that is there already.
+#   scripts/install_dependencies.sh           to build and run
+#   scripts/install_dependencies.sh --tests   and to test: NumPy, and as root a one-machine Slurm
+# CUDA and NCCL are the cluster's own: they are never installed here.
+set -euo pipefail
+
+packages=(
+  g++ cmake ninja-build make ccache pkg-config git
+  libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev
+  libyaml-cpp-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
+  libsentencepiece-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev
+)
+wanted=()  # a test that lacks one of these is skipped and says so
+
+case "${1-}" in
+  '') ;;
+  --tests)
+    wanted+=(python3 python3-numpy)
+    # The Slurm test starts its daemons as root; on a machine that belongs to a cluster its own Slurm is used.
+    if [[ $(id -u) == 0 ]] && ! command -v slurmctld >/dev/null; then
+      wanted+=(munge slurmctld)
+    fi
+    if [[ $(id -u) == 0 ]] && ! command -v slurmd >/dev/null; then
+      wanted+=(slurmd slurm-client libpmix-dev)
+    fi
+    ;;
+  *)
+    echo "usage: $0 [--tests]" >&2
+    exit 2
+    ;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "$0: this system has no dpkg; please install by its own means what Debian calls: ${packages[*]}" >&2
+  exit 1
+fi
+
+# Those of the arguments that are not installed, one a line.
+missing_of() {
+  local installed
+  installed=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p')
+  for package in "$@"; do
+    grep -qxF "$package" <<<"$installed" || echo "$package"
+  done
+}
+
+# Those of the arguments that apt could install, one a line.
+available_of() {
+  local known
+  known=$(apt-cache policy "$@" 2>/dev/null | awk '/^[^ ]/ {name = $1; sub(":$", "", name)} $1 == "Candidate:" && $2 != "(none)" {print name}')
+  for package in "$@"; do
+    if grep -qxF "$package" <<<"$known"; then echo "$package"; fi
+  done
+}
+
+mapfile -t missing < <(missing_of "${packages[@]}" ${wanted[@]+"${wanted[@]}"})
+if [[ ${#missing[@]} == 0 ]]; then
+  exit 0
+fi
+
+as_root=()
+if [[ $(id -u) != 0 ]]; then
+  # sudo -n where nobody can type a password: fail at once, not wait.
+  if command -v sudo >/dev/null && { [[ -t 0 ]] || sudo -n true 2>/dev/null; }; then
+    as_root=(sudo)
+  else
+    echo "$0: not root, and no sudo to become it. Please have these packages installed:" >&2
+    echo "  apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+apt=(${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+
+mapfile -t available < <(available_of "${missing[@]}")
+if [[ ${#available[@]} != "${#missing[@]}" ]]; then
+  # A fresh container has empty package lists.
+  "${apt[@]}" update
+  mapfile -t available < <(available_of "${missing[@]}")
+fi
+
+absent=()
+for package in "${missing[@]}"; do
+  [[ " ${available[*]-} " == *" $package "* ]] && continue
+  if [[ " ${packages[*]} " == *" $package "* ]]; then
+    absent+=("$package")
+  else
+    echo "$0: this distribution has no package $package; the tests that need it will be skipped" >&2
+  fi
+done
+if [[ ${#absent[@]} != 0 ]]; then
+  echo "$0: this distribution has no package ${absent[*]} (Debian 12 and Ubuntu 24.04 have, there in 'universe')" >&2
+  exit 1
+fi
+if [[ ${#available[@]} == 0 ]]; then
+  exit 0
+fi
+
+echo "installing ${available[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! "${apt[@]}" install --yes --no-install-recommends "${available[@]}" >"$log" 2>&1; then
+  cat "$log" >&2
+  echo "$0: apt-get could not install ${available[*]}" >&2
+  exit 1
+fi
