@@ -255,7 +255,8 @@ Recipe read_recipe(const YamlNode& node, const std::string& path) {
     rest.erase(error.key);
     std::vector<std::string> known;
     try {
-      for (const auto& [key, value] : resolved(parse_recipe(rest)).items()) known.push_back(key);
+      const nlohmann::json written_out = resolved(parse_recipe(rest));
+      for (const auto& [key, value] : written_out.items()) known.push_back(key);
     } catch (const RecipeError&) {
       known.clear();
     }
@@ -448,7 +449,8 @@ std::string to_yaml(const RunConfig& config) {
   line("recipes:");
   for (const Recipe& recipe : config.recipes) {
     std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name), "method: " + recipe.method};
-    for (const auto& [key, value] : resolved(recipe).items()) {
+    const nlohmann::json written_out = resolved(recipe);
+    for (const auto& [key, value] : written_out.items()) {
       if (key != "name" && key != "method") pairs.push_back(key + ": " + value.dump());
     }
     line("  - {{{}}}", fmt::join(pairs, ", "));
