@@ -75,4 +75,15 @@ Tensor dequantize(const QuantizedLinear& q, Backend& backend) {
   return w;
 }
 
+double bits_per_weight(const std::vector<QuantizedLinear>& linears) {
+  double bits = 0, weights = 0;
+  for (const QuantizedLinear& linear : linears) {
+    const auto rows = static_cast<double>(linear.rows);
+    const int group_bits = 16 + (is_symmetric(linear.grid) ? 0 : linear.bits);
+    weights += rows * static_cast<double>(linear.cols);
+    bits += rows * (static_cast<double>(linear.cols) * linear.bits + static_cast<double>(linear.groups()) * group_bits);
+  }
+  return weights > 0 ? bits / weights : 0;
+}
+
 }  // namespace roundhouse

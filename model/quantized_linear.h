@@ -39,6 +39,9 @@ void validate(const QuantizedLinear& linear);
 // W in the backend's activation type.
 Tensor dequantize(const QuantizedLinear& linear, Backend& backend);
 
+// Bits stored for each weight: codes, scales and (on asymmetric grids) zero points, over all these linears.
+double bits_per_weight(const std::vector<QuantizedLinear>& linears);
+
 struct QuantizedBlock {
   int block = 0;
   std::vector<QuantizedLinear> linears;  // in the order of DecoderBlock::linears()

@@ -64,6 +64,7 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["recipe"] = recipe.name;
   event["block"] = block.block;
   event["seconds"] = seconds;
+  event["bits_per_weight"] = bits_per_weight(block.linears);
   event["relative_error"] = norm > 0 ? error / norm : 0.0;
   event["linears"] = std::move(linears);
   event["peak_memory_mib"] = peak_memory_mib();

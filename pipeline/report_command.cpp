@@ -1,0 +1,87 @@
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <set>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "pipeline/commands.h"
+#include "pipeline/job.h"
+#include "pipeline/run_files.h"
+#include "stages/report/report.h"
+
+namespace roundhouse {
+namespace {
+
+nlohmann::json read_json(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return nlohmann::json::object();
+  auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  return json.is_object() ? json : nlohmann::json::object();
+}
+
+// The figures of one recipe: perplexities from its results, the rest from the journal (a block that was made twice counts
+// as it was made last).
+ReportRow row_of(const std::string& name, const std::filesystem::path& run, const std::vector<nlohmann::json>& journal) {
+  ReportRow row;
+  row.name = name;
+  const nlohmann::json results = read_json(results_path(run, name));
+  const nlohmann::json perplexities = results.value("perplexity", nlohmann::json::object());
+  for (const auto& [text, value] : perplexities.items()) {
+    row.perplexity[text] = value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
+  }
+  std::map<int, nlohmann::json> blocks;
+  for (const nlohmann::json& event : journal) {
+    if (event.value("event", "") == "block" && event.value("recipe", "") == name) {
+      blocks[event.value("block", 0)] = event;
+    }
+  }
+  for (const auto& [block, event] : blocks) {
+    row.seconds += event.value("seconds", 0.0);
+    row.relative_error += event.value("relative_error", 0.0) / static_cast<double>(blocks.size());
+    row.bits_per_weight += event.value("bits_per_weight", 0.0) / static_cast<double>(blocks.size());
+    const nlohmann::json linears = event.value("linears", nlohmann::json::array());
+    for (const nlohmann::json& linear : linears) {
+      if (linear.value("damping_tries", 0) > 1 || linear.contains("fallback")) ++row.fallbacks;
+    }
+  }
+  return row;
+}
+
+Report make_report(const std::filesystem::path& run) {
+  const RunConfig config = read_config(run / "config.yaml", {});
+  const std::vector<nlohmann::json> journal = read_journal(run);
+  Report report;
+  report.title = config.model.string() + ", quantized";
+  if (std::filesystem::exists(results_path(run, kOriginal))) {
+    ReportRow original = row_of(kOriginal, run, {});
+    original.bits_per_weight = 16;
+    report.rows.push_back(std::move(original));
+  }
+  for (const Recipe& recipe : config.recipes) report.rows.push_back(row_of(recipe.name, run, journal));
+  for (const ReportRow& row : report.rows) {
+    if (row.fallbacks > 0) {
+      report.notes.push_back(row.name + ": " + std::to_string(row.fallbacks) +
+                             " linears needed a fallback; journal.jsonl says which");
+    }
+  }
+  return report;
+}
+
+}  // namespace
+
+void report_run(const std::filesystem::path& run) {
+  const Report report = make_report(run);
+  const std::filesystem::path folder = run / "report";
+  write_text_atomically(folder / "results.md", to_markdown(report));
+  write_text_atomically(folder / "results.csv", to_csv(report));
+  write_text_atomically(folder / "index.html", to_html(report));
+  std::printf("\n%s\nreport: %s\n", to_text(report).c_str(), (folder / "index.html").string().c_str());
+  std::fflush(stdout);
+}
+
+int report_command(const std::vector<std::filesystem::path>& runs) {
+  for (const std::filesystem::path& run : runs) report_run(run);
+  return 0;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,170 @@
+#include "stages/report/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <set>
+
+namespace roundhouse {
+namespace {
+
+using Cells = std::vector<std::string>;
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[128];
+  std::snprintf(text, sizeof text, pattern, args...);
+  return text;
+}
+
+std::string number(const char* pattern, double value) {
+  if (std::isnan(value)) return "not finite";
+  return format(pattern, value);
+}
+
+std::vector<std::string> texts_of(const Report& report) {
+  std::set<std::string> names;
+  for (const ReportRow& row : report.rows) {
+    for (const auto& [name, value] : row.perplexity) names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+// Header and rows; the same cells for every form.
+std::vector<Cells> cells_of(const Report& report) {
+  const std::vector<std::string> texts = texts_of(report);
+  Cells header{"recipe", "bits/weight"};
+  for (const std::string& text : texts) header.push_back("perplexity " + text);
+  header.insert(header.end(), {"relative error", "seconds", "fallbacks"});
+  std::vector<Cells> table{header};
+  for (const ReportRow& row : report.rows) {
+    Cells cells{row.name, row.bits_per_weight > 0 ? format("%.2f", row.bits_per_weight) : ""};
+    for (const std::string& text : texts) {
+      const auto found = row.perplexity.find(text);
+      cells.push_back(found == row.perplexity.end() ? "" : number("%.4f", found->second));
+    }
+    cells.push_back(row.relative_error > 0 ? format("%.2e", row.relative_error) : "");
+    cells.push_back(row.seconds > 0 ? format("%.1f", row.seconds) : "");
+    cells.push_back(std::to_string(row.fallbacks));
+    table.push_back(cells);
+  }
+  return table;
+}
+
+std::string escape_html(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) {
+    switch (c) {
+      case '&': escaped += "&amp;"; break;
+      case '<': escaped += "&lt;"; break;
+      case '>': escaped += "&gt;"; break;
+      case '"': escaped += "&quot;"; break;
+      default: escaped += c;
+    }
+  }
+  return escaped;
+}
+
+// Quoted where RFC 4180 asks for it.
+std::string escape_csv(const std::string& text) {
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string escaped = "\"";
+  for (const char c : text) escaped += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return escaped + "\"";
+}
+
+// Horizontal bars of perplexity; the axis is logarithmic, since a broken 2-bit model may be a thousand times worse.
+std::string bars(const Report& report, const std::string& text) {
+  double least = INFINITY, most = -INFINITY;
+  for (const ReportRow& row : report.rows) {
+    const auto found = row.perplexity.find(text);
+    if (found == row.perplexity.end() || !std::isfinite(found->second) || found->second <= 0) continue;
+    least = std::min(least, found->second);
+    most = std::max(most, found->second);
+  }
+  if (!(least <= most)) return "";
+  const double left = std::log(least) - 0.05 * std::max(0.1, std::log(most / least));
+  const double span = std::max(1e-9, std::log(most) - left);
+  constexpr int kLabel = 220, kWidth = 460, kRow = 26;
+  std::string svg = format("<svg viewBox=\"0 0 %d %zu\" role=\"img\">", kLabel + kWidth + 110,
+                           report.rows.size() * kRow + 6);
+  int y = 4;
+  for (const ReportRow& row : report.rows) {
+    const auto found = row.perplexity.find(text);
+    if (found == row.perplexity.end()) continue;
+    svg += format("<text x=\"%d\" y=\"%d\" text-anchor=\"end\">", kLabel - 10, y + 15) + escape_html(row.name) + "</text>";
+    const double width =
+        std::isfinite(found->second) ? kWidth * std::max(0.004, (std::log(found->second) - left) / span) : kWidth;
+    svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", kLabel, y, width, kRow - 6);
+    svg += format("<text x=\"%.1f\" y=\"%d\">", kLabel + width + 8, y + 15) + number("%.3f", found->second) + "</text>";
+    y += kRow;
+  }
+  return "<h2>Perplexity on " + escape_html(text) + " (logarithmic)</h2>\n" + svg + "</svg>\n";
+}
+
+}  // namespace
+
+std::string to_text(const Report& report) {
+  const std::vector<Cells> table = cells_of(report);
+  std::vector<std::size_t> width(table[0].size());
+  for (const Cells& row : table) {
+    for (std::size_t i = 0; i < row.size(); ++i) width[i] = std::max(width[i], row[i].size());
+  }
+  std::string text = report.title + "\n";
+  for (const Cells& row : table) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string gap(width[i] - row[i].size(), ' ');
+      text += (i == 0 ? "  " + row[i] + gap : "   " + gap + row[i]);
+    }
+    text += "\n";
+  }
+  for (const std::string& note : report.notes) text += "  " + note + "\n";
+  return text;
+}
+
+std::string to_markdown(const Report& report) {
+  const std::vector<Cells> table = cells_of(report);
+  std::string text = "# " + report.title + "\n\n";
+  for (std::size_t r = 0; r < table.size(); ++r) {
+    text += "|";
+    for (const std::string& cell : table[r]) text += " " + cell + " |";
+    text += "\n";
+    if (r > 0) continue;
+    for (std::size_t i = 0; i < table[0].size(); ++i) text += i == 0 ? "|---|" : "---:|";
+    text += "\n";
+  }
+  for (const std::string& note : report.notes) text += "\n" + note + "\n";
+  return text;
+}
+
+std::string to_csv(const Report& report) {
+  std::string text;
+  for (const Cells& row : cells_of(report)) {
+    for (std::size_t i = 0; i < row.size(); ++i) text += (i == 0 ? "" : ",") + escape_csv(row[i]);
+    text += "\r\n";
+  }
+  return text;
+}
+
+std::string to_html(const Report& report) {
+  std::string html =
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>" + escape_html(report.title) +
+      "</title>\n<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
+      "color:#222;background:#fff}table{border-collapse:collapse}td,th{padding:.3em .9em;border-bottom:1px solid #ccc;"
+      "text-align:right}td:first-child,th:first-child{text-align:left}svg{width:100%;font-size:14px}rect{fill:#3b6ea5}"
+      "</style></head>\n<body><h1>" +
+      escape_html(report.title) + "</h1>\n<table>\n";
+  const std::vector<Cells> table = cells_of(report);
+  for (std::size_t r = 0; r < table.size(); ++r) {
+    const std::string tag = r == 0 ? "th" : "td";
+    html += "<tr>";
+    for (const std::string& cell : table[r]) html += "<" + tag + ">" + escape_html(cell) + "</" + tag + ">";
+    html += "</tr>\n";
+  }
+  html += "</table>\n";
+  for (const std::string& text : texts_of(report)) html += bars(report, text);
+  for (const std::string& note : report.notes) html += "<p>" + escape_html(note) + "</p>\n";
+  return html + "</body></html>\n";
+}
+
+}  // namespace roundhouse
