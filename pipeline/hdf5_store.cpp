@@ -1,0 +1,422 @@
+#include "pipeline/hdf5_store.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <limits>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "pipeline/hdf5_handle.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kSealBytes = 512;  // the smallest user block that HDF5 knows
+constexpr const char* kAttributes = "attributes";
+constexpr std::string_view kMagic = "roundhouse-record 1";
+constexpr std::string_view kNoIdentity = "none";
+constexpr std::array kTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kU8,
+                               DType::kI32, DType::kI64, DType::kU32};
+
+// What is wrong with a record; never leaves this file.
+struct Damage {
+  std::string why;
+};
+
+struct Seal {
+  std::string identity;
+  std::uint64_t bytes = 0;
+  std::string hash;
+
+  std::string head() const {
+    return std::string(kMagic) + "\nidentity " + identity + "\nbytes " + std::to_string(bytes) + "\n";
+  }
+  std::string text() const {
+    std::string block = head() + "xxh3-128 " + hash + "\n";
+    require(block.size() <= kSealBytes, "the seal of a record fits into its block");
+    block.resize(kSealBytes, '\0');
+    return block;
+  }
+};
+
+// Throws Damage unless the block is exactly what text() gives.
+Seal parse_seal(const std::string& block) {
+  std::string_view rest = block;
+  const auto take = [&rest](std::string_view label) -> std::string {
+    const std::size_t end = rest.find('\n');
+    if (!rest.starts_with(label) || end == std::string_view::npos) throw Damage{"it has no seal"};
+    const std::string value(rest.substr(label.size(), end - label.size()));
+    rest.remove_prefix(end + 1);
+    return value;
+  };
+  Seal seal;
+  if (block.size() != kSealBytes || !take(kMagic).empty()) throw Damage{"it has no seal"};
+  seal.identity = take("identity ");
+  const std::string bytes = take("bytes ");
+  std::from_chars(bytes.data(), bytes.data() + bytes.size(), seal.bytes);
+  seal.hash = take("xxh3-128 ");
+  if (seal.text() != block) throw Damage{"its seal is damaged"};
+  return seal;
+}
+
+// Reads with read(), not mmap: a failing disk is an error then, not a signal.
+Seal checked_seal(const fs::path& file) {
+  const auto refuse = [&file]() {
+    return Error("cannot read " + file.string() + ": " + std::generic_category().message(errno));
+  };
+  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw refuse();
+  const Unique<int, &::close> owner(descriptor);
+
+  const auto read_up_to = [&](std::size_t bytes, std::string& into) {
+    into.resize(bytes);
+    std::size_t done = 0;
+    while (done < bytes) {
+      const ssize_t part = ::read(descriptor, into.data() + done, bytes - done);
+      if (part < 0 && errno == EINTR) continue;
+      if (part < 0) throw refuse();
+      if (part == 0) break;
+      done += static_cast<std::size_t>(part);
+    }
+    into.resize(done);
+  };
+
+  std::string part;
+  read_up_to(kSealBytes, part);
+  Seal seal = parse_seal(part);
+  Xxh3 hash;
+  const std::string head = seal.head();
+  hash.update(std::as_bytes(std::span(head)));
+  std::uint64_t bytes = 0;
+  for (;;) {
+    read_up_to(std::size_t{4} << 20, part);
+    if (part.empty()) break;
+    hash.update(std::as_bytes(std::span(part)));
+    bytes += part.size();
+  }
+  if (bytes < seal.bytes) throw Damage{"it is cut short"};
+  if (bytes > seal.bytes) throw Damage{"it has bytes after its end"};
+  if (hash.hex() != seal.hash) throw Damage{"its content does not match its hash"};
+  return seal;
+}
+
+// HDF5's IEEE types are borrowed from the library; the two 16-bit floats are made from one of them.
+H5Type file_type(DType type) {
+  const auto copy = [](hid_t predefined) { return H5Type(check_hdf5(H5Tcopy(predefined), "type")); };
+  const auto small_float = [&copy](std::size_t exponent, std::size_t mantissa, std::size_t bias) {
+    H5Type made = copy(H5T_IEEE_F32LE);
+    check_hdf5(H5Tset_fields(made.get(), 15, mantissa, exponent, 0, mantissa), "type");
+    check_hdf5(H5Tset_size(made.get(), 2), "type");
+    check_hdf5(H5Tset_ebias(made.get(), bias), "type");
+    return made;
+  };
+  switch (type) {
+    case DType::kF32: return copy(H5T_IEEE_F32LE);
+    case DType::kF16: return small_float(5, 10, 15);
+    case DType::kBF16: return small_float(8, 7, 127);
+    case DType::kU8: return copy(H5T_STD_U8LE);
+    case DType::kI32: return copy(H5T_STD_I32LE);
+    case DType::kI64: return copy(H5T_STD_I64LE);
+    case DType::kU32: return copy(H5T_STD_U32LE);
+  }
+  throw Error("internal error: an unknown element type");
+}
+
+H5Properties properties(hid_t kind) { return H5Properties(check_hdf5(H5Pcreate(kind), "properties")); }
+
+// In this thread HDF5 prints nothing while this lives.
+class QuietHdf5 {
+ public:
+  QuietHdf5() {
+    H5Eget_auto2(H5E_DEFAULT, &print_, &data_);
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  }
+  QuietHdf5(const QuietHdf5&) = delete;
+  QuietHdf5& operator=(const QuietHdf5&) = delete;
+  ~QuietHdf5() { H5Eset_auto2(H5E_DEFAULT, print_, data_); }
+
+ private:
+  H5E_auto2_t print_ = nullptr;
+  void* data_ = nullptr;
+};
+
+void write_dataset(hid_t file, const std::string& name, const HostTensor& tensor) {
+  require(!name.empty() && name.size() <= 1000 && name.find('/') == std::string::npos &&
+              name.find('\0') == std::string::npos && name != ".",
+          "a tensor's name is a plain word");
+  const std::vector<hsize_t> dims(tensor.shape().begin(), tensor.shape().end());
+  const H5Space space(check_hdf5(
+      H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), "shape"));
+  const H5Type type = file_type(tensor.type());
+  const H5Properties creation = properties(H5P_DATASET_CREATE);
+  check_hdf5(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), "layout");
+  check_hdf5(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), "fill time");
+  check_hdf5(H5Pset_obj_track_times(creation.get(), false), "times");
+  const H5Dataset dataset(check_hdf5(H5Dcreate2(file, name.c_str(), type.get(), space.get(),
+                                                H5P_DEFAULT, creation.get(), H5P_DEFAULT),
+                                     name.c_str()));
+  if (tensor.bytes().empty()) return;
+  check_hdf5(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, tensor.bytes().data()),
+             name.c_str());
+}
+
+void write_attributes(hid_t file, const nlohmann::json& attributes) {
+  const std::string text =
+      attributes.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const H5Type type(check_hdf5(H5Tcopy(H5T_C_S1), "type"));
+  check_hdf5(H5Tset_size(type.get(), text.size()), "type");
+  check_hdf5(H5Tset_strpad(type.get(), H5T_STR_NULLPAD), "type");
+  check_hdf5(H5Tset_cset(type.get(), H5T_CSET_UTF8), "type");
+  const H5Space space(check_hdf5(H5Screate(H5S_SCALAR), "shape"));
+  const H5Attribute attribute(check_hdf5(
+      H5Acreate2(file, kAttributes, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT), kAttributes));
+  check_hdf5(H5Awrite(attribute.get(), type.get(), text.data()), kAttributes);
+}
+
+// The whole file with an empty user block, in memory: HDF5's core driver without a file behind it. No file may have this
+// name, or the driver would read it first.
+H5File build_image(const fs::path& name, const Record& record) {
+  std::size_t bytes = 0;
+  for (const auto& [key, tensor] : record.tensors) bytes += tensor.bytes().size();
+  const H5Properties access = properties(H5P_FILE_ACCESS);
+  // The increment is what the driver grows by: with this much it allocates once, if descriptions take less than 1 MiB.
+  check_hdf5(H5Pset_fapl_core(access.get(), bytes + (std::size_t{1} << 20), false), "driver");
+  // From 1.8 on attributes may be longer than 64 KiB.
+  check_hdf5(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18), "version");
+  const H5Properties creation = properties(H5P_FILE_CREATE);
+  check_hdf5(H5Pset_userblock(creation.get(), kSealBytes), "user block");
+  check_hdf5(H5Pset_obj_track_times(creation.get(), false), "times");
+
+  H5File file(check_hdf5(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), "create"));
+  for (const auto& [key, tensor] : record.tensors) write_dataset(file.get(), key, tensor);
+  write_attributes(file.get(), record.attributes);
+  check_hdf5(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "flush");
+  return file;
+}
+
+DType known_type(hid_t dataset) {
+  const H5Type type(check_hdf5(H5Dget_type(dataset), "type"));
+  for (const DType candidate : kTypes) {
+    if (H5Tequal(type.get(), file_type(candidate).get()) > 0) return candidate;
+  }
+  throw Damage{"a tensor of an unknown type"};
+}
+
+// What a file's tensors may claim to hold: together not more than the file, or they share bytes.
+struct Budget {
+  std::uint64_t file_bytes;
+  std::uint64_t left;
+};
+
+HostTensor read_dataset(hid_t file, const std::string& name, Budget& budget, bool with_content) {
+  const H5Dataset dataset(check_hdf5(H5Dopen2(file, name.c_str(), H5P_DEFAULT), name.c_str()));
+  const H5Properties creation(check_hdf5(H5Dget_create_plist(dataset.get()), name.c_str()));
+  // Its bytes must stand in this very file, as they are.
+  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS || H5Pget_external_count(creation.get()) != 0 ||
+      H5Pget_nfilters(creation.get()) != 0) {
+    throw Damage{name + " is not stored plainly"};
+  }
+  const DType type = known_type(dataset.get());
+  const H5Space space(check_hdf5(H5Dget_space(dataset.get()), name.c_str()));
+  if (H5Sget_simple_extent_type(space.get()) == H5S_NULL) throw Damage{name + " has no shape"};
+  const int rank = check_hdf5(H5Sget_simple_extent_ndims(space.get()), name.c_str());
+  std::vector<hsize_t> dims(static_cast<std::size_t>(rank));
+  check_hdf5(H5Sget_simple_extent_dims(space.get(), dims.data(), nullptr), name.c_str());
+
+  const bool empty = std::ranges::find(dims, hsize_t{0}) != dims.end();
+  std::uint64_t bytes = empty ? 0 : size_of(type);
+  for (const hsize_t dim : dims) {
+    if (dim > static_cast<hsize_t>(std::numeric_limits<std::int64_t>::max()) ||
+        (!empty && dim > budget.left / bytes)) {
+      throw Damage{name + " claims more than the file holds"};
+    }
+    bytes *= dim;
+  }
+  budget.left -= bytes;
+  const haddr_t offset = H5Dget_offset(dataset.get());
+  if (bytes > 0 && (offset == HADDR_UNDEF || offset > budget.file_bytes ||
+                    bytes > budget.file_bytes - offset)) {
+    throw Damage{name + " claims more than the file holds"};
+  }
+  if (!with_content) return {};
+
+  HostTensor tensor(type, Shape(dims.begin(), dims.end()));
+  if (bytes == 0) return tensor;
+  check_hdf5(H5Dread(dataset.get(), file_type(type).get(), H5S_ALL, H5S_ALL, H5P_DEFAULT,
+                     tensor.bytes().data()),
+             name.c_str());
+  return tensor;
+}
+
+nlohmann::json read_attributes(hid_t file, std::uint64_t file_bytes) {
+  const H5Attribute attribute(check_hdf5(H5Aopen(file, kAttributes, H5P_DEFAULT), kAttributes));
+  const H5Type type(check_hdf5(H5Aget_type(attribute.get()), kAttributes));
+  const H5Space space(check_hdf5(H5Aget_space(attribute.get()), kAttributes));
+  const std::size_t size = H5Tget_size(type.get());
+  if (H5Tget_class(type.get()) != H5T_STRING || H5Tis_variable_str(type.get()) != 0 ||
+      H5Sget_simple_extent_type(space.get()) != H5S_SCALAR || size > file_bytes) {
+    throw Damage{"its attributes are not one text"};
+  }
+  std::string text(size, '\0');
+  check_hdf5(H5Aread(attribute.get(), type.get(), text.data()), kAttributes);
+  nlohmann::json attributes = nlohmann::json::parse(text, nullptr, false);
+  if (attributes.is_discarded()) throw Damage{"its attributes are not JSON"};
+  return attributes;
+}
+
+std::vector<std::string> dataset_names(hid_t file) {
+  std::vector<std::string> names;
+  const auto visit = [](hid_t, const char* name, const H5L_info_t* link, void* list) -> herr_t {
+    // A soft or an external link could lead into another file.
+    if (link->type != H5L_TYPE_HARD) return -1;
+    static_cast<std::vector<std::string>*>(list)->emplace_back(name);
+    return 0;
+  };
+  if (H5Literate(file, H5_INDEX_NAME, H5_ITER_INC, nullptr, visit, &names) < 0) {
+    throw Damage{"it holds something that is no tensor"};
+  }
+  return names;
+}
+
+Record read_record(const fs::path& path, bool with_tensors) {
+  const std::uint64_t bytes = fs::file_size(path);
+  const H5File file(check_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), "open"));
+  Record record;
+  record.attributes = read_attributes(file.get(), bytes);
+  Budget budget{.file_bytes = bytes, .left = bytes};
+  for (const std::string& name : dataset_names(file.get())) {
+    HostTensor tensor = read_dataset(file.get(), name, budget, with_tensors);
+    if (with_tensors) record.tensors.emplace(name, std::move(tensor));
+  }
+  return record;
+}
+
+bool is_plain_key(const std::string& key) {
+  constexpr std::string_view kAllowed =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
+  for (std::size_t begin = 0; begin <= key.size();) {
+    const std::size_t end = std::min(key.find('/', begin), key.size());
+    const std::string part = key.substr(begin, end - begin);
+    if (part.empty() || part.size() > 200 || part.front() == '.' ||
+        part.find_first_not_of(kAllowed) != std::string::npos) {
+      return false;
+    }
+    begin = end + 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+Hdf5Store::Hdf5Store(fs::path root) : root_(std::move(root)) {
+  std::error_code error;
+  fs::create_directories(root_, error);
+  if (error) throw Error("cannot make " + root_.string() + ": " + error.message());
+}
+
+void Hdf5Store::set_identity(const std::string& prefix, const std::string& identity) {
+  require(identity.size() <= 64 && !identity.empty() &&
+              identity.find_first_not_of("0123456789abcdef") == std::string::npos,
+          "an identity is a hexadecimal hash");
+  identities_[prefix.ends_with('/') ? prefix.substr(0, prefix.size() - 1) : prefix] = identity;
+}
+
+std::string Hdf5Store::identity_of(const std::string& key) const {
+  const std::string* longest = nullptr;
+  for (const auto& [prefix, identity] : identities_) {  // in order, so that a longer one comes later
+    if (prefix.empty() || key == prefix || key.starts_with(prefix + "/")) longest = &identity;
+  }
+  return longest != nullptr ? *longest : "";
+}
+
+fs::path Hdf5Store::path_of(const std::string& key) const {
+  if (!is_plain_key(key)) throw Error("internal error: \"" + key + "\" is no key of a record");
+  return root_ / (key + ".h5");
+}
+
+void Hdf5Store::commit(const std::string& key, const Record& record) {
+  const fs::path path = path_of(key);
+  const QuietHdf5 quiet;
+  try {
+    const H5File file = build_image(path.native() + ".image", record);
+    const ssize_t bytes = check_hdf5(H5Fget_file_image(file.get(), nullptr, 0), "size");
+    void* memory = nullptr;
+    check_hdf5(H5Fget_vfd_handle(file.get(), H5P_DEFAULT, &memory), "memory");
+    char* const image = *static_cast<char**>(memory);
+
+    Seal seal{.identity = identity_of(key), .bytes = static_cast<std::uint64_t>(bytes), .hash = ""};
+    if (seal.identity.empty()) seal.identity = kNoIdentity;
+    Xxh3 hash;
+    const std::string head = seal.head();
+    hash.update(std::as_bytes(std::span(head)));
+    hash.update(std::as_bytes(std::span(image + kSealBytes, static_cast<std::size_t>(bytes))));
+    seal.hash = hash.hex();
+    std::ranges::copy(seal.text(), image);
+    write_text_atomically(path, {image, kSealBytes + static_cast<std::size_t>(bytes)});
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    throw Error(what.starts_with("cannot write") ? what
+                                                 : "cannot write " + path.string() + ": " + what);
+  }
+  reported_.erase(key);
+}
+
+std::optional<Record> Hdf5Store::read(const std::string& key, bool with_tensors) {
+  const fs::path path = path_of(key);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return std::nullopt;
+  if (error) throw Error("cannot read " + path.string() + ": " + error.message());
+
+  std::string why;
+  try {
+    if (!fs::is_regular_file(status)) throw Damage{"it is not a file"};
+    const Seal seal = checked_seal(path);
+    const std::string wanted = identity_of(key);
+    if (!wanted.empty() && seal.identity != wanted) throw Damage{"belongs to another configuration"};
+    const QuietHdf5 quiet;
+    try {
+      return read_record(path, with_tensors);
+    } catch (const Error& structure) {
+      throw Damage{structure.what()};
+    }
+  } catch (const Damage& damage) {
+    why = damage.why;
+  }
+  if (reported_.insert(key).second && on_damage) on_damage(key, why);
+  return std::nullopt;
+}
+
+std::optional<Record> Hdf5Store::load(const std::string& key) { return read(key, true); }
+
+bool Hdf5Store::has(const std::string& key) { return read(key, false).has_value(); }
+
+void Hdf5Store::remove(const std::string& key) {
+  const fs::path path = path_of(key);
+  std::error_code error;
+  fs::remove(path, error);
+  if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
+}
+
+std::string check_seal(const fs::path& file) {
+  try {
+    checked_seal(file);
+    return "";
+  } catch (const Damage& damage) {
+    return damage.why;
+  }
+}
+
+}  // namespace roundhouse
