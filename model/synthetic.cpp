@@ -1,0 +1,225 @@
+#include "model/synthetic.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/random.h"
+#include "model/safetensors.h"
+#include "model/tokenizer.h"
+
+namespace roundhouse {
+namespace {
+
+struct Shapes {
+  std::int64_t hidden, intermediate, blocks, heads, kv_heads, vocabulary, positions;
+  double epsilon;
+  std::int64_t window = 0;
+};
+
+const std::map<std::string, Shapes>& table() {
+  static const std::map<std::string, Shapes> shapes{
+      {"llama-7b", {4096, 11008, 32, 32, 32, 32000, 2048, 1e-6}},
+      {"llama-13b", {5120, 13824, 40, 40, 40, 32000, 2048, 1e-6}},
+      {"llama-30b", {6656, 17920, 60, 52, 52, 32000, 2048, 1e-6}},
+      {"llama-65b", {8192, 22016, 80, 64, 64, 32000, 2048, 1e-6}},
+      {"llama-2-7b", {4096, 11008, 32, 32, 32, 32000, 4096, 1e-5}},
+      {"llama-2-13b", {5120, 13824, 40, 40, 40, 32000, 4096, 1e-5}},
+      {"llama-2-70b", {8192, 28672, 80, 64, 8, 32000, 4096, 1e-5}},
+      {"mistral-7b", {4096, 14336, 32, 32, 8, 32000, 32768, 1e-5, 4096}},
+      {"llama-1.1b", {2048, 5632, 22, 32, 4, 32000, 2048, 1e-5}},
+      {"tiny-world", {256, 768, 6, 8, 4, 1024, 512, 1e-5}},
+  };
+  return shapes;
+}
+
+// Normal numbers by a table of 4096 quantiles: five from one random number, so that 70B shapes are written in seconds.
+class Normals {
+ public:
+  Normals() {
+    for (std::size_t i = 0; i < table_.size(); ++i) {
+      const double p = (static_cast<double>(i) + 0.5) / static_cast<double>(table_.size());
+      double low = -5, high = 5;
+      for (int step = 0; step < 60; ++step) {
+        const double middle = (low + high) / 2;
+        (0.5 * std::erfc(-middle / std::sqrt(2.0)) < p ? low : high) = middle;
+      }
+      table_[i] = static_cast<float>(low);
+    }
+  }
+  void fill(Random& random, std::vector<float>& row) const {
+    for (std::size_t i = 0; i < row.size();) {
+      std::uint64_t bits = random.next();
+      for (int k = 0; k < 5 && i < row.size(); ++k, bits >>= 12) row[i++] = table_[bits & 4095];
+    }
+  }
+
+ private:
+  std::array<float, 4096> table_;
+};
+
+// The scale of each input channel: one in 200 is an outlier.
+std::vector<float> channel_scales(Random& random, std::int64_t channels, float outlier) {
+  std::vector<float> scales(static_cast<std::size_t>(channels), 1.0f);
+  for (float& scale : scales) {
+    if (random.below(200) == 0) scale = outlier;
+  }
+  return scales;
+}
+
+class Writer {
+ public:
+  explicit Writer(std::uint64_t seed) : seed_(seed) {}
+
+  void write(SafetensorsWriter& file, const TensorInfo& tensor) {
+    Random random(seed_ ^ std::stoull(xxh3_hex(tensor.name).substr(0, 16), nullptr, 16));
+    const bool norm = tensor.shape.size() == 1;
+    const std::int64_t cols = tensor.shape.back();
+    const std::int64_t rows = norm ? 1 : tensor.shape[0];
+    const std::vector<float> channels = channel_scales(random, cols, norm ? 8.0f : 4.0f);
+    std::vector<float> values(static_cast<std::size_t>(cols));
+    std::vector<std::uint16_t> halves(values.size());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      normals_.fill(random, values);
+      const float scale = static_cast<float>(std::exp(0.3 * random.normal()) / std::sqrt(static_cast<double>(cols)));
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] = norm ? channels[i] * (1.0f + 0.1f * values[i]) : channels[i] * scale * values[i];
+      }
+      convert(DType::kF32, values.data(), DType::kF16, halves.data(), values.size());
+      file.write(tensor.name, std::as_bytes(std::span(halves)));
+    }
+  }
+
+ private:
+  std::uint64_t seed_;
+  Normals normals_;
+};
+
+std::vector<TensorInfo> tensors_of(const ModelConfig& c) {
+  std::vector<TensorInfo> tensors;
+  const auto add = [&](const std::string& name, Shape shape) { tensors.push_back({name, DType::kF16, std::move(shape)}); };
+  add("model.embed_tokens.weight", {c.vocabulary, c.hidden_size});
+  for (std::int64_t i = 0; i < c.blocks; ++i) {
+    const std::string p = "model.layers." + std::to_string(i) + ".";
+    add(p + "input_layernorm.weight", {c.hidden_size});
+    add(p + "self_attn.q_proj.weight", {c.heads * c.head_dim, c.hidden_size});
+    add(p + "self_attn.k_proj.weight", {c.kv_heads * c.head_dim, c.hidden_size});
+    add(p + "self_attn.v_proj.weight", {c.kv_heads * c.head_dim, c.hidden_size});
+    add(p + "self_attn.o_proj.weight", {c.hidden_size, c.heads * c.head_dim});
+    add(p + "post_attention_layernorm.weight", {c.hidden_size});
+    add(p + "mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size});
+    add(p + "mlp.up_proj.weight", {c.intermediate_size, c.hidden_size});
+    add(p + "mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
+  }
+  add("model.norm.weight", {c.hidden_size});
+  add("lm_head.weight", {c.vocabulary, c.hidden_size});
+  return tensors;
+}
+
+std::int64_t bytes_of(const TensorInfo& tensor) { return element_count(tensor.shape) * 2; }
+
+std::string config_json(const ModelConfig& c) {
+  const bool mistral = c.architecture == Architecture::kMistral;
+  nlohmann::ordered_json json{
+      {"architectures", {mistral ? "MistralForCausalLM" : "LlamaForCausalLM"}},
+      {"model_type", mistral ? "mistral" : "llama"},
+      {"hidden_size", c.hidden_size},
+      {"intermediate_size", c.intermediate_size},
+      {"num_hidden_layers", c.blocks},
+      {"num_attention_heads", c.heads},
+      {"num_key_value_heads", c.kv_heads},
+      {"head_dim", c.head_dim},
+      {"vocab_size", c.vocabulary},
+      {"max_position_embeddings", c.max_positions},
+      {"rms_norm_eps", c.norm_epsilon},
+      {"rope_theta", c.rope_theta},
+      {"hidden_act", "silu"},
+      {"tie_word_embeddings", false},
+      {"bos_token_id", 1},
+      {"eos_token_id", 2},
+      {"torch_dtype", "float16"}};
+  if (mistral) json["sliding_window"] = c.sliding_window;
+  return json.dump(1) + "\n";
+}
+
+}  // namespace
+
+std::vector<std::string> known_shapes() {
+  std::vector<std::string> names;
+  for (const auto& [name, shapes] : table()) names.push_back(name);
+  return names;
+}
+
+ModelConfig shape_like(const std::string& name) {
+  const auto found = table().find(name);
+  if (found == table().end()) {
+    std::string names;
+    for (const std::string& each : known_shapes()) names += (names.empty() ? "" : ", ") + each;
+    throw InputError("--like " + name + ": not one of " + names);
+  }
+  const Shapes& s = found->second;
+  ModelConfig config;
+  config.architecture = s.window > 0 ? Architecture::kMistral : Architecture::kLlama;
+  config.hidden_size = s.hidden;
+  config.intermediate_size = s.intermediate;
+  config.blocks = s.blocks;
+  config.heads = s.heads;
+  config.kv_heads = s.kv_heads;
+  config.head_dim = s.hidden / s.heads;
+  config.vocabulary = s.vocabulary;
+  config.max_positions = s.positions;
+  config.sliding_window = s.window;
+  config.norm_epsilon = static_cast<float>(s.epsilon);
+  config.eos = {2};
+  return config;
+}
+
+void write_synthetic_model(const SyntheticOptions& options, const std::filesystem::path& directory) {
+  if (std::filesystem::exists(directory) && !std::filesystem::is_empty(directory)) {
+    throw InputError(directory.string() + " is there already and not empty");
+  }
+  std::filesystem::create_directories(directory);
+
+  std::vector<std::vector<TensorInfo>> files(1);
+  std::int64_t in_file = 0, total = 0;
+  for (const TensorInfo& tensor : tensors_of(options.config)) {
+    if (in_file > 0 && in_file + bytes_of(tensor) > options.max_shard_bytes) {
+      files.emplace_back();
+      in_file = 0;
+    }
+    files.back().push_back(tensor);
+    in_file += bytes_of(tensor);
+    total += bytes_of(tensor);
+  }
+
+  Writer writer(options.seed);
+  nlohmann::ordered_json weight_map;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    char name[64] = "model.safetensors";
+    if (files.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
+    write_atomically(directory / name, [&](const std::filesystem::path& temp) {
+      SafetensorsWriter file(temp, files[i], {{"format", "pt"}});
+      for (const TensorInfo& tensor : files[i]) writer.write(file, tensor);
+      file.close();
+    });
+    for (const TensorInfo& tensor : files[i]) weight_map[tensor.name] = name;
+  }
+  if (files.size() > 1) {
+    const nlohmann::ordered_json index{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
+    write_text_atomically(directory / "model.safetensors.index.json", index.dump(1) + "\n");
+  }
+  if (!options.tokenizer.empty()) {
+    for (const std::filesystem::path& file : tokenizer_files(options.tokenizer)) {
+      std::filesystem::copy_file(file, directory / file.filename());
+    }
+  }
+  write_text_atomically(directory / "config.json", config_json(options.config));
+}
+
+}  // namespace roundhouse
