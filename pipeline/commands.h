@@ -1,6 +1,7 @@
 // The commands of the program; each returns an exit code: 0 done, 75 stopped cleanly with work left. Errors are exceptions.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -31,6 +32,15 @@ int status_command(const std::filesystem::path& run, bool follow);
 // A run (every record and every export) or an exported checkpoint. 0: all hashes are right; 1: not.
 int verify_command(const std::filesystem::path& target);
 int report_command(const std::vector<std::filesystem::path>& runs);
+
+struct SynthArguments {
+  std::string like;                 // a published shape (model/synthetic.h)
+  std::filesystem::path output;
+  int blocks = 0;                   // 0: as many as the published model has
+  std::uint64_t seed = 1;
+  std::filesystem::path tokenizer;  // a model directory whose tokenizer is copied
+};
+int synth_command(const SynthArguments& arguments);
 
 // Parses the command line and runs a command; prints errors; the exit code of the program.
 int main_command(int argc, char** argv);
