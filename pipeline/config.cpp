@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "model/json_file.h"
+#include "pipeline/run_files.h"
 #include "pipeline/yaml_tree.h"
 #include "stages/quantize/method.h"
 
@@ -63,6 +64,9 @@ bool is_whole_number(std::string_view text) {
   if (text.starts_with('-')) text.remove_prefix(1);
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
+
+// Whether the files that a configuration names have to be there.
+enum class InputFiles { kMustExist, kMayBeGone };
 
 // One map of the configuration. Every key must be asked for before finish().
 class Section {
@@ -160,9 +164,10 @@ class Section {
     return value.get<double>();
   }
 
-  // The path of a regular file that is there.
-  fs::path existing_file(const std::string& key) {
+  // The path of a regular file that is there, if it must be.
+  fs::path file(const std::string& key, InputFiles files) {
     const fs::path file = required_text(key);
+    if (files == InputFiles::kMayBeGone) return file;
     std::error_code error;
     const fs::file_status status = fs::status(file, error);
     if (!fs::is_regular_file(status)) {
@@ -281,7 +286,7 @@ std::vector<Recipe> read_recipes(Section& top) {
       fail(node.where, path + ".name",
            "must be 1 to 100 letters, digits, '-', '.' or '_', and not start with '.'");
     }
-    if (recipe.name == "original") {
+    if (recipe.name == kOriginal) {
       fail(node.where, path + ".name", "'original' is what results of the model itself are called");
     }
     if (std::ranges::find(recipes, recipe.name, &Recipe::name) != recipes.end()) {
@@ -293,12 +298,12 @@ std::vector<Recipe> read_recipes(Section& top) {
   return recipes;
 }
 
-void read_calibration(Section section, RunConfig& config) {
+void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
   const auto needy = std::ranges::find_if(
       config.recipes, [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
   if (!section.text("text", "").empty()) {
-    options.text = section.existing_file("text");
+    options.text = section.file("text", files);
   } else if (needy != config.recipes.end()) {
     fail(section.where("text"), section.path_of("text"),
          "is missing: recipe " + in_quotes(needy->name) + " needs calibration text");
@@ -341,7 +346,7 @@ void read_export(Section section, RunConfig& config) {
   section.finish();
 }
 
-void read_evaluate(Section section, RunConfig& config) {
+void read_evaluate(Section section, InputFiles files, RunConfig& config) {
   config.evaluate_original = section.boolean("original", config.evaluate_original);
   if (const std::vector<YamlNode>* tasks = section.sequence("perplexity")) {
     std::set<std::string> names;
@@ -349,7 +354,7 @@ void read_evaluate(Section section, RunConfig& config) {
       const YamlNode& node = (*tasks)[i];
       Section entry(&node, fmt::format("{}[{}]", section.path_of("perplexity"), i), node.where);
       PerplexityTask task;
-      task.text = entry.existing_file("text");
+      task.text = entry.file("text", files);
       task.name = entry.text("name", task.text.stem().string());
       if (!is_plain_name(task.name)) {
         fail(entry.where("name"), entry.path_of("name"),
@@ -368,13 +373,14 @@ void read_evaluate(Section section, RunConfig& config) {
   section.finish();
 }
 
-RunConfig read_tree(const YamlNode& root, const std::string& file) {
+RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles files) {
   RunConfig config;
   Section top(&root, "", file);
 
   config.model = top.required_text("model");
   std::error_code ignored;
-  if (!fs::is_regular_file(config.model / "config.json", ignored)) {
+  if (files == InputFiles::kMustExist &&
+      !fs::is_regular_file(config.model / "config.json", ignored)) {
     fail(top.where("model"), "model",
          "there is no file " + in_quotes((config.model / "config.json").string()));
   }
@@ -383,7 +389,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file) {
     fail(top.where("run"), "run", "is not a folder: " + in_quotes(config.run.string()));
   }
   config.recipes = read_recipes(top);
-  read_calibration(top.section("calibration"), config);
+  read_calibration(top.section("calibration"), files, config);
 
   Section mesh = top.section("mesh");
   config.pipeline_ranks = mesh.integer("pipeline", config.pipeline_ranks, 0, kMaxRanks);
@@ -395,7 +401,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file) {
   Section memory = top.section("memory");
   config.activation_memory_gib =
       memory.number("activations_gib", config.activation_memory_gib, 0, 1e6);
-  config.scratch = memory.text("scratch", (config.run / "scratch").string());
+  config.scratch = memory.text("scratch", "");
   memory.finish();
 
   Section checkpoint = top.section("checkpoint");
@@ -408,9 +414,16 @@ RunConfig read_tree(const YamlNode& root, const std::string& file) {
   limits.finish();
 
   read_export(top.section("export"), config);
-  read_evaluate(top.section("evaluate"), config);
+  read_evaluate(top.section("evaluate"), files, config);
   top.finish();
   return config;
+}
+
+YamlNode read_file(const fs::path& file) {
+  const std::string name = file.string();
+  return parse_yaml(read_text_file(file, std::size_t{1} << 20), [&](int line) {
+    return line > 0 ? name + ":" + std::to_string(line) : name;
+  });
 }
 
 // Text as YAML and JSON both write it in double quotes.
@@ -422,15 +435,16 @@ std::string yaml_text(const fs::path& path) {
 }  // namespace
 
 RunConfig read_config(const fs::path& file, const std::vector<std::string>& overrides) {
-  const std::string name = file.string();
-  YamlNode root = parse_yaml(read_text_file(file, std::size_t{1} << 20), [&](int line) {
-    return line > 0 ? name + ":" + std::to_string(line) : name;
-  });
-  if (root.kind != YamlNode::Kind::kMap && root.kind != YamlNode::Kind::kNull) {
-    throw InputError(name + ": must be a group of keys and values");
-  }
+  YamlNode root = read_file(file);
   for (const std::string& assignment : overrides) apply_override(root, assignment);
-  return read_tree(root, name);
+  return read_tree(root, file.string(), InputFiles::kMustExist);
+}
+
+RunConfig read_run_config(const fs::path& run) {
+  const fs::path file = run / "config.yaml";
+  RunConfig config = read_tree(read_file(file), file.string(), InputFiles::kMayBeGone);
+  config.run = run;
+  return config;
 }
 
 std::string to_yaml(const RunConfig& config) {
@@ -460,7 +474,7 @@ std::string to_yaml(const RunConfig& config) {
   line("threads: {}", config.threads);
   line("memory:");
   line("  activations_gib: {}", config.activation_memory_gib);
-  line("  scratch: {}", yaml_text(config.scratch));
+  if (!config.scratch.empty()) line("  scratch: {}", yaml_text(config.scratch));
   line("checkpoint: {{snapshot_every: {}}}", config.snapshot_every);
   line("limits: {{stall_seconds: {}, minutes: {}}}", config.stall_seconds,
        config.time_limit_minutes);

@@ -33,7 +33,7 @@ struct RunConfig {
   std::string device = "auto";  // auto, cpu or cuda
   int threads = 0;              // a rank; 0: this node's processors shared by its ranks
   double activation_memory_gib = 0;    // a rank, host memory; 0: half of what is free, shared by the node's ranks
-  std::filesystem::path scratch;       // where activations go beyond it; default RUN/scratch
+  std::filesystem::path scratch;       // where activations go beyond it; empty: RUN/scratch
   int snapshot_every = 8;              // blocks; 0: never
   double stall_seconds = 600;          // a rank that makes no progress for so long ends the job
   double time_limit_minutes = 0;       // stop cleanly (exit code 75) after this; 0: none
@@ -48,6 +48,9 @@ struct RunConfig {
 // Parses FILE, then applies `key=value` overrides ("calibration.samples=64", "mesh.data=2", "recipes=[{method: rtn}]").
 // Throws InputError "file:line: key: what is wrong". Checks everything that can be checked without reading the model: types, ranges, recipes, duplicate recipe names, that files exist.
 RunConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
+
+// RUN/config.yaml, of a run that may have been moved (its folder is `run`) and whose model and texts may be gone by now.
+RunConfig read_run_config(const std::filesystem::path& run);
 
 // The whole config with every default written out, as YAML that read_config() reads back to the same.
 std::string to_yaml(const RunConfig& config);

@@ -12,7 +12,7 @@
 
 namespace roundhouse {
 
-// Holds RUN/lock (flock, and fcntl for network file systems) until it goes or the process dies. Throws Error if another process holds it, naming its
+// Holds RUN/lock (an fcntl lock, which network file systems know) until it goes or the process dies. Throws Error if another process holds it, naming its
 // host, pid and start time as written in the file. One process a job takes it: rank 0.
 class RunLock {
  public:
@@ -28,7 +28,8 @@ class RunLock {
 // naming the keys that differ and what to do. `fingerprint` is that of the model's files (model_fingerprint()).
 void settle_config(const RunConfig& config, const std::string& fingerprint);
 
-// Changes when the model's files do: its config.json, every safetensors header, and the first 4 KiB of every tensor.
+// Changes when the model does: its config.json, the name, type and shape of every tensor, and its first 4 KiB. Another cut
+// into files is the same model.
 std::string model_fingerprint(const std::filesystem::path& model);
 
 // What the records of a recipe, and the calibration record, depend on.
@@ -45,6 +46,6 @@ class Journal {
  private:
   std::filesystem::path path_;
 };
-std::vector<nlohmann::json> read_journal(const std::filesystem::path& run);  // skips a torn last line
+std::vector<nlohmann::json> read_journal(const std::filesystem::path& run);  // skips torn lines
 
 }  // namespace roundhouse
