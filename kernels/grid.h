@@ -9,7 +9,10 @@
 //   A-awq    lo = min w, hi = max w                              (hi - lo) / qmax    rne(-lo / s), clamped
 //   A-ar     as A-gptq, s >= 1e-5                                (hi - lo) / qmax    rne(-lo / s)
 //   S-gptq   a = max |w|; lo = -a, hi = a                        2 a / qmax          2^(bits-1)
-//   S-full   a = max |w|, sign + if -lo > hi else -              sign a / 2^(bits-1) 2^(bits-1)   (s may be negative)
+//   S-full   a = max |w|, sign + if -lo > hi else -              sign a / 2^(bits-1) 2^(bits-1)   (s may be negative)//
+// S-gptq keeps lo = -a for a group without negative weights too, where quant.py leaves lo = 0 and wastes half the codes.
+// Floors: A-awq hi - lo >= 1e-5; A-ar and S-full |s| >= 1e-5; a group of zeros has lo, hi = -1, 1 in A-gptq and s = 1e-5
+// in S-gptq; a scale that float16 would round to 0 is its smallest subnormal, 2^-24.
 #pragma once
 
 #include <cmath>
@@ -31,12 +34,15 @@ struct GridPoint {
 };
 
 // lo and hi are the smallest and the largest weight of the group (before 0 is forced inside, which the grid does).
-GridPoint make_grid_point(Grid grid, int bits, float lo, float hi);  // host and device: see grid.cpp
+// Throws Error if they are not finite or the scale exceeds float16's range. Device code: see grid_point.h.
+GridPoint make_grid_point(Grid grid, int bits, float lo, float hi);
 
 ROUNDHOUSE_HD inline int code_of(float w, float scale, int zero, int qmax) {
-  // Clamped as a float first: w / s may exceed the range of int.
+  // Clamped as a float first: w / s may exceed the range of int. Comparisons, since they become vector code; NaN gives 0.
   const float code = rintf(w / scale) + static_cast<float>(zero);
-  return static_cast<int>(fminf(fmaxf(code, 0.0f), static_cast<float>(qmax)));
+  const float top = static_cast<float>(qmax);
+  const float above = code > 0.0f ? code : 0.0f;
+  return static_cast<int>(above < top ? above : top);
 }
 ROUNDHOUSE_HD inline float value_of(int code, float scale, int zero) {
   return scale * static_cast<float>(code - zero);

@@ -1,0 +1,37 @@
+// The one place that knows which devices were built.
+#include "kernels/backend.h"
+
+#include "base/error.h"
+#include "kernels/cpu_backend.h"
+#if ROUNDHOUSE_CUDA
+#include "kernels/cuda_backend.h"
+#endif
+
+namespace roundhouse {
+
+std::vector<std::string> built_backends() {
+#if ROUNDHOUSE_CUDA
+  return {"cpu", "cuda"};
+#else
+  return {"cpu"};
+#endif
+}
+
+bool has_device(std::string_view backend) {
+#if ROUNDHOUSE_CUDA
+  if (backend == "cuda") return has_cuda_device();
+#endif
+  return backend == "cpu";
+}
+
+std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options) {
+  if (name == "cpu") return std::make_unique<CpuBackend>(options);
+#if ROUNDHOUSE_CUDA
+  if (name == "cuda") return make_cuda_backend(options);
+#else
+  if (name == "cuda") throw Error("this program was built without CUDA");
+#endif
+  throw Error("there is no backend named \"" + std::string(name) + "\"");
+}
+
+}  // namespace roundhouse

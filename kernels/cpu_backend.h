@@ -1,0 +1,48 @@
+// The CPU. Kernels take F32 only (copy, zero and dequantize know the other types too). Calls return
+// when the work is done. An object may be used by one thread at a time; different objects by
+// different ones.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace roundhouse {
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options);
+  std::string description() const override;
+
+  Buffer allocate(std::size_t bytes) override;
+  void upload(std::span<const std::byte> from, void* to) override;
+  void download(const void* from, std::span<std::byte> to) override;
+  void copy(ConstMatrix from, Matrix to) override;
+  void zero(Matrix m) override;
+  void sync() override {}
+  DType activation_type() const override { return DType::kF32; }
+
+  void matmul(const Matmul& op) override;
+  void linear(const Linear& op) override;
+  void gram(const Gram& op) override;
+  [[nodiscard]] bool cholesky(const Cholesky& op) override;
+  void triangular_inverse(const TriangularInverse& op) override;
+  void symmetrize(Matrix h) override;
+  void reverse(ConstMatrix from, Matrix to) override;
+  void add(ConstMatrix from, Matrix into) override;
+
+  void rms_norm(const RmsNorm& op) override;
+  void rope(const Rope& op) override;
+  void attention(const Attention& op) override;
+  void silu_gate(const SiluGate& op) override;
+  void cross_entropy(const CrossEntropy& op) override;
+  void check_finite(const CheckFinite& op) override;
+
+  void find_grid(const FindGrid& op) override;
+  void round_to_grid(const RoundToGrid& op) override;
+  void dequantize(const Dequantize& op) override;
+  void gptq_panel(const GptqPanel& op) override;
+
+ private:
+  int threads_;
+};
+
+}  // namespace roundhouse

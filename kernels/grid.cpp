@@ -1,0 +1,44 @@
+#include "kernels/grid.h"
+
+#include <cmath>
+#include <string>
+
+#include "base/error.h"
+#include "kernels/grid_point.h"
+
+namespace roundhouse {
+
+std::string_view name_of(Grid grid) {
+  switch (grid) {
+    case Grid::kAsymGptq:
+      return "A-gptq";
+    case Grid::kAsymAwq:
+      return "A-awq";
+    case Grid::kAsymAutoRound:
+      return "A-ar";
+    case Grid::kSymGptq:
+      return "S-gptq";
+    case Grid::kSymFull:
+      return "S-full";
+  }
+  throw Error("internal error: not a grid: " + std::to_string(static_cast<int>(grid)));
+}
+
+bool is_symmetric(Grid grid) { return grid == Grid::kSymGptq || grid == Grid::kSymFull; }
+
+GridPoint make_grid_point(Grid grid, int bits, float lo, float hi) {
+  require(1 <= bits && bits <= 8, "a grid has 1 to 8 bits");
+  const std::string range = "[" + std::to_string(lo) + ", " + std::to_string(hi) + "]";
+  if (!std::isfinite(lo) || !std::isfinite(hi)) {
+    throw Error("a group of weights has the range " + range + ": it holds NaN or infinity");
+  }
+  require(lo <= hi, "a group of weights has its range upside down");
+  const GridPoint point = grid_point_of(grid, bits, lo, hi);
+  if (!is_usable(point.scale)) {
+    throw Error("a group of weights has the range " + range + ": its scale at " +
+                std::to_string(bits) + " bits exceeds float16's largest value, 65504");
+  }
+  return point;
+}
+
+}  // namespace roundhouse

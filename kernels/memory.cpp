@@ -1,0 +1,83 @@
+#include "kernels/memory.h"
+
+#include <vector>
+
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+// Bytes from a matrix's first element to that of row `row` and column `col`. An empty matrix may
+// have no memory.
+std::size_t offset_of(const ConstMatrix& m, std::int64_t row, std::int64_t col) {
+  return m.data == nullptr ? 0 : static_cast<std::size_t>(row * m.stride + col) * size_of(m.type);
+}
+
+void check_range(std::int64_t begin, std::int64_t end, std::int64_t size) {
+  require(0 <= begin && begin <= end && end <= size, "a range leaves its matrix");
+}
+
+}  // namespace
+
+Matrix Matrix::row_range(std::int64_t begin, std::int64_t end) const {
+  check_range(begin, end, rows);
+  return {static_cast<std::byte*>(data) + offset_of(*this, begin, 0), type, end - begin, cols,
+          stride};
+}
+
+Matrix Matrix::col_range(std::int64_t begin, std::int64_t end) const {
+  check_range(begin, end, cols);
+  return {static_cast<std::byte*>(data) + offset_of(*this, 0, begin), type, rows, end - begin,
+          stride};
+}
+
+float* Matrix::f32() const {
+  require(type == DType::kF32, "a matrix is not F32");
+  return static_cast<float*>(data);
+}
+
+ConstMatrix ConstMatrix::row_range(std::int64_t begin, std::int64_t end) const {
+  check_range(begin, end, rows);
+  return {static_cast<const std::byte*>(data) + offset_of(*this, begin, 0), type, end - begin, cols,
+          stride};
+}
+
+ConstMatrix ConstMatrix::col_range(std::int64_t begin, std::int64_t end) const {
+  check_range(begin, end, cols);
+  return {static_cast<const std::byte*>(data) + offset_of(*this, 0, begin), type, rows, end - begin,
+          stride};
+}
+
+const float* ConstMatrix::f32() const {
+  require(type == DType::kF32, "a matrix is not F32");
+  return static_cast<const float*>(data);
+}
+
+Tensor::Tensor(Memory& memory, DType type, std::int64_t rows, std::int64_t cols)
+    : buffer_(
+          memory.allocate(static_cast<std::size_t>(element_count({rows, cols})) * size_of(type))),
+      type_(type),
+      rows_(rows),
+      cols_(cols) {}
+
+Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
+  require(host.shape.size() <= 2, "a tensor on a device has at most two dimensions");
+  const std::int64_t rows = host.shape.size() == 2 ? host.shape[0] : 1;
+  const std::int64_t cols = host.shape.empty() ? 1 : host.shape.back();
+  Tensor tensor(memory, type, rows, cols);
+  require(host.bytes.size() == static_cast<std::size_t>(rows * cols) * size_of(host.type),
+          "a tensor's bytes do not match its shape");
+  if (host.type == type) {
+    memory.upload(host.bytes, tensor.buffer_.get());
+    memory.sync();  // `host` need not outlive this call
+    return tensor;
+  }
+  std::vector<std::byte> converted(tensor.bytes());
+  convert(host.type, host.bytes.data(), type, converted.data(),
+          static_cast<std::size_t>(rows * cols));
+  memory.upload(converted, tensor.buffer_.get());
+  memory.sync();
+  return tensor;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,35 @@
+#include "kernels/sgemm_cpu.h"
+
+#include <oneapi/dnnl/dnnl.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace roundhouse {
+
+void sgemm(const Sgemm& op) {
+  if (op.m == 0 || op.n == 0) return;
+  if (op.k == 0) {
+    for (std::int64_t i = 0; i < op.m; ++i) {
+      float* const row = op.c + i * op.c_stride;
+      for (std::int64_t j = 0; j < op.n; ++j) row[j] = op.beta == 0.0f ? 0.0f : op.beta * row[j];
+    }
+    return;
+  }
+  const dnnl_status_t status =
+      dnnl_sgemm(op.transpose_a ? 'T' : 'N', op.transpose_b ? 'T' : 'N', op.m, op.n, op.k, op.alpha,
+                 op.a, op.a_stride, op.b, op.b_stride, op.beta, op.c, op.c_stride);
+  if (status != dnnl_success) {
+    throw Error("oneDNN's sgemm failed with status " + std::to_string(status));
+  }
+}
+
+std::int64_t tile_edge(std::int64_t m, std::int64_t n) {
+  for (const std::int64_t edge : {1024, 512}) {
+    if (((m + edge - 1) / edge) * ((n + edge - 1) / edge) >= 32) return edge;
+  }
+  return 256;
+}
+
+}  // namespace roundhouse
