@@ -1,65 +1,26 @@
-// One rank alone. Messages go from the rank to itself; a wait that nothing can end is an Error at once, where MPI would
-// wait for ever.
-#include <algorithm>
-#include <deque>
-#include <string>
+// One rank alone.
 #include <utility>
 
 #include "base/error.h"
 #include "comm/launcher.h"
+#include "comm/self_messages.h"
 
 namespace roundhouse {
 namespace {
 
-// Transfers that have not met their other half, in the order of their calls. As with a long message under MPI, a send
-// is done only when its receive has begun. The spans are the callers'; a ticket takes its own out when it goes.
-struct Mailbox {
-  template <class Bytes>
-  struct Entry {
-    std::uint64_t ticket;
-    Bytes data;
-  };
-  std::uint64_t tickets = 0;
-  std::deque<Entry<std::span<const std::byte>>> sends;
-  std::deque<Entry<std::span<std::byte>>> receives;
-
-  void match() {
-    while (!sends.empty() && !receives.empty()) {
-      const auto from = sends.front().data;
-      const auto to = receives.front().data;
-      if (from.size() != to.size()) {
-        throw Error("a message of " + std::to_string(from.size()) + " bytes meets a receive of " +
-                    std::to_string(to.size()) + " bytes, rank 0 to itself");
-      }
-      std::ranges::copy(from, to.begin());
-      sends.pop_front();
-      receives.pop_front();
-    }
-  }
-  bool holds(std::uint64_t ticket) const {
-    const auto is_mine = [ticket](const auto& entry) { return entry.ticket == ticket; };
-    return std::ranges::any_of(sends, is_mine) || std::ranges::any_of(receives, is_mine);
-  }
-  void withdraw(std::uint64_t ticket) {
-    const auto is_mine = [ticket](const auto& entry) { return entry.ticket == ticket; };
-    std::erase_if(sends, is_mine);
-    std::erase_if(receives, is_mine);
-  }
-};
-
 class LocalTicket final : public Ticket {
  public:
-  LocalTicket(std::shared_ptr<Mailbox> mailbox, std::uint64_t id)
-      : mailbox_(std::move(mailbox)), id_(id) {}
-  ~LocalTicket() override { mailbox_->withdraw(id_); }
+  explicit LocalTicket(std::shared_ptr<SelfMessages> messages)
+      : messages_(std::move(messages)), id_(messages_->new_ticket()) {}
+  // Nothing to wait for: what is not done now can only be done by calls that this rank has not made yet.
+  ~LocalTicket() override { messages_->withdraw(id_); }
 
-  void wait() override {
-    if (!done()) throw Error("rank 0 waits for a message to itself whose other half was not started");
-  }
-  bool done() override { return !mailbox_->holds(id_); }
+  std::uint64_t id() const { return id_; }
+  void wait() override { messages_->wait(id_); }
+  bool done() override { return messages_->done(id_); }
 
  private:
-  std::shared_ptr<Mailbox> mailbox_;  // shared with the communicator, which may go first
+  std::shared_ptr<SelfMessages> messages_;  // shared with the communicator, which may go first
   std::uint64_t id_;
 };
 
@@ -70,16 +31,15 @@ class LocalCommunicator final : public Communicator {
 
   std::unique_ptr<Ticket> start(std::span<const Send> sends,
                                 std::span<const Receive> receives) override {
-    for (const Send& send : sends) require(send.to == 0, "send to a rank outside the communicator");
+    auto ticket = std::make_unique<LocalTicket>(messages_);
     for (const Receive& receive : receives) {
       require(receive.from == 0, "receive from a rank outside the communicator");
+      messages_->receive(ticket->id(), receive.data);
     }
-    auto ticket = std::make_unique<LocalTicket>(mailbox_, ++mailbox_->tickets);
-    for (const Send& send : sends) mailbox_->sends.push_back({mailbox_->tickets, send.data});
-    for (const Receive& receive : receives) {
-      mailbox_->receives.push_back({mailbox_->tickets, receive.data});
+    for (const Send& send : sends) {
+      require(send.to == 0, "send to a rank outside the communicator");
+      messages_->send(ticket->id(), send.data);
     }
-    mailbox_->match();
     return ticket;
   }
 
@@ -101,7 +61,7 @@ class LocalCommunicator final : public Communicator {
   }
 
  private:
-  std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
+  std::shared_ptr<SelfMessages> messages_ = std::make_shared<SelfMessages>(0);
 };
 
 }  // namespace

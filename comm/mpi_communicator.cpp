@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "comm/launcher.h"
 #include "comm/mpi_error.h"
+#include "comm/self_messages.h"
 
 namespace roundhouse {
 
@@ -64,10 +65,17 @@ std::string describe(const Transfer& transfer, int rank) {
 
 class MpiTicket final : public Ticket {
  public:
-  MpiTicket(MPI_Comm comm, int rank, int size, std::size_t piece_bytes)
-      : comm_(comm), rank_(rank), size_(size), piece_bytes_(piece_bytes) {}
+  MpiTicket(MPI_Comm comm, int rank, int size, std::size_t piece_bytes,
+            std::shared_ptr<SelfMessages> self)
+      : comm_(comm),
+        rank_(rank),
+        size_(size),
+        piece_bytes_(piece_bytes),
+        self_(std::move(self)),
+        self_ticket_(self_->new_ticket()) {}
 
   ~MpiTicket() override {
+    self_->withdraw(self_ticket_);  // can only be done by calls that this rank has not made yet
     if (requests_.empty()) return;
     if (std::uncaught_exceptions() > 0) {
       abandon();
@@ -82,6 +90,10 @@ class MpiTicket final : public Ticket {
 
   void send(std::span<const std::byte> data, int to, int tag) {
     require(to >= 0 && to < size_, "send to a rank outside the communicator");
+    if (to == rank_) {
+      self_->send(self_ticket_, data);
+      return;
+    }
     // An empty message is one empty piece, so that the other side's size is checked there too.
     std::size_t at = 0;
     do {
@@ -95,6 +107,10 @@ class MpiTicket final : public Ticket {
 
   void receive(std::span<std::byte> data, int from, int tag) {
     require(from >= 0 && from < size_, "receive from a rank outside the communicator");
+    if (from == rank_) {
+      self_->receive(self_ticket_, data);
+      return;
+    }
     std::size_t at = 0;
     do {
       const int bytes = piece_at(at, data.size());
@@ -106,11 +122,17 @@ class MpiTicket final : public Ticket {
   }
 
   void wait() override {
+    self_->wait(self_ticket_);
     Backoff backoff;
     while (!done()) backoff.pause();
   }
 
   bool done() override {
+    return requests_are_done() && self_->done(self_ticket_);
+  }
+
+ private:
+  bool requests_are_done() {
     if (requests_.empty()) return true;
     int all = 0;
     statuses_.resize(requests_.size());
@@ -139,7 +161,6 @@ class MpiTicket final : public Ticket {
     return true;
   }
 
- private:
   int piece_at(std::size_t at, std::size_t size) const {
     return static_cast<int>(std::min(piece_bytes_, size - at));
   }
@@ -170,6 +191,8 @@ class MpiTicket final : public Ticket {
   int rank_;
   int size_;
   std::size_t piece_bytes_;
+  std::shared_ptr<SelfMessages> self_;  // shared with the communicator, which may go first
+  std::uint64_t self_ticket_;
   std::vector<Transfer> transfers_;
   std::vector<MPI_Request> requests_;  // empty once all are done
   std::vector<MPI_Status> statuses_;
@@ -182,6 +205,7 @@ class MpiCommunicator final : public Communicator {
     check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "setting the error handler");
     check_mpi(MPI_Comm_rank(comm_, &rank_), "asking for the rank");
     check_mpi(MPI_Comm_size(comm_, &size_), "asking for the number of ranks");
+    self_ = std::make_shared<SelfMessages>(rank_);
   }
   // While an exception unwinds MPI is left as it is: the job ends by abort_job().
   ~MpiCommunicator() override {
@@ -255,7 +279,7 @@ class MpiCommunicator final : public Communicator {
 
  private:
   std::unique_ptr<MpiTicket> make_ticket() const {
-    return std::make_unique<MpiTicket>(comm_, rank_, size_, piece_bytes_);
+    return std::make_unique<MpiTicket>(comm_, rank_, size_, piece_bytes_, self_);
   }
 
   void receive_all(MpiTicket& ticket, const std::vector<std::int64_t>& sizes,
@@ -294,6 +318,7 @@ class MpiCommunicator final : public Communicator {
   int rank_ = 0;
   int size_ = 1;
   std::size_t piece_bytes_;
+  std::shared_ptr<SelfMessages> self_;
 };
 
 }  // namespace

@@ -7,13 +7,13 @@
 #include <exception>
 #include <string>
 
-#include "comm/launcher.h"
 #include "tests/comm/mpi_world.h"
 
 namespace roundhouse {
 namespace {
 
 Communicator* world = nullptr;
+LaunchSession* session = nullptr;
 
 class RankReporter final : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& part) override {
@@ -26,9 +26,10 @@ class RankReporter final : public testing::EmptyTestEventListener {
 };
 
 int run_all_tests(int argc, char** argv) {
-  LaunchSession session(argc, argv);
+  LaunchSession this_session(argc, argv);
+  session = &this_session;
   testing::InitGoogleTest(&argc, argv);
-  const auto all_ranks = session.world();
+  const auto all_ranks = this_session.world();
   world = all_ranks.get();
 
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
@@ -40,6 +41,7 @@ int run_all_tests(int argc, char** argv) {
 }  // namespace
 
 Communicator& test_world() { return *world; }
+LaunchSession& test_session() { return *session; }
 
 }  // namespace roundhouse
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "comm/launcher.h"
 
 namespace roundhouse {
 
 // All ranks of this test run: MPI under mpirun, else the local communicator.
 Communicator& test_world();
+LaunchSession& test_session();
 
 }  // namespace roundhouse

@@ -1,0 +1,161 @@
+#include "comm/tree_sum.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "comm/launcher.h"
+#include "tests/comm/mpi_world.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::size_t kCount = 257;
+
+int alive = 0, most_alive = 0;  // summands of this process
+
+class Floats final : public Summand {
+ public:
+  explicit Floats(std::vector<float> initial = std::vector<float>(kCount, std::nanf("")))
+      : values(std::move(initial)) {
+    most_alive = std::max(most_alive, ++alive);
+  }
+  ~Floats() override { --alive; }
+  std::span<std::byte> bytes() override { return std::as_writable_bytes(std::span(values)); }
+  void add(Summand& other) override {
+    const auto& more = dynamic_cast<Floats&>(other).values;
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += more[i];
+  }
+
+  std::vector<float> values;
+};
+
+// Magnitudes over 2^-12..2^12 and both signs: nearly every change of order shows in some element.
+std::vector<float> part_values(int part) {
+  Random random(static_cast<std::uint64_t>(1000 + part));
+  std::vector<float> values(kCount);
+  for (float& v : values) {
+    v = static_cast<float>(std::ldexp(random.uniform() - 0.5, static_cast<int>(random.below(25)) - 12));
+  }
+  return values;
+}
+
+std::vector<float> plus(std::vector<float> a, const std::vector<float>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
+}
+
+// The header's definition, word for word.
+std::vector<float> sequential_tree(int begin, int end) {
+  if (end - begin == 1) return part_values(begin);
+  int left = 1;
+  while (2 * left < end - begin) left *= 2;
+  return plus(sequential_tree(begin, begin + left), sequential_tree(begin + left, end));
+}
+
+std::vector<std::uint32_t> bits(const std::vector<float>& values) {
+  std::vector<std::uint32_t> result;
+  for (const float v : values) result.push_back(std::bit_cast<std::uint32_t>(v));
+  return result;
+}
+
+std::unique_ptr<Summand> distributed(Communicator& team, int parts, int owner) {
+  TreeSum sum(team, parts, [] { return std::make_unique<Floats>(); });
+  const PartRange mine = parts_of_rank(parts, team.rank(), team.size());
+  for (int part = mine.begin; part < mine.end; ++part) {
+    sum.add(part, std::make_unique<Floats>(part_values(part)));
+  }
+  return sum.finish(owner);
+}
+
+TEST(TreeSumTest, HasTheBitsOfTheSequentialTreeOnAnyNumberOfRanks) {
+  Communicator& world = test_world();
+  for (int parts = 1; parts <= 17; ++parts) {
+    const auto want = bits(sequential_tree(0, parts));
+    for (int owner = 0; owner < world.size(); ++owner) {
+      const auto got = distributed(world, parts, owner);
+      ASSERT_EQ(got != nullptr, world.rank() == owner);
+      if (got) {
+        EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), want) << parts << " parts, owner " << owner;
+      }
+    }
+    const auto alone = make_local_communicator();
+    EXPECT_EQ(bits(dynamic_cast<Floats&>(*distributed(*alone, parts, 0)).values), want) << parts << " parts, alone";
+  }
+}
+
+TEST(TreeSumTest, TheseNumbersTellTheTreeFromASumLeftToRight) {
+  for (int parts = 1; parts <= 17; ++parts) {
+    std::vector<float> left_to_right = part_values(0);
+    for (int part = 1; part < parts; ++part) left_to_right = plus(left_to_right, part_values(part));
+    EXPECT_EQ(bits(left_to_right) == bits(sequential_tree(0, parts)), parts <= 3) << parts << " parts";
+  }
+}
+
+TEST(TreeSumTest, FewPartialSumsAreAlive) {
+  Communicator& world = test_world();
+  for (int parts = 1; parts <= 64; ++parts) {
+    most_alive = alive;
+    const int before = alive;
+    distributed(world, parts, 0);
+    // The run's subtrees, and at the owner the one that has just come.
+    const int levels = std::bit_width(static_cast<unsigned>(parts - 1));
+    EXPECT_LE(most_alive - before, 2 * levels + 2) << parts << " parts";
+    if (world.size() == 1) {
+      EXPECT_LE(most_alive - before, levels + 1) << parts << " parts";
+    }
+  }
+}
+
+TEST(TreeSumTest, CanBeUsedAgainAfterFinish) {
+  Communicator& world = test_world();
+  TreeSum sum(world, 5, [] { return std::make_unique<Floats>(); });
+  const PartRange mine = parts_of_rank(5, world.rank(), world.size());
+  for (int round = 0; round < 2; ++round) {
+    for (int part = mine.begin; part < mine.end; ++part) sum.add(part, std::make_unique<Floats>(part_values(part)));
+    const auto got = sum.finish(0);
+    if (got) {
+      EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), bits(sequential_tree(0, 5)));
+    }
+  }
+}
+
+TEST(TreeSumTest, PartsOutOfOrderOrMissingAreErrors) {
+  const auto alone = make_local_communicator();
+  TreeSum sum(*alone, 3, [] { return std::make_unique<Floats>(); });
+  EXPECT_THROW(sum.add(1, std::make_unique<Floats>()), Error);
+  sum.add(0, std::make_unique<Floats>());
+  EXPECT_THROW(sum.add(0, std::make_unique<Floats>()), Error);
+  EXPECT_THROW(sum.finish(0), Error);
+}
+
+TEST(PartsTest, RunsAreConsecutiveEvenAndAgreeWithTheirInverse) {
+  for (int parts = 0; parts <= 40; ++parts) {
+    for (int ranks = 1; ranks <= 9; ++ranks) {
+      int expected = 0;
+      for (int rank = 0; rank < ranks; ++rank) {
+        const PartRange run = parts_of_rank(parts, rank, ranks);
+        EXPECT_EQ(run.begin, expected);
+        EXPECT_GE(run.end - run.begin, parts / ranks);
+        EXPECT_LE(run.end - run.begin, (parts + ranks - 1) / ranks);
+        for (int part = run.begin; part < run.end; ++part) EXPECT_EQ(rank_of_part(parts, part, ranks), rank);
+        expected = run.end;
+      }
+      EXPECT_EQ(expected, parts);
+    }
+  }
+}
+
+TEST(PartsTest, RanksBeyondThePartsAreEmpty) {
+  EXPECT_EQ(parts_of_rank(2, 1, 4).end, 2);
+  EXPECT_EQ(parts_of_rank(2, 2, 4).begin, parts_of_rank(2, 2, 4).end);
+  EXPECT_EQ(parts_of_rank(2, 3, 4).begin, parts_of_rank(2, 3, 4).end);
+}
+
+}  // namespace
+}  // namespace roundhouse
