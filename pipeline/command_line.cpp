@@ -1,0 +1,252 @@
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <new>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+
+#include "base/error.h"
+#include "comm/launcher.h"
+#include "pipeline/commands.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongInput = 2;
+
+using Command = std::function<int(LaunchSession&)>;
+
+// Known before MPI is: what every rank would say alike is said by the first.
+bool is_first_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK"}) {
+    if (const char* rank = std::getenv(name)) return std::atoi(rank) == 0;
+  }
+  return true;
+}
+
+std::string one_line(std::string text) {
+  while (text.ends_with('\n')) text.pop_back();
+  for (char& c : text) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  return text;
+}
+
+// What went wrong and the exit code for it, of the exception in flight.
+struct Failure {
+  std::string what;
+  int exit_code;
+};
+
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const InputError& error) {
+    return {error.what(), kWrongInput};
+  } catch (const std::bad_alloc&) {
+    return {"out of memory", kFailed};
+  } catch (const std::exception& error) {
+    return {error.what(), kFailed};
+  }
+}
+
+void print_failure(const Failure& failure) {
+  const std::string line = "roundhouse: " + one_line(failure.what) + "\n";
+  std::fflush(stdout);
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+// With several ranks a failure must end the job, from inside the session: the others may be waiting for this rank. What all ranks
+// find alike (a wrong config) should be said once, so rank 0 goes first and the job is over before the others wake up.
+int run_in_session(int& argc, char**& argv, const Command& command) {
+  const bool several = started_by_launcher();
+  LaunchSession session(argc, argv);
+  if (!several) return command(session);
+  try {
+    return command(session);
+  } catch (...) {
+    const Failure failure = current_failure();
+    if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(1));
+    abort_job(failure.exit_code, one_line(failure.what));
+  }
+}
+
+CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values, const std::string& help) {
+  // One value each time it is given, so that a positional argument may follow.
+  return app.add_option(name, values, help)->allow_extra_args(false);
+}
+
+// The arguments of all commands; the chosen one sets `chosen`.
+struct Arguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  ExportArguments exporting;
+  EvaluateArguments evaluating;
+  PerplexityTask text;
+  std::string text_name;
+  std::string folder;
+  std::vector<std::string> folders;
+  bool follow = false;
+
+  Command chosen;
+};
+
+void add_run(CLI::App& app, Arguments& arguments) {
+  CLI::App& run = *app.add_subcommand("run", "Quantize, export and evaluate: starts a run, or goes on with it");
+  run.add_option("CONFIG", arguments.config, "YAML file that describes the run")->required();
+  add_list(run, "--set", arguments.overrides, "Put KEY=VALUE in place of what CONFIG says; may be repeated")
+      ->type_name("KEY=VALUE");
+  run.footer(
+      "Examples:\n"
+      "  roundhouse run configs/tiny_world.yaml\n"
+      "  roundhouse run configs/tiny_world.yaml --set run=runs/try --set calibration.samples=64\n"
+      "  roundhouse run configs/tiny_world.yaml --set 'recipes=[{method: rtn, bits: 3}]'\n"
+      "  mpirun -n 4 roundhouse run configs/tiny_world.yaml\n"
+      "\n"
+      "The same command goes on where a stopped or killed run was, on as many ranks as it then gets.\n"
+      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong input, 1 else.");
+  run.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return run_command(session, read_config(arguments.config, arguments.overrides));
+    };
+  });
+}
+
+void add_export(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("export", "Write checkpoints that other tools load");
+  ExportArguments& given = arguments.exporting;
+  command.add_option("RUN", given.run, "Folder of a run")->required();
+  add_list(command, "--recipe", given.recipes, "Only this recipe; may be repeated")->type_name("NAME");
+  add_list(command, "--format", given.formats, "In this format; may be repeated")
+      ->type_name("FORMAT")
+      ->check(CLI::IsMember(export_formats()));
+  command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")->type_name("DIR");
+  command.footer(
+      "Examples:\n"
+      "  roundhouse export runs/tiny\n"
+      "  roundhouse export runs/tiny --recipe gptq-w4g128 --format gptq --output /data/models");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return export_command(session, arguments.exporting);
+    };
+  });
+}
+
+void add_evaluate(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("evaluate", "Measure perplexities of a run's recipes, or of a model");
+  EvaluateArguments& given = arguments.evaluating;
+  command.add_option("TARGET", given.target, "Folder of a run, or of a Hugging Face model")->required();
+  add_list(command, "--recipe", given.recipes, "Only this recipe of a run; may be repeated")->type_name("NAME");
+  CLI::Option* text = command.add_option("--text", arguments.text.text, "Measure on this text, instead of what the config names")
+                          ->type_name("FILE")
+                          ->check(CLI::ExistingFile);
+  command.add_option("--name", arguments.text_name, "What the figure is called; default: the file's name")
+      ->type_name("NAME")
+      ->needs(text);
+  command.add_option("--window", arguments.text.window, "Tokens a window; default 2048")
+      ->type_name("N")
+      ->check(CLI::Range(2, 1 << 20))
+      ->needs(text);
+  command.add_option("--limit", arguments.text.limit, "Windows at most; 0: all")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1'000'000))
+      ->needs(text);
+  command.footer(
+      "Examples:\n"
+      "  roundhouse evaluate runs/tiny\n"
+      "  roundhouse evaluate runs/tiny --recipe rtn-w4g128 --text wiki.test.txt --window 2048\n"
+      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.txt --limit 20");
+  command.callback([&arguments, text] {
+    if (text->count() > 0) {
+      PerplexityTask& task = arguments.text;
+      task.name = arguments.text_name.empty() ? task.text.stem().string() : arguments.text_name;
+      arguments.evaluating.perplexity.push_back(task);
+    }
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return evaluate_command(session, arguments.evaluating);
+    };
+  });
+}
+
+void add_status(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("status", "Show how far a run is, also while it runs");
+  command.add_option("RUN", arguments.folder, "Folder of a run")->required();
+  command.add_flag("--follow", arguments.follow, "Show it again every 2 seconds until the run is done");
+  command.footer("Example:\n  roundhouse status runs/tiny --follow");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? status_command(arguments.folder, arguments.follow) : 0;
+    };
+  });
+}
+
+void add_verify(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("verify", "Check every hash of a run or of an exported checkpoint");
+  command.add_option("TARGET", arguments.folder, "Folder of a run, or of an export")->required();
+  command.footer(
+      "Examples:\n"
+      "  roundhouse verify runs/tiny\n"
+      "  roundhouse verify runs/tiny/export/gptq-w4g128/gptq\n"
+      "\n"
+      "Exit codes: 0 all is whole, 1 something is damaged, 2 wrong input.");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? verify_command(arguments.folder) : 0;
+    };
+  });
+}
+
+void add_report(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("report", "Write tables and a page of what runs have reached");
+  command.add_option("RUN", arguments.folders, "Folders of runs")->required();
+  command.footer("Example:\n  roundhouse report runs/tiny");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      if (!is_first_rank()) return 0;
+      return report_command({arguments.folders.begin(), arguments.folders.end()});
+    };
+  });
+}
+
+}  // namespace
+
+int main_command(int argc, char** argv) {
+  try {
+    Arguments arguments;
+    CLI::App app("Roundhouse quantizes the weights of large language models, on one machine or on many.", "roundhouse");
+    app.set_version_flag("--version", "roundhouse " ROUNDHOUSE_VERSION);
+    app.require_subcommand(1);
+    add_run(app, arguments);
+    add_export(app, arguments);
+    add_evaluate(app, arguments);
+    add_status(app, arguments);
+    add_verify(app, arguments);
+    add_report(app, arguments);
+    app.footer("`roundhouse COMMAND --help` shows a command's options and examples.");
+
+    // Before MPI: a wrong command line needs no job.
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (error.get_exit_code() == 0) {
+        if (is_first_rank()) app.exit(error);
+        return 0;
+      }
+      if (is_first_rank()) print_failure({std::string(error.what()) + " (see roundhouse --help)", kWrongInput});
+      return kWrongInput;
+    }
+
+    const int exit_code = run_in_session(argc, argv, arguments.chosen);
+    if (std::fflush(stdout) != 0) throw Error("cannot write to standard output");
+    return exit_code;
+  } catch (...) {
+    const Failure failure = current_failure();
+    print_failure(failure);
+    return failure.exit_code;
+  }
+}
+
+}  // namespace roundhouse

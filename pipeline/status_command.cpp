@@ -1,0 +1,160 @@
+// Looks at a run from outside: takes no lock, changes nothing, and reads only what is written as a whole (records by their
+// names, the journal line by line), so it may run beside the job.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "model/model_config.h"
+#include "pipeline/commands.h"
+#include "pipeline/progress_line.h"
+#include "pipeline/run_files.h"
+#include "pipeline/run_folder.h"
+#include "stages/run_store.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+// 0: not known (the model is gone, and the job has not said).
+int blocks_of(const RunConfig& config, const std::vector<Json>& journal) {
+  try {
+    return static_cast<int>(read_model_config(config.model).blocks);
+  } catch (const InputError&) {
+  }
+  int blocks = 0;
+  for (const Json& event : journal) {
+    if (event.value("event", "") == "block") blocks = std::max(blocks, event.value("block", 0) + 1);
+  }
+  return blocks;
+}
+
+int blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
+  int done = 0;
+  std::error_code ignored;
+  for (int block = 0; block < blocks; ++block) {
+    if (fs::exists(run / (block_key(recipe, block) + ".h5"), ignored)) ++done;
+  }
+  return done;
+}
+
+Json read_results(const fs::path& run, const std::string& recipe) {
+  const fs::path path = results_path(run, recipe);
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return Json::object();
+  Json results = Json::parse(read_text_file(path), nullptr, false);
+  return results.is_object() ? results : Json::object();
+}
+
+// "test 12.3456, wikitext2 8.9012"
+std::string perplexities(const Json& results) {
+  std::string text;
+  const Json figures = results.value("perplexity", Json::object());
+  for (const auto& [name, value] : figures.items()) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name,
+                        value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
+  }
+  return text;
+}
+
+// What the journal says of the job that ran last.
+struct LastJob {
+  std::string device;
+  int ranks = 0;
+  double unit_seconds = 0;  // mean of its units, each on one team
+  int units = 0;
+  int teams = 1;  // that make units side by side
+  Json last_event;
+};
+
+LastJob last_job(const std::vector<Json>& journal) {
+  LastJob job;
+  for (const Json& event : journal) {
+    const std::string kind = event.value("event", "");
+    if (kind == "quantize") {
+      job = {};
+      job.device = event.value("device", "");
+      job.ranks = event.value("ranks", 0);
+      job.teams = std::max(1, event.value("/mesh/pipeline"_json_pointer, 1));
+    } else if (kind == "block") {
+      job.unit_seconds += event.value("seconds", 0.0);
+      ++job.units;
+    }
+    job.last_event = event;
+  }
+  if (job.units > 0) job.unit_seconds /= job.units;
+  return job;
+}
+
+std::string describe(const Json& event) {
+  std::string text = event.value("time", "") + " " + event.value("event", "");
+  for (const char* key : {"recipe", "format", "name"}) {
+    if (event.contains(key) && event[key].is_string()) text += " " + event[key].get<std::string>();
+  }
+  if (event.contains("block") && event["block"].is_number()) text += " " + event["block"].dump();
+  return text;
+}
+
+struct Picture {
+  std::string text;
+  bool done;  // the last job said so
+};
+
+Picture look(const fs::path& run) {
+  const RunConfig config = read_run_config(run);
+  const std::vector<Json> journal = read_journal(run);
+  const int blocks = blocks_of(config, journal);
+  const LastJob job = last_job(journal);
+
+  std::string text = fmt::format("{}: {}", run.string(), config.model.string());
+  if (job.ranks > 0) text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks", job.device);
+  text += "\n";
+
+  std::size_t width = std::string(kOriginal).size();
+  for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
+  int missing = 0;
+  for (const Recipe& recipe : config.recipes) {
+    const int done = blocks_done(run, recipe.name, blocks);
+    missing += blocks - done;
+    text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}\n", recipe.name, width, done,
+                        blocks > 0 ? std::to_string(blocks) : "?", perplexities(read_results(run, recipe.name)));
+  }
+  if (const std::string original = perplexities(read_results(run, kOriginal)); !original.empty()) {
+    text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
+  }
+  if (job.units > 0) {
+    text += fmt::format("{} a block", format_duration(job.unit_seconds));
+    if (missing > 0) {
+      text += fmt::format(", {} left of quantizing", format_duration(job.unit_seconds * missing / job.teams));
+    }
+    text += "\n";
+  }
+  if (!job.last_event.is_null()) text += "last: " + describe(job.last_event) + "\n";
+  return {text, job.last_event.is_object() && job.last_event.value("event", "") == "done"};
+}
+
+}  // namespace
+
+int status_command(const fs::path& run, bool follow) {
+  if (!fs::is_regular_file(run / "config.yaml")) {
+    throw InputError(run.string() + " is not the folder of a run: it has no config.yaml");
+  }
+  for (;;) {
+    const Picture picture = look(run);
+    const bool redraw = follow && ::isatty(STDOUT_FILENO) == 1;
+    fmt::print("{}{}", redraw ? "\x1b[H\x1b[J" : "", picture.text);
+    std::fflush(stdout);
+    if (!follow || picture.done) return 0;
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  }
+}
+
+}  // namespace roundhouse
