@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# Sourced by the batch scripts. `supervise RUN COMMAND...` starts COMMAND (an srun) as a job step and acts on its end:
+#
+#   exit code             what happens
+#   0                     done
+#   75                    stopped cleanly with work left, as the time limit is near: back into the queue
+#   2                     wrong usage or config: final
+#   any, after SIGTERM    preempted or cancelled: Slurm itself requeues the one and not the other. But a SIGTERM 30 s or more after
+#                         the warning means that time is up and the job over: back into the queue
+#   anything else         a crash or a failed launch. First a new step in the same allocation: a node that lost power refuses
+#                         a step number it has seen before. If that fails, too, back into the queue, for other nodes. Failures
+#                         are listed in RUN/failures.log; the sixth without a block finished between them is final
+#   (no end)              the node of this script died: Slurm requeues the job (#SBATCH --requeue)
+#
+# The script puts the job back MAX_RESTARTS times at most; preemptions and lost nodes count, too.
+
+finished_blocks() {
+  { find "$1/recipes" -name 'block-*.h5' 2>/dev/null || true; } | wc -l  # no folder before the first start
+}
+
+# Ends this script, too: nothing may come after it.
+put_back() {
+  local restarts=${SLURM_RESTART_COUNT:-0}
+  if [[ $restarts -ge $MAX_RESTARTS ]]; then
+    echo "started $((restarts + 1)) times already (MAX_RESTARTS=$MAX_RESTARTS): not trying again"
+  else
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+}
+
+# srun takes SIGTERM as an order to kill every task at once, so both signals go on as SIGUSR1, which the program treats alike.
+on_warning() {
+  warned=$SECONDS
+  kill -USR1 "$step" || true
+}
+
+on_terminate() {
+  terminated=yes
+  kill -USR1 "$step" || true
+  if [[ $warned && $((SECONDS - warned)) -ge 30 ]]; then
+    echo "out of time before the unit in flight was done"
+    put_back
+  fi
+}
+
+# Runs the step in the background, so that signals are seen while it works. Its exit code is in `status`.
+run_step() {
+  "$@" &
+  step=$!
+  trap on_warning USR1
+  trap on_terminate TERM
+  # A trapped signal ends `wait` early, with a status above 128, while the step goes on.
+  while :; do
+    status=0
+    wait "$step" || status=$?
+    kill -0 "$step" 2>/dev/null || break
+  done
+}
+
+supervise() {
+  local run=$1 status step warned='' terminated='' blocks failures
+  shift
+  echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))," \
+    "$(finished_blocks "$run") blocks finished: $*"
+  while :; do
+    run_step "$@"
+    if [[ $status == 0 ]]; then
+      echo "done"
+      exit 0
+    elif [[ $terminated ]]; then
+      echo "stopped with exit code $status after SIGTERM"
+      exit "$status"
+    elif [[ $status == 75 ]]; then
+      echo "stopped cleanly with work left"
+      put_back
+      exit 75
+    elif [[ $status == 2 ]]; then
+      echo "not tried again: what is wrong stands above"
+      exit 2
+    fi
+
+    blocks=$(finished_blocks "$run")
+    mkdir -p "$run"
+    echo "$(date +%FT%T) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: exit code $status, $blocks blocks finished" >>"$run/failures.log"
+    failures=$(grep -c ", $blocks blocks finished$" "$run/failures.log")
+    echo "failed with exit code $status, $blocks blocks finished, failure $failures of 6"
+    if [[ $failures -ge 6 ]]; then
+      exit "$status"
+    elif [[ $((failures % 2)) == 0 ]]; then
+      put_back
+      exit "$status"
+    fi
+    # Time for Slurm to clear the dead step away, or to find out that a node is lost.
+    sleep 10
+    if [[ $terminated ]]; then exit "$status"; fi
+  done
+}
