@@ -1,0 +1,192 @@
+// Model directories made on the spot, and what a wrong one answers.
+#pragma once
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/tensor.h"
+#include "model/safetensors.h"
+
+namespace roundhouse {
+
+class TempDirectory {
+ public:
+  TempDirectory() {
+    std::string name = testing::TempDir() + "roundhouse-model-XXXXXX";
+    if (mkdtemp(name.data()) == nullptr) throw Error("no temporary directory");
+    path_ = name;
+  }
+  ~TempDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TempDirectory(const TempDirectory&) = delete;
+  TempDirectory& operator=(const TempDirectory&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+inline void write_file(const std::filesystem::path& path, std::string_view bytes) {
+  std::filesystem::remove(path);  // some file systems flush a file that is cut to nothing and written again: slow
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+// What the InputError of an action says; a text that no test expects if there is none.
+template <class Action>
+std::string input_error_of(Action&& action) {
+  try {
+    action();
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "(no InputError)";
+}
+
+// A file with this header text, as it is, and this many bytes of data.
+inline std::string safetensors_bytes(const std::string& header, std::size_t data_bytes) {
+  std::string bytes;
+  for (int i = 0; i < 8; ++i) bytes += static_cast<char>(header.size() >> (8 * i) & 0xff);
+  return bytes + header + std::string(data_bytes, '\x11');
+}
+
+inline std::filesystem::path tiny_world() { return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world"; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Models whose weights follow from the names of their tensors; tests/golden/make_logits.py has the same formula.
+
+inline std::uint64_t fnv1a(std::string_view bytes) {
+  std::uint64_t h = 0xcbf29ce484222325u;
+  for (const char c : bytes) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return h;
+}
+
+inline std::uint64_t formula_hash(std::uint64_t name_hash, std::uint64_t index) {
+  std::uint64_t z = name_hash + (index + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+inline std::vector<float> formula_weight(const std::string& name, std::size_t count) {
+  std::vector<float> values(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto k = static_cast<float>(static_cast<int>(formula_hash(fnv1a(name), i) >> 56) - 128);
+    values[i] = name.find("norm") != name.npos           ? 1 + std::floor(k / 2) / 128
+                : name.find("embed_tokens") != name.npos ? k / 128
+                                                         : k / 512;
+  }
+  return values;
+}
+
+inline std::vector<std::int32_t> formula_tokens(const std::string& model, std::size_t count, std::int64_t vocabulary) {
+  std::vector<std::int32_t> tokens(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens[i] = static_cast<std::int32_t>(formula_hash(fnv1a(model + " tokens"), i) % static_cast<std::uint64_t>(vocabulary));
+  }
+  return tokens;
+}
+
+inline std::map<std::string, Shape> tensor_shapes(const nlohmann::json& config) {
+  const std::int64_t hidden = config.at("hidden_size"), ffn = config.at("intermediate_size");
+  const std::int64_t heads = config.at("num_attention_heads"), vocabulary = config.at("vocab_size");
+  const std::int64_t kv_heads = config.value("num_key_value_heads", heads);
+  const std::int64_t head_dim = config.value("head_dim", hidden / heads);
+  std::map<std::string, Shape> shapes = {{"model.embed_tokens.weight", {vocabulary, hidden}}, {"model.norm.weight", {hidden}}};
+  if (!config.at("tie_word_embeddings").get<bool>()) shapes["lm_head.weight"] = {vocabulary, hidden};
+  for (int i = 0; i < config.at("num_hidden_layers").get<int>(); ++i) {
+    const std::string block = "model.layers." + std::to_string(i) + ".";
+    shapes[block + "input_layernorm.weight"] = {hidden};
+    shapes[block + "post_attention_layernorm.weight"] = {hidden};
+    shapes[block + "self_attn.q_proj.weight"] = {heads * head_dim, hidden};
+    shapes[block + "self_attn.k_proj.weight"] = {kv_heads * head_dim, hidden};
+    shapes[block + "self_attn.v_proj.weight"] = {kv_heads * head_dim, hidden};
+    shapes[block + "self_attn.o_proj.weight"] = {hidden, heads * head_dim};
+    shapes[block + "mlp.gate_proj.weight"] = {ffn, hidden};
+    shapes[block + "mlp.up_proj.weight"] = {ffn, hidden};
+    shapes[block + "mlp.down_proj.weight"] = {hidden, ffn};
+  }
+  return shapes;
+}
+
+// The tensors of a model directory, for tests to spoil before they are written.
+using Tensors = std::map<std::string, HostTensor>;
+
+inline Tensors formula_tensors(const nlohmann::json& config, DType type) {
+  Tensors tensors;
+  for (const auto& [name, shape] : tensor_shapes(config)) {
+    HostTensor tensor(type, shape);
+    const std::vector<float> values = formula_weight(name, static_cast<std::size_t>(tensor.count()));
+    convert(DType::kF32, values.data(), type, tensor.bytes().data(), values.size());
+    tensors.emplace(name, std::move(tensor));
+  }
+  return tensors;
+}
+
+inline void write_safetensors(const std::filesystem::path& path, const Tensors& tensors) {
+  std::vector<TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) infos.push_back({name, tensor.type(), tensor.shape()});
+  SafetensorsWriter writer(path, infos, {{"format", "pt"}});
+  for (const auto& [name, tensor] : tensors) writer.write(name, tensor.bytes());
+  writer.close();
+}
+
+// config.json and the weights, in one file or dealt out to several with an index.
+inline void write_model(const std::filesystem::path& directory, const nlohmann::json& config, const Tensors& tensors,
+                        int shards = 1) {
+  write_file(directory / "config.json", config.dump());
+  if (shards == 1) {
+    write_safetensors(directory / "model.safetensors", tensors);
+    return;
+  }
+  std::vector<Tensors> parts(static_cast<std::size_t>(shards));
+  nlohmann::json map;
+  std::size_t i = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const std::size_t part = i++ % parts.size();
+    parts[part].emplace(name, tensor);
+    map[name] = "model-" + std::to_string(part) + ".safetensors";
+  }
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    write_safetensors(directory / ("model-" + std::to_string(part) + ".safetensors"), parts[part]);
+  }
+  write_file(directory / "model.safetensors.index.json", nlohmann::json{{"metadata", {}}, {"weight_map", map}}.dump());
+}
+
+inline nlohmann::json small_config() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"hidden_size", 32},
+          {"intermediate_size", 48},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"vocab_size", 40},
+          {"max_position_embeddings", 64},
+          {"rms_norm_eps", 1e-5},
+          {"rope_theta", 10000.0},
+          {"hidden_act", "silu"},
+          {"tie_word_embeddings", false},
+          {"torch_dtype", "float16"}};
+}
+
+}  // namespace roundhouse
