@@ -89,7 +89,6 @@ class Exporter {
   }
 
   const std::vector<OutputFile>& files() const { return files_; }
-  std::int64_t total_bytes() const { return total_bytes_; }
 
   void write_file(const fs::path& directory, const OutputFile& file) {
     monitor_.phase("exporting " + recipe_.name + " as " + format_.name() + ": " + file.name);
@@ -434,12 +433,6 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
       for (const std::string& line : lines) text += line;
       write_text_atomically(partial / kSums, text);
       move_into_place(partial, target);
-      monitor.event({{"event", "export"},
-                     {"recipe", recipe.name},
-                     {"format", options.format},
-                     {"directory", target.string()},
-                     {"files", exporter.files().size()},
-                     {"bytes", exporter.total_bytes()}});
     });
   } catch (...) {
     std::error_code ignored;

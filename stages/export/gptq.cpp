@@ -70,7 +70,9 @@ class Gptq final : public ExportFormat {
                                      {"pack_dtype", "int32"}};
     if (recipe.method == "gptq") {  // what readers show; nothing they compute with
       config["true_sequential"] = recipe.options.value("true_sequential", true);
-      config["damp_percent"] = recipe.options.value("damping", 0.01);
+      const double damping = recipe.options.value("damping", 0.01);
+      if (damping > 0 && damping < 1)
+        config["damp_percent"] = damping;  // transformers refuses 0 and 1
     }
     return config;
   }

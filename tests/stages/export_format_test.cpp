@@ -1,0 +1,299 @@
+#include "stages/export/format.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "stages/export/export.h"
+#include "tests/stages/export_world.h"
+
+namespace roundhouse {
+namespace {
+
+using testing::ElementsAre;
+using testing::ElementsAreArray;
+using testing::HasSubstr;
+
+constexpr std::int64_t kSide = 32;
+
+// 32 x 32, code[n, k] = (n + k) mod 2^bits, scale[n, g] = ±2^-(n mod 4) by g, zero[n, g] = n mod
+// 2^bits.
+QuantizedLinear example(int bits, std::int64_t group_size, Grid grid) {
+  QuantizedLinear linear = random_linear("mlp.up_proj", kSide, kSide, bits, group_size, grid, 1);
+  const int levels = 1 << bits;
+  for (std::int64_t n = 0; n < kSide; ++n) {
+    for (std::int64_t k = 0; k < kSide; ++k) {
+      linear.codes.as<std::uint8_t>()[n * kSide + k] = static_cast<std::uint8_t>((n + k) % levels);
+    }
+    for (std::int64_t g = 0; g < linear.groups(); ++g) {
+      const float scale = (g % 2 == 0 ? 1.0f : -1.0f) / static_cast<float>(1 << n % 4);
+      linear.scales.as<std::uint16_t>()[n * linear.groups() + g] = float_to_half(scale);
+      if (!is_symmetric(grid)) {
+        linear.zeros.as<std::uint8_t>()[n * linear.groups() + g] =
+            static_cast<std::uint8_t>(n % levels);
+      }
+    }
+  }
+  return linear;
+}
+
+Scheme scheme_of(const QuantizedLinear& linear) {
+  return {
+      .bits = linear.bits, .group_size = linear.group_size, .symmetric = is_symmetric(linear.grid)};
+}
+
+std::vector<HostTensor> filled(const std::string& format, const QuantizedLinear& linear,
+                               DType dtype = DType::kF32) {
+  return make_format(format)->fill(linear, scheme_of(linear), dtype);
+}
+
+std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, std::size_t n) {
+  const auto all = tensor.as<std::uint32_t>().subspan(first, n);
+  return {all.begin(), all.end()};
+}
+
+// "name type [shape]" of each tensor.
+std::vector<std::string> layout(const std::string& format, const Scheme& scheme,
+                                DType dtype = DType::kF16) {
+  std::vector<std::string> lines;
+  for (const TensorInfo& info :
+       make_format(format)->tensors({"mlp.down_proj", 64, 256}, scheme, dtype)) {
+    std::string line = info.name + " " + std::string(name_of(info.type));
+    for (const std::int64_t size : info.shape) line += " " + std::to_string(size);
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+TEST(CompressedTensorsTest, HasTheShapesOfTheFormat) {
+  EXPECT_THAT(
+      layout("compressed-tensors", {.bits = 4, .group_size = 128, .symmetric = true}),
+      ElementsAre("weight_packed I32 64 32", "weight_scale F16 64 2", "weight_shape I64 2"));
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 3, .group_size = 32, .symmetric = false}),
+              ElementsAre("weight_packed I32 64 24", "weight_scale F16 64 8",
+                          "weight_zero_point I32 6 8", "weight_shape I64 2"));
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 8, .group_size = -1, .symmetric = false}),
+              ElementsAre("weight_packed I32 64 64", "weight_scale F16 64 1",
+                          "weight_zero_point I32 16 1", "weight_shape I64 2"));
+}
+
+TEST(CompressedTensorsTest, PacksAlongTheInputsAndZeroPointsAlongTheOutputs) {
+  const std::vector<HostTensor> tensors =
+      filled("compressed-tensors", example(4, 16, Grid::kAsymGptq));
+  ASSERT_EQ(tensors.size(), 4u);
+  EXPECT_THAT(words(tensors[0], 0, 4), ElementsAre(0x76543210, 0xfedcba98, 0x76543210, 0xfedcba98));
+  EXPECT_THAT(words(tensors[0], 4, 2), ElementsAre(0x87654321, 0x0fedcba9));
+  EXPECT_THAT(tensors[1].as<std::uint16_t>().subspan(0, 4),
+              ElementsAre(0x3c00, 0xbc00, 0x3800, 0xb800));
+  // [4, 2]: both groups of a row have the same zero point.
+  EXPECT_THAT(words(tensors[2], 0, 4), ElementsAre(0x76543210, 0x76543210, 0xfedcba98, 0xfedcba98));
+  EXPECT_THAT(tensors[3].as<std::int64_t>(), ElementsAre(32, 32));
+}
+
+TEST(CompressedTensorsTest, PacksThreeBitsWithoutGaps) {
+  const std::vector<HostTensor> tensors =
+      filled("compressed-tensors", example(3, 32, Grid::kAsymGptq));
+  EXPECT_THAT(words(tensors[0], 0, 3), ElementsAre(0x88fac688, 0xc688fac6, 0xfac688fa));
+  EXPECT_THAT(words(tensors[2], 0, 3), ElementsAre(0x88fac688, 0xc688fac6, 0xfac688fa));
+}
+
+TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
+  const QuantizedLinear linear = example(4, 16, Grid::kSymFull);
+  EXPECT_EQ(filled("compressed-tensors", linear).size(), 3u);
+}
+
+TEST(CompressedTensorsTest, DescribesItself) {
+  const auto group = make_format("compressed-tensors")
+                         ->quantization_config(rounding_recipe(4, 128),
+                                               {.bits = 4, .group_size = 128, .symmetric = true});
+  EXPECT_EQ(group, nlohmann::ordered_json::parse(R"({
+    "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
+      "strategy": "group", "group_size": 128, "dynamic": false, "actorder": null, "block_structure": null,
+      "observer": "minmax", "observer_kwargs": {}}, "input_activations": null, "output_activations": null}},
+    "ignore": ["lm_head"], "kv_cache_scheme": null, "global_compression_ratio": null, "version": "0.18.0"})"));
+  const auto channel = make_format("compressed-tensors")
+                           ->quantization_config(rounding_recipe(3, -1),
+                                                 {.bits = 3, .group_size = -1, .symmetric = false});
+  const auto& weights = channel["config_groups"]["group_0"]["weights"];
+  EXPECT_EQ(weights["strategy"], "channel");
+  EXPECT_TRUE(weights["group_size"].is_null());
+  EXPECT_EQ(weights["symmetric"], false);
+}
+
+TEST(GptqTest, HasTheShapesOfTheFormat) {
+  EXPECT_THAT(
+      layout("gptq", {.bits = 4, .group_size = 128, .symmetric = true}),
+      ElementsAre("qweight I32 32 64", "qzeros I32 2 8", "scales F16 2 64", "g_idx I32 256"));
+  EXPECT_THAT(
+      layout("gptq", {.bits = 3, .group_size = -1, .symmetric = false}),
+      ElementsAre("qweight I32 24 64", "qzeros I32 1 6", "scales F16 1 64", "g_idx I32 256"));
+}
+
+TEST(GptqTest, PacksDownTheColumns) {
+  const std::vector<HostTensor> tensors = filled("gptq", example(4, 16, Grid::kAsymGptq));
+  ASSERT_EQ(tensors.size(), 4u);
+  // qweight [4, 32]: its first row holds inputs 0..7 of outputs 0, 1, 2, ...
+  EXPECT_THAT(words(tensors[0], 0, 3), ElementsAre(0x76543210, 0x87654321, 0x98765432));
+  EXPECT_THAT(words(tensors[0], 32, 2), ElementsAre(0xfedcba98, 0x0fedcba9));
+  // Version 2: zero points as they are. qzeros [2, 4], scales [2, 32].
+  EXPECT_THAT(words(tensors[1], 0, 4), ElementsAre(0x76543210, 0xfedcba98, 0x76543210, 0xfedcba98));
+  EXPECT_THAT(tensors[2].as<std::uint16_t>().subspan(0, 5),
+              ElementsAre(0x3c00, 0x3800, 0x3400, 0x3000, 0x3c00));
+  EXPECT_THAT(tensors[2].as<std::uint16_t>().subspan(32, 2), ElementsAre(0xbc00, 0xb800));
+  std::vector<std::int32_t> groups(32, 0);
+  std::fill(groups.begin() + 16, groups.end(), 1);
+  EXPECT_THAT(tensors[3].as<std::int32_t>(), ElementsAreArray(groups));
+}
+
+TEST(GptqTest, StoresZeroPointsLessOneInVersion1) {
+  const auto first_zeros = [](int bits) {
+    return words(filled("gptq", example(bits, 32, Grid::kSymGptq))[1], 0, bits);
+  };
+  EXPECT_THAT(first_zeros(2), ElementsAre(0x55555555, 0x55555555));
+  EXPECT_THAT(first_zeros(3), ElementsAre(0xdb6db6db, 0xb6db6db6, 0x6db6db6d));
+  EXPECT_THAT(first_zeros(4), ElementsAre(0x77777777, 0x77777777, 0x77777777, 0x77777777));
+  EXPECT_THAT(first_zeros(8), testing::Each(0x7f7f7f7fu));
+}
+
+TEST(GptqTest, KeepsReorderedGroups) {
+  QuantizedLinear linear = example(4, 16, Grid::kSymGptq);
+  linear.group_of_column = HostTensor(DType::kI32, {kSide});
+  for (std::int32_t k = 0; k < kSide; ++k) linear.group_of_column.as<std::int32_t>()[k] = k % 2;
+  Scheme scheme = scheme_of(linear);
+  scheme.reordered = true;
+  const std::vector<HostTensor> tensors = make_format("gptq")->fill(linear, scheme, DType::kF16);
+  EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
+  EXPECT_EQ(
+      make_format("gptq")->quantization_config(rounding_recipe(4, 16, true), scheme)["desc_act"],
+      true);
+}
+
+TEST(GptqTest, DescribesItself) {
+  Recipe recipe = rounding_recipe(4, 128);
+  recipe.method = "gptq";
+  recipe.options = {{"true_sequential", false}, {"damping", 0.05}};
+  const auto format = make_format("gptq");
+  EXPECT_EQ(format->quantization_config(recipe, {.bits = 4, .group_size = 128, .symmetric = true}),
+            nlohmann::ordered_json::parse(
+                R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false,
+              "sym": true, "lm_head": false, "checkpoint_format": "gptq", "format": "gptq", "pack_dtype": "int32",
+              "true_sequential": false, "damp_percent": 0.05})"));
+  const auto asymmetric =
+      format->quantization_config(recipe, {.bits = 2, .group_size = -1, .symmetric = false});
+  EXPECT_EQ(asymmetric["format"], "gptq_v2");
+  EXPECT_EQ(asymmetric["checkpoint_format"], "gptq_v2");
+  EXPECT_EQ(asymmetric["group_size"], -1);
+  EXPECT_EQ(format->config_copy(), "quantize_config.json");
+}
+
+TEST(DenseTest, BakesTheQuantizationIn) {
+  const QuantizedLinear linear = example(4, 16, Grid::kAsymGptq);
+  const std::vector<HostTensor> tensors = filled("dense", linear, DType::kF32);
+  ASSERT_EQ(tensors.size(), 1u);
+  ASSERT_EQ(tensors[0].shape(), (Shape{32, 32}));
+  const std::span<const float> w = tensors[0].as<float>();
+  // Row 1: codes 1, 2, ...; zero point 1; scales 1/2 and -1/2.
+  EXPECT_THAT(w.subspan(32, 3), ElementsAre(0.0f, 0.5f, 1.0f));
+  EXPECT_THAT(w.subspan(32 + 16, 2), ElementsAre(-0.5f * (1 - 1), -0.5f * (2 - 1)));
+  EXPECT_TRUE(make_format("dense")->quantization_config(rounding_recipe(4, 16), {}).is_null());
+}
+
+TEST(DenseTest, RoundsToFloat16) {
+  QuantizedLinear linear = example(8, 32, Grid::kAsymGptq);
+  linear.scales.as<std::uint16_t>()[0] =
+      0x3c01;  // 1 + 2^-10: times an odd code above 1 it has 12 bits
+  const std::vector<HostTensor> exact = filled("dense", linear, DType::kF32);
+  const std::vector<HostTensor> half = filled("dense", linear, DType::kF16);
+  for (std::size_t i = 0; i < 32 * 32; ++i) {
+    EXPECT_EQ(half[0].as<std::uint16_t>()[i], float_to_half(exact[0].as<float>()[i]));
+  }
+}
+
+TEST(DenseTest, RefusesWhatFloat16CannotHold) {
+  QuantizedLinear linear = example(8, 32, Grid::kAsymGptq);
+  linear.scales.as<std::uint16_t>()[0] = float_to_half(60000.0f);
+  EXPECT_NO_THROW(filled("dense", linear, DType::kF32));
+  try {
+    filled("dense", linear, DType::kF16);
+    ADD_FAILURE() << "120000 is not a float16";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("mlp.up_proj"));
+    EXPECT_THAT(error.what(), HasSubstr("float16"));
+  }
+}
+
+TEST(ConvertFiniteTest, KeepsInfinitiesThatWereThere) {
+  const float values[] = {1.0f, std::numeric_limits<float>::infinity(), -65504.0f, 65519.0f};
+  std::uint16_t half[4];
+  convert_finite("t", DType::kF32, values, DType::kF16, half, 4);
+  EXPECT_THAT(half, ElementsAre(0x3c00, 0x7c00, 0xfbff, 0x7bff));
+  const float large[] = {0.0f, -65520.0f};
+  EXPECT_THROW(convert_finite("t", DType::kF32, large, DType::kF16, half, 2), Error);
+  const std::uint16_t brain[] = {float_to_bfloat16(1e6f)};
+  EXPECT_THROW(convert_finite("t", DType::kBF16, brain, DType::kF16, half, 1), Error);
+}
+
+// What of each kind is refused, and that the message says why.
+class CheckExportableTest : public testing::Test {
+ protected:
+  struct Shape1 final : DecoderBlock {
+    Shape1(std::int64_t rows, std::int64_t cols) { linears_ = {{"mlp.up_proj", rows, cols}}; }
+    std::string prefix(int) const override { return "model.layers.0"; }
+    BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
+    void prepare(int, const BlockWeights&, BlockState&, Backend&) const override {}
+    void apply(int, const BlockWeights&, BlockState&, Backend&) const override {}
+  };
+
+  static std::string refusal(const Recipe& recipe, std::int64_t rows, std::int64_t cols,
+                             const std::string& format) {
+    try {
+      check_exportable(recipe, {}, Shape1(rows, cols), format);
+      return "";
+    } catch (const InputError& error) {
+      return error.what();
+    }
+  }
+};
+
+TEST_F(CheckExportableTest, AcceptsWhatFits) {
+  for (const std::string& format : export_formats()) {
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const std::int64_t group : {-1, 32, 128}) {
+        EXPECT_EQ(refusal(rounding_recipe(bits, group), 64, 256, format), "")
+            << format << " " << bits << " " << group;
+      }
+    }
+  }
+}
+
+TEST_F(CheckExportableTest, RefusesGroupsThatDoNotDivideTheRow) {
+  for (const char* format : {"compressed-tensors", "gptq"}) {
+    const std::string why = refusal(rounding_recipe(4, 96), 64, 256, format);
+    EXPECT_THAT(why, HasSubstr("rtn-w4g96"));
+    EXPECT_THAT(why, HasSubstr(format));
+    EXPECT_THAT(why, HasSubstr("mlp.up_proj has 256 columns"));
+  }
+  EXPECT_EQ(refusal(rounding_recipe(4, 96), 64, 256, "dense"), "");
+}
+
+TEST_F(CheckExportableTest, RefusesSidesOffThirtyTwo) {
+  for (const char* format : {"compressed-tensors", "gptq"}) {
+    EXPECT_THAT(refusal(rounding_recipe(4, -1), 40, 64, format), HasSubstr("40 x 64"));
+    EXPECT_THAT(refusal(rounding_recipe(4, -1), 64, 40, format), HasSubstr("64 x 40"));
+  }
+  EXPECT_EQ(refusal(rounding_recipe(4, -1), 40, 40, "dense"), "");
+}
+
+TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
+  const Recipe recipe = rounding_recipe(4, 128, true);
+  EXPECT_THAT(refusal(recipe, 64, 256, "compressed-tensors"), HasSubstr("act_order: dynamic"));
+  EXPECT_EQ(refusal(recipe, 64, 256, "gptq"), "");
+  EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+}
+
+TEST_F(CheckExportableTest, RefusesUnknownFormats) {
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "gguf"), HasSubstr("'gguf'"));
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,59 @@
+// Small quantized models for the tests of export, and the sample exports that the Python readers
+// check.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/causal_lm.h"
+#include "model/decoder_block.h"
+#include "model/quantized_linear.h"
+#include "stages/quantize/recipe.h"
+#include "stages/run_store.h"
+
+namespace roundhouse {
+
+// Made empty, and removed with all its content.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  ~TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct MiniModel {
+  int blocks = 3;
+  std::int64_t hidden_size = 64;
+  std::int64_t intermediate_size = 96;
+  bool tied = false;
+  DType dtype = DType::kF32;
+  float norm_value = 1.0f;  // of the first norm of the last block
+};
+// A LLaMA of random weights with a head_dim of 32 and two query heads to a key head, and files that
+// stand for a tokenizer.
+void write_mini_model(const std::filesystem::path& directory, const MiniModel& options);
+
+// `blocks` blocks of another model: its config with fewer layers, links to its files.
+void write_shortened_model(const std::filesystem::path& from, int blocks,
+                           const std::filesystem::path& to);
+
+// The recipe of round_to_nearest(): as parse_recipe() would leave it.
+Recipe rounding_recipe(int bits, std::int64_t group_size, bool reordered = false);
+
+// A linear of random codes, scales and zero points; some scales are negative on a symmetric full
+// grid.
+QuantizedLinear random_linear(const std::string& name, std::int64_t rows, std::int64_t cols,
+                              int bits, std::int64_t group_size, Grid grid, std::uint64_t seed);
+
+// Rounds every block to its nearest codes and commits it. Reordered: the columns are grouped in a
+// random order.
+void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+                      Grid grid, Backend& backend, RunStore& store);
+
+}  // namespace roundhouse
