@@ -86,7 +86,7 @@ supervise() {
     echo "failed with exit code $status, $blocks blocks finished, failure $failures of 6"
     if [[ $failures -ge 6 ]]; then
       exit "$status"
-    elif [[ $((failures % 2)) == 0 ]]; then
+    elif [[ $warned || $((failures % 2)) == 0 ]]; then  # after the warning there is no time to try again here
       put_back
       exit "$status"
     fi
