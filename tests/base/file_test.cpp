@@ -1,0 +1,166 @@
+#include "base/file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class FileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = testing::TempDir() + "/roundhouse_file_XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Names in the folder: shows temporary files left behind.
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::directory_iterator(folder_)) {
+      found.push_back(entry.path().filename().string());
+    }
+    return found;
+  }
+  template <class Call>
+  static std::string error_of(const Call& call) {
+    try {
+      call();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(FileTest, ReadsBackWhatItWroteAndReplacesIt) {
+  const fs::path path = folder_ / "deep" / "er" / "file";
+  const std::string text("a\0b\n", 4);
+  write_text_atomically(path, text);
+  EXPECT_EQ(read_text_file(path), text);
+  write_text_atomically(path, "");
+  EXPECT_EQ(read_text_file(path), "");
+}
+
+TEST_F(FileTest, WritesBesideTheWorkingDirectoryToo) {
+  const fs::path before = fs::current_path();
+  fs::current_path(folder_);
+  write_text_atomically("plain", "x");
+  fs::current_path(before);
+  EXPECT_THAT(names(), testing::ElementsAre("plain"));
+}
+
+TEST_F(FileTest, ReadingSaysWhatIsWrongAndWhere) {
+  const fs::path path = folder_ / "file";
+  EXPECT_THAT(error_of([&] { read_text_file(path); }), HasSubstr(path.string()));
+  EXPECT_THAT(error_of([&] { read_text_file(folder_); }), HasSubstr("is a directory"));
+  write_text_atomically(path, "12345");
+  EXPECT_EQ(read_text_file(path, 5), "12345");
+  EXPECT_THAT(error_of([&] { read_text_file(path, 4); }), HasSubstr("5 bytes"));
+  EXPECT_THROW(read_text_file(folder_ / "none"), InputError);
+}
+
+TEST_F(FileTest, MapsAFileAndMovesTheMapping) {
+  write_text_atomically(folder_ / "file", "mapped");
+  MappedFile first(folder_ / "file");
+  const MappedFile second(std::move(first));
+  EXPECT_TRUE(first.bytes().empty());  // NOLINT: what a moved-from mapping promises
+  ASSERT_EQ(second.bytes().size(), 6u);
+  EXPECT_EQ(second.bytes()[0], std::byte{'m'});
+  write_text_atomically(folder_ / "empty", "");
+  EXPECT_TRUE(MappedFile(folder_ / "empty").bytes().empty());
+  EXPECT_THROW(MappedFile(folder_ / "none"), InputError);
+  EXPECT_THROW(MappedFile{folder_}, InputError);
+}
+
+TEST_F(FileTest, AFailingWriterLeavesTheOldContentAndNoTemporaryFile) {
+  const fs::path path = folder_ / "file";
+  write_text_atomically(path, "old");
+  const std::string what = error_of([&] {
+    write_atomically(path, [](const fs::path& temp) {
+      std::ofstream(temp) << "half of the n";
+      throw std::runtime_error("the reason");
+    });
+  });
+  EXPECT_THAT(what, HasSubstr("the reason"));
+  EXPECT_THAT(what, HasSubstr(path.string()));
+  EXPECT_EQ(read_text_file(path), "old");
+  EXPECT_THAT(names(), testing::ElementsAre("file"));
+}
+
+TEST_F(FileTest, ExceptionsThatAreNotErrorsPassThroughAndCleanUpToo) {
+  const auto write = [](const fs::path& temp) {
+    std::ofstream(temp) << "x";
+    throw 42;
+  };
+  EXPECT_THROW(write_atomically(folder_ / "file", write), int);
+  EXPECT_TRUE(names().empty());
+  EXPECT_THROW(
+      write_atomically(folder_ / "file", [](const fs::path&) { throw InputError("bad content"); }),
+      InputError);
+}
+
+TEST_F(FileTest, AWriterThatWritesNothingIsAnError) {
+  EXPECT_THROW(write_atomically(folder_ / "file", [](const fs::path&) {}), Error);
+}
+
+TEST_F(FileTest, ATemporaryFileOfAKilledRunIsReplaced) {
+  std::ofstream(folder_ / "file.tmp") << "left behind";
+  write_atomically(folder_ / "file", [](const fs::path& temp) {
+    EXPECT_FALSE(fs::exists(temp));
+    std::ofstream(temp) << "new";
+  });
+  EXPECT_EQ(read_text_file(folder_ / "file"), "new");
+  EXPECT_THAT(names(), testing::ElementsAre("file"));
+}
+
+TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
+  fs::create_directory(folder_ / "taken");
+  EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "taken", "x"); }),
+              HasSubstr((folder_ / "taken").string()));
+  write_text_atomically(folder_ / "file", "x");
+  EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "file" / "below", "x"); }),
+              HasSubstr("cannot write"));
+  EXPECT_THAT(names(), testing::UnorderedElementsAre("taken", "file"));
+}
+
+TEST_F(FileTest, AFullDiskSaysSoAndKeepsTheOldContent) {
+  const fs::path disk = folder_ / "disk";
+  fs::create_directory(disk);
+  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "may not mount a small disk here";
+  }
+  const std::string large(1 << 20, 'x');
+  write_text_atomically(disk / "file", "old");
+  const std::string what = error_of([&] { write_text_atomically(disk / "file", large); });
+  // The reason is lost on the way through a stream, as it is in some libraries.
+  const std::string through_stream = error_of([&] {
+    write_atomically(disk / "file", [&](const fs::path& temp) {
+      std::ofstream out(temp);
+      out << large << std::flush;
+      if (!out) throw std::runtime_error("cannot write the data set");
+    });
+  });
+  const std::string after = read_text_file(disk / "file");
+  const auto entries = std::distance(fs::directory_iterator(disk), fs::directory_iterator());
+  ::umount(disk.c_str());
+  EXPECT_THAT(what, HasSubstr("disk full"));
+  EXPECT_THAT(through_stream, HasSubstr("disk full"));
+  EXPECT_EQ(after, "old");
+  EXPECT_EQ(entries, 1);
+}
+
+}  // namespace
+}  // namespace roundhouse
