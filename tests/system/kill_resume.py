@@ -1,0 +1,407 @@
+"""Whole runs of the bundled model. However a run went - on any number of ranks, killed, stopped, damaged, out of disk - its
+exported files and its results must have the bits of the undisturbed run on one rank.
+
+kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N]
+
+The case `reference` makes the reference; the others read it.
+"""
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+SKIPPED = 77
+STOPPED = 75  # the program's exit code for "stopped cleanly with work left"
+
+CONFIG = """
+model: {source}/tests/data/tiny-world
+run: {run}
+calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 32, sequence_length: 256, seed: 7}}
+recipes:
+  - {{method: rtn, bits: 4, group_size: 128}}
+  - {{method: gptq, bits: 4, group_size: 128}}
+  - {{method: gptq, bits: 3, group_size: -1}}
+checkpoint: {{snapshot_every: 2}}
+threads: 1
+export: {{formats: [compressed-tensors, dense], shard_gib: 0.004}}
+evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}]}}
+"""
+UNITS = 18  # 6 blocks x 3 recipes
+
+
+class Failure(Exception):
+    pass
+
+
+def check(ok, what):
+    if not ok:
+        raise Failure(what)
+
+
+class Started:
+    """A run in the background."""
+
+    def __init__(self, process, log):
+        self.process, self.log = process, log
+
+    def ranks(self):
+        """Process ids of the program, in the order they were started."""
+        found = []
+        for pid in descendants(self.process.pid):
+            try:
+                name = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+            if name == "roundhouse":
+                found.append(pid)
+        return found
+
+    def wait(self, seconds=120):
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            kill(descendants(self.process.pid))
+            self.process.wait()
+            raise Failure(f"still running after {seconds} s:\n{self.output()}") from None
+
+    def output(self):
+        return self.log.read_text(errors="replace")
+
+
+class World:
+    def __init__(self, options):
+        self.program, self.mpiexec = options.program.resolve(), options.mpiexec
+        self.source, self.reference_file = options.source.resolve(), options.reference
+        self.random = random.Random(options.seed)
+        self.kills, self.seed = options.kills, options.seed
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="roundhouse-system-"))
+        self.run = self.folder / "run"
+        self.config = self.folder / "config.yaml"
+        self.config.write_text(CONFIG.format(source=self.source, run=self.run))
+        self.starts = 0
+        self.environment = dict(os.environ, OMPI_MCA_btl_vader_single_copy_mechanism="none")
+        if os.geteuid() == 0:
+            self.environment.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+
+    def command(self, ranks, *arguments):
+        launcher = [] if ranks == 1 else [self.mpiexec, "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+        return [*launcher, str(self.program), *arguments]
+
+    def start(self, ranks=1, **settings):
+        """`settings` by key, with __ for the dot: mesh__data=2."""
+        self.starts += 1
+        log = self.folder / f"start-{self.starts}.log"
+        overrides = [word for key, value in settings.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+        with open(log, "wb") as out:
+            process = subprocess.Popen(self.command(ranks, "run", str(self.config), *overrides), stdout=out,
+                                       stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment,
+                                       cwd=self.folder)
+        return Started(process, log)
+
+    def finish(self, ranks=1, expect=0, **settings):
+        """Runs to the end and returns what was printed."""
+        job = self.start(ranks, **settings)
+        code = job.wait()
+        check(code == expect, f"exit code {code}, not {expect}, on {ranks} rank(s) with {settings}:\n{job.output()}")
+        return job.output()
+
+    def blocks(self):
+        return sorted(self.run.glob("recipes/*/block-*.h5"))
+
+    def wait_for_blocks(self, job, count):
+        deadline = time.monotonic() + 60
+        while len(self.blocks()) < count:
+            check(job.process.poll() is None, f"ended before {count} blocks were done:\n{job.output()}")
+            check(time.monotonic() < deadline, f"no {count} blocks within a minute:\n{job.output()}")
+            time.sleep(0.01)
+
+    def clear(self):
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def products(self):
+        """SHA-256 by path of everything that a user takes from a run."""
+        hashes = {}
+        for part in ("export", "results"):
+            for path in sorted((self.run / part).rglob("*")):
+                if path.is_file():
+                    hashes[str(path.relative_to(self.run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashes
+
+    def check_products(self, what):
+        expected = json.loads(self.reference_file.read_text())["products"]
+        actual = self.products()
+        differing = sorted(path for path in expected.keys() | actual.keys() if expected.get(path) != actual.get(path))
+        check(not differing, f"{what}: {len(differing)} of {len(expected)} files differ: {' '.join(differing[:6])}")
+
+    def reference_seconds(self):
+        return json.loads(self.reference_file.read_text())["seconds"]
+
+    def verify(self, expect=0):
+        done = subprocess.run(self.command(1, "verify", str(self.run)), capture_output=True, text=True, timeout=60)
+        check(done.returncode == expect, f"verify: exit code {done.returncode}, not {expect}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def descendants(pid):
+    """`pid` and every process below it."""
+    children = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # The name in parentheses may hold spaces; the parent is the second field after it.
+                parent = int(pathlib.Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry))
+    found = [pid]
+    for parent in found:
+        found.extend(sorted(children.get(parent, [])))
+    return found
+
+
+def kill(pids, number=signal.SIGKILL):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def reference(world):
+    began = time.monotonic()
+    world.finish(1)
+    seconds = time.monotonic() - began
+    products = world.products()
+    exports = [path for path in products if path.endswith("SHA256SUMS")]
+    results = [path for path in products if path.startswith("results/")]
+    check(len(exports) == 6, f"6 exports expected, not {exports}")
+    check(len(results) == 4, f"results of 3 recipes and the original expected, not {results}")
+    world.verify()
+    size = sum(path.stat().st_size for path in world.run.rglob("*") if path.is_file())
+    world.reference_file.write_text(json.dumps({"products": products, "seconds": seconds, "bytes": size}))
+    print(f"one rank: {seconds:.1f} s, {len(products)} files of exports and results, {size / 2**20:.1f} MiB in the run")
+    print(world.finish(1).strip().splitlines()[-1], "(again: nothing left to do)")
+    world.check_products("started again when all was done")
+
+
+def meshes(world):
+    """(ranks, pipeline, data, threads); 0: the planner's choice."""
+    for ranks, pipeline, data, threads in ((1, 1, 1, 2), (2, 1, 2, 1), (2, 2, 1, 2), (3, 1, 3, 2), (3, 3, 1, 1), (4, 2, 2, 1),
+                                           (4, 0, 0, 2), (3, 0, 0, 1), (2, 0, 0, 2)):
+        world.clear()
+        began = time.monotonic()
+        world.finish(ranks, mesh__pipeline=pipeline, mesh__data=data, threads=threads)
+        what = f"{ranks} rank(s), mesh {f'{pipeline}x{data}' if pipeline else 'chosen'}, {threads} thread(s) each"
+        world.check_products(what)
+        print(f"{what}: same bits, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def kills(world):
+    print(f"seed {world.seed}")
+    longest = max(1.0, 0.6 * world.reference_seconds())
+    killed = finished = 0
+    while killed < world.kills:
+        before = len(world.blocks())
+        ranks = world.random.choice((1, 2, 3, 4))
+        data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
+        settings = {"mesh__pipeline": ranks // data, "mesh__data": data} if data else {}
+        delay = world.random.uniform(0.05, longest)
+        whole = world.random.random() < 0.3
+        job = world.start(ranks, **settings)
+        time.sleep(delay)
+        victims = job.ranks()
+        if job.process.poll() is None and victims:
+            victim = world.random.randrange(len(victims))
+            kill(descendants(job.process.pid) if whole else [victims[victim]])
+            code = job.wait(60)
+            if code != 0:
+                killed += 1
+                print(f"kill {killed}: {ranks} rank(s), mesh {f'{ranks // data}x{data}' if data else 'chosen'}, "
+                      f"{'all of them' if whole else f'number {victim}'} after {delay:.2f} s: "
+                      f"{before} -> {len(world.blocks())} of {UNITS} blocks", flush=True)
+                continue
+        code = job.wait()
+        check(code == 0, f"exit code {code} without a kill:\n{job.output()}")
+        world.check_products(f"finished after {killed} kills")
+        finished += 1
+        print(f"done after {killed} kills in all: same bits; from the start again", flush=True)
+        world.clear()
+    world.finish(2)
+    world.check_products("after the last kill")
+    world.verify()
+    print(f"{killed} kills, {finished + 1} runs finished in spite of them: same bits")
+
+
+def signals(world):
+    def stop(number, ranks, everyone):
+        world.clear()
+        job = world.start(ranks)
+        world.wait_for_blocks(job, 2)
+        kill(job.ranks() if everyone else [job.process.pid], number)
+        code = job.wait(60)
+        done = len(world.blocks())
+        check(code == STOPPED, f"{number.name}: exit code {code}, not {STOPPED}:\n{job.output()}")
+        check(done < UNITS, f"{number.name}: nothing was left to do")
+        world.finish(3 - ranks)
+        world.check_products(number.name)
+        print(f"{number.name} on {ranks} rank(s): exit code {code} with {done} of {UNITS} blocks; resumed on {3 - ranks}: same bits",
+              flush=True)
+
+    stop(signal.SIGTERM, 1, everyone=True)
+    stop(signal.SIGUSR1, 1, everyone=True)
+    stop(signal.SIGTERM, 2, everyone=True)
+    stop(signal.SIGUSR1, 2, everyone=False)  # mpirun passes it on
+
+    world.clear()
+    starts = 1
+    job = world.start(1, limits__minutes=0.02)
+    while job.wait() == STOPPED:
+        starts += 1
+        check(starts <= 30, "no end in 30 starts of 1.2 s each")
+        job = world.start(1, limits__minutes=0.02)
+    check(job.process.returncode == 0, f"exit code {job.process.returncode}:\n{job.output()}")
+    check(starts > 1, "a limit of 1.2 s stopped nothing")
+    world.check_products("time limit")
+    print(f"a time limit of 1.2 s: {starts} starts, same bits")
+
+
+def damage(world):
+    world.finish(1)
+    block = world.run / "recipes" / "gptq-w4g128" / "block-0002.h5"
+    exported = next((world.run / "export" / "gptq-w4g128" / "dense").glob("*.safetensors"))
+    whole = block.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 1
+    harms = {"cut in half": whole[:len(whole) // 2], "one bit flipped": bytes(flipped), "emptied": b""}
+    for name, content in harms.items():
+        block.write_bytes(content)
+        shutil.rmtree(world.run / "export")
+        shutil.rmtree(world.run / "results")
+        said = world.verify(expect=1)
+        check(block.name in said, f"verify does not name {block.name}:\n{said}")
+        said = world.finish(2)
+        check("block-0002" in said, f"the run does not say that block-0002 was damaged:\n{said}")
+        world.check_products(name)
+        world.verify()
+        print(f"a block's file {name}: found, named, made again: same bits", flush=True)
+    exported.write_bytes(exported.read_bytes()[:-1])
+    world.verify(expect=1)
+    world.finish(1)
+    world.check_products("an exported file cut short")
+    print("an exported file cut short: found and written again: same bits")
+    with open(world.run / "journal.jsonl", "ab") as journal:
+        journal.write(b'{"event": "blo')
+    world.finish(1)
+    world.check_products("a torn line in the journal")
+    print("a torn last line in the journal: no harm")
+
+
+def config(world):
+    world.finish(1)
+    refused = {
+        "calibration.seed": dict(calibration__seed=8),
+        "calibration.samples": dict(calibration__samples=48),
+        "recipes.gptq-w4g128": dict(recipes="[{method: gptq, bits: 4, group_size: 128, damping: 0.05, name: gptq-w4g128}]"),
+        "calibration.smaples": dict(calibration__smaples=3),
+        "mehod": dict(recipes="[{mehod: rtn}]"),
+        "threads": dict(threads="many"),
+    }
+    for key, settings in refused.items():
+        for ranks in (1, 2):
+            said = world.finish(ranks, expect=2, **settings)
+            name = key.rpartition(".")[2] if key.endswith("smaples") else key
+            check(name in said, f"the key {key} is not named:\n{said}")
+        print(f"{settings}: refused, {said.strip().splitlines()[0]}", flush=True)
+    world.finish(1, threads=2, checkpoint__snapshot_every=0)
+    world.check_products("other threads and snapshots")
+    print("keys that change no result are free to change")
+
+
+def lock(world):
+    first = world.start(1)
+    world.wait_for_blocks(first, 1)
+    for ranks in (1, 2):
+        second = world.start(ranks)
+        code = second.wait(60)
+        check(code not in (0, STOPPED), f"a second job on {ranks} rank(s) was let in")
+        check("in use" in second.output(), f"the second job does not say why:\n{second.output()}")
+        print("a second job on the same run:", second.output().strip().splitlines()[0], flush=True)
+    check(first.wait() == 0, f"the first job was disturbed:\n{first.output()}")
+    world.check_products("with a second job at the door")
+
+
+def disk_full(world):
+    if os.geteuid() != 0:
+        print("skipped: mounting a small disk needs root")
+        return SKIPPED
+    world.run.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "roundhouse-test", str(world.run)],
+                             capture_output=True, text=True)
+    if mounted.returncode != 0:
+        print(f"skipped: cannot mount a small disk here: {mounted.stderr.strip()}")
+        return SKIPPED
+    try:
+        total = json.loads(world.reference_file.read_text())["bytes"]
+        failures = 0
+        for percent in (5, 25, 45, 60, 75, 90, 250):
+            # At least a page: 0 would mean no limit.
+            subprocess.run(["mount", "-o", f"remount,size={max(4096, total * percent // 100)}", str(world.run)], check=True)
+            job = world.start(1 + failures % 2)
+            code = job.wait()
+            if code != 0:
+                said = job.output()
+                check(code == 1, f"exit code {code}, not 1, on a full disk:\n{said}")
+                check("disk full" in said or "No space left" in said, f"does not say that the disk is full:\n{said}")
+                failures += 1
+                line = next(line for line in said.splitlines() if "disk full" in line or "No space left" in line)
+                print(f"disk of {percent} % of what is needed: {len(world.blocks())} of {UNITS} blocks, {line}", flush=True)
+        check(failures >= 2, "the disk was never full")
+        check(code == 0, f"exit code {code} with room enough:\n{job.output()}")
+        world.check_products("with room made")
+        world.verify()
+        print(f"stopped {failures} times by a full disk, done when room was made: same bits")
+    finally:
+        subprocess.run(["umount", str(world.run)], check=False)
+    return 0
+
+
+CASES = {"reference": reference, "meshes": meshes, "kills": kills, "signals": signals, "damage": damage, "config": config,
+         "lock": lock, "disk-full": disk_full}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--program", type=pathlib.Path, required=True)
+    parser.add_argument("--source", type=pathlib.Path, required=True)
+    parser.add_argument("--mpiexec", required=True)
+    parser.add_argument("--reference", type=pathlib.Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("case", choices=CASES)
+    options = parser.parse_args()
+
+    PR_SET_CHILD_SUBREAPER = 36
+    # Ranks whose mpirun was killed come to this process, which ends them.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    world = World(options)
+    try:
+        return CASES[options.case](world) or 0
+    except Failure as failure:
+        print(f"FAILED: {failure}", flush=True)
+        return 1
+    finally:
+        kill(descendants(os.getpid())[1:])
+        shutil.rmtree(world.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
