@@ -28,7 +28,7 @@ foreach(folder base kernels comm model stages pipeline)
         message(SEND_ERROR "${name}: <${CMAKE_MATCH_1}.h> belongs in pipeline/")
       elseif(include MATCHES "<(cuda[a-zA-Z0-9_]*|cublas[a-zA-Z0-9_]*|cusolver[a-zA-Z0-9_]*|curand[a-zA-Z0-9_]*|cudnn[a-zA-Z0-9_]*|mma|cub/[^>]*|thrust/[^>]*)(\\.h|\\.cuh)?>"
              AND NOT folder STREQUAL "kernels" AND NOT name MATCHES "^comm/nccl")
-        message(SEND_ERROR "${name}: ${CMAKE_MATCH_0} belongs in kernels/ or comm/nccl_*")
+        message(SEND_ERROR "${name}: ${include}: CUDA belongs in kernels/ or comm/nccl_*")
       endif()
     endforeach()
   endforeach()
