@@ -1,0 +1,161 @@
+// What the contract tests of the kernels share: they run once for each backend that was built, and
+// are skipped where a backend has no device.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "kernels/backend.h"
+#include "tests/reference/reference.h"
+
+namespace roundhouse {
+
+class BackendTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (!has_device(GetParam())) GTEST_SKIP() << "no device for " << GetParam() << " here";
+    backend_ = make_backend(GetParam(), {});
+  }
+  Backend& backend() { return *backend_; }
+
+  // The same computation on backends that differ in their number of threads (and twice on the same,
+  // which is all that a GPU can show) must give the same bits. `compute` takes a Backend& and
+  // returns a reference::Matrix.
+  template <class Compute>
+  void expect_same_bits_with_any_threads(const Compute& compute) {
+    const reference::Matrix first = compute(*backend_);
+    for (const int threads : {1, 2, 3}) {
+      const auto other = make_backend(GetParam(), {.threads = threads});
+      const reference::Matrix result = compute(*other);
+      ASSERT_EQ(result.values.size(), first.values.size());
+      EXPECT_EQ(std::memcmp(result.values.data(), first.values.data(),
+                            first.values.size() * sizeof(double)),
+                0)
+          << "with " << threads << " threads, a result of " << first.rows << " x " << first.cols;
+    }
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+};
+
+// Normal random numbers that float32 holds exactly.
+inline reference::Matrix random_matrix(std::int64_t rows, std::int64_t cols, std::uint64_t seed,
+                                       double scale = 1.0) {
+  Random random(seed);
+  reference::Matrix m(rows, cols);
+  for (double& value : m.values) {
+    value = static_cast<double>(static_cast<float>(random.normal() * scale));
+  }
+  return m;
+}
+
+inline reference::Matrix constant_matrix(std::int64_t rows, std::int64_t cols, double value) {
+  reference::Matrix m(rows, cols);
+  std::fill(m.values.begin(), m.values.end(), value);
+  return m;
+}
+
+// Random and well conditioned: G Gᵀ / n + I / 100.
+inline reference::Matrix positive_definite(std::int64_t n, std::uint64_t seed) {
+  const reference::Matrix g = random_matrix(n, n, seed);
+  reference::Matrix a = reference::product(g, reference::transpose(g));
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      const double damping = i == j ? 0.01 : 0.0;
+      a(i, j) = static_cast<double>(static_cast<float>(a(i, j) / static_cast<double>(n) + damping));
+    }
+  }
+  return a;
+}
+
+// A matrix on a backend, as a column range of a wider one: kernels have to mind the stride. Rows
+// end in NaN, which shows where something reads past them.
+class Wide {
+ public:
+  Wide(Memory& memory, const reference::Matrix& values, DType type = DType::kF32)
+      : tensor_(memory, type, values.rows, values.cols + kExtra), cols_(values.cols) {
+    const std::size_t width = static_cast<std::size_t>(values.cols + kExtra);
+    if (type == DType::kF32) {
+      std::vector<float> host(static_cast<std::size_t>(values.rows) * width,
+                              std::numeric_limits<float>::quiet_NaN());
+      fill(host, values, width);
+      memory.upload(std::as_bytes(std::span(host)), tensor_.view().data);
+    } else {
+      std::vector<std::uint8_t> host(static_cast<std::size_t>(values.rows) * width, 255);
+      fill(host, values, width);
+      memory.upload(std::as_bytes(std::span(host)), tensor_.view().data);
+    }
+    memory.sync();
+  }
+  Matrix view() { return tensor_.view().col_range(0, cols_); }
+  operator Matrix() { return view(); }       // NOLINT: stands for its matrix
+  operator ConstMatrix() { return view(); }  // NOLINT
+
+ private:
+  static constexpr std::int64_t kExtra = 3;
+  template <class T>
+  static void fill(std::vector<T>& host, const reference::Matrix& values, std::size_t width) {
+    for (std::int64_t i = 0; i < values.rows; ++i) {
+      for (std::int64_t j = 0; j < values.cols; ++j) {
+        host[static_cast<std::size_t>(i) * width + static_cast<std::size_t>(j)] =
+            static_cast<T>(values(i, j));
+      }
+    }
+  }
+  Tensor tensor_;
+  std::int64_t cols_;
+};
+
+inline reference::Matrix download(Memory& memory, const ConstMatrix& m) {
+  reference::Matrix values(m.rows, m.cols);
+  for (std::int64_t i = 0; i < m.rows && m.cols > 0; ++i) {
+    std::vector<std::byte> row(static_cast<std::size_t>(m.cols) * size_of(m.type));
+    memory.download(m.row_range(i, i + 1).data, row);
+    for (std::int64_t j = 0; j < m.cols; ++j) {
+      const std::size_t at = static_cast<std::size_t>(j);
+      if (m.type == DType::kU8) {
+        values(i, j) = std::to_integer<int>(row[at]);
+      } else {
+        float value;
+        convert(m.type, row.data() + at * size_of(m.type), DType::kF32, &value, 1);
+        values(i, j) = static_cast<double>(value);
+      }
+    }
+  }
+  return values;
+}
+
+// |got - want| <= tolerance times the largest |want|; NaN only where NaN is wanted. Names the first
+// element that is off.
+inline void expect_near(const reference::Matrix& got, const reference::Matrix& want,
+                        double tolerance, const std::string& what = "") {
+  ASSERT_EQ(got.rows, want.rows) << what;
+  ASSERT_EQ(got.cols, want.cols) << what;
+  double largest = 0.0;
+  for (const double value : want.values) {
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+  }
+  for (std::int64_t i = 0; i < want.rows; ++i) {
+    for (std::int64_t j = 0; j < want.cols; ++j) {
+      const bool both_nan = std::isnan(got(i, j)) && std::isnan(want(i, j));
+      const bool near = std::abs(got(i, j) - want(i, j)) <= tolerance * largest;
+      ASSERT_TRUE(both_nan || near)
+          << what << " (" << i << ", " << j << ") of " << want.rows << " x " << want.cols << ": "
+          << got(i, j) << ", wanted " << want(i, j) << ", largest " << largest;
+    }
+  }
+}
+
+inline std::string backend_name(const testing::TestParamInfo<std::string>& parameter) {
+  return parameter.param;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,282 @@
+#include "kernels/linear_algebra.h"
+
+#include <array>
+
+#include "base/error.h"
+#include "tests/kernels/backend_test.h"
+
+namespace roundhouse {
+namespace {
+
+using LinearAlgebraTest = BackendTest;
+using reference::Matrix;
+
+// Sums of k products of normal numbers in float32 err by about sqrt(k) 2^-24 of sqrt(k); the
+// largest element of the result, the scale of expect_near, is 3 to 5 times sqrt(k).
+constexpr double kProductTolerance = 5e-6;
+
+const double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+Matrix lower(const Matrix& a) {
+  Matrix l = a;
+  for (std::int64_t i = 0; i < a.rows; ++i) {
+    for (std::int64_t j = i + 1; j < a.cols; ++j) l(i, j) = 0.0;
+  }
+  return l;
+}
+
+TEST_P(LinearAlgebraTest, MatmulEqualsTheReferenceForAllTranspositionsAndOddSizes) {
+  constexpr std::array<std::array<std::int64_t, 3>, 8> kShapes{{{1, 1, 1},
+                                                                {1, 7, 5},
+                                                                {7, 1, 3},
+                                                                {5, 6, 1},
+                                                                {33, 65, 129},
+                                                                {257, 300, 70},
+                                                                {0, 4, 3},
+                                                                {3, 0, 2}}};
+  for (const auto& [m, n, k] : kShapes) {
+    const Matrix a = random_matrix(m, k, 1);
+    const Matrix b = random_matrix(k, n, 2);
+    const Matrix want = reference::product(a, b);
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        Wide device_a(backend(), transpose_a ? reference::transpose(a) : a);
+        Wide device_b(backend(), transpose_b ? reference::transpose(b) : b);
+        Wide c(backend(), constant_matrix(m, n, kNaN));  // beta is 0: overwritten
+        backend().matmul({.a = device_a,
+                          .transpose_a = transpose_a,
+                          .b = device_b,
+                          .transpose_b = transpose_b,
+                          .c = c});
+        expect_near(download(backend(), c), want, kProductTolerance, "matmul");
+      }
+    }
+  }
+}
+
+TEST_P(LinearAlgebraTest, MatmulScalesAndAdds) {
+  const Matrix a = random_matrix(20, 30, 3);
+  const Matrix b = random_matrix(30, 40, 4);
+  const Matrix before = random_matrix(20, 40, 5);
+  Matrix want = reference::product(a, b);
+  for (std::size_t i = 0; i < want.values.size(); ++i) {
+    want.values[i] = -2.0 * want.values[i] + 0.5 * before.values[i];
+  }
+  Wide device_a(backend(), a);
+  Wide device_b(backend(), b);
+  Wide c(backend(), before);
+  backend().matmul({.a = device_a, .b = device_b, .c = c, .alpha = -2.0f, .beta = 0.5f});
+  expect_near(download(backend(), c), want, kProductTolerance);
+}
+
+TEST_P(LinearAlgebraTest, AnInnerDimensionOfNothingGivesZeros) {
+  Wide a(backend(), Matrix(3, 0));
+  Wide b(backend(), Matrix(0, 4));
+  Wide c(backend(), constant_matrix(3, 4, kNaN));
+  backend().matmul({.a = a, .b = b, .c = c});
+  expect_near(download(backend(), c), Matrix(3, 4), 0.0);
+  Wide kept(backend(), constant_matrix(3, 4, 2.0));
+  backend().matmul({.a = a, .b = b, .c = kept, .beta = 0.5f});
+  expect_near(download(backend(), kept), constant_matrix(3, 4, 1.0), 0.0);
+}
+
+TEST_P(LinearAlgebraTest, MatmulRefusesShapesThatDoNotFit) {
+  Wide a(backend(), Matrix(3, 4));
+  Wide b(backend(), Matrix(5, 6));
+  Wide c(backend(), Matrix(3, 6));
+  EXPECT_THROW(backend().matmul({.a = a, .b = b, .c = c}), Error);
+  EXPECT_THROW(backend().matmul({.a = a, .b = a, .transpose_b = true, .c = c}), Error);
+}
+
+TEST_P(LinearAlgebraTest, LinearAddsBiasAndAccumulates) {
+  for (const std::int64_t rows : {0, 1, 300}) {
+    const Matrix x = random_matrix(rows, 77, 6);
+    const Matrix w = random_matrix(259, 77, 7);
+    const Matrix bias = random_matrix(1, 259, 8);
+    const Matrix before = random_matrix(rows, 259, 9);
+    const Matrix product = reference::product(x, reference::transpose(w));
+    Wide device_x(backend(), x);
+    Wide device_w(backend(), w);
+    Wide device_bias(backend(), bias);
+    for (const bool has_bias : {false, true}) {
+      for (const bool accumulate : {false, true}) {
+        Matrix want = product;
+        for (std::int64_t i = 0; i < want.rows; ++i) {
+          for (std::int64_t j = 0; j < want.cols; ++j) {
+            want(i, j) += (has_bias ? bias(0, j) : 0.0) + (accumulate ? before(i, j) : 0.0);
+          }
+        }
+        Wide y(backend(), accumulate ? before : constant_matrix(rows, 259, kNaN));
+        backend().linear({.x = device_x,
+                          .w = device_w,
+                          .bias = has_bias ? ConstMatrix(device_bias) : ConstMatrix(),
+                          .y = y,
+                          .accumulate = accumulate});
+        expect_near(download(backend(), y), want, kProductTolerance, "linear");
+      }
+    }
+  }
+}
+
+TEST_P(LinearAlgebraTest, GramAddsTheLowerTriangleAndLeavesTheUpperOne) {
+  for (const auto& [tokens, k] :
+       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {600, 270}, {0, 4}, {5, 600}}) {
+    const Matrix x = random_matrix(tokens, k, 10);
+    const Matrix before = random_matrix(k, k, 11);
+    Matrix want = before;
+    const Matrix product = reference::product(reference::transpose(x), x);
+    for (std::int64_t i = 0; i < k; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) want(i, j) += product(i, j);
+    }
+    Wide device_x(backend(), x);
+    Wide h(backend(), before);
+    backend().gram({.x = device_x, .h = h});
+    const Matrix got = download(backend(), h);
+    expect_near(got, want, kProductTolerance, "gram");
+    for (std::int64_t i = 0; i < k; ++i) {
+      for (std::int64_t j = i + 1; j < k; ++j) ASSERT_EQ(got(i, j), before(i, j));
+    }
+  }
+}
+
+TEST_P(LinearAlgebraTest, CholeskyOfAHandWorkedMatrix) {
+  // [4 2; 2 10] = [2 0; 1 3] [2 1; 0 3]
+  Matrix a(2, 2);
+  a.values = {4.0, kNaN, 2.0, 10.0};  // the upper triangle is not read
+  Wide device(backend(), a);
+  ASSERT_TRUE(backend().cholesky({.a = device}));
+  EXPECT_EQ(download(backend(), device).values, (std::vector<double>{2.0, 0.0, 1.0, 3.0}));
+  Wide empty(backend(), Matrix(0, 0));
+  EXPECT_TRUE(backend().cholesky({.a = empty}));
+}
+
+TEST_P(LinearAlgebraTest, CholeskyEqualsTheReferenceOnAndOffTheBlocks) {
+  for (const std::int64_t n : {1, 2, 63, 64, 65, 128, 200, 333}) {
+    const Matrix a = positive_definite(n, 12);
+    Wide device(backend(), a);
+    ASSERT_TRUE(backend().cholesky({.a = device})) << n;
+    // float32 with a condition number of about 400
+    expect_near(download(backend(), device), reference::cholesky(a), 2e-5, "cholesky");
+  }
+}
+
+TEST_P(LinearAlgebraTest, CholeskyHasASmallBackwardErrorForABadCondition) {
+  // x_i of sizes from 1 to 1e-5: the condition number is about 1e10, which no float32 factor
+  // resolves elementwise; L Lᵀ must still be a to the precision of float32, relative to the sizes
+  // of row and column.
+  constexpr std::int64_t kSize = 300;
+  Matrix a = positive_definite(kSize, 13);
+  std::vector<double> size;
+  for (std::int64_t i = 0; i < kSize; ++i)
+    size.push_back(std::pow(10.0, -5.0 * static_cast<double>(i) / kSize));
+  for (std::int64_t i = 0; i < kSize; ++i) {
+    for (std::int64_t j = 0; j < kSize; ++j) {
+      a(i, j) = static_cast<double>(static_cast<float>(a(i, j) * size[static_cast<std::size_t>(i)] *
+                                                       size[static_cast<std::size_t>(j)]));
+    }
+  }
+  Wide device(backend(), a);
+  ASSERT_TRUE(backend().cholesky({.a = device}));
+  const Matrix l = download(backend(), device);
+  const Matrix back = reference::product(l, reference::transpose(l));
+  for (std::int64_t i = 0; i < kSize; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      ASSERT_NEAR(back(i, j), a(i, j), 2e-6 * std::sqrt(a(i, i) * a(j, j))) << i << " " << j;
+    }
+  }
+}
+
+TEST_P(LinearAlgebraTest, CholeskyReportsWhatIsNotPositiveDefinite) {
+  for (const std::int64_t at : {0, 70, 199}) {
+    for (const double bad : {0.0, -1.0, kNaN, std::numeric_limits<double>::infinity()}) {
+      Matrix a = positive_definite(200, 14);
+      a(at, at) = bad;
+      Wide device(backend(), a);
+      EXPECT_FALSE(backend().cholesky({.a = device})) << at << " " << bad;
+    }
+  }
+  Matrix a = positive_definite(200, 15);
+  a(150, 3) = kNaN;
+  Wide device(backend(), a);
+  EXPECT_FALSE(backend().cholesky({.a = device})) << "NaN beside the diagonal";
+}
+
+TEST_P(LinearAlgebraTest, TriangularInverseEqualsTheReference) {
+  for (const std::int64_t n : {0, 1, 2, 64, 65, 130, 300}) {
+    const Matrix l = lower(reference::cholesky(positive_definite(n, 16)));
+    Wide device(backend(), l);
+    backend().triangular_inverse({.l = device});
+    Matrix stored = l;
+    for (double& value : stored.values) value = static_cast<double>(static_cast<float>(value));
+    // float32 with a condition number of about 20
+    expect_near(download(backend(), device), reference::triangular_inverse(stored), 2e-5,
+                "triangular_inverse");
+  }
+}
+
+TEST_P(LinearAlgebraTest, SymmetrizeReverseAndAddMoveElementsExactly) {
+  for (const std::int64_t n : {1, 2, 65, 130}) {
+    const Matrix a = random_matrix(n, n, 17);
+    Wide device(backend(), a);
+    Wide reversed(backend(), constant_matrix(n, n, kNaN));
+    backend().reverse(device, reversed);
+    backend().symmetrize(device);
+    const Matrix symmetric = download(backend(), device);
+    const Matrix backwards = download(backend(), reversed);
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        ASSERT_EQ(symmetric(i, j), a(std::max(i, j), std::min(i, j)));
+        ASSERT_EQ(backwards(i, j), a(n - 1 - i, n - 1 - j));
+      }
+    }
+  }
+  const Matrix a = random_matrix(7, 50, 18);
+  const Matrix b = random_matrix(7, 50, 19);
+  Wide from(backend(), a);
+  Wide into(backend(), b);
+  backend().add(from, into);
+  const Matrix sum = download(backend(), into);
+  for (std::size_t i = 0; i < sum.values.size(); ++i) {
+    ASSERT_EQ(static_cast<float>(sum.values[i]),
+              static_cast<float>(a.values[i]) + static_cast<float>(b.values[i]));
+  }
+}
+
+// Shapes with several tiles, the last ones cut off.
+TEST_P(LinearAlgebraTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
+  const Matrix x = random_matrix(700, 530, 20);
+  const Matrix w = random_matrix(600, 530, 21);
+  expect_same_bits_with_any_threads([&](Backend& backend) {
+    Wide device_x(backend, x);
+    Wide device_w(backend, w);
+    Wide y(backend, Matrix(700, 600));
+    backend.linear({.x = device_x, .w = device_w, .bias = {}, .y = y});
+    return download(backend, y);
+  });
+  expect_same_bits_with_any_threads([&](Backend& backend) {  // one tile: nothing to share
+    Wide device_x(backend, x);
+    Wide y(backend, Matrix(5, 5));
+    const ConstMatrix columns = ConstMatrix(device_x).col_range(0, 5);
+    backend.matmul({.a = columns, .transpose_a = true, .b = columns, .c = y});
+    return download(backend, y);
+  });
+  expect_same_bits_with_any_threads([&](Backend& backend) {
+    Wide device_x(backend, x);
+    Wide h(backend, Matrix(530, 530));
+    backend.gram({.x = device_x, .h = h});
+    return download(backend, h);
+  });
+  const Matrix a = positive_definite(700, 22);
+  expect_same_bits_with_any_threads([&](Backend& backend) {
+    Wide device(backend, a);
+    EXPECT_TRUE(backend.cholesky({.a = device}));
+    backend.triangular_inverse({.l = device});
+    return download(backend, device);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, LinearAlgebraTest, testing::ValuesIn(built_backends()),
+                         backend_name);
+
+}  // namespace
+}  // namespace roundhouse

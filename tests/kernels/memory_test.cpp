@@ -1,0 +1,94 @@
+#include "kernels/memory.h"
+
+#include "base/error.h"
+#include "tests/kernels/backend_test.h"
+
+namespace roundhouse {
+namespace {
+
+using MemoryTest = BackendTest;
+using reference::Matrix;
+
+TEST_P(MemoryTest, AllocatesAlignedMemoryAndNoBytesToo) {
+  for (const std::size_t bytes : {0u, 1u, 63u, 4096u}) {
+    const Buffer buffer = backend().allocate(bytes);
+    EXPECT_NE(buffer, nullptr);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(buffer.get()) % 64, 0u);
+  }
+}
+
+TEST_P(MemoryTest, SaysHowMuchWasWantedWhenThereIsNoMoreMemory) {
+  try {
+    (void)backend().allocate(std::size_t{1} << 60);
+    FAIL() << "2^60 bytes were found";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("1152921504606846976"), std::string::npos) << e.what();
+  }
+  EXPECT_THROW((void)backend().allocate(std::numeric_limits<std::size_t>::max()), Error);
+}
+
+TEST_P(MemoryTest, UploadsConvertsAndDownloads) {
+  const std::uint16_t halves[] = {0x3c00, 0xc000, 0x0001};  // 1, -2, 2^-24
+  const Tensor tensor =
+      Tensor::upload(backend(), {DType::kF16, {3}, std::as_bytes(std::span(halves))}, DType::kF32);
+  EXPECT_EQ(tensor.rows(), 1);
+  EXPECT_EQ(tensor.cols(), 3);
+  EXPECT_EQ(download(backend(), tensor.view()).values, (std::vector<double>{1.0, -2.0, 0x1p-24}));
+}
+
+TEST_P(MemoryTest, CopiesWithStridesAndBetweenFloatTypes) {
+  const Matrix values = random_matrix(5, 33, 1);
+  Wide from(backend(), values);
+  Tensor half(backend(), DType::kF16, 5, 33);
+  Tensor brain(backend(), DType::kBF16, 5, 33);
+  Wide back(backend(), constant_matrix(5, 33, 0.0));
+  backend().copy(from, half.view());
+  backend().copy(half.view(), brain.view());
+  backend().copy(half.view(), back);
+  const Matrix got = download(backend(), back.view());
+  const Matrix got_brain = download(backend(), brain.view());
+  for (std::size_t i = 0; i < values.values.size(); ++i) {
+    const float rounded = round_to_half(static_cast<float>(values.values[i]));
+    EXPECT_EQ(got.values[i], static_cast<double>(rounded));
+    EXPECT_EQ(got_brain.values[i],
+              static_cast<double>(bfloat16_to_float(float_to_bfloat16(rounded))));
+  }
+}
+
+TEST_P(MemoryTest, ZeroClearsTheViewAndNothingElse) {
+  Tensor tensor(backend(), DType::kF32, 4, 6);
+  const std::vector<float> ones(24, 1.0f);
+  backend().upload(std::as_bytes(std::span(ones)), tensor.view().data);
+  backend().zero(tensor.view().row_range(1, 3).col_range(2, 5));
+  const Matrix got = download(backend(), tensor.view());
+  for (std::int64_t i = 0; i < 4; ++i) {
+    for (std::int64_t j = 0; j < 6; ++j) {
+      const bool inside = i >= 1 && i < 3 && j >= 2 && j < 5;
+      EXPECT_EQ(got(i, j), inside ? 0.0 : 1.0) << i << " " << j;
+    }
+  }
+  backend().zero(tensor.view().row_range(0, 0));
+  backend().zero(tensor.view().col_range(3, 3));
+}
+
+TEST_P(MemoryTest, RangesOutsideTheirMatrixAreRefused) {
+  Tensor tensor(backend(), DType::kF32, 4, 6);
+  EXPECT_THROW((void)tensor.view().row_range(2, 5), Error);
+  EXPECT_THROW((void)tensor.view().col_range(-1, 3), Error);
+  EXPECT_THROW((void)Tensor(backend(), DType::kF16, 2, 2).view().f32(), Error);
+}
+
+TEST_P(MemoryTest, DescribesItself) { EXPECT_FALSE(backend().description().empty()); }
+
+TEST(BackendTableTest, KnowsWhatWasBuilt) {
+  EXPECT_EQ(built_backends().front(), "cpu");
+  EXPECT_TRUE(has_device("cpu"));
+  EXPECT_FALSE(has_device("abacus"));
+  EXPECT_THROW(make_backend("abacus", {}), Error);
+  EXPECT_EQ(make_backend("cpu", {.threads = 3})->description().substr(0, 14), "CPU, 3 threads");
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, MemoryTest, testing::ValuesIn(built_backends()), backend_name);
+
+}  // namespace
+}  // namespace roundhouse

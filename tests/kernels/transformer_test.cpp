@@ -1,0 +1,245 @@
+#include "kernels/transformer.h"
+
+#include <array>
+
+#include "base/error.h"
+#include "tests/kernels/backend_test.h"
+
+namespace roundhouse {
+namespace {
+
+using TransformerTest = BackendTest;
+using reference::Matrix;
+
+// A few roundings of float32 (2^-24 = 6e-8), relative to the largest element of the result.
+constexpr double kFewRoundings = 1e-6;
+
+const double kNaN = std::numeric_limits<double>::quiet_NaN();
+const double kInfinity = std::numeric_limits<double>::infinity();
+
+TEST_P(TransformerTest, RmsNormOfAHandWorkedRow) {
+  // mean of squares of (3, 4, 0, 0) is 25 / 4
+  Matrix x(2, 4);
+  x.values = {3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+  Matrix weight(1, 4);
+  weight.values = {1.0, 10.0, 1.0, 1.0};
+  Wide device(backend(), x);
+  Wide device_weight(backend(), weight);
+  backend().rms_norm({.x = device, .weight = device_weight, .y = device, .epsilon = 0.0f});
+  Matrix want(2, 4);
+  want.values = {1.2, 16.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};  // the row of zeros stays one
+  expect_near(download(backend(), device), want, kFewRoundings);
+}
+
+TEST_P(TransformerTest, RmsNormEqualsTheReference) {
+  for (const auto& [rows, cols] :
+       {std::pair<std::int64_t, std::int64_t>{0, 8}, {1, 1}, {3, 17}, {40, 1031}, {2, 5000}}) {
+    const Matrix x = random_matrix(rows, cols, 1, 100.0);
+    const Matrix weight = random_matrix(1, cols, 2);
+    Wide device_x(backend(), x);
+    Wide device_weight(backend(), weight);
+    Wide y(backend(), constant_matrix(rows, cols, kNaN));
+    backend().rms_norm({.x = device_x, .weight = device_weight, .y = y, .epsilon = 1e-5f});
+    expect_near(download(backend(), y), reference::rms_norm(x, weight, 1e-5), kFewRoundings,
+                "rms_norm");
+  }
+}
+
+TEST_P(TransformerTest, RopeTurnsPairsOfAHandWorkedHead) {
+  // Position 1 turns by 90 degrees: (a, b) becomes (-b, a). Position 0 does not turn, in the second
+  // sequence either.
+  Matrix x(4, 4);
+  x.values = {1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8};
+  Matrix cos(2, 2), sin(2, 2);
+  cos.values = {1, 1, 0, 0};
+  sin.values = {0, 0, 1, 1};
+  Wide device(backend(), x);
+  Wide device_cos(backend(), cos);
+  Wide device_sin(backend(), sin);
+  backend().rope(
+      {.x = device, .cos = device_cos, .sin = device_sin, .heads = 1, .head_dim = 4, .length = 2});
+  EXPECT_EQ(download(backend(), device).values,
+            (std::vector<double>{1, 2, 3, 4, -3, -4, 1, 2, 5, 6, 7, 8, -7, -8, 5, 6}));
+}
+
+TEST_P(TransformerTest, RopeEqualsTheReference) {
+  constexpr std::int64_t kHeads = 3, kLength = 11;
+  for (const std::int64_t half : {1, 8, 33}) {
+    const Matrix x = random_matrix(2 * kLength, kHeads * 2 * half, 3);
+    const Matrix cos = random_matrix(kLength + 4, half, 4);  // tables may be longer
+    const Matrix sin = random_matrix(kLength + 4, half, 5);
+    Wide device(backend(), x);
+    Wide device_cos(backend(), cos);
+    Wide device_sin(backend(), sin);
+    backend().rope({.x = device,
+                    .cos = device_cos,
+                    .sin = device_sin,
+                    .heads = kHeads,
+                    .head_dim = 2 * half,
+                    .length = kLength});
+    expect_near(download(backend(), device), reference::rope(x, cos, sin, kHeads, kLength),
+                kFewRoundings, "rope");
+  }
+}
+
+struct AttentionShape {
+  std::int64_t sequences, length, heads, kv_heads, head_dim, window;
+};
+
+Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, const Matrix& k,
+              const Matrix& v, double scale) {
+  Wide device_q(backend, q);
+  Wide device_k(backend, k);
+  Wide device_v(backend, v);
+  Wide out(backend, constant_matrix(q.rows, q.cols, kNaN));
+  backend.attention({.q = device_q,
+                     .k = device_k,
+                     .v = device_v,
+                     .out = out,
+                     .heads = shape.heads,
+                     .kv_heads = shape.kv_heads,
+                     .head_dim = shape.head_dim,
+                     .length = shape.length,
+                     .window = shape.window,
+                     .scale = static_cast<float>(scale)});
+  return download(backend, out);
+}
+
+TEST_P(TransformerTest, AttentionEqualsTheReference) {
+  // One token; grouped queries; blocks cut off; windows shorter than a block, across blocks, and
+  // longer than the text.
+  constexpr std::array<AttentionShape, 9> kShapes{{{1, 1, 1, 1, 4, 0},
+                                                   {2, 5, 2, 1, 8, 0},
+                                                   {2, 5, 2, 2, 8, 1},
+                                                   {1, 130, 4, 2, 16, 0},
+                                                   {1, 130, 2, 2, 5, 7},
+                                                   {1, 700, 2, 1, 64, 0},
+                                                   {1, 700, 1, 1, 16, 30},
+                                                   {1, 1200, 1, 1, 8, 600},
+                                                   {3, 17, 2, 1, 128, 100}}};
+  for (const AttentionShape& s : kShapes) {
+    const std::int64_t tokens = s.sequences * s.length;
+    const Matrix q = random_matrix(tokens, s.heads * s.head_dim, 6);
+    const Matrix k = random_matrix(tokens, s.kv_heads * s.head_dim, 7);
+    const Matrix v = random_matrix(tokens, s.kv_heads * s.head_dim, 8);
+    const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
+    // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
+    expect_near(
+        attend(backend(), s, q, k, v, scale),
+        reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale), 5e-6,
+        "attention, length " + std::to_string(s.length) + ", window " + std::to_string(s.window));
+  }
+}
+
+TEST_P(TransformerTest, AttentionBearsScoresThatOverflowAPlainExponential) {
+  const AttentionShape s{1, 600, 1, 1, 16, 0};
+  const Matrix q = random_matrix(600, 16, 9, 20.0);
+  const Matrix k = random_matrix(600, 16, 10, 20.0);
+  const Matrix v = random_matrix(600, 16, 11);
+  // Scores reach 1600 and err by 1e-4.
+  expect_near(attend(backend(), s, q, k, v, 0.25),
+              reference::attention(q, k, v, 1, 1, 600, 0, 0.25), 1e-3);
+}
+
+TEST_P(TransformerTest, ANaNReachesTheTokensThatSeeItAndNoOthers) {
+  const AttentionShape s{1, 300, 1, 1, 8, 0};
+  const Matrix q = random_matrix(300, 8, 12);
+  const Matrix k = random_matrix(300, 8, 13);
+  Matrix v = random_matrix(300, 8, 14);
+  const Matrix clean = attend(backend(), s, q, k, v, 0.3);
+  Matrix bad_k = k;
+  bad_k(200, 0) = kNaN;
+  const Matrix got = attend(backend(), s, q, bad_k, v, 0.3);
+  for (std::int64_t i = 0; i < 300; ++i) {
+    ASSERT_EQ(std::isnan(got(i, 0)), i >= 200) << i;
+    if (i < 200) {
+      ASSERT_EQ(got(i, 0), clean(i, 0)) << i;
+    }
+  }
+}
+
+TEST_P(TransformerTest, SiluGateOfLargeValuesAndOfTheReference) {
+  Matrix gate(1, 6);
+  gate.values = {0.0, 200.0, -200.0, -kInfinity, kNaN, 1.0};
+  Wide device_gate(backend(), gate);
+  Wide ones(backend(), constant_matrix(1, 6, 1.0));
+  Wide y(backend(), constant_matrix(1, 6, kNaN));
+  backend().silu_gate({.gate = device_gate, .up = ones, .y = y});
+  const Matrix got = download(backend(), y);
+  EXPECT_EQ(got(0, 0), 0.0);
+  EXPECT_EQ(got(0, 1), 200.0);
+  EXPECT_NEAR(got(0, 2), 0.0, 1e-35);
+  EXPECT_TRUE(std::isnan(got(0, 4)));
+  EXPECT_NEAR(got(0, 5), 0.7310585786, 1e-7);
+
+  for (const std::int64_t cols : {0, 1, 19, 1000}) {
+    const Matrix g = random_matrix(7, cols, 15, 4.0);
+    const Matrix up = random_matrix(7, cols, 16);
+    Wide device_g(backend(), g);
+    Wide device_up(backend(), up);
+    backend().silu_gate({.gate = device_g, .up = device_up, .y = device_up});
+    expect_near(download(backend(), device_up), reference::silu_gate(g, up), kFewRoundings, "silu");
+  }
+}
+
+TEST_P(TransformerTest, CrossEntropyOfEqualLogitsIsTheLogarithmOfTheirNumber) {
+  Wide logits(backend(), constant_matrix(2, 1000, 3.0));
+  const std::vector<std::int32_t> target{5, -1};
+  std::vector<float> loss(2, -1.0f);
+  backend().cross_entropy({.logits = logits, .target = target, .loss = loss});
+  EXPECT_NEAR(loss[0], std::log(1000.0), 1e-5);
+  EXPECT_EQ(loss[1], 0.0f) << "not scored";
+}
+
+TEST_P(TransformerTest, CrossEntropyEqualsTheReference) {
+  for (const std::int64_t vocabulary : {1, 7, 5003}) {
+    const Matrix logits = random_matrix(30, vocabulary, 17, 20.0);
+    std::vector<std::int32_t> target;
+    for (int i = 0; i < 30; ++i) target.push_back((i * 37) % static_cast<std::int32_t>(vocabulary));
+    std::vector<float> loss(30);
+    Wide device(backend(), logits);
+    backend().cross_entropy({.logits = device, .target = target, .loss = loss});
+    const std::vector<double> want = reference::cross_entropy(logits, target);
+    for (std::size_t i = 0; i < 30; ++i) {
+      ASSERT_NEAR(static_cast<double>(loss[i]), want[i], 2e-6 * (1.0 + want[i])) << vocabulary;
+    }
+  }
+  Wide device(backend(), Matrix(1, 4));
+  const std::vector<std::int32_t> outside{4};
+  std::vector<float> loss(1);
+  EXPECT_THROW(backend().cross_entropy({.logits = device, .target = outside, .loss = loss}), Error);
+}
+
+TEST_P(TransformerTest, CheckFiniteNamesTheSamplesWithNaNOrInfinity) {
+  Matrix x = random_matrix(12, 37, 18);
+  x(4, 36) = kNaN;
+  x(11, 0) = -kInfinity;
+  x(0, 0) = 3e38;
+  Wide device(backend(), x);
+  std::vector<std::uint8_t> finite(4, 7);
+  backend().check_finite({.x = device, .rows_each = 3, .finite = finite});
+  EXPECT_EQ(finite, (std::vector<std::uint8_t>{1, 0, 1, 0}));
+}
+
+TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
+  const AttentionShape s{2, 300, 4, 2, 32, 200};
+  const Matrix q = random_matrix(600, 128, 19);
+  const Matrix k = random_matrix(600, 64, 20);
+  const Matrix v = random_matrix(600, 64, 21);
+  expect_same_bits_with_any_threads(
+      [&](Backend& backend) { return attend(backend, s, q, k, v, 0.2); });
+  const Matrix weight = random_matrix(1, 128, 22);
+  expect_same_bits_with_any_threads([&](Backend& backend) {
+    Wide x(backend, q);
+    Wide device_weight(backend, weight);
+    backend.rms_norm({.x = x, .weight = device_weight, .y = x, .epsilon = 1e-5f});
+    backend.silu_gate({.gate = x, .up = x, .y = x});
+    return download(backend, x);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, TransformerTest, testing::ValuesIn(built_backends()),
+                         backend_name);
+
+}  // namespace
+}  // namespace roundhouse
