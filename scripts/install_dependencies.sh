@@ -99,7 +99,11 @@ fi
 echo "installing ${available[*]}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! "${apt[@]}" install --yes --no-install-recommends "${available[@]}" >"$log" 2>&1; then
+install() {
+  "${apt[@]}" install --yes --no-install-recommends "${available[@]}" >"$log" 2>&1
+}
+# Old package lists name files that the mirror no longer has.
+if ! install && ! { "${apt[@]}" update && install; }; then
   cat "$log" >&2
   echo "$0: apt-get could not install ${available[*]}" >&2
   exit 1
