@@ -1,0 +1,101 @@
+// Quantizing has the same bits on any number of ranks and threads. Every rank also does the whole job alone, with a local
+// communicator and two threads, and compares: so all rank counts give one result.
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "stages/quantize/gptq_factor.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/stages/quantize_world.h"
+
+namespace roundhouse {
+namespace {
+
+using nlohmann::json;
+
+std::string hash_of(const QuantizedLinear& linear) {
+  Xxh3 hash;
+  for (const HostTensor* part :
+       {&linear.codes, &linear.scales, &linear.zeros, &linear.group_of_column}) {
+    hash.update(part->bytes());
+  }
+  return linear.name + " " + hash.hex() + " " + linear.record.dump();
+}
+
+class QuantizeRanksTest : public testing::Test {
+ protected:
+  void expect_same_bits(const json& recipe, int shards, const std::vector<int>& broken = {}) {
+    const auto alone = make_local_communicator();
+    QuantizeWorld one(*alone, shards, /*threads=*/2, broken);
+    const QuantizedBlock want = one.quantize(recipe);
+    QuantizeWorld team(test_world(), shards, /*threads=*/1, broken);
+    const QuantizedBlock got = team.quantize(recipe);
+
+    if (test_world().rank() == 0) {
+      ASSERT_EQ(got.linears.size(), want.linears.size());
+      for (std::size_t i = 0; i < want.linears.size(); ++i) {
+        EXPECT_EQ(hash_of(got.linears[i]), hash_of(want.linears[i])) << recipe;
+      }
+      EXPECT_EQ(got.record.at("flops"), want.record.at("flops"));
+      EXPECT_EQ(got.record.contains("dropped_samples"), want.record.contains("dropped_samples"));
+      if (got.record.contains("dropped_samples")) {
+        EXPECT_EQ(got.record.at("dropped_samples"), want.record.at("dropped_samples"));
+      }
+    }
+    const ShardBytes output = one.residual();
+    for (const auto& [shard, bytes] : team.residual()) {
+      EXPECT_EQ(bytes, output.at(shard)) << "shard " << shard << ", " << recipe;
+    }
+  }
+};
+
+TEST_F(QuantizeRanksTest, Gptq) {
+  expect_same_bits(json::parse(R"({"method": "gptq", "bits": 3, "group_size": 100})"), 5);
+}
+
+TEST_F(QuantizeRanksTest, GptqWithFewerShardsThanRanks) {
+  expect_same_bits(json::parse(R"({"method": "gptq", "bits": 2, "symmetric": true})"), 3);
+}
+
+TEST_F(QuantizeRanksTest, GptqWithDynamicGroupsFromTheOriginalWeights) {
+  expect_same_bits(json::parse(R"({"method": "gptq", "bits": 4, "group_size": 64,
+                                   "act_order": "dynamic", "true_sequential": false})"),
+                   4);
+}
+
+TEST_F(QuantizeRanksTest, GptqWithABrokenSampleAndNoDamping) {
+  expect_same_bits(json::parse(R"({"method": "gptq", "damping": 0})"), 5, {4});
+}
+
+TEST_F(QuantizeRanksTest, Rtn) {
+  expect_same_bits(json::parse(R"({"method": "rtn", "bits": 3, "symmetric": true})"), 5);
+}
+
+TEST_F(QuantizeRanksTest, TooManyBrokenSamplesAreAnErrorOnEveryRank) {
+  QuantizeWorld team(test_world(), 5, 1, {0, 1, 2});
+  EXPECT_THROW(team.quantize(json::parse(R"({"method": "gptq"})")), Error);
+}
+
+TEST_F(QuantizeRanksTest, AFactorIsSharedWhole) {
+  Communicator& world = test_world();
+  const auto backend = make_backend("cpu", {.threads = 1});
+  NullMonitor monitor;
+  const std::vector<float> values{2, 1, 0, 1, 3, 1, 0, 1, 4};
+  HostTensor h(DType::kF32, {3, 3});
+  std::ranges::copy(values, h.as<float>().begin());
+  const HessianFactor want = factorize(h, 0.01, true, *backend, monitor);
+  for (int owner = 0; owner < world.size(); ++owner) {
+    HessianFactor factor;
+    if (world.rank() == owner) factor = factorize(h, 0.01, true, *backend, monitor);
+    share(factor, 3, owner, world, *backend, monitor);
+    EXPECT_EQ(factor.order, want.order);
+    EXPECT_EQ(factor.diagonal, want.diagonal);
+    EXPECT_EQ(factor.dead, want.dead);
+    EXPECT_EQ(factor.damping, 0.01);
+    EXPECT_EQ(factor.tries, 1);
+    EXPECT_EQ(download_f32(factor.upper, *backend), download_f32(want.upper, *backend));
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse

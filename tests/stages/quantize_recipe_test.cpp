@@ -1,0 +1,113 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+namespace {
+
+using nlohmann::json;
+
+std::string name_of_recipe(const char* text) { return parse_recipe(json::parse(text)).name; }
+
+// "key: what" of the RecipeError that parsing throws.
+std::string error_of(const char* text) {
+  try {
+    parse_recipe(json::parse(text));
+  } catch (const RecipeError& error) {
+    return error.key + ": " + error.what;
+  }
+  return "no error";
+}
+
+TEST(RecipeTest, NamesFollowFromMethodBitsAndGroup) {
+  EXPECT_EQ(name_of_recipe(R"({"method": "rtn"})"), "rtn-w4g128");
+  EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "bits": 3, "group_size": 64})"), "gptq-w3g64");
+  EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "bits": 2, "group_size": -1})"), "gptq-w2");
+}
+
+TEST(RecipeTest, NamesCarryWhatDiffersFromTheDefaults) {
+  EXPECT_EQ(name_of_recipe(R"({"method": "rtn", "symmetric": true})"), "rtn-w4g128-symmetric");
+  EXPECT_EQ(name_of_recipe(R"({"method": "rtn", "grid": "S-gptq"})"), "rtn-w4g128-symmetric");
+  EXPECT_EQ(name_of_recipe(R"({"method": "rtn", "grid": "A-awq"})"), "rtn-w4g128-grid-a-awq");
+  EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "damping": 0.05, "act_order": "none",
+                               "true_sequential": false, "clip_search": true})"),
+            "gptq-w4g128-damping-0.05-act-order-none-no-true-sequential-clip-search");
+  EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "damping": 0.01, "act_order": "static",
+                               "symmetric": false, "grid": "A-gptq"})"),
+            "gptq-w4g128");
+}
+
+TEST(RecipeTest, TakesAGivenName) {
+  EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "name": "Mine_2.0"})"), "Mine_2.0");
+  for (const char* bad : {R"({"method": "gptq", "name": ""})", R"({"method": "gptq", "name": "a/b"})",
+                          R"({"method": "gptq", "name": ".."})"}) {
+    EXPECT_THAT(error_of(bad), testing::StartsWith("name: ")) << bad;
+  }
+}
+
+TEST(RecipeTest, ActOrderMayBeOnOrOff) {
+  const auto act_order = [](const char* text) {
+    return parse_recipe(json::parse(text)).options.at("act_order").get<std::string>();
+  };
+  EXPECT_EQ(act_order(R"({"method": "gptq"})"), "static");
+  EXPECT_EQ(act_order(R"({"method": "gptq", "act_order": true})"), "static");
+  EXPECT_EQ(act_order(R"({"method": "gptq", "act_order": false})"), "none");
+  EXPECT_EQ(act_order(R"({"method": "gptq", "act_order": "dynamic"})"), "dynamic");
+}
+
+TEST(RecipeTest, ResolvedReadsBackToTheSame) {
+  for (const char* text :
+       {R"({"method": "rtn", "bits": 8, "group_size": -1, "grid": "S-full"})",
+        R"({"method": "gptq", "symmetric": true, "damping": 1, "act_order": false, "name": "x"})"}) {
+    const Recipe recipe = parse_recipe(json::parse(text));
+    const json all = resolved(recipe);
+    EXPECT_EQ(resolved(parse_recipe(all)), all) << text;
+    EXPECT_NO_THROW(make_method(recipe)) << text;
+  }
+  EXPECT_EQ(resolved(parse_recipe(json::parse(R"({"method": "gptq"})"))),
+            json::parse(R"({"name": "gptq-w4g128", "method": "gptq", "bits": 4, "group_size": 128,
+                            "grid": "A-gptq", "symmetric": false, "damping": 0.01,
+                            "act_order": "static", "true_sequential": true, "clip_search": false})"));
+}
+
+TEST(RecipeTest, ErrorsNameTheKey) {
+  EXPECT_EQ(error_of(R"({"bits": 4})"), "method: is missing");
+  EXPECT_EQ(error_of(R"({"method": "gptx"})"), "method: 'gptx' is not one of rtn, gptq");
+  EXPECT_EQ(error_of(R"({"method": 4})"), "method: must be text");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 5})"), "bits: must be 2, 3, 4 or 8");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 4.0})"), "bits: must be a whole number");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "group_size": 0})"),
+            "group_size: must be at least 1, or -1 for the whole row");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "damping": 0.1})"),
+            "damping: is not an option of this method");
+  EXPECT_EQ(error_of(R"({"method": "gptq", "damping": 1.5})"),
+            "damping: must be a number from 0.0 to 1.0");
+  EXPECT_EQ(error_of(R"({"method": "gptq", "damping": "high"})"),
+            "damping: must be a number from 0.0 to 1.0");
+  EXPECT_EQ(error_of(R"({"method": "gptq", "act_order": "yes"})"),
+            "act_order: must be one of static, dynamic, none");
+  EXPECT_EQ(error_of(R"({"method": "gptq", "true_sequential": 1})"),
+            "true_sequential: must be true or false");
+  EXPECT_EQ(error_of(R"({"method": "gptq", "grid": "A-awq"})"),
+            "grid: must be one of A-gptq, S-gptq, S-full");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "grid": "A-awq", "symmetric": true})"),
+            "symmetric: contradicts grid A-awq");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "grid": "S-full", "symmetric": false})"),
+            "symmetric: contradicts grid S-full");
+  EXPECT_EQ(error_of("[1]"), ": a recipe is a set of keys, as in {method: gptq, bits: 4}");
+}
+
+TEST(OptionReaderTest, IntegersAreWholeAndInRange) {
+  const json object = json::parse(R"({"a": 3, "b": 2.5, "c": 99999999999})");
+  OptionReader options(object);
+  EXPECT_EQ(options.integer("a", 1, 0, 10), 3);
+  EXPECT_EQ(options.integer("d", 1, 0, 10), 1);
+  EXPECT_THROW(options.integer("b", 1, 0, 10), RecipeError);
+  EXPECT_THROW(options.integer("c", 1, 0, 10), RecipeError);
+  EXPECT_EQ(options.name_suffix(), "-a-3");
+  EXPECT_EQ(options.resolved(), json::parse(R"({"a": 3, "d": 1})"));
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,150 @@
+// The first block of the bundled model with a few samples: what the tests of quantization work on.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "comm/communicator.h"
+#include "comm/launcher.h"
+#include "kernels/backend.h"
+#include "model/causal_lm.h"
+#include "model/decoder_block.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+
+class RecordingMonitor final : public Monitor {
+ public:
+  void phase(const std::string&) override {}
+  void tick() override { ++ticks; }
+  void event(const nlohmann::json&) override {}
+  void say(const std::string& line) override { said.push_back(line); }
+  bool stop_requested() override { return false; }
+
+  int ticks = 0;
+  std::vector<std::string> said;
+};
+
+using ShardBytes = std::map<int, std::vector<std::byte>>;
+
+inline std::vector<std::int32_t> random_ids(std::int64_t n, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(n));
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(1024));
+  return ids;
+}
+
+// One rank's view of a team that quantizes block 0.
+class QuantizeWorld {
+ public:
+  static constexpr std::int64_t kSamples = 12, kLength = 96;
+
+  explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
+                         std::vector<int> broken_samples = {})
+      : team_(team),
+        backend_(make_backend("cpu", {.threads = threads})),
+        model_(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world"),
+        shape_(make_decoder_block(model_.config(), kLength, *backend_)),
+        samples_(kSamples, kLength, shards, random_ids(kSamples * kLength, 7)),
+        budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path()),
+        weights_(shape_->load(model_.checkpoint(), 0, *backend_)),
+        broken_samples_(std::move(broken_samples)),
+        residual_(embed()) {}
+
+  BlockTask task() {
+    return {.backend = *backend_,
+            .team = team_,
+            .shape = *shape_,
+            .block = 0,
+            .weights = weights_,
+            .samples = &samples_,
+            .residual = residual_.get(),
+            .budget = budget_,
+            .monitor = monitor_};
+  }
+  QuantizedBlock quantize(const nlohmann::json& recipe) {
+    BlockTask work = task();
+    return make_method(parse_recipe(recipe))->quantize(work);
+  }
+  // Back to the block's input.
+  void restart() { residual_ = embed(); }
+
+  ShardBytes residual() {
+    ShardBytes result;
+    const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      const auto bytes = residual_->bytes(shard);
+      result[shard].assign(bytes.begin(), bytes.end());
+    }
+    return result;
+  }
+
+  Backend& backend() { return *backend_; }
+  const DecoderBlock& shape() const { return *shape_; }
+  BlockWeights& weights() { return weights_; }
+  RecordingMonitor& monitor() { return monitor_; }
+  const Samples& samples() const { return samples_; }
+
+ private:
+  // Embedding rows of this rank's shards; a broken sample begins with NaN.
+  std::unique_ptr<Activations> embed() {
+    auto residual = std::make_unique<Activations>(budget_, backend_->activation_type(),
+                                                  shape_->hidden_size());
+    const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      const PartRange range = samples_.samples_of_shard(shard);
+      residual->reserve(shard, (range.end - range.begin) * kLength);
+      for (int sample = range.begin; sample < range.end; ++sample) {
+        Tensor rows = model_.embed(samples_.ids(sample, 1), *backend_);
+        if (std::ranges::find(broken_samples_, sample) != broken_samples_.end()) {
+          const float nan = std::numeric_limits<float>::quiet_NaN();
+          backend_->upload(std::as_bytes(std::span(&nan, 1)), rows.view().data);
+          backend_->sync();
+        }
+        residual->store(shard, (sample - range.begin) * kLength, rows.view(), *backend_);
+      }
+    }
+    return residual;
+  }
+
+  Communicator& team_;
+  std::unique_ptr<Backend> backend_;
+  CausalLM model_;
+  std::unique_ptr<DecoderBlock> shape_;
+  Samples samples_;
+  ActivationBudget budget_;
+  BlockWeights weights_;
+  std::vector<int> broken_samples_;
+  std::unique_ptr<Activations> residual_;
+  RecordingMonitor monitor_;
+};
+
+template <class T>
+std::vector<T> values_of(const HostTensor& tensor) {
+  const auto values = tensor.as<T>();
+  return {values.begin(), values.end()};
+}
+
+inline std::vector<float> download_f32(const Tensor& tensor, Backend& backend) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.rows() * tensor.cols()));
+  backend.download(tensor.f32(), std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+inline Tensor upload_f32(const std::vector<float>& values, std::int64_t rows, std::int64_t cols,
+                         Backend& backend) {
+  Tensor tensor(backend, DType::kF32, rows, cols);
+  backend.upload(std::as_bytes(std::span(values)), tensor.view().data);
+  backend.sync();
+  return tensor;
+}
+
+}  // namespace roundhouse
