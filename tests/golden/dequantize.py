@@ -1,0 +1,274 @@
+"""An independent reader of our exports: safetensors, the packed layouts and the arithmetic, in plain NumPy.
+
+    dequantize.py show DIR                what is in an export
+    dequantize.py compare DIR_A DIR_B     both hold the same weights (rounded alike where one is float16)
+    dequantize.py canonical DIR FILE      codes, zero points, scales and groups are those of FILE (export_samples)
+    dequantize.py matrix PROGRAM MODEL    makes exports with export_samples for every grid and compares all of them
+
+Shares no code with the program: the layouts are read as their formats describe them, a bit at a time.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+try:
+    import numpy as np
+except ImportError:
+    print("needs NumPy: skipped")
+    sys.exit(77)
+
+DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
+
+
+class Wrong(Exception):
+    pass
+
+
+def expect(ok, what):
+    if not ok:
+        raise Wrong(what)
+
+
+# ------------------------------------------------------------------------------------------------------- the container
+
+
+def read_safetensors(path):
+    data = path.read_bytes()
+    expect(len(data) >= 8, f"{path}: too short")
+    length = int.from_bytes(data[:8], "little")
+    expect(8 + length <= len(data), f"{path}: header runs past the end")
+    header = json.loads(data[8 : 8 + length].decode("utf-8"))
+    metadata = header.pop("__metadata__", {})
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        expect(first == end, f"{path}: a hole or an overlap before {name}")
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
+        count = int(np.prod(shape, dtype=np.int64))
+        expect(last - first == count * dtype.itemsize, f"{path}: {name} has another size than its shape")
+        tensors[name] = np.frombuffer(data, dtype, count, 8 + length + first).reshape(shape)
+        end = last
+    expect(8 + length + end == len(data), f"{path}: bytes after the last tensor")
+    return tensors, metadata
+
+
+def check_sums(directory):
+    listed = {}
+    for line in (directory / "SHA256SUMS").read_text().splitlines():
+        digits, name = re.fullmatch(r"([0-9a-f]{64})  (.+)", line).groups()
+        listed[name] = digits
+    there = {path.name for path in directory.iterdir()} - {"SHA256SUMS"}
+    expect(there == set(listed), f"{directory}: SHA256SUMS lists {sorted(listed)}, there are {sorted(there)}")
+    for name, digits in listed.items():
+        expect(hashlib.sha256((directory / name).read_bytes()).hexdigest() == digits, f"{directory}: {name} differs")
+
+
+def read_tensors(directory):
+    index = directory / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        listing = json.loads(index.read_text())
+        files = sorted(set(listing["weight_map"].values()))
+    tensors = {}
+    for file in files:
+        held, metadata = read_safetensors(directory / file)
+        expect(metadata.get("format") == "pt", f"{file}: no metadata format pt")
+        for name in held:
+            expect(name not in tensors, f"{name} is in two files")
+            expect(not index.exists() or listing["weight_map"].get(name) == file, f"{name} is not where the index says")
+        tensors.update(held)
+    if index.exists():
+        expect(set(tensors) == set(listing["weight_map"]), f"{index}: lists other tensors")
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        expect(listing["metadata"]["total_size"] == total, f"{index}: total_size")
+    return tensors
+
+
+# --------------------------------------------------------------------------------------------------------- the layouts
+
+
+def unpack_stream(words, count, bits):
+    """Codes of each row of 32-bit words: value i is bits [i b, i b + b) of the row, the lowest bit first."""
+    octets = np.ascontiguousarray(words).view(np.uint32).astype("<u4").view(np.uint8)
+    stream = np.unpackbits(octets, axis=-1, bitorder="little")
+    expect(not stream[:, count * bits :].any(), "bits after the last value")
+    values = stream[:, : count * bits].reshape(len(words), count, bits)
+    return (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.int32)
+
+
+class Linear:
+    """codes [n, k], scales [n, g], zeros [n, g], group_of [k]: the weight is scale * (code - zero)."""
+
+    def __init__(self, codes, scales, zeros, group_of):
+        self.codes, self.scales, self.zeros, self.group_of = codes, scales, zeros, group_of
+
+    def weight(self):
+        steps = self.codes - self.zeros[:, self.group_of]
+        return self.scales.astype(np.float32)[:, self.group_of] * steps.astype(np.float32)
+
+
+def take(tensors, name, dtype, shape):
+    expect(name in tensors, f"{name} is missing")
+    tensor = tensors.pop(name)
+    expect(tensor.dtype == np.dtype(dtype) and tensor.shape == tuple(shape),
+           f"{name}: {tensor.dtype} {tensor.shape} instead of {dtype} {shape}")
+    return tensor
+
+
+def group_count(cols, group_size):
+    size = cols if group_size in (None, -1) else group_size
+    expect(cols % size == 0, f"groups of {size} in {cols} columns")
+    return cols // size, size
+
+
+def read_compressed_tensors(tensors, module, config):
+    expect(config["format"] == "pack-quantized" and config["quantization_status"] == "compressed", "format")
+    (group,) = config["config_groups"].values()
+    scheme = group["weights"]
+    expect(group["targets"] == ["Linear"] and "lm_head" in config["ignore"], "targets")
+    expect(scheme["strategy"] == ("channel" if scheme["group_size"] is None else "group"), "strategy")
+    bits = scheme["num_bits"]
+    rows, cols = (int(side) for side in take(tensors, module + ".weight_shape", "<i8", [2]))
+    groups, size = group_count(cols, scheme["group_size"])
+    words = take(tensors, module + ".weight_packed", "<i4", [rows, -(-cols * bits // 32)])
+    scales = take(tensors, module + ".weight_scale", "<f2", [rows, groups])
+    zeros = np.full([rows, groups], 1 << bits - 1, np.int32)
+    if not scheme["symmetric"]:
+        packed = take(tensors, module + ".weight_zero_point", "<i4", [-(-rows * bits // 32), groups])
+        zeros = unpack_stream(packed.T, rows, bits).T
+    return Linear(unpack_stream(words, cols, bits), scales, zeros, np.arange(cols) // size)
+
+
+def read_gptq(tensors, module, config):
+    expect(config["format"] == config["checkpoint_format"], "format and checkpoint_format differ")
+    bits, version = config["bits"], {"gptq": 1, "gptq_v2": 2}[config["format"]]
+    group_of = tensors.pop(module + ".g_idx")
+    cols = len(group_of)
+    groups, size = group_count(cols, config["group_size"])
+    expect(config["desc_act"] or np.array_equal(group_of, np.arange(cols) // size), f"{module}: g_idx")
+    expect(np.array_equal(np.bincount(group_of, minlength=groups), np.full(groups, size)), f"{module}: g_idx")
+    rows = tensors[module + ".scales"].shape[1]
+    words = take(tensors, module + ".qweight", "<i4", [cols * bits // 32, rows])
+    scales = take(tensors, module + ".scales", "<f2", [groups, rows])
+    packed = take(tensors, module + ".qzeros", "<i4", [groups, rows * bits // 32])
+    zeros = unpack_stream(packed, rows, bits)
+    if version == 1:
+        zeros = zeros + 1
+        expect(zeros.max() < 1 << bits, f"{module}: a zero point that version 1 cannot say")
+    if config["sym"]:
+        expect((zeros == 1 << bits - 1).all(), f"{module}: symmetric, but not the middle")
+    return Linear(unpack_stream(words.T, cols, bits), scales.T, zeros.T, group_of)
+
+
+READERS = {"compressed-tensors": (".weight_packed", read_compressed_tensors), "gptq": (".qweight", read_gptq)}
+
+
+class Export:
+    """linears by module name (empty for a dense export), and all other tensors by name."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        check_sums(self.directory)
+        self.config = json.loads((self.directory / "config.json").read_text())
+        self.tensors = read_tensors(self.directory)
+        self.linears = {}
+        quantization = self.config.get("quantization_config")
+        if quantization:
+            mark, read = READERS[quantization["quant_method"]]
+            for name in [name for name in self.tensors if name.endswith(mark)]:
+                module = name[: -len(mark)]
+                self.linears[module] = read(self.tensors, module, quantization)
+        expect(all(name.endswith(".weight") for name in self.tensors), f"{directory}: tensors of no layout")
+        expected = {"float16": np.float16, "float32": np.float32}[self.config["torch_dtype"]]
+        expect(all(tensor.dtype == expected for tensor in self.tensors.values()), f"{directory}: torch_dtype")
+
+    def weights(self):
+        yield from self.tensors.items()
+        for module, linear in self.linears.items():
+            yield module + ".weight", linear.weight()
+
+
+# ---------------------------------------------------------------------------------------------------------- the checks
+
+
+def compare(a, b):
+    weights_a, weights_b = dict(a.weights()), dict(b.weights())
+    expect(set(weights_a) == set(weights_b), f"{a.directory} and {b.directory} hold different weights")
+    for name, mine in weights_a.items():
+        other = weights_b[name]
+        narrow = np.float16 if np.float16 in (mine.dtype, other.dtype) else np.float32
+        expect(np.array_equal(mine.astype(narrow), other.astype(narrow)),
+               f"{name} differs between {a.directory} and {b.directory}")
+    return len(weights_a)
+
+
+def check_canonical(export, file):
+    canonical, _ = read_safetensors(pathlib.Path(file))
+    modules = {name[: -len(".codes")] for name in canonical if name.endswith(".codes")}
+    expect(modules == set(export.linears), f"{export.directory} holds other linears than {file}")
+    for module, linear in export.linears.items():
+        for part in ("codes", "scales", "zeros"):
+            expect(np.array_equal(getattr(linear, part), canonical[f"{module}.{part}"]), f"{module}: {part} differ")
+        if f"{module}.group_of_column" in canonical:
+            expect(np.array_equal(linear.group_of, canonical[f"{module}.group_of_column"]), f"{module}: groups differ")
+    return len(modules)
+
+
+def combinations():
+    for bits in (2, 3, 4, 8):
+        for grid in ("A-gptq", "S-gptq"):
+            for group in (128, 32, -1):
+                yield bits, group, grid, []
+    yield 3, 64, "S-full", []  # scales below zero
+    yield 4, 64, "A-awq", []
+    yield 2, -1, "A-ar", []
+    yield 4, 128, "A-gptq", ["dynamic"]
+    yield 3, 32, "S-full", ["dynamic"]
+
+
+def matrix(program, model):
+    for bits, group, grid, more in combinations():
+        with tempfile.TemporaryDirectory() as out:
+            subprocess.run([program, model, out, "1", str(bits), str(group), grid, *more], check=True)
+            out = pathlib.Path(out)
+            dense, half = Export(out / "dense"), Export(out / "dense-float16")
+            compare(dense, half)
+            formats = ["gptq"] if more else ["gptq", "compressed-tensors"]
+            for name in formats:
+                export = Export(out / name)
+                linears = check_canonical(export, out / "canonical.safetensors")
+                weights = compare(export, dense)
+                print(f"{bits} bits, group {group:>3}, {grid:<6} {' '.join(more):<7} {name:<18} {linears} linears "
+                      f"and {weights} weights equal", flush=True)
+
+
+def main(arguments):
+    match arguments:
+        case ["show", directory]:
+            export = Export(directory)
+            for module, linear in sorted(export.linears.items()):
+                print(module, linear.codes.shape, "groups", linear.scales.shape[1])
+            print(len(export.linears), "quantized linears,", len(export.tensors), "other tensors")
+        case ["compare", a, b]:
+            print(compare(Export(a), Export(b)), "weights equal")
+        case ["canonical", directory, file]:
+            print(check_canonical(Export(directory), file), "linears equal")
+        case ["matrix", program, model]:
+            matrix(program, model)
+        case _:
+            print(__doc__)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Wrong as wrong:
+        print(wrong)
+        sys.exit(1)
