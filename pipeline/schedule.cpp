@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "comm/watchdog.h"
@@ -218,9 +219,13 @@ class RecipeWalk {
     BlockTask block_task = task(block, weights, activations);
     QuantizedBlock result = method_->quantize(block_task);
     if (s_.mesh.team().rank() != 0) return;
+    // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
+    nlohmann::json time = std::exchange(result.record["time"], nullptr);
+    result.record.erase("time");
     const auto commit_start = std::chrono::steady_clock::now();
     s_.store.commit(block_key(recipe_.name, block), to_record(result));
-    result.record["time"]["commit"] = seconds_since(commit_start);
+    time["commit"] = seconds_since(commit_start);
+    result.record["time"] = std::move(time);
     s_.on_unit(recipe_, result, seconds_since(start));
   }
 
