@@ -1,0 +1,160 @@
+// The walk through recipes and blocks: whatever the mesh, and wherever a run was cut off, the records have the same bytes.
+#include "pipeline/schedule.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "comm/launcher.h"
+#include "pipeline/hdf5_store.h"
+#include "stages/memory_store.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/stages/temporary_folder.h"
+
+namespace roundhouse {
+namespace {
+
+const std::filesystem::path kModel = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+constexpr int kBlocks = 6, kShards = 4, kSnapshotEvery = 2;
+
+std::vector<Recipe> recipes() {
+  return {parse_recipe({{"method", "gptq"}, {"bits", 4}, {"group_size", 128}}),
+          parse_recipe({{"method", "rtn"}, {"bits", 3}, {"group_size", 128}}),
+          parse_recipe({{"method", "gptq"}, {"bits", 2}, {"group_size", 128}})};
+}
+
+Samples few_samples() {
+  Random random(3);
+  std::vector<std::int32_t> ids(6 * 64);
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(1024));
+  return Samples(6, 64, kShards, ids);
+}
+
+class Walker {
+ public:
+  explicit Walker(Communicator& world) : world_(world) {}
+
+  // Everything that is missing in the store; false if stopped.
+  bool run(RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr) {
+    const Mesh mesh(world_, shape, kBlocks);
+    JobMonitor monitor(world_, nullptr, 60, 0);
+    ActivationBudget budget(std::size_t{1} << 30, folder_.path());
+    std::vector<RecipeState> states;
+    for (const Recipe& recipe : recipes()) {
+      states.push_back(inspect_recipe(recipe, kBlocks, kShards, kSnapshotEvery, store, world_));
+    }
+    int units = 0;
+    Schedule schedule{.backend = *backend_,
+                      .mesh = mesh,
+                      .model = model_,
+                      .shape = *shape_,
+                      .samples = &samples_,
+                      .store = store,
+                      .budget = budget,
+                      .monitor = monitor,
+                      .snapshot_every = kSnapshotEvery,
+                      .on_unit = [&](const Recipe&, const QuantizedBlock&, double) {
+                        ++units;
+                        if (on_unit) on_unit(monitor, units);
+                      }};
+    return quantize_all(schedule, recipes(), states);
+  }
+
+ private:
+  Communicator& world_;
+  TemporaryFolder folder_;
+  CausalLM model_{kModel};
+  Samples samples_ = few_samples();
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 64, *backend_);
+};
+
+// The bytes of every block of every recipe.
+std::map<std::string, std::string> contents(RunStore& store) {
+  std::map<std::string, std::string> all;
+  for (const Recipe& recipe : recipes()) {
+    for (int block = 0; block < kBlocks; ++block) {
+      const std::string key = block_key(recipe.name, block);
+      const auto record = store.load(key);
+      if (!record) continue;
+      all[key] = record->attributes.dump();
+      for (const auto& [name, tensor] : record->tensors) {
+        all[key] += "|" + name + "|";
+        all[key].append(reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size());
+      }
+    }
+  }
+  return all;
+}
+
+std::map<std::string, std::string> undisturbed() {
+  const auto alone = make_local_communicator();
+  MemoryStore store;
+  EXPECT_TRUE(Walker(*alone).run(store, {1, 1}));
+  return contents(store);
+}
+
+TEST(ScheduleTest, ResumesAfterAFailureAtAnyWrite) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  ASSERT_EQ(expected.size(), 3u * kBlocks);
+  Walker walker(test_world());
+  // 3 x 6 blocks and 2 recipes x 2 snapshots x 4 shards are 34 writes.
+  for (int n = 1; n <= 34; n += 3) {
+    MemoryStore store;
+    store.fail_at_write(n);
+    EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
+    store.fail_at_write(0);
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    EXPECT_EQ(contents(store), expected) << "after a failure at write " << n;
+  }
+}
+
+TEST(ScheduleTest, MakesADamagedBlockAgainAndNoOther) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  MemoryStore store;
+  Walker walker(test_world());
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  store.damage(block_key(recipes()[0].name, 3));
+  int made = 0;
+  EXPECT_TRUE(walker.run(store, {1, 1}, [&](JobMonitor&, int units) { made = units; }));
+  EXPECT_EQ(made, 1);
+  EXPECT_EQ(contents(store), expected);
+}
+
+TEST(ScheduleTest, SameBytesOnEveryMesh) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline << " of " << world.size() << " ranks";
+  }
+}
+
+// One rank asks to stop after its second unit; all end, and what is committed is a part of the whole.
+TEST(ScheduleTest, StopsTogetherAndGoesOn) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    (void)walker.run(store, shape, [&](JobMonitor& monitor, int units) {
+      if (units == 2) monitor.watchdog().request_stop();
+    });
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline << " of " << world.size() << " ranks";
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,79 @@
+#include "stages/calibrate/activations.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <numeric>
+
+#include "base/error.h"
+#include "kernels/backend.h"
+#include "tests/stages/temporary_folder.h"
+
+namespace roundhouse {
+namespace {
+
+class ActivationsTest : public testing::Test {
+ protected:
+  Tensor numbers(std::int64_t rows, std::int64_t cols, float first) {
+    HostTensor host(DType::kF32, {rows, cols});
+    std::iota(host.as<float>().begin(), host.as<float>().end(), first);
+    return Tensor::upload(*backend_, host.view(), DType::kF32);
+  }
+  float at(const Tensor& tensor, std::int64_t row, std::int64_t col) {
+    return tensor.f32()[row * tensor.cols() + col];
+  }
+
+  TemporaryFolder folder_;
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+};
+
+TEST_F(ActivationsTest, GivesBackWhatWasStored) {
+  ActivationBudget budget(1 << 20, folder_.path());
+  Activations activations(budget, DType::kF32, 3);
+  activations.reserve(5, 4);
+  activations.store(5, 0, numbers(2, 3, 0).view(), *backend_);
+  activations.store(5, 2, numbers(2, 3, 100).view(), *backend_);
+  const Tensor middle = activations.load(5, 1, 2, *backend_);
+  EXPECT_EQ(at(middle, 0, 0), 3);
+  EXPECT_EQ(at(middle, 1, 2), 102);
+  EXPECT_EQ(activations.bytes(5).size(), 4u * 3 * sizeof(float));
+}
+
+TEST_F(ActivationsTest, BeyondTheBudgetGoesToNamelessFiles) {
+  ActivationBudget budget(100, folder_.path() / "scratch");
+  Activations activations(budget, DType::kF32, 4);
+  activations.reserve(0, 5);  // 80 bytes: memory
+  EXPECT_EQ(budget.spilled_bytes(), 0u);
+  activations.reserve(1, 5);  // over
+  EXPECT_EQ(budget.spilled_bytes(), 80u);
+  activations.store(1, 0, numbers(5, 4, 7).view(), *backend_);
+  EXPECT_EQ(at(activations.load(1, 4, 1, *backend_), 0, 3), 26);
+  EXPECT_TRUE(std::filesystem::is_empty(folder_.path() / "scratch"));
+
+  activations.release(0);
+  activations.release(1);
+  EXPECT_EQ(budget.spilled_bytes(), 0u);
+  activations.reserve(2, 5);  // the first one's room is free again
+  EXPECT_EQ(budget.spilled_bytes(), 0u);
+}
+
+TEST_F(ActivationsTest, SaysWhyThereIsNoScratch) {
+  std::ofstream(folder_.path() / "file") << "x";
+  ActivationBudget budget(0, folder_.path() / "file");
+  Activations activations(budget, DType::kF32, 4);
+  EXPECT_ANY_THROW(activations.reserve(0, 1));
+  EXPECT_FALSE(activations.has(0));
+}
+
+TEST_F(ActivationsTest, RefusesAnotherShape) {
+  ActivationBudget budget(1 << 20, folder_.path());
+  Activations activations(budget, DType::kF32, 3);
+  activations.reserve(0, 2);
+  EXPECT_THROW(activations.store(0, 1, numbers(2, 3, 0).view(), *backend_), Error);
+  EXPECT_THROW(activations.reserve(0, 3), Error);
+  activations.reserve(1, 0);  // an empty shard is fine
+  EXPECT_EQ(activations.load(1, 0, 0, *backend_).rows(), 0);
+}
+
+}  // namespace
+}  // namespace roundhouse

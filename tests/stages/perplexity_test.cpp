@@ -1,0 +1,61 @@
+#include "stages/evaluate/perplexity.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "comm/launcher.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/stages/temporary_folder.h"
+
+namespace roundhouse {
+namespace {
+
+const std::filesystem::path kModel = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+
+TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
+  const std::vector<std::int32_t> tokens{0, 1, 2, 3, 4, 5, 6};
+  EXPECT_EQ(cut_windows(tokens, 3, 0, "t").count(), 2);
+  EXPECT_EQ(cut_windows(tokens, 3, 1, "t").count(), 1);
+  EXPECT_EQ(cut_windows(tokens, 3, 0, "t").ids, (std::vector<std::int32_t>{0, 1, 2, 3, 4, 5}));
+  EXPECT_THROW(cut_windows(tokens, 8, 0, "t"), InputError);
+}
+
+class BundledModel {
+ public:
+  Perplexity measure(Communicator& world, std::int64_t limit) {
+    const Windows windows =
+        cut_windows(load_tokenizer(kModel)->encode_with_bos(read_text_file(kModel / "test.txt")), 512, limit, "test");
+    NullMonitor monitor;
+    ActivationBudget budget(std::size_t{1} << 32, folder_.path());
+    return measure_perplexity(
+        model_, *shape_, [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
+        *backend_, world, budget, monitor);
+  }
+
+ private:
+  TemporaryFolder folder_;
+  CausalLM model_{kModel};
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 512, *backend_);
+};
+
+TEST(PerplexityTest, IsTheSameOnAnyNumberOfRanks) {
+  BundledModel model;
+  const auto alone = make_local_communicator();
+  // 11 windows are 3 micro-batches: with 4 ranks one has none.
+  const Perplexity together = model.measure(test_world(), 11);
+  EXPECT_EQ(together.windows, 11);
+  EXPECT_EQ(together.perplexity, model.measure(*alone, 11).perplexity);
+}
+
+// The figure of the model's README, from an independent float32 program.
+TEST(PerplexityTest, OfTheBundledModelIsTheKnownOne) {
+  if (test_world().size() != 2) GTEST_SKIP() << "once is enough, on two ranks";
+  const Perplexity result = BundledModel().measure(test_world(), 0);
+  EXPECT_EQ(result.windows, 486);
+  EXPECT_NEAR(result.perplexity, 2.3368, 0.0001);
+}
+
+}  // namespace
+}  // namespace roundhouse
