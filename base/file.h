@@ -27,6 +27,10 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+// Takes the pages that lie wholly in `bytes`, a part of a MappedFile, out of this process's memory. They are still there: the
+// next touch reads them again, mostly from the system's cache.
+void release_mapped_pages(std::span<const std::byte> bytes);
+
 // Calls write(temp) for a temporary name beside `path`, then fsyncs that file, renames it to `path` and fsyncs the
 // directory. Makes the directory where needed. If anything fails the temporary file is removed, `path` is as it was,
 // and Error says why (a full disk says so). Concurrent writers must use different paths.

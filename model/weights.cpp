@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "model/json_file.h"
 
 namespace roundhouse {
@@ -46,7 +47,10 @@ void check_values(const HostView& view, DType type, const std::string& name) {
 Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape, Backend& backend) {
   const HostView view = checkpoint.weight(name, shape);
   check_values(view, backend.activation_type(), checkpoint.directory().string() + ": " + name);
-  return Tensor::upload(backend, view, backend.activation_type());
+  Tensor weight = Tensor::upload(backend, view, backend.activation_type());
+  backend.sync();
+  release_mapped_pages(view.bytes);  // or the process would seem to grow with every block
+  return weight;
 }
 
 }  // namespace roundhouse
