@@ -8,7 +8,7 @@
 //     rank 0: (0+1)      rank 1: (2+3)   rank 2: (4+5)       rank 0: (0+1), 2     rank 1: 3, (4+5)
 //     owner:  ((0+1)+(2+3)) + (4+5)                          owner: ((0+1)+(2+3)) + (4+5)      the same bits
 //
-// At most log2(n) + 1 partial sums are alive on a rank.
+// At most log2(n) + 3 partial sums are alive on a rank, at the owner 2 log2(n) + 1 while it finishes.
 #pragma once
 
 #include <cstddef>
