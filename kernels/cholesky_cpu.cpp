@@ -117,7 +117,7 @@ void solve_strip(const Square& l, float* x, std::int64_t x_stride, std::int64_t 
 
 // The lower triangle of c -= x xᵀ, by tiles. A tile on the diagonal is written whole; what lands
 // above the diagonal is cleared at the end.
-void subtract_gram(int threads, const float* x, std::int64_t x_stride, std::int64_t k,
+void subtract_gram(ThreadPool& threads, const float* x, std::int64_t x_stride, std::int64_t k,
                    const Square& c) {
   const std::int64_t edge = c.n >= 4096 ? 512 : 256;
   const std::int64_t tiles = (c.n + edge - 1) / edge;
@@ -141,7 +141,7 @@ void subtract_gram(int threads, const float* x, std::int64_t x_stride, std::int6
   });
 }
 
-bool factor(int threads, const Square& a) {
+bool factor(ThreadPool& threads, const Square& a) {
   if (a.n <= kBlock) return factor_block(a);
   const std::int64_t half = first_half(a.n);
   if (!factor(threads, a.leading(half))) return false;
@@ -170,18 +170,6 @@ bool factor(int threads, const Square& a) {
   }
 }
 
-// Memory for one strip a thread.
-class Strips {
- public:
-  Strips(int threads, std::int64_t size)
-      : size_(size), data_(new float[static_cast<std::size_t>(threads * size)]) {}
-  float* mine() { return data_.get() + omp_get_thread_num() * size_; }
-
- private:
-  std::int64_t size_;
-  std::unique_ptr<float[]> data_;
-};
-
 void copy_rows(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride,
                std::int64_t rows, std::int64_t cols) {
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -191,11 +179,11 @@ void copy_rows(const float* from, std::int64_t from_stride, float* to, std::int6
 
 // b <- b l for b [rows, l.n]: strips of rows, in which each tile of columns needs l's rows from the
 // tile's own down.
-void multiply_right(int threads, const Square& l, float* b, std::int64_t b_stride,
+void multiply_right(ThreadPool& threads, const Square& l, float* b, std::int64_t b_stride,
                     std::int64_t rows) {
-  Strips strips(threads, kStrip * l.n);
   for_each_range(threads, rows, kStrip, [&](std::int64_t begin, std::int64_t end) {
-    float* const strip = strips.mine();
+    const std::unique_ptr<float[]> own(new float[static_cast<std::size_t>(kStrip * l.n)]);
+    float* const strip = own.get();
     float* const target = b + begin * b_stride;
     copy_rows(target, b_stride, strip, l.n, end - begin, l.n);
     constexpr std::int64_t kEdge = 256;
@@ -215,11 +203,11 @@ void multiply_right(int threads, const Square& l, float* b, std::int64_t b_strid
 
 // b <- -l b for b [l.n, cols]: strips of columns, in which each tile of rows needs l's columns up
 // to the tile's own.
-void multiply_left_negated(int threads, const Square& l, float* b, std::int64_t b_stride,
+void multiply_left_negated(ThreadPool& threads, const Square& l, float* b, std::int64_t b_stride,
                            std::int64_t cols) {
-  Strips strips(threads, kStrip * l.n);
   for_each_range(threads, cols, kStrip, [&](std::int64_t begin, std::int64_t end) {
-    float* const strip = strips.mine();
+    const std::unique_ptr<float[]> own(new float[static_cast<std::size_t>(kStrip * l.n)]);
+    float* const strip = own.get();
     const std::int64_t width = end - begin;
     copy_rows(b + begin, b_stride, strip, width, l.n, width);
     constexpr std::int64_t kEdge = 256;
@@ -239,7 +227,7 @@ void multiply_left_negated(int threads, const Square& l, float* b, std::int64_t 
   });
 }
 
-void invert(int threads, const Square& l) {
+void invert(ThreadPool& threads, const Square& l) {
   if (l.n <= kBlock) return invert_block(l);
   const std::int64_t half = first_half(l.n);
   invert(threads, l.leading(half));
@@ -248,7 +236,7 @@ void invert(int threads, const Square& l) {
   multiply_left_negated(threads, l.trailing(half), l.at(half, 0), l.stride, half);
 }
 
-void clear_strict_upper(int threads, const Square& a) {
+void clear_strict_upper(ThreadPool& threads, const Square& a) {
   for_each_range(threads, a.n, rows_per_piece(a.n), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) std::fill(a.at(i, i + 1), a.at(i, a.n), 0.0f);
   });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/thread_pool_cpu.h"
 
 namespace roundhouse {
 
@@ -42,7 +43,7 @@ class CpuBackend : public Backend {
   void gptq_panel(const GptqPanel& op) override;
 
  private:
-  int threads_;
+  ThreadPool threads_;
 };
 
 }  // namespace roundhouse

@@ -14,7 +14,7 @@ namespace {
 
 int usable_processors() {
   cpu_set_t set;
-  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return omp_get_num_procs();
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
   return CPU_COUNT(&set);
 }
 
@@ -27,7 +27,7 @@ std::string CpuBackend::description() const {
   const char* const vectors = __builtin_cpu_supports("avx512f") ? ", AVX-512"
                               : __builtin_cpu_supports("avx2")  ? ", AVX2"
                                                                 : "";
-  return "CPU, " + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") + vectors;
+  return "CPU, " + std::to_string(threads_.size()) + (threads_.size() == 1 ? " thread" : " threads") + vectors;
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) {
