@@ -95,8 +95,9 @@ class BlockQuantizer {
       });
       carried_ = std::move(next);
       if (g > 0) count_forward(g - 1);
-      HostTensor hessian = collector.finish(record_);
-      quantize_group(g, factor_of(g, collector.owner(), hessian), collector.owner());
+      // The Hessian is gone before solving begins: it is as large as its factor.
+      HessianFactor factor = factor_of(g, collector.owner(), collector.finish(record_));
+      quantize_group(g, std::move(factor), collector.owner());
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
     const int last = group_count() - 1;
@@ -157,8 +158,7 @@ class BlockQuantizer {
     std::vector<HessianFactor> factors;
     for (int g = 0; g < group_count(); ++g) {
       HessianCollector& collector = *collectors[static_cast<std::size_t>(g)];
-      HostTensor hessian = collector.finish(record_);
-      factors.push_back(factor_of(g, collector.owner(), hessian));
+      factors.push_back(factor_of(g, collector.owner(), collector.finish(record_)));
     }
     for (int g = 0; g < group_count(); ++g) {
       const int owner = collectors[static_cast<std::size_t>(g)]->owner();

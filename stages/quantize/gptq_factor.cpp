@@ -48,7 +48,6 @@ Tensor try_factor(const HostTensor& matrix, double raise, Backend& backend) {
     value = static_cast<float>(value + raise);
   }
   Tensor lower = Tensor::upload(backend, raised.view(), DType::kF32);
-  backend.sync();
   if (!backend.cholesky({.a = lower.view()})) return {};
   backend.triangular_inverse({.l = lower.view()});
   Tensor upper(backend, DType::kF32, n, n);
