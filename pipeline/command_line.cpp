@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "comm/launcher.h"
+#include "model/synthetic.h"
 #include "pipeline/commands.h"
 
 namespace roundhouse {
@@ -89,6 +90,7 @@ struct Arguments {
   std::string text_name;
   std::string folder;
   std::vector<std::string> folders;
+  SynthArguments making;
   bool follow = false;
 
   Command chosen;
@@ -101,10 +103,10 @@ void add_run(CLI::App& app, Arguments& arguments) {
       ->type_name("KEY=VALUE");
   run.footer(
       "Examples:\n"
-      "  roundhouse run configs/tiny_world.yaml\n"
-      "  roundhouse run configs/tiny_world.yaml --set run=runs/try --set calibration.samples=64\n"
-      "  roundhouse run configs/tiny_world.yaml --set 'recipes=[{method: rtn, bits: 3}]'\n"
-      "  mpirun -n 4 roundhouse run configs/tiny_world.yaml\n"
+      "  roundhouse run configs/tiny-world.yaml\n"
+      "  roundhouse run configs/tiny-world.yaml --set run=runs/try --set calibration.samples=64\n"
+      "  roundhouse run configs/tiny-world.yaml --set 'recipes=[{method: rtn, bits: 3}]'\n"
+      "  mpirun -n 4 roundhouse run configs/tiny-world.yaml\n"
       "\n"
       "The same command goes on where a stopped or killed run was, on as many ranks as it then gets.\n"
       "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong input, 1 else.");
@@ -211,6 +213,32 @@ void add_report(CLI::App& app, Arguments& arguments) {
   });
 }
 
+void add_synth(CLI::App& app, Arguments& arguments) {
+  CLI::App& command =
+      *app.add_subcommand("synth", "Make a model of a published shape with random weights, for benchmarks");
+  SynthArguments& given = arguments.making;
+  command.add_option("--like", given.like, "The shape")
+      ->type_name("NAME")
+      ->check(CLI::IsMember(known_shapes()))
+      ->required();
+  command.add_option("DIR", given.output, "Folder to write, new or empty")->required();
+  command.add_option("--blocks", given.blocks, "Decoder blocks; default: as many as the shape has")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1000));
+  command.add_option("--seed", given.seed, "Of the random weights")->type_name("N");
+  command.add_option("--tokenizer", given.tokenizer, "Model folder whose tokenizer is copied")
+      ->type_name("DIR")
+      ->check(CLI::ExistingDirectory);
+  command.footer(
+      "Example:\n"
+      "  roundhouse synth --like llama-2-70b --blocks 2 --tokenizer /data/models/llama-2-7b /data/models/two-blocks");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? synth_command(arguments.making) : 0;
+    };
+  });
+}
+
 }  // namespace
 
 int main_command(int argc, char** argv) {
@@ -225,10 +253,15 @@ int main_command(int argc, char** argv) {
     add_status(app, arguments);
     add_verify(app, arguments);
     add_report(app, arguments);
+    add_synth(app, arguments);
     app.footer("`roundhouse COMMAND --help` shows a command's options and examples.");
 
     // Before MPI: a wrong command line needs no job.
     try {
+      // The parser would only miss a command, not name the wrong one.
+      if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+        throw CLI::ExtrasError("roundhouse", {argv[1]});
+      }
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
       if (error.get_exit_code() == 0) {

@@ -407,6 +407,7 @@ void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
   std::error_code error;
   fs::remove(path, error);
+  reported_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
 }
 

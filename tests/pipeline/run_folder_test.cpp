@@ -1,0 +1,233 @@
+#include "pipeline/run_folder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <regex>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "tests/stages/temporary_folder.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// A process that holds a run's lock until it is killed.
+class Holder {
+ public:
+  explicit Holder(const fs::path& run) {
+    int ready[2];
+    if (::pipe(ready) != 0) throw Error("no pipe");
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      const RunLock lock(run);
+      const bool told = ::write(ready[1], "x", 1) == 1;
+      while (told) ::pause();
+      ::_exit(0);
+    }
+    char byte = 0;
+    EXPECT_EQ(::read(ready[0], &byte, 1), 1);
+    ::close(ready[0]);
+    ::close(ready[1]);
+  }
+  ~Holder() { kill(); }
+  void kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = -1;
+  }
+  pid_t pid() const { return pid_; }
+
+ private:
+  pid_t pid_ = -1;
+};
+
+class RunFolderTest : public testing::Test {
+ protected:
+  RunConfig config() const {
+    RunConfig made;
+    made.model = fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+    made.run = folder_.path() / "run";
+    made.calibration.text = "text.jsonl";
+    made.recipes = {parse_recipe({{"method", "rtn"}}), parse_recipe({{"method", "gptq"}})};
+    return made;
+  }
+  TemporaryFolder folder_;
+};
+
+TEST_F(RunFolderTest, ASecondProcessIsRefusedAndToldWhoHoldsTheRun) {
+  Holder holder(folder_.path());
+  const std::string message = message_of([&] { RunLock lock(folder_.path()); });
+  EXPECT_TRUE(std::regex_match(
+      message, std::regex(".* is in use by process " + std::to_string(holder.pid()) +
+                          " on \\S+ since \\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z")))
+      << message;
+}
+
+TEST_F(RunFolderTest, AKilledProcessLetsGo) {
+  Holder holder(folder_.path());
+  holder.kill();
+  EXPECT_NO_THROW(RunLock lock(folder_.path()));
+  EXPECT_NO_THROW(RunLock again(folder_.path())) << "and so does one that is done";
+}
+
+TEST_F(RunFolderTest, OneProcessCannotHoldItTwice) {
+  std::optional<RunLock> first(std::in_place, folder_.path());
+  EXPECT_THROW(RunLock second(folder_.path()), Error);
+  RunLock moved(std::move(*first));
+  first.reset();
+  EXPECT_THROW(RunLock third(folder_.path()), Error) << "it moved, it did not go";
+}
+
+TEST_F(RunFolderTest, SettlesAndResumes) {
+  RunConfig first = config();
+  settle_config(first, "f00");
+  EXPECT_EQ(read_run_config(first.run).recipes.size(), 2u);
+  settle_config(first, "f00");
+
+  RunConfig faster = first;
+  faster.threads = 7;
+  faster.snapshot_every = 2;
+  settle_config(faster, "f00");
+  EXPECT_EQ(read_run_config(first.run).threads, 7) << "what changes no result may change";
+}
+
+TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
+  RunConfig first = config();
+  settle_config(first, "f00");
+  RunConfig other = first;
+  other.calibration.seed = 43;
+  EXPECT_EQ(message_of([&] { settle_config(other, "f00"); }),
+            first.run.string() +
+                " was made with other settings: calibration.seed: was 42, is 43. Use another run folder, or put "
+                "the old value back");
+  EXPECT_THAT(message_of([&] { settle_config(first, "f01"); }), HasSubstr("are not those that the run began with"));
+  other.recipes[1].options["damping"] = 0.5;
+  EXPECT_THAT(message_of([&] { settle_config(other, "f00"); }),
+              HasSubstr("calibration.seed: was 42, is 43; recipes.gptq-w4g128: was {"));
+  EXPECT_THROW(settle_config(other, "f00"), InputError);
+}
+
+TEST_F(RunFolderTest, RecipesMayComeAndGoButNotChange) {
+  RunConfig both = config();
+  settle_config(both, "f00");
+  RunConfig one = both;
+  one.recipes.pop_back();
+  settle_config(one, "f00");
+  RunConfig changed = both;
+  changed.recipes[1].options["damping"] = 0.5;
+  EXPECT_THAT(message_of([&] { settle_config(changed, "f00"); }), HasSubstr("recipes.gptq-w4g128: was"))
+      << "it was out, and comes back as another under its old name";
+  RunConfig three = both;
+  three.recipes.push_back(parse_recipe({{"method", "rtn"}, {"bits", 2}}));
+  settle_config(three, "f00");
+}
+
+TEST_F(RunFolderTest, ADamagedIdentityIsAnErrorThatSaysWhatToDo) {
+  const RunConfig made = config();
+  settle_config(made, "f00");
+  for (const char* text : {"", "{", "[]", "{\"model\": 3, \"keys\": {}}", "{\"model\": \"f00\", \"keys\": {\"a\": 1}}"}) {
+    write_text_atomically(made.run / "identity.json", text);
+    EXPECT_THAT(message_of([&] { settle_config(made, "f00"); }), HasSubstr("identity.json: damaged. Delete it")) << text;
+  }
+}
+
+TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
+  const RunConfig base = config();
+  RunConfig reseeded = base;
+  reseeded.calibration.seed = 1;
+  RunConfig elsewhere = base;
+  elsewhere.threads = 3;
+  elsewhere.run = "other";
+  const Recipe& rtn = base.recipes[0];
+  const Recipe& gptq = base.recipes[1];
+  EXPECT_NE(recipe_identity(base, "f", rtn), recipe_identity(base, "f", gptq));
+  EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(base, "g", gptq));
+  EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(reseeded, "f", gptq));
+  EXPECT_EQ(recipe_identity(base, "f", rtn), recipe_identity(reseeded, "f", rtn)) << "rtn sees no samples";
+  EXPECT_EQ(recipe_identity(base, "f", gptq), recipe_identity(elsewhere, "f", gptq));
+  EXPECT_NE(calibration_identity(base, "f"), calibration_identity(reseeded, "f"));
+  EXPECT_EQ(calibration_identity(base, "f"), calibration_identity(elsewhere, "f"));
+}
+
+TEST_F(RunFolderTest, TheFingerprintFollowsTheModelsFiles) {
+  const fs::path source = fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+  const fs::path copy = folder_.path() / "model";
+  fs::create_directory(copy);
+  for (const char* name : {"config.json", "model.safetensors"}) fs::copy_file(source / name, copy / name);
+  const std::string before = model_fingerprint(copy);
+  EXPECT_EQ(before, model_fingerprint(source)) << "another place is the same model";
+
+  std::fstream weights(copy / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  std::uint64_t header = 0;
+  weights.seekg(0);
+  weights.read(reinterpret_cast<char*>(&header), sizeof header);
+  weights.seekg(static_cast<std::streamoff>(8 + header));
+  const char byte = static_cast<char>(weights.get() ^ 1);
+  weights.seekp(static_cast<std::streamoff>(8 + header));
+  weights.put(byte);
+  weights.close();
+  const std::string after = model_fingerprint(copy);
+  EXPECT_NE(after, before);
+  std::ofstream(copy / "config.json", std::ios::app) << "\n";
+  EXPECT_NE(model_fingerprint(copy), after);
+}
+
+TEST_F(RunFolderTest, TheJournalKeepsEventsInOrder) {
+  Journal journal(folder_.path());
+  journal.append({{"event", "a"}});
+  journal.append({{"event", "b"}, {"text", "x\ny"}});
+  const auto events = read_journal(folder_.path());
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0]["event"], "a");
+  EXPECT_EQ(events[1]["text"], "x\ny");
+  EXPECT_TRUE(std::regex_match(events[0]["time"].get<std::string>(),
+                               std::regex("\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z")));
+  EXPECT_TRUE(read_journal(folder_.path() / "nowhere").empty());
+}
+
+TEST_F(RunFolderTest, ATornLineCostsOnlyItself) {
+  Journal journal(folder_.path());
+  journal.append({{"event", "a"}});
+  std::ofstream(folder_.path() / "journal.jsonl", std::ios::app) << "{\"event\": \"to";
+  EXPECT_EQ(read_journal(folder_.path()).size(), 1u);
+  journal.append({{"event", "b"}});
+  const auto events = read_journal(folder_.path());
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[1]["event"], "b");
+}
+
+TEST_F(RunFolderTest, ProcessesShareAJournal) {
+  constexpr int kProcesses = 4, kEvents = 50;
+  for (int process = 0; process < kProcesses; ++process) {
+    if (::fork() == 0) {
+      Journal journal(folder_.path());
+      for (int i = 0; i < kEvents; ++i) journal.append({{"event", std::string(500, 'x')}});
+      ::_exit(0);
+    }
+  }
+  for (int process = 0; process < kProcesses; ++process) ::wait(nullptr);
+  EXPECT_EQ(read_journal(folder_.path()).size(), static_cast<std::size_t>(kProcesses * kEvents));
+}
+
+}  // namespace
+}  // namespace roundhouse
