@@ -40,13 +40,16 @@ bool mpi_is_up() {
 
 bool started_by_launcher() {
   if (std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMIX_RANK")) return true;
-  // What follows are several processes that could not find each other: each would take itself for the only one.
+  // What follows are several processes that could not find each other: each would take itself for
+  // the only one.
   if (std::getenv("SLURM_STEP_ID") && std::getenv("SLURM_PROCID") &&
       environment_number({"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"}, 1) > 1) {
     throw Error("started by srun without MPI: use srun --mpi=pmix");
   }
   if (environment_number({"PMI_SIZE"}, 1) > 1) {
-    throw Error("started by the launcher of another MPI library: use Open MPI's mpirun, or srun --mpi=pmix");
+    throw Error(
+        "started by the launcher of another MPI library: use Open MPI's mpirun, or srun "
+        "--mpi=pmix");
   }
   return false;
 }
@@ -55,7 +58,8 @@ LaunchSession::LaunchSession(int& argc, char**& argv) {
   if (!started_by_launcher()) return;
   int provided = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided), "initialising");
-  check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "setting the error handler");
+  check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN),
+            "setting the error handler");
   if (provided < MPI_THREAD_MULTIPLE) {
     throw Error("this MPI library lacks MPI_THREAD_MULTIPLE, which the watchdog needs");
   }
@@ -63,8 +67,9 @@ LaunchSession::LaunchSession(int& argc, char**& argv) {
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "asking for the number of ranks");
   const int started = environment_number({"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}, size);
   if (size != started) {
-    throw Error("the launcher started " + std::to_string(started) + " processes, but MPI connects " +
-                std::to_string(size) + ": launcher and MPI library do not fit together");
+    throw Error("the launcher started " + std::to_string(started) +
+                " processes, but MPI connects " + std::to_string(size) +
+                ": launcher and MPI library do not fit together");
   }
 
   MPI_Comm node = MPI_COMM_NULL;
@@ -92,7 +97,8 @@ void abort_job(int exit_code, const std::string& what) {
   if (begun.test_and_set()) {
     for (;;) pause();  // another thread is at it
   }
-  // First of all, because everything below can block: stderr on a full pipe, MPI on a lock of a stuck thread.
+  // First of all, because everything below can block: stderr on a full pipe, MPI on a lock of a
+  // stuck thread.
   try {
     std::thread([exit_code] {
       std::this_thread::sleep_for(kAbortPatience);

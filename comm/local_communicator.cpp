@@ -12,7 +12,8 @@ class LocalTicket final : public Ticket {
  public:
   explicit LocalTicket(std::shared_ptr<SelfMessages> messages)
       : messages_(std::move(messages)), id_(messages_->new_ticket()) {}
-  // Nothing to wait for: what is not done now can only be done by calls that this rank has not made yet.
+  // Nothing to wait for: what is not done now can only be done by calls that this rank has not made
+  // yet.
   ~LocalTicket() override { messages_->withdraw(id_); }
 
   std::uint64_t id() const { return id_; }

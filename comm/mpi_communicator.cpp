@@ -32,13 +32,14 @@ using std::chrono::microseconds;
 constexpr int kMessageTag = 0;  // start()
 constexpr int kGatherTag = 1;   // the payload of gathers, which must not match a pending start()
 
-// Between two looks at a request. MPI's own waits spin; with more ranks than cores that takes the core from the rank
-// that is waited for. So long waits sleep, about a sixteenth of what they have lasted. But MPI moves a message only
-// while somebody looks, some 64 KiB a look: a transfer that is under way must not sleep. `bytes` under way earn the
-// time that they take at 1 GB/s.
+// Between two looks at a request. MPI's own waits spin; with more ranks than cores that takes the
+// core from the rank that is waited for. So long waits sleep, about a sixteenth of what they have
+// lasted. But MPI moves a message only while somebody looks, some 64 KiB a look: a transfer that is
+// under way must not sleep. `bytes` under way earn the time that they take at 1 GB/s.
 class Backoff {
  public:
-  explicit Backoff(std::size_t bytes) : awake_(microseconds(320) + std::chrono::nanoseconds(bytes)) {}
+  explicit Backoff(std::size_t bytes)
+      : awake_(microseconds(320) + std::chrono::nanoseconds(bytes)) {}
 
   void restart() { begin_ = Clock::now(); }  // something has moved
 
@@ -66,7 +67,8 @@ struct Transfer {
 
 std::string describe(const Transfer& transfer, int rank) {
   return "rank " + std::to_string(rank) + (transfer.receives ? " receives " : " sends ") +
-         std::to_string(transfer.bytes) + (transfer.receives ? " bytes from rank " : " bytes to rank ") +
+         std::to_string(transfer.bytes) +
+         (transfer.receives ? " bytes from rank " : " bytes to rank ") +
          std::to_string(transfer.peer);
 }
 
@@ -137,9 +139,7 @@ class MpiTicket final : public Ticket {
     }
   }
 
-  bool done() override {
-    return requests_are_done() && self_->done(self_ticket_);
-  }
+  bool done() override { return requests_are_done() && self_->done(self_ticket_); }
 
  private:
   bool requests_are_done() {
@@ -154,9 +154,11 @@ class MpiTicket final : public Ticket {
         throw_mpi_error(statuses_[i].MPI_ERROR, describe(transfer, rank_));
       }
       int bytes = transfer.bytes;
-      if (transfer.receives) check_mpi(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "reading a message's size");
+      if (transfer.receives)
+        check_mpi(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "reading a message's size");
       if (bytes != transfer.bytes) {
-        throw Error("a message of " + std::to_string(bytes) + " bytes came where " + describe(transfer, rank_));
+        throw Error("a message of " + std::to_string(bytes) + " bytes came where " +
+                    describe(transfer, rank_));
       }
     }
     pending_ -= static_cast<std::size_t>(over);
@@ -177,8 +179,9 @@ class MpiTicket final : public Ticket {
     longest_ = std::max(longest_, static_cast<std::size_t>(transfer.bytes));
   }
 
-  // The peers may never come, and the buffers are about to go. Receives are taken back; one that has begun to arrive
-  // gets a moment to end. A send cannot be taken back: the job is about to be aborted.
+  // The peers may never come, and the buffers are about to go. Receives are taken back; one that
+  // has begun to arrive gets a moment to end. A send cannot be taken back: the job is about to be
+  // aborted.
   void abandon() noexcept {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       if (requests_[i] != MPI_REQUEST_NULL && transfers_[i].receives) MPI_Cancel(&requests_[i]);
@@ -227,7 +230,8 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<Ticket> start(std::span<const Send> sends,
                                 std::span<const Receive> receives) override {
     auto ticket = make_ticket();
-    for (const Receive& receive : receives) ticket->receive(receive.data, receive.from, kMessageTag);
+    for (const Receive& receive : receives)
+      ticket->receive(receive.data, receive.from, kMessageTag);
     for (const Send& send : sends) ticket->send(send.data, send.to, kMessageTag);
     return ticket;
   }
@@ -236,7 +240,8 @@ class MpiCommunicator final : public Communicator {
     for (std::size_t at = 0; at < data.size(); at += piece_bytes_) {
       const int bytes = static_cast<int>(std::min(piece_bytes_, data.size() - at));
       MPI_Request request = MPI_REQUEST_NULL;
-      wait(MPI_Ibcast(data.data() + at, bytes, MPI_BYTE, root, comm_, &request), request, "a broadcast", static_cast<std::size_t>(bytes));
+      wait(MPI_Ibcast(data.data() + at, bytes, MPI_BYTE, root, comm_, &request), request,
+           "a broadcast", static_cast<std::size_t>(bytes));
     }
   }
 
@@ -269,9 +274,15 @@ class MpiCommunicator final : public Communicator {
     return all;
   }
 
-  std::int64_t all_reduce_max(std::int64_t value) override { return all_reduce(value, MPI_MAX, "a maximum"); }
-  std::int64_t all_reduce_min(std::int64_t value) override { return all_reduce(value, MPI_MIN, "a minimum"); }
-  std::int64_t all_reduce_sum(std::int64_t value) override { return all_reduce(value, MPI_SUM, "a sum"); }
+  std::int64_t all_reduce_max(std::int64_t value) override {
+    return all_reduce(value, MPI_MAX, "a maximum");
+  }
+  std::int64_t all_reduce_min(std::int64_t value) override {
+    return all_reduce(value, MPI_MIN, "a minimum");
+  }
+  std::int64_t all_reduce_sum(std::int64_t value) override {
+    return all_reduce(value, MPI_SUM, "a sum");
+  }
 
   void barrier() override {
     MPI_Request request = MPI_REQUEST_NULL;
@@ -292,7 +303,8 @@ class MpiCommunicator final : public Communicator {
   }
 
   void receive_all(MpiTicket& ticket, const std::vector<std::int64_t>& sizes,
-                   std::span<const std::byte> mine, std::vector<std::vector<std::byte>>& all) const {
+                   std::span<const std::byte> mine,
+                   std::vector<std::vector<std::byte>>& all) const {
     for (int from = 0; from < size_; ++from) {
       const auto i = static_cast<std::size_t>(from);
       if (from == rank_) {

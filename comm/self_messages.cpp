@@ -22,8 +22,9 @@ void SelfMessages::match() {
     const auto from = sends_.front().data;
     const auto to = receives_.front().data;
     if (from.size() != to.size()) {
-      throw Error("a message of " + std::to_string(from.size()) + " bytes came where rank " + std::to_string(rank_) +
-                  " receives " + std::to_string(to.size()) + " bytes from itself");
+      throw Error("a message of " + std::to_string(from.size()) + " bytes came where rank " +
+                  std::to_string(rank_) + " receives " + std::to_string(to.size()) +
+                  " bytes from itself");
     }
     std::ranges::copy(from, to.begin());
     sends_.pop_front();
@@ -38,7 +39,8 @@ bool SelfMessages::done(std::uint64_t ticket) const {
 
 void SelfMessages::wait(std::uint64_t ticket) const {
   if (!done(ticket)) {
-    throw Error("rank " + std::to_string(rank_) + " waits for a message to itself whose other half it has not started");
+    throw Error("rank " + std::to_string(rank_) +
+                " waits for a message to itself whose other half it has not started");
   }
 }
 

@@ -1,5 +1,5 @@
-// Messages of a rank to itself, for communicators of host memory. (Open MPI 4.1 neither reports nor always survives a
-// message to oneself that is longer than its receive.)
+// Messages of a rank to itself, for communicators of host memory. (Open MPI 4.1 neither reports nor
+// always survives a message to oneself that is longer than its receive.)
 #pragma once
 
 #include <cstddef>
@@ -9,14 +9,16 @@
 
 namespace roundhouse {
 
-// Transfers that have not met their other half, in the order of their calls. As with a long message between ranks, a
-// send is done only when its receive has begun. A rank waiting for itself waits for ever, so wait() throws instead.
+// Transfers that have not met their other half, in the order of their calls. As with a long message
+// between ranks, a send is done only when its receive has begun. A rank waiting for itself waits
+// for ever, so wait() throws instead.
 class SelfMessages {
  public:
   explicit SelfMessages(int rank) : rank_(rank) {}
 
   std::uint64_t new_ticket() { return ++tickets_; }
-  // The spans must live until done(ticket) or withdraw(ticket). Throw Error where two halves differ in size.
+  // The spans must live until done(ticket) or withdraw(ticket). Throw Error where two halves differ
+  // in size.
   void send(std::uint64_t ticket, std::span<const std::byte> data);
   void receive(std::uint64_t ticket, std::span<std::byte> data);
 

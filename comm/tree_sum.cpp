@@ -14,7 +14,8 @@ int split_of(int begin, int end) {
   return begin + static_cast<int>(std::bit_floor(static_cast<unsigned>(end - begin - 1)));
 }
 
-// Whether [begin, middle) and [middle, end) are the two children of one node of the tree over [0, parts).
+// Whether [begin, middle) and [middle, end) are the two children of one node of the tree over [0,
+// parts).
 bool are_siblings(int begin, int middle, int end, int parts) {
   int node_begin = 0, node_end = parts;
   while (node_end - node_begin > 1) {
@@ -25,8 +26,9 @@ bool are_siblings(int begin, int middle, int end, int parts) {
   return false;
 }
 
-// Appends what covers the parts from nodes.back() on, then joins the two last as long as they are siblings: joining
-// left to right like this reaches every node of the tree that lies inside the parts that were pushed.
+// Appends what covers the parts from nodes.back() on, then joins the two last as long as they are
+// siblings: joining left to right like this reaches every node of the tree that lies inside the
+// parts that were pushed.
 template <class Nodes, class Join>
 void push(Nodes& nodes, typename Nodes::value_type node, int parts, const Join& join) {
   nodes.push_back(std::move(node));
@@ -40,7 +42,8 @@ void push(Nodes& nodes, typename Nodes::value_type node, int parts, const Join& 
   }
 }
 
-// The subtrees that a rank holding `run` is left with: what every rank knows of every other without a message.
+// The subtrees that a rank holding `run` is left with: what every rank knows of every other without
+// a message.
 std::vector<PartRange> subtrees_of(PartRange run, int parts) {
   std::vector<PartRange> nodes;
   for (int part = run.begin; part < run.end; ++part) {

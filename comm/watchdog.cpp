@@ -1,5 +1,5 @@
-// The heartbeat is a dialogue in strict turns between each rank and rank 0, so that neither side ever has more than one
-// message under way, and nothing is left under way at the end:
+// The heartbeat is a dialogue in strict turns between each rank and rank 0, so that neither side
+// ever has more than one message under way, and nothing is left under way at the end:
 //
 //   rank r                                   rank 0
 //     Beat {idle, waiting, stop, phase}  ->    keeps it as r's report
@@ -8,8 +8,9 @@
 //     Beat {..., leaving}                ->    once all ranks are leaving:
 //     ends                               <-  Answer {all_left}, and ends when all answers are gone
 //
-// Time is counted only while the counting thread runs (see attention()): after a pause of the machine, or of the whole
-// job by SIGSTOP and SIGCONT, nobody is blamed for the time in which the observer did not look.
+// Time is counted only while the counting thread runs (see attention()): after a pause of the
+// machine, or of the whole job by SIGSTOP and SIGCONT, nobody is blamed for the time in which the
+// observer did not look.
 #include "comm/watchdog.h"
 
 #include <unistd.h>
@@ -34,10 +35,10 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 struct Beat {
-  std::int64_t idle_ms = 0;   // since the main thread made progress
-  std::int32_t waiting = 0;   // for other ranks
-  std::int32_t stop = 0;      // somebody asked this rank to stop
-  std::int32_t leaving = 0;   // the main thread is in ~Watchdog
+  std::int64_t idle_ms = 0;  // since the main thread made progress
+  std::int32_t waiting = 0;  // for other ranks
+  std::int32_t stop = 0;     // somebody asked this rank to stop
+  std::int32_t leaving = 0;  // the main thread is in ~Watchdog
   std::array<char, 100> phase{};
 };
 
@@ -74,7 +75,8 @@ struct Watchdog::State {
   std::atomic<bool> quit{false};
   std::mutex phase_mutex;
   std::string phase = "starting";
-  static_assert(std::atomic<bool>::is_always_lock_free, "request_stop() is called by signal handlers");
+  static_assert(std::atomic<bool>::is_always_lock_free,
+                "request_stop() is called by signal handlers");
 
   WatchdogOptions options;
   milliseconds turn;  // how often the thread looks
@@ -134,8 +136,8 @@ struct Watchdog::State {
     }
   }
 
-  // Of the time since the last turn, what counts against others. A thread that was starved for longer than this was not
-  // listening either.
+  // Of the time since the last turn, what counts against others. A thread that was starved for
+  // longer than this was not listening either.
   milliseconds attention(milliseconds passed) const { return std::min(passed, 10 * turn); }
 
   void watch_main_thread(milliseconds passed) {
@@ -173,7 +175,8 @@ struct Watchdog::State {
       }
       reports.push_back(peer.report);
     }
-    const bool all_left = std::ranges::all_of(reports, [](const Beat& beat) { return beat.leaving; });
+    const bool all_left =
+        std::ranges::all_of(reports, [](const Beat& beat) { return beat.leaving; });
 
     bool over = all_left;
     for (Peer& peer : peers) {
@@ -198,20 +201,24 @@ struct Watchdog::State {
       }
     }
     const auto by_idle = [](const Beat& a, const Beat& b) { return a.idle_ms < b.idle_ms; };
-    const auto idle_unless_waiting = [](const Beat& beat) { return beat.waiting ? -1 : beat.idle_ms; };
+    const auto idle_unless_waiting = [](const Beat& beat) {
+      return beat.waiting ? -1 : beat.idle_ms;
+    };
     const auto stuck = std::ranges::max_element(reports, {}, idle_unless_waiting);
     if (!stuck->waiting && stuck->idle_ms >= options.patience.count()) {
       abort_job(1, name_of(static_cast<int>(stuck - reports.begin())) + " made no progress for " +
                        in_seconds(milliseconds(stuck->idle_ms)) + " in " + stuck->phase.data());
     }
     const auto least = std::ranges::min_element(reports, by_idle);
-    const bool all_wait = std::ranges::all_of(reports, [](const Beat& beat) { return beat.waiting; });
+    const bool all_wait =
+        std::ranges::all_of(reports, [](const Beat& beat) { return beat.waiting; });
     if (all_wait && least->idle_ms >= options.patience.count()) {
       std::string what = "deadlock: all ranks wait for one another, for " +
                          in_seconds(milliseconds(least->idle_ms)) + ":";
       constexpr std::size_t kNamed = 8;
       for (std::size_t i = 0; i < std::min(reports.size(), kNamed); ++i) {
-        what += (i == 0 ? " " : "; ") + name_of(static_cast<int>(i)) + " in " + reports[i].phase.data();
+        what +=
+            (i == 0 ? " " : "; ") + name_of(static_cast<int>(i)) + " in " + reports[i].phase.data();
       }
       if (reports.size() > kNamed) what += "; and so on";
       abort_job(1, what);
@@ -239,7 +246,8 @@ struct Watchdog::State {
       next_beat = Clock::now() + options.interval;
     }
     // One rank is enough to say it; the others give it time to.
-    const auto limit = options.silence + (comm->rank() == 1 ? milliseconds(0) : 2 * options.interval);
+    const auto limit =
+        options.silence + (comm->rank() == 1 ? milliseconds(0) : 2 * options.interval);
     if (zero.silent >= limit) {
       abort_job(1, name_of(0) + " does not answer for " + in_seconds(zero.silent));
     }
@@ -266,7 +274,8 @@ Watchdog::~Watchdog() {
     set_phase("leaving");
     state_->leaving = true;
   } else {
-    state_->quit = true;  // tickets and communicator, destroyed below by this thread, see the exception too
+    state_->quit =
+        true;  // tickets and communicator, destroyed below by this thread, see the exception too
   }
   state_->thread.join();
 }

@@ -42,7 +42,8 @@ std::vector<std::uint64_t> pattern(std::size_t count, int salt) {
 
 constexpr std::size_t kLong = (1 << 20) + 3;  // of uint64_t: three pieces, far over the eager limit
 
-// What every communicator promises, whatever moves the bytes. "pieces" is MPI cutting messages every 24 bytes.
+// What every communicator promises, whatever moves the bytes. "pieces" is MPI cutting messages
+// every 24 bytes.
 class CommunicatorTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -87,7 +88,8 @@ TEST_P(CommunicatorTest, GatherGivesRootTheBytesOfEachRankInOrder) {
     }
     ASSERT_EQ(all.size(), static_cast<std::size_t>(size()));
     for (int r = 0; r < size(); ++r) {
-      EXPECT_EQ(ints_of(all[static_cast<std::size_t>(r)]), std::vector<int>(static_cast<std::size_t>(3 * r), r));
+      EXPECT_EQ(ints_of(all[static_cast<std::size_t>(r)]),
+                std::vector<int>(static_cast<std::size_t>(3 * r), r));
     }
   }
 }
@@ -153,13 +155,15 @@ TEST_P(CommunicatorTest, ManyMessagesBetweenAPairKeepTheirOrder) {
     tickets.push_back(comm_->start(sends, {}));
   }
   for (std::size_t i = 0; i < kMessages; i += 3) {
-    const std::array<Receive, 3> receives{
-        {{out(received[i]), previous()}, {out(received[i + 1]), previous()}, {out(received[i + 2]), previous()}}};
+    const std::array<Receive, 3> receives{{{out(received[i]), previous()},
+                                           {out(received[i + 1]), previous()},
+                                           {out(received[i + 2]), previous()}}};
     tickets.push_back(comm_->start({}, receives));
   }
   for (const auto& ticket : tickets) ticket->wait();
   for (std::size_t i = 0; i < kMessages; ++i) {
-    EXPECT_EQ(received[i], std::vector<int>(1 + i % 17, static_cast<int>(i) * 100 + previous())) << "message " << i;
+    EXPECT_EQ(received[i], std::vector<int>(1 + i % 17, static_cast<int>(i) * 100 + previous()))
+        << "message " << i;
   }
 }
 
@@ -218,7 +222,8 @@ TEST_P(CommunicatorTest, CollectivesPassPendingMessagesBy) {
   const Receive receive{out(received), previous()};
   const auto receiving = comm_->start({}, {&receive, 1});
   comm_->barrier();
-  EXPECT_EQ(comm_->gather(in(std::array{5}), 0).size(), rank() == 0 ? static_cast<std::size_t>(size()) : 0);
+  EXPECT_EQ(comm_->gather(in(std::array{5}), 0).size(),
+            rank() == 0 ? static_cast<std::size_t>(size()) : 0);
   EXPECT_EQ(received[0], -1);
   comm_->barrier();  // all have looked
   const Send send{in(sent), next()};
@@ -296,7 +301,8 @@ TEST_P(CommunicatorTest, RowsAndColumnsOfAMesh) {
   EXPECT_EQ(row->rank(), my_column);
   EXPECT_EQ(column->rank(), my_row);
 
-  // A value given down its column and then along the row reaches all: 10 x (row of origin) + column of origin.
+  // A value given down its column and then along the row reaches all: 10 x (row of origin) + column
+  // of origin.
   std::array<int, 1> value{10 * my_row + my_column};
   column->broadcast(out(value), rows - 1);
   EXPECT_EQ(value[0], 10 * (rows - 1) + my_column);
@@ -306,7 +312,8 @@ TEST_P(CommunicatorTest, RowsAndColumnsOfAMesh) {
   // Both groups at once, and messages of one are not seen by the other.
   const std::array<int, 2> sent{my_row, my_column};
   std::array<int, 2> from_row{}, from_column{};
-  const Send along{in(sent), (row->rank() + 1) % columns}, down{in(sent), (column->rank() + 1) % rows};
+  const Send along{in(sent), (row->rank() + 1) % columns},
+      down{in(sent), (column->rank() + 1) % rows};
   const Receive by_row{out(from_row), (row->rank() + columns - 1) % columns};
   const Receive by_column{out(from_column), (column->rank() + rows - 1) % rows};
   const auto a = column->start({&down, 1}, {&by_column, 1});

@@ -1,12 +1,12 @@
-// Goes wrong in the way that the argument says; on several ranks rank 1 does (stop_first: rank 0). The other ranks wait
-// for it in a barrier. job_end_test.py looks at how the job ends.
+// Goes wrong in the way that the argument says; on several ranks rank 1 does (stop_first: rank 0).
+// The other ranks wait for it in a barrier. job_end_test.py looks at how the job ends.
+#include <unistd.h>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <string>
 #include <thread>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "comm/launcher.h"
@@ -34,12 +34,15 @@ void run(const std::string& how, int argc, char** argv) {
   const int culprit = how == "stop_first" || world->size() == 1 ? 0 : 1;
   if (world->rank() == culprit) {
     watchdog.set_phase("the guilty part");
-    std::this_thread::sleep_for(300ms);  // so that the heartbeat knows the phase, and the others sit in the barrier
+    std::this_thread::sleep_for(
+        300ms);  // so that the heartbeat knows the phase, and the others sit in the barrier
     if (how == "throw" || how == "alone_throw") throw Error("the disk is full");
     if (how == "exit") _exit(7);
     if (how == "kill") raise(SIGKILL);
     if (how == "stop" || how == "stop_first") raise(SIGSTOP);
-    if (how == "hang" || how == "alone_hang") hang();
+    // A stopped rank that mpirun wakes in order to end it must not find its way through the
+    // barrier.
+    if (how == "stop" || how == "stop_first" || how == "hang" || how == "alone_hang") hang();
     if (how == "unwind") {
       // Transfers that the peers will never join, under way while the exception passes.
       std::vector<std::byte> out(1 << 22), in(1 << 22);

@@ -16,8 +16,9 @@ using testing::ThrowsMessage;
 class LauncherTest : public testing::Test {
  protected:
   void SetUp() override {
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_SIZE", "SLURM_STEP_ID",
-                             "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"}) {
+    for (const char* name :
+         {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_SIZE", "SLURM_STEP_ID",
+          "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"}) {
       unsetenv(name);
     }
   }
@@ -73,7 +74,8 @@ TEST_F(LauncherTest, WithoutALauncherThereIsOneRank) {
 
 TEST_F(LauncherTest, AbortPrintsOneLineAndExitsWithTheCode) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(abort_job(75, "two\nlines"), testing::ExitedWithCode(75), "^\\[rank 0\\] two lines\n$");
+  EXPECT_EXIT(abort_job(75, "two\nlines"), testing::ExitedWithCode(75),
+              "^\\[rank 0\\] two lines\n$");
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
-// main() of the tests that run under mpirun: every rank runs every test; rank 0 prints the protocol.
-//   EXPECT_*  may fail on some ranks only: the run goes on, and all ranks exit with the worst result.
-//   ASSERT_*, or an exception, leaves a test early while the others wait for this rank: it ends the job.
+// main() of the tests that run under mpirun: every rank runs every test; rank 0 prints the
+// protocol.
+//   EXPECT_*  may fail on some ranks only: the run goes on, and all ranks exit with the worst
+//   result. ASSERT_*, or an exception, leaves a test early while the others wait for this rank: it
+//   ends the job.
 #include <gtest/gtest.h>
 
 #include <cstdio>

@@ -40,7 +40,8 @@ std::vector<float> part_values(int part) {
   Random random(static_cast<std::uint64_t>(1000 + part));
   std::vector<float> values(kCount);
   for (float& v : values) {
-    v = static_cast<float>(std::ldexp(random.uniform() - 0.5, static_cast<int>(random.below(25)) - 12));
+    v = static_cast<float>(
+        std::ldexp(random.uniform() - 0.5, static_cast<int>(random.below(25)) - 12));
   }
   return values;
 }
@@ -81,11 +82,13 @@ TEST(TreeSumTest, HasTheBitsOfTheSequentialTreeOnAnyNumberOfRanks) {
       const auto got = distributed(world, parts, owner);
       ASSERT_EQ(got != nullptr, world.rank() == owner);
       if (got) {
-        EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), want) << parts << " parts, owner " << owner;
+        EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), want)
+            << parts << " parts, owner " << owner;
       }
     }
     const auto alone = make_local_communicator();
-    EXPECT_EQ(bits(dynamic_cast<Floats&>(*distributed(*alone, parts, 0)).values), want) << parts << " parts, alone";
+    EXPECT_EQ(bits(dynamic_cast<Floats&>(*distributed(*alone, parts, 0)).values), want)
+        << parts << " parts, alone";
   }
 }
 
@@ -93,7 +96,8 @@ TEST(TreeSumTest, TheseNumbersTellTheTreeFromASumLeftToRight) {
   for (int parts = 1; parts <= 17; ++parts) {
     std::vector<float> left_to_right = part_values(0);
     for (int part = 1; part < parts; ++part) left_to_right = plus(left_to_right, part_values(part));
-    EXPECT_EQ(bits(left_to_right) == bits(sequential_tree(0, parts)), parts <= 3) << parts << " parts";
+    EXPECT_EQ(bits(left_to_right) == bits(sequential_tree(0, parts)), parts <= 3)
+        << parts << " parts";
   }
 }
 
@@ -114,7 +118,8 @@ TEST(TreeSumTest, CanBeUsedAgainAfterFinish) {
   TreeSum sum(world, 5, [] { return std::make_unique<Floats>(); });
   const PartRange mine = parts_of_rank(5, world.rank(), world.size());
   for (int round = 0; round < 2; ++round) {
-    for (int part = mine.begin; part < mine.end; ++part) sum.add(part, std::make_unique<Floats>(part_values(part)));
+    for (int part = mine.begin; part < mine.end; ++part)
+      sum.add(part, std::make_unique<Floats>(part_values(part)));
     const auto got = sum.finish(0);
     if (got) {
       EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), bits(sequential_tree(0, 5)));
@@ -140,7 +145,8 @@ TEST(PartsTest, RunsAreConsecutiveEvenAndAgreeWithTheirInverse) {
         EXPECT_EQ(run.begin, expected);
         EXPECT_GE(run.end - run.begin, parts / ranks);
         EXPECT_LE(run.end - run.begin, (parts + ranks - 1) / ranks);
-        for (int part = run.begin; part < run.end; ++part) EXPECT_EQ(rank_of_part(parts, part, ranks), rank);
+        for (int part = run.begin; part < run.end; ++part)
+          EXPECT_EQ(rank_of_part(parts, part, ranks), rank);
         expected = run.end;
       }
       EXPECT_EQ(expected, parts);

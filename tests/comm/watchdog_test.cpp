@@ -44,7 +44,8 @@ TEST(WatchdogTest, AnyRankCanAskAllToStop) {
     if (test_world().rank() == asking) watchdog.request_stop();
     const auto begin = Clock::now();
     while (!watchdog.stop_requested()) {
-      ASSERT_LT(Clock::now() - begin, 5s) << "rank " << test_world().rank() << " was not told by rank " << asking;
+      ASSERT_LT(Clock::now() - begin, 5s)
+          << "rank " << test_world().rank() << " was not told by rank " << asking;
       std::this_thread::sleep_for(5ms);
       watchdog.tick();
     }
