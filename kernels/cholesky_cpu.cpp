@@ -7,13 +7,14 @@
 // Halves end at multiples of kBlock. Blocks of that size are done in double.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
-#include <vector>
 
 #include "base/error.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
 #include "kernels/sgemm_cpu.h"
+#include "kernels/transpose_cpu.h"
 #include "kernels/vector_math_cpu.h"
 
 namespace roundhouse {
@@ -66,9 +67,7 @@ struct Square {
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void solve_block(
     const Square& l, float* x, std::int64_t x_stride, std::int64_t rows) {
   float side[kBlock][kSolveRows] = {};
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t j = 0; j < l.n; ++j) side[j][r] = x[r * x_stride + j];
-  }
+  transpose(x, x_stride, rows, l.n, side[0], kSolveRows);
   for (std::int64_t j = 0; j < l.n; ++j) {
     const float* const row = l.at(j, 0);
     Lanes* const target = reinterpret_cast<Lanes*>(side[j]);
@@ -85,9 +84,7 @@ struct Square {
     target[2] = s2 / row[j];
     target[3] = s3 / row[j];
   }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t j = 0; j < l.n; ++j) x[r * x_stride + j] = side[j][r];
-  }
+  transpose(side[0], kSolveRows, l.n, rows, x, x_stride);
 }
 
 // x <- x L⁻ᵀ on one thread.

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
+#include "kernels/transpose_cpu.h"
 #include "kernels/vector_math_cpu.h"
 
 namespace roundhouse {
@@ -43,18 +44,30 @@ struct PackedU {
 // One tile, column by column. Rows past the end of the matrix hold zeros on a grid of scale 1.
 struct Tile {
   explicit Tile(std::int64_t width)
-      : memory(static_cast<std::size_t>(4 * width * kRows)),
+      : memory(static_cast<std::size_t>(5 * width * kRows)),
         w(memory.data()),
         scale(w + width * kRows),
         zero(scale + width * kRows),
-        code(zero + width * kRows) {}
+        code(zero + width * kRows),
+        rows(code + width * kRows) {}
   std::vector<float> memory;
   float* w;  // the working weights; a done column holds its errors
   float* scale;
   float* zero;
   float* code;
+  float* rows;  // zeros or codes row by row, on their way between bytes and columns
   float loss[kRows];
 };
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void to_floats(
+    const std::uint8_t* from, std::int64_t n, float* to) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void to_bytes(
+    const float* from, std::int64_t n, std::uint8_t* to) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<std::uint8_t>(static_cast<int>(from[i]));
+}
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void solve_tile(
     const PackedU& u, int qmax, Tile& tile) {
@@ -135,22 +148,21 @@ void CpuBackend::gptq_panel(const GptqPanel& op) {
     Tile tile(u.width);
     std::fill_n(tile.scale, u.width * kRows, 1.0f);
     std::fill_n(tile.loss, kRows, 0.0f);
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t r = row - begin;
-      for (std::int64_t j = 0; j < cols; ++j) {
-        tile.w[j * kRows + r] = w[row * op.w.stride + j];
-        tile.scale[j * kRows + r] = scales[row * op.scales.stride + j];
-        tile.zero[j * kRows + r] = static_cast<float>(zeros[row * op.zeros.stride + j]);
-      }
+    const std::int64_t count = end - begin;
+    transpose(w + begin * op.w.stride, op.w.stride, count, cols, tile.w, kRows);
+    transpose(scales + begin * op.scales.stride, op.scales.stride, count, cols, tile.scale, kRows);
+    for (std::int64_t r = 0; r < count; ++r) {
+      to_floats(zeros + (begin + r) * op.zeros.stride, cols, tile.rows + r * u.width);
     }
+    transpose(tile.rows, u.width, count, cols, tile.zero, kRows);
     solve_tile(u, qmax, tile);
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t r = row - begin;
-      for (std::int64_t j = 0; j < cols; ++j) {
-        errors[row * op.errors.stride + j] = tile.w[j * kRows + r];
-        codes[row * op.codes.stride + j] = static_cast<std::uint8_t>(tile.code[j * kRows + r]);
-      }
-      row_loss[row * op.row_loss.stride] += tile.loss[r];
+    transpose(tile.w, kRows, cols, count, errors + begin * op.errors.stride, op.errors.stride);
+    transpose(tile.code, kRows, cols, count, tile.rows, u.width);
+    for (std::int64_t r = 0; r < count; ++r) {
+      to_bytes(tile.rows + r * u.width, cols, codes + (begin + r) * op.codes.stride);
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      row_loss[(begin + r) * op.row_loss.stride] += tile.loss[r];
     }
   });
 }

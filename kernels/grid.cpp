@@ -7,6 +7,13 @@
 #include "kernels/grid_point.h"
 
 namespace roundhouse {
+namespace {
+
+std::string range_text(float lo, float hi) {
+  return "[" + std::to_string(lo) + ", " + std::to_string(hi) + "]";
+}
+
+}  // namespace
 
 std::string_view name_of(Grid grid) {
   switch (grid) {
@@ -28,14 +35,14 @@ bool is_symmetric(Grid grid) { return grid == Grid::kSymGptq || grid == Grid::kS
 
 GridPoint make_grid_point(Grid grid, int bits, float lo, float hi) {
   require(1 <= bits && bits <= 8, "a grid has 1 to 8 bits");
-  const std::string range = "[" + std::to_string(lo) + ", " + std::to_string(hi) + "]";
   if (!std::isfinite(lo) || !std::isfinite(hi)) {
-    throw Error("a group of weights has the range " + range + ": it holds NaN or infinity");
+    throw Error("a group of weights has the range " + range_text(lo, hi) +
+                ": it holds NaN or infinity");
   }
   require(lo <= hi, "a group of weights has its range upside down");
   const GridPoint point = grid_point_of(grid, bits, lo, hi);
   if (!is_usable(point.scale)) {
-    throw Error("a group of weights has the range " + range + ": its scale at " +
+    throw Error("a group of weights has the range " + range_text(lo, hi) + ": its scale at " +
                 std::to_string(bits) + " bits exceeds float16's largest value, 65504");
   }
   return point;

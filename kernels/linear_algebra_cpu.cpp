@@ -5,6 +5,7 @@
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
 #include "kernels/sgemm_cpu.h"
+#include "kernels/transpose_cpu.h"
 
 namespace roundhouse {
 namespace {
@@ -16,7 +17,7 @@ constexpr std::int64_t kGramTile = 256;
 
 // Calls work(i, j) for the first row and column of each tile of an [m, n] result.
 template <class Work>
-void for_each_tile(int threads, std::int64_t m, std::int64_t n, std::int64_t edge,
+void for_each_tile(ThreadPool& threads, std::int64_t m, std::int64_t n, std::int64_t edge,
                    const Work& work) {
   const std::int64_t down = (m + edge - 1) / edge;
   const std::int64_t across = (n + edge - 1) / edge;
@@ -135,12 +136,12 @@ void CpuBackend::symmetrize(Matrix h) {
   float* const data = h.f32();
   constexpr std::int64_t kEdge = 64;  // a block read by columns stays in the first-level cache
   for_each_range(threads_, h.rows, kEdge, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t block = begin; block < h.cols; block += kEdge) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        for (std::int64_t j = std::max(block, i + 1); j < std::min(block + kEdge, h.cols); ++j) {
-          data[i * h.stride + j] = data[j * h.stride + i];
-        }
-      }
+    for (std::int64_t i = begin; i < end; ++i) {
+      for (std::int64_t j = i + 1; j < end; ++j) data[i * h.stride + j] = data[j * h.stride + i];
+    }
+    for (std::int64_t block = end; block < h.cols; block += kEdge) {
+      transpose(data + block * h.stride + begin, h.stride, std::min(kEdge, h.cols - block),
+                end - begin, data + begin * h.stride + block, h.stride);
     }
   });
 }

@@ -58,7 +58,16 @@ constexpr std::int64_t kChunk = 1024;
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double log_sum_exp(
     const float* x, std::int64_t n) {
   float largest = x[0];
-  for (std::int64_t i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  std::int64_t done = 0;
+  if (n >= kLanes) {
+    Lanes high = *reinterpret_cast<const Lanes*>(x);
+    for (; done + kLanes <= n; done += kLanes) {
+      const Lanes next = *reinterpret_cast<const Lanes*>(x + done);
+      high = next > high ? next : high;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) largest = high[lane] > largest ? high[lane] : largest;
+  }
+  for (; done < n; ++done) largest = x[done] > largest ? x[done] : largest;
   double sum = 0.0;
   for (std::int64_t begin = 0; begin < n; begin += kChunk) {
     const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
