@@ -47,9 +47,10 @@ struct OutputFile {
   std::vector<Piece> pieces;
 };
 
-// Runs `work`, which must not communicate, on every rank. If it fails on any, all throw what the
-// first of those said.
-void together(Communicator& world, const std::function<void()>& work) {
+// Runs `work`, which must not communicate, on every rank. If it fails on any, rank 0 tidies up, and
+// all throw what the first of those said.
+void together(Communicator& world, const std::function<void()>& work,
+              const std::function<void()>& tidy_up = {}) {
   enum : char { kDone, kError, kInputError };
   std::string outcome(1, kDone);
   try {
@@ -61,8 +62,11 @@ void together(Communicator& world, const std::function<void()>& work) {
   }
   for (const std::vector<std::byte>& bytes : world.all_gather(std::as_bytes(std::span(outcome)))) {
     const std::string theirs(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    if (theirs[0] == kDone) continue;
+    if (tidy_up && world.rank() == 0) tidy_up();
+    world.barrier();  // nobody goes on while rank 0 still removes
     if (theirs[0] == kInputError) throw InputError(theirs.substr(1));
-    if (theirs[0] == kError) throw Error(theirs.substr(1));
+    throw Error(theirs.substr(1));
   }
 }
 
@@ -399,46 +403,48 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   });
   symmetric = world.all_reduce_max(symmetric ? 1 : 0) == 1;
   together(world, [&] { exporter.plan(symmetric); });
-  try {
-    together(world, [&] {
-      if (rank != 0) return;
-      fs::remove_all(partial);  // of a run that was killed
-      fs::create_directories(partial);
-    });
-
-    std::string sums;  // of this rank's files
-    together(world, [&] {
-      for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files().size(); i += size) {
-        exporter.write_file(partial, exporter.files()[i]);
-        sums += sum_line(partial, exporter.files()[i].name);
-      }
-    });
-    const std::vector<std::vector<std::byte>> all_sums =
-        world.gather(std::as_bytes(std::span(sums)), 0);
-
-    together(world, [&] {
-      if (rank != 0) return;
-      std::vector<std::string> lines;
-      for (const std::vector<std::byte>& bytes : all_sums) {
-        std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-        for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
-          lines.emplace_back(text.substr(0, text.find('\n') + 1));
-        }
-      }
-      for (const std::string& name : exporter.write_rest(partial))
-        lines.push_back(sum_line(partial, name));
-      std::ranges::sort(lines, {},
-                        [](const std::string& line) { return line.substr(line.find(' ')); });
-      std::string text;
-      for (const std::string& line : lines) text += line;
-      write_text_atomically(partial / kSums, text);
-      move_into_place(partial, target);
-    });
-  } catch (...) {
+  const auto remove_partial = [&partial] {
     std::error_code ignored;
-    if (rank == 0) fs::remove_all(partial, ignored);
-    throw;
-  }
+    fs::remove_all(partial, ignored);
+  };
+  const auto nothing = [] {};
+  const auto on_rank_0 = [&](const std::function<void()>& work) {
+    together(world, rank == 0 ? work : nothing, remove_partial);
+  };
+  on_rank_0([&] {
+    fs::remove_all(partial);  // of a job that was killed
+    fs::create_directories(partial);
+  });
+
+  std::string sums;  // of this rank's files
+  const auto write_files = [&] {
+    for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files().size(); i += size) {
+      exporter.write_file(partial, exporter.files()[i]);
+      sums += sum_line(partial, exporter.files()[i].name);
+    }
+  };
+  together(world, write_files, remove_partial);
+  const std::vector<std::vector<std::byte>> all_sums =
+      world.gather(std::as_bytes(std::span(sums)), 0);
+
+  on_rank_0([&] {
+    std::vector<std::string> lines;
+    for (const std::vector<std::byte>& bytes : all_sums) {
+      std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
+        lines.emplace_back(text.substr(0, text.find('\n') + 1));
+      }
+    }
+    for (const std::string& name : exporter.write_rest(partial)) {
+      lines.push_back(sum_line(partial, name));
+    }
+    std::ranges::sort(lines, {},
+                      [](const std::string& line) { return line.substr(line.find(' ')); });
+    std::string text;
+    for (const std::string& line : lines) text += line;
+    write_text_atomically(partial / kSums, text);
+    move_into_place(partial, target);
+  });
 }
 
 std::vector<std::string> verify_checkpoint(const fs::path& directory) {

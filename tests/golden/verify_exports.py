@@ -1,0 +1,192 @@
+"""Loads our exports with the libraries that others load them with, on the CPU, and compares every bit.
+
+    python3 -m venv venv
+    venv/bin/pip install torch transformers compressed-tensors safetensors sentencepiece
+    venv/bin/pip install gptqmodel --no-build-isolation
+    venv/bin/python verify_exports.py [--windows 20] [--text test.txt] EXPORT_DIR...
+
+For each directory: codes, zero points, scales and weights as the library unpacks them, against dequantize.py beside this
+file; then the perplexity of the model as the library runs it, in float32 (windows of 512 tokens, BOS once at the start
+of the text, the mean over windows of the mean over 511 predictions). Not part of ctest: it needs PyPI and some GB.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np
+import sentencepiece
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import dequantize  # noqa: E402: after the path
+
+WINDOW = 512
+
+
+def same(ours, theirs):
+    theirs = theirs.detach().cpu().numpy()
+    return np.array_equal(np.asarray(ours, theirs.dtype), theirs)
+
+
+def check(results, what, ok):
+    done, good = results.get(what, (0, 0))
+    results[what] = (done + 1, good + bool(ok))
+
+
+def check_compressed_tensors(export, results):
+    """compressed-tensors' own unpacking, in float16 as stored and in float32."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    (group,) = export.config["quantization_config"]["config_groups"].values()
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**group["weights"]))
+    bits, middle = scheme.weights.num_bits, 1 << scheme.weights.num_bits - 1
+    stored = dequantize.read_tensors(export.directory)
+    for module, linear in export.linears.items():
+        parts = {name[len(module) + 1 :]: torch.from_numpy(tensor.copy())
+                 for name, tensor in stored.items() if name.startswith(module + ".")}
+        rows, cols = linear.codes.shape
+        codes = unpack_from_int32(parts["weight_packed"], bits, torch.Size([rows, cols]))
+        check(results, "codes", same(linear.codes - middle, codes))
+        check(results, "scales", same(linear.scales, parts["weight_scale"]))
+        if "weight_zero_point" in parts:
+            zeros = unpack_from_int32(parts["weight_zero_point"], bits, torch.Size(linear.zeros.shape), packed_dim=0)
+            check(results, "zeros", same(linear.zeros - middle, zeros))
+        # The library multiplies in the type of the scale: one rounding to float16, or none in float32.
+        half = compressor.decompress(dict(parts), scheme)["weight"]
+        check(results, "weights in float16", same(linear.weight().astype(np.float16), half))
+        parts["weight_scale"] = parts["weight_scale"].float()
+        exact = compressor.decompress(dict(parts), scheme)["weight"]
+        check(results, "weights", same(linear.weight(), exact))
+
+
+def load_compressed_tensors(export, results):
+    model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float32)
+    with torch.no_grad():
+        model(torch.ones(1, 2, dtype=torch.long))  # decompresses
+    for module, linear in export.linears.items():
+        check(results, "loaded weights", same(linear.weight(), model.get_submodule(module).weight))
+    return model
+
+
+def check_gptq(export, results):
+    """GPTQModel's converter to dense weights, which reads the files alone."""
+    from gptqmodel.utils.model_dequant import convert_gptq_file
+
+    for file in sorted(export.directory.glob("*.safetensors")):
+        dense = convert_gptq_file(file, torch.float32, export.config["quantization_config"], "cpu")
+        for module, linear in export.linears.items():
+            if module + ".weight" in dense:
+                check(results, "weights", same(linear.weight(), dense[module + ".weight"]))
+
+
+def load_gptq(export, results):
+    from gptqmodel import BACKEND, GPTQModel
+
+    model = GPTQModel.load(str(export.directory), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16).model
+    bits = export.config["quantization_config"]["bits"]
+    for module, linear in export.linears.items():
+        theirs = model.get_submodule(module)
+        check(results, "codes", same(linear.codes, unpack_columns(theirs.qweight, bits)))
+        check(results, "scales", same(linear.scales.T, theirs.scales))
+        check(results, "groups", same(linear.group_of, theirs.g_idx))
+        # The library's own product of stored scale and unpacked step, in float16: one rounding.
+        weight = theirs.dequantize_weight().T
+        check(results, "loaded weights", same(linear.weight().astype(np.float16), weight))
+        # It says itself whether the zero points that it holds are those of version 1, less one.
+        less = 1 if module_version(theirs) == 1 else 0
+        zeros = unpack_columns(theirs.qzeros.T, bits) + less
+        check(results, "zeros", same(linear.zeros, zeros))
+    # For the perplexity: the library's weights in float32.
+    dense = transformers.AutoModelForCausalLM.from_config(plain_config(export), dtype=torch.float32)
+    state = {name: tensor.float() for name, tensor in model.state_dict().items() if name in dense.state_dict()}
+    for module, linear in export.linears.items():
+        theirs = model.get_submodule(module)
+        theirs.scales = theirs.scales.float()
+        state[module + ".weight"] = theirs.dequantize_weight().T.float().contiguous()
+        check(results, "loaded weights in float32", same(linear.weight(), state[module + ".weight"]))
+    dense.load_state_dict(state)
+    return dense
+
+
+def module_version(module):
+    from gptqmodel.quantization import FORMAT
+
+    return module.qzero_format() if module.format == FORMAT.GPTQ else 2
+
+
+def unpack_columns(words, bits):
+    """[k b / 32, n] words to [n, k] values."""
+    words = words.detach().cpu().numpy()
+    return torch.from_numpy(dequantize.unpack_stream(words.T, words.shape[0] * 32 // bits, bits))
+
+
+def plain_config(export):
+    config = transformers.AutoConfig.from_pretrained(export.directory)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def load_dense(export, results):
+    model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float32)
+    for name, tensor in export.tensors.items():
+        check(results, "loaded weights", same(tensor, model.get_parameter(name)))
+    return model
+
+
+def perplexity(model, directory, text, windows):
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    ids = [processor.bos_id(), *processor.encode(text)]
+    windows = min(windows, len(ids) // WINDOW)
+    losses = []
+    model.eval()
+    with torch.no_grad():
+        for i in range(windows):
+            window = torch.tensor(ids[i * WINDOW : (i + 1) * WINDOW])
+            logits = model(window[None]).logits[0].float()
+            losses.append(torch.nn.functional.cross_entropy(logits[:-1], window[1:]).double().item())
+    return math.exp(sum(losses) / windows)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("exports", nargs="+", type=pathlib.Path)
+    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--text", type=pathlib.Path, default=HERE.parent / "data" / "tiny-world" / "test.txt")
+    arguments = parser.parse_args()
+    text = arguments.text.read_text()
+    failures, lines = 0, []
+    for directory in arguments.exports:
+        export, results = dequantize.Export(directory), {}
+        method = export.config.get("quantization_config", {}).get("quant_method", "dense")
+        if method == "compressed-tensors":
+            check_compressed_tensors(export, results)
+            model = load_compressed_tensors(export, results)
+        elif method == "gptq":
+            check_gptq(export, results)
+            model = load_gptq(export, results)
+        else:
+            model = load_dense(export, results)
+        ppl = perplexity(model, directory, text, arguments.windows)
+        failures += sum(done != good for done, good in results.values())
+        equal = ", ".join(f"{what} {good}/{done}" for what, (done, good) in results.items())
+        lines.append(f"| {'/'.join(directory.parts[-2:])} | {equal} | {ppl:.6f} |")
+    print(f"| export | equal | perplexity, {arguments.windows} windows |\n|---|---|---|")
+    print("\n".join(lines))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
