@@ -259,8 +259,9 @@ int main_command(int argc, char** argv) {
     // Before MPI: a wrong command line needs no job.
     try {
       // The parser would only miss a command, not name the wrong one.
-      if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
-        throw CLI::ExtrasError("roundhouse", {argv[1]});
+      const auto is_first_word = [&](CLI::App* command) { return command->check_name(argv[1]); };
+      if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first_word).empty()) {
+        throw CLI::ParseError("there is no command \"" + std::string(argv[1]) + "\"", kWrongInput);
       }
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {

@@ -245,9 +245,10 @@ HostTensor read_dataset(hid_t file, const std::string& name, Budget& budget, boo
     bytes *= dim;
   }
   budget.left -= bytes;
+  // The storage size tells whether there is any: the offset alone is wrong for a missing one behind a user block.
   const haddr_t offset = H5Dget_offset(dataset.get());
-  if (bytes > 0 && (offset == HADDR_UNDEF || offset > budget.file_bytes ||
-                    bytes > budget.file_bytes - offset)) {
+  if (H5Dget_storage_size(dataset.get()) != bytes ||
+      (bytes > 0 && (offset > budget.file_bytes || bytes > budget.file_bytes - offset))) {
     throw Damage{name + " claims more than the file holds"};
   }
   if (!with_content) return {};

@@ -47,7 +47,7 @@ class CommandLineTest : public testing::Test {
   Outcome quantize(const std::string& more = "") const {
     write_text_atomically(folder_.path() / "config.yaml",
                           "model: tests/data/tiny-world\nrun: " + at("run") +
-                              "\nrecipes: [{method: rtn}]\ndevice: cpu\n"
+                              "\nrecipes: [{method: rtn}]\ndevice: cpu\ncalibration: {sequence_length: 512}\n"
                               "evaluate: {original: false}\n");
     return run("run " + at("config.yaml") + " " + more);
   }

@@ -153,7 +153,7 @@ TEST_F(ConfigTest, OverridesSayWhichOneIsWrong) {
   EXPECT_EQ(of("threads=many"), "--set threads: must be a whole number, not \"many\"");
   EXPECT_EQ(of("mesh={data: -1}"), "--set mesh: mesh.data: must be from 0 to 100000, not \"-1\"");
   EXPECT_EQ(of("mesh.dta=1"), "--set mesh.dta: mesh: unknown key \"dta\" (did you mean \"data\"?)");
-  EXPECT_EQ(of("device.x=1"), "--set device.x: must be one value");
+  EXPECT_EQ(of("device.x=1"), "--set device.x: device: must be one value");
   EXPECT_EQ(of("mesh.data.x=1"), "--set mesh.data.x: \"mesh.data\" is not a group of keys");
   EXPECT_THAT(of("threads"), HasSubstr("must be KEY=VALUE"));
   EXPECT_THAT(of("=1"), HasSubstr("must be KEY=VALUE"));
@@ -203,7 +203,7 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
       {"threads: &a 3\n", "config.yaml:5: anchors and aliases (& and *) are not supported"},
       {"threads: *a\n", "config.yaml:5: "},
       {"threads: !!int 3\n", "config.yaml:5: the tag \"tag:yaml.org,2002:int\" is not supported"},
-      {"threads: \"3\n", "not valid YAML"},
+      {"threads: {3\n", "not valid YAML"},
       {"? [a, b]\n: 3\n", "config.yaml:5: a key must be a word"},
       {"--- \nthreads: 3\n", "a second YAML document starts here"},
       {"\tthreads: 3\n", "config.yaml:5: "},
