@@ -39,7 +39,8 @@ struct Cholesky {
   Matrix a;  // [n, n] F32
 };
 
-// In place: the inverse of a lower triangular matrix with a non-zero diagonal.
+// In place: the inverse of a lower triangular matrix with a non-zero diagonal. The strict upper triangle is not read and
+// comes out 0.
 struct TriangularInverse {
   Matrix l;  // [n, n] F32
 };
