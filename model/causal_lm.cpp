@@ -14,14 +14,17 @@ namespace {
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kNorm = "model.norm.weight";
 
-const char* head_of(const ModelConfig& config) { return config.tied_embeddings ? kEmbedding : "lm_head.weight"; }
+const char* head_of(const ModelConfig& config) {
+  return config.tied_embeddings ? kEmbedding : "lm_head.weight";
+}
 
 }  // namespace
 
 CausalLM::CausalLM(const std::filesystem::path& directory)
     : config_(read_model_config(directory)), checkpoint_(directory) {
   (void)checkpoint_.weight(kEmbedding, {config_.vocabulary, config_.hidden_size});
-  for (int block = 0; block < config_.blocks; ++block) LlamaBlock::check(config_, checkpoint_, block);
+  for (int block = 0; block < config_.blocks; ++block)
+    LlamaBlock::check(config_, checkpoint_, block);
   (void)checkpoint_.weight(kNorm, {config_.hidden_size});
   (void)checkpoint_.weight(head_of(config_), {config_.vocabulary, config_.hidden_size});
 }
@@ -47,17 +50,21 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, Backend& backend) cons
 CausalLM::Head CausalLM::load_head(Backend& backend) const {
   Head head;
   head.norm = load_weight(checkpoint_, kNorm, {config_.hidden_size}, backend);
-  head.weight = load_weight(checkpoint_, head_of(config_), {config_.vocabulary, config_.hidden_size}, backend);
+  head.weight = load_weight(checkpoint_, head_of(config_),
+                            {config_.vocabulary, config_.hidden_size}, backend);
   backend.sync();
   return head;
 }
 
 Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
   Tensor normed(backend, backend.activation_type(), residual.rows, residual.cols);
-  backend.rms_norm(
-      {.x = residual, .weight = head.norm.view(), .y = normed.view(), .epsilon = config_.norm_epsilon});
+  backend.rms_norm({.x = residual,
+                    .weight = head.norm.view(),
+                    .y = normed.view(),
+                    .epsilon = config_.norm_epsilon});
   Tensor logits(backend, DType::kF32, residual.rows, config_.vocabulary);
-  backend.linear({.x = std::as_const(normed).view(), .w = head.weight.view(), .bias = {}, .y = logits.view()});
+  backend.linear(
+      {.x = std::as_const(normed).view(), .w = head.weight.view(), .bias = {}, .y = logits.view()});
   return logits;
 }
 

@@ -12,7 +12,8 @@ void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backe
   }
 }
 
-std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length, Backend& backend) {
+std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,
+                                                 Backend& backend) {
   switch (config.architecture) {
     case Architecture::kLlama:
     case Architecture::kMistral:

@@ -23,7 +23,8 @@ constexpr int kMaxDepth = 64;
 
 nlohmann::json parse_json(std::string_view text, const std::filesystem::path& file) {
   using nlohmann::json;
-  if (const auto nul = text.find('\0'); nul != text.npos) fail(file, text, nul, "not JSON: a NUL byte");
+  if (const auto nul = text.find('\0'); nul != text.npos)
+    fail(file, text, nul, "not JSON: a NUL byte");
 
   std::vector<std::set<std::string>> keys;  // of the objects that are open
   const auto watch = [&](int depth, json::parse_event_t event, json& value) {

@@ -9,13 +9,14 @@
 
 namespace roundhouse {
 
-// Stricter than the library's own parse: a key that stands twice in an object (the library keeps one of them), a NUL byte (the
-// library takes it for the end of the text) and nesting deeper than any of these files has are errors too. Throws InputError
-// naming the file and the line.
+// Stricter than the library's own parse: a key that stands twice in an object (the library keeps
+// one of them), a NUL byte (the library takes it for the end of the text) and nesting deeper than
+// any of these files has are errors too. Throws InputError naming the file and the line.
 nlohmann::json parse_json(std::string_view text, const std::filesystem::path& file);
 nlohmann::json read_json_file(const std::filesystem::path& path, std::size_t max_bytes);
 
-// A name from outside, fit for a one-line message: quoted, control characters replaced, cut if very long.
+// A name from outside, fit for a one-line message: quoted, control characters replaced, cut if very
+// long.
 std::string in_quotes(std::string_view name);
 
 }  // namespace roundhouse

@@ -29,7 +29,9 @@ std::vector<LinearSpec> linears_of(const ModelConfig& c) {
           {"mlp.down_proj", c.hidden_size, c.intermediate_size}};
 }
 
-std::string weight_name(int block, const std::string& module) { return prefix_of(block) + "." + module + ".weight"; }
+std::string weight_name(int block, const std::string& module) {
+  return prefix_of(block) + "." + module + ".weight";
+}
 
 }  // namespace
 
@@ -44,13 +46,14 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
              {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
              {"down_proj", {kDown}, config.intermediate_size, false}};
 
-  // Angle of pair j at position p: p theta^(-2j / head_dim). In double: at position 100,000 a float angle is off by 0.004.
+  // Angle of pair j at position p: p theta^(-2j / head_dim). In double: at position 100,000 a float
+  // angle is off by 0.004.
   const std::int64_t half = config.head_dim / 2;
   HostTensor cos(DType::kF32, {max_length, half});
   HostTensor sin(DType::kF32, {max_length, half});
   for (std::int64_t j = 0; j < half; ++j) {
-    const double frequency =
-        std::pow(config.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
+    const double frequency = std::pow(
+        config.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
     for (std::int64_t p = 0; p < max_length; ++p) {
       const double angle = static_cast<double>(p) * frequency;
       cos.as<float>()[static_cast<std::size_t>(p * half + j)] = static_cast<float>(std::cos(angle));
@@ -70,12 +73,13 @@ BlockWeights LlamaBlock::load(const Checkpoint& checkpoint, int block, Backend& 
   if (linears == LoadLinears::kNo) weights.linears.resize(linears_.size());
   for (const LinearSpec& linear : linears_) {
     if (linears == LoadLinears::kNo) break;
-    weights.linears.push_back(
-        load_weight(checkpoint, weight_name(block, linear.name), {linear.rows, linear.cols}, backend));
+    weights.linears.push_back(load_weight(checkpoint, weight_name(block, linear.name),
+                                          {linear.rows, linear.cols}, backend));
   }
   weights.biases.resize(linears_.size());
   for (const char* norm : kNorms) {
-    weights.norms.push_back(load_weight(checkpoint, weight_name(block, norm), {hidden_size_}, backend));
+    weights.norms.push_back(
+        load_weight(checkpoint, weight_name(block, norm), {hidden_size_}, backend));
   }
   backend.sync();
   return weights;
@@ -86,17 +90,21 @@ void LlamaBlock::check(const ModelConfig& config, const Checkpoint& checkpoint, 
     (void)checkpoint.weight(weight_name(block, linear.name), {linear.rows, linear.cols});
     const std::string bias = prefix_of(block) + "." + linear.name + ".bias";
     if (checkpoint.has(bias)) {
-      throw InputError(checkpoint.directory().string() + ": tensor " + in_quotes(bias) + ": biases are not supported");
+      throw InputError(checkpoint.directory().string() + ": tensor " + in_quotes(bias) +
+                       ": biases are not supported");
     }
   }
-  for (const char* norm : kNorms) (void)checkpoint.weight(weight_name(block, norm), {config.hidden_size});
+  for (const char* norm : kNorms)
+    (void)checkpoint.weight(weight_name(block, norm), {config.hidden_size});
 }
 
-void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const {
+void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
+                         Backend& backend) const {
   require(group >= 0 && group < kGroups, "no such group of linears");
   if (group == kOut || group == kDownProjection) {
-    require(!state.input.empty() && state.input.cols() == groups_[static_cast<std::size_t>(group)].cols,
-            "the input of this group is what apply() of the group before leaves");
+    require(
+        !state.input.empty() && state.input.cols() == groups_[static_cast<std::size_t>(group)].cols,
+        "the input of this group is what apply() of the group before leaves");
     return;
   }
   state.input = Tensor(backend, backend.activation_type(), state.residual.rows(), hidden_size_);
@@ -106,7 +114,8 @@ void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& sta
                     .epsilon = config_.norm_epsilon});
 }
 
-void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const {
+void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state,
+                       Backend& backend) const {
   const auto linear = [&](LinearIndex index, const Tensor& x, Matrix y, bool accumulate = false) {
     const Tensor& bias = weights.biases[index];
     backend.linear({.x = x.view(),
@@ -129,7 +138,8 @@ void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state
       Tensor up(backend, type, state.input.rows(), config_.intermediate_size);
       linear(kGate, state.input, gate.view());
       linear(kUp, state.input, up.view());
-      backend.silu_gate({.gate = std::as_const(gate).view(), .up = std::as_const(up).view(), .y = gate.view()});
+      backend.silu_gate(
+          {.gate = std::as_const(gate).view(), .up = std::as_const(up).view(), .y = gate.view()});
       state.input = std::move(gate);
       return;
     }
@@ -142,10 +152,12 @@ void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state
   }
 }
 
-// Queries, keys and values of state.input, rotated, and the attention between them, which becomes state.input.
+// Queries, keys and values of state.input, rotated, and the attention between them, which becomes
+// state.input.
 void LlamaBlock::attend(const BlockWeights& weights, BlockState& state, Backend& backend) const {
   require(state.length <= max_length_, "a sequence longer than this block was made for");
-  require(state.residual.rows() == state.sequences * state.length, "rows are sequences times length");
+  require(state.residual.rows() == state.sequences * state.length,
+          "rows are sequences times length");
   const auto project = [&](LinearIndex index) {
     Tensor y(backend, backend.activation_type(), state.input.rows(), linears_[index].rows);
     const Tensor& bias = weights.biases[index];

@@ -1,7 +1,8 @@
 // The decoder block of LLaMA and Mistral.
 //
 //   residual += o(attention(rope(q(n)), rope(k(n)), v(n)))   n = RMSNorm(residual; input_layernorm)
-//   residual += down(silu(gate(m)) * up(m))                  m = RMSNorm(residual; post_attention_layernorm)
+//   residual += down(silu(gate(m)) * up(m))                  m = RMSNorm(residual;
+//   post_attention_layernorm)
 #pragma once
 
 #include "model/decoder_block.h"
@@ -16,10 +17,13 @@ class LlamaBlock : public DecoderBlock {
   std::string prefix(int block) const override;
   BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend,
                     LoadLinears linears) const override;
-  void prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const override;
-  void apply(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const override;
+  void prepare(int group, const BlockWeights& weights, BlockState& state,
+               Backend& backend) const override;
+  void apply(int group, const BlockWeights& weights, BlockState& state,
+             Backend& backend) const override;
 
-  // Throws InputError unless every tensor of this block is in the checkpoint with its shape; reads no values.
+  // Throws InputError unless every tensor of this block is in the checkpoint with its shape; reads
+  // no values.
   static void check(const ModelConfig& config, const Checkpoint& checkpoint, int block);
 
  private:

@@ -23,7 +23,8 @@ constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
 // The keys of config.json. In Hugging Face configs null means the same as absence.
 class Keys {
  public:
-  Keys(std::filesystem::path file, json object) : file_(std::move(file)), object_(std::move(object)) {
+  Keys(std::filesystem::path file, json object)
+      : file_(std::move(file)), object_(std::move(object)) {
     if (!object_.is_object()) throw InputError(file_.string() + ": not a JSON object");
   }
 
@@ -36,11 +37,14 @@ class Keys {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
-  std::int64_t integer(const std::string& key, const json& value, std::int64_t low, std::int64_t high) const {
+  std::int64_t integer(const std::string& key, const json& value, std::int64_t low,
+                       std::int64_t high) const {
     const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() || value.get<std::uint64_t>() <= static_cast<std::uint64_t>(high)) &&
+                      (!value.is_number_unsigned() ||
+                       value.get<std::uint64_t>() <= static_cast<std::uint64_t>(high)) &&
                       value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high;
-    if (!fits) fail(key, "must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
+    if (!fits)
+      fail(key, "must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
     return value.get<std::int64_t>();
   }
   std::int64_t size(const std::string& key, std::int64_t high = kMaxSize,
@@ -75,7 +79,8 @@ class Keys {
 };
 
 Architecture read_architecture(const Keys& keys) {
-  constexpr const char* kSupported = " is not supported (LlamaForCausalLM and MistralForCausalLM are)";
+  constexpr const char* kSupported =
+      " is not supported (LlamaForCausalLM and MistralForCausalLM are)";
   std::optional<std::string> type = keys.string("model_type");
   if (const json* list = keys.find("architectures")) {
     if (!list->is_array() || list->size() != 1 || !list->front().is_string()) {
@@ -86,7 +91,8 @@ Architecture read_architecture(const Keys& keys) {
                        : name == "MistralForCausalLM" ? std::optional("mistral")
                                                       : std::nullopt;
     if (!named) keys.fail("architectures", in_quotes(name) + kSupported);
-    if (type && *type != *named) keys.fail("model_type", in_quotes(*type) + " does not go with " + in_quotes(name));
+    if (type && *type != *named)
+      keys.fail("model_type", in_quotes(*type) + " does not go with " + in_quotes(name));
     type = *named;
   }
   if (!type) keys.fail("model_type", "is missing, and so is architectures");
@@ -95,8 +101,8 @@ Architecture read_architecture(const Keys& keys) {
   keys.fail("model_type", in_quotes(*type) + kSupported);
 }
 
-// The base of the rotary frequencies. Three spellings: rope_theta beside rope_scaling (null, or a dict whose "rope_type" was
-// once called "type"), or both inside rope_parameters.
+// The base of the rotary frequencies. Three spellings: rope_theta beside rope_scaling (null, or a
+// dict whose "rope_type" was once called "type"), or both inside rope_parameters.
 double read_rope_theta(const Keys& keys) {
   constexpr double kSmallest = 1.0;
   constexpr double kLargest = 1e12;
@@ -112,7 +118,8 @@ double read_rope_theta(const Keys& keys) {
       if (value.is_null()) continue;
       const std::string path = key + "." + name;
       if (name == "rope_type" || name == "type") {
-        if (value != "default") keys.fail(path, "rope scaling is not supported: only \"default\" is");
+        if (value != "default")
+          keys.fail(path, "rope scaling is not supported: only \"default\" is");
       } else if (name == "rope_theta") {
         const double inner = keys.number(path, value, kSmallest, kLargest);
         if (theta && *theta != inner) keys.fail(path, "contradicts another rope_theta");
@@ -166,7 +173,8 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
   config.intermediate_size = keys.size("intermediate_size");
   config.blocks = keys.size("num_hidden_layers", kMaxBlocks);
   config.heads = keys.size("num_attention_heads");
-  // Absence takes the default of transformers' MistralConfig, null means one key/value head for each query head.
+  // Absence takes the default of transformers' MistralConfig, null means one key/value head for
+  // each query head.
   const bool mistral_default = mistral && keys.absent("num_key_value_heads");
   config.kv_heads = keys.size("num_key_value_heads", kMaxSize, mistral_default ? 8 : config.heads);
   if (config.heads % config.kv_heads != 0) {
@@ -176,17 +184,22 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
     keys.fail("num_attention_heads", "must divide hidden_size where there is no head_dim");
   }
   config.head_dim = keys.size("head_dim", kMaxSize, config.hidden_size / config.heads);
-  if (config.head_dim % 2 != 0) keys.fail("head_dim", "must be even (rotary embedding turns pairs)");
-  if (config.heads * config.head_dim > kMaxSize) keys.fail("head_dim", "times num_attention_heads is too large");
+  if (config.head_dim % 2 != 0)
+    keys.fail("head_dim", "must be even (rotary embedding turns pairs)");
+  if (config.heads * config.head_dim > kMaxSize)
+    keys.fail("head_dim", "times num_attention_heads is too large");
   config.vocabulary = keys.size("vocab_size");
-  config.max_positions = keys.size("max_position_embeddings", kMaxPositions, mistral ? 131072 : 2048);
+  config.max_positions =
+      keys.size("max_position_embeddings", kMaxPositions, mistral ? 131072 : 2048);
 
   if (mistral) {
-    config.sliding_window = keys.absent("sliding_window") ? 4096 : keys.size("sliding_window", kMaxPositions, 0);
+    config.sliding_window =
+        keys.absent("sliding_window") ? 4096 : keys.size("sliding_window", kMaxPositions, 0);
   }
   const json* epsilon = keys.find("rms_norm_eps");
-  config.norm_epsilon =
-      epsilon == nullptr ? 1e-6f : static_cast<float>(keys.number("rms_norm_eps", *epsilon, 1e-12, 0.1));
+  config.norm_epsilon = epsilon == nullptr
+                            ? 1e-6f
+                            : static_cast<float>(keys.number("rms_norm_eps", *epsilon, 1e-12, 0.1));
   config.rope_theta = read_rope_theta(keys);
   config.tied_embeddings = keys.boolean("tie_word_embeddings", false);
   config.dtype = read_dtype(keys);

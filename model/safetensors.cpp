@@ -25,11 +25,12 @@ constexpr std::string_view kMetadata = "__metadata__";
 
 // Every type of the format, whether we compute with it or not: sizes must add up for all of them.
 std::optional<std::uint64_t> bits_of(std::string_view type) {
-  static constexpr std::array<std::pair<std::string_view, std::uint64_t>, 22> kBits{{
-      {"F4", 4},        {"F6_E2M3", 6},      {"F6_E3M2", 6},      {"BOOL", 8}, {"U8", 8},   {"I8", 8},
-      {"F8_E4M3", 8},   {"F8_E5M2", 8},      {"F8_E8M0", 8},      {"U16", 16}, {"I16", 16}, {"F16", 16},
-      {"BF16", 16},     {"U32", 32},         {"I32", 32},         {"F32", 32}, {"U64", 64}, {"I64", 64},
-      {"F64", 64},      {"C64", 64},         {"F8_E4M3FNUZ", 8},  {"F8_E5M2FNUZ", 8}}};
+  static constexpr std::array<std::pair<std::string_view, std::uint64_t>, 22> kBits{
+      {{"F4", 4},          {"F6_E2M3", 6},    {"F6_E3M2", 6}, {"BOOL", 8},    {"U8", 8},
+       {"I8", 8},          {"F8_E4M3", 8},    {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"U16", 16},
+       {"I16", 16},        {"F16", 16},       {"BF16", 16},   {"U32", 32},    {"I32", 32},
+       {"F32", 32},        {"U64", 64},       {"I64", 64},    {"F64", 64},    {"C64", 64},
+       {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}}};
   for (const auto& [name, bits] : kBits) {
     if (name == type) return bits;
   }
@@ -50,7 +51,8 @@ struct Entry {
   std::uint64_t end = 0;
 };
 
-// One tensor of the header, all but its place among the others. Throws a string-only InputError, which the caller prefixes.
+// One tensor of the header, all but its place among the others. Throws a string-only InputError,
+// which the caller prefixes.
 Entry parse_entry(const std::string& name, const json& value) {
   const auto integer = [](const json& number, const char* key) {
     // A double (1.0, 1e3), a negative number and one beyond 64 bits are not "number_unsigned".
@@ -78,7 +80,8 @@ Entry parse_entry(const std::string& name, const json& value) {
   std::uint64_t total_bits = *bits;
   for (const json& size : shape) {
     const std::uint64_t n = integer(size, "shape");
-    if (n > std::numeric_limits<std::int64_t>::max() || __builtin_mul_overflow(total_bits, n, &total_bits)) {
+    if (n > std::numeric_limits<std::int64_t>::max() ||
+        __builtin_mul_overflow(total_bits, n, &total_bits)) {
       throw InputError("shape is too large");
     }
     entry.shape.push_back(static_cast<std::int64_t>(n));
@@ -91,7 +94,8 @@ Entry parse_entry(const std::string& name, const json& value) {
   if (entry.end < entry.begin) throw InputError("data_offsets end before they begin");
   const std::uint64_t bytes = entry.end - entry.begin;
   if (total_bits % 8 != 0 || total_bits / 8 != bytes) {
-    throw InputError("shape and dtype do not fill data_offsets (" + std::to_string(bytes) + " bytes)");
+    throw InputError("shape and dtype do not fill data_offsets (" + std::to_string(bytes) +
+                     " bytes)");
   }
   return entry;
 }
@@ -114,7 +118,8 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
     fail("not a safetensors file: a header of " + std::to_string(header_bytes) + " bytes");
   }
   if (header_bytes > bytes.size() - kLengthBytes) fail("truncated within the header");
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
+                              header_bytes);
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + header_bytes);
   if (!text.starts_with('{')) fail("not a safetensors file: the header does not start with {");
 
@@ -132,17 +137,21 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
     }
   }
 
-  std::ranges::sort(entries, {}, [](const Entry& entry) { return std::pair(entry.begin, entry.end); });
+  std::ranges::sort(entries, {},
+                    [](const Entry& entry) { return std::pair(entry.begin, entry.end); });
   std::uint64_t end = 0;
   for (Entry& entry : entries) {
     if (entry.begin != end) {
-      fail("tensor " + in_quotes(entry.name) + ": data_offsets leave a hole or overlap (begins at " +
-           std::to_string(entry.begin) + ", the tensor before ends at " + std::to_string(end) + ")");
+      fail("tensor " + in_quotes(entry.name) +
+           ": data_offsets leave a hole or overlap (begins at " + std::to_string(entry.begin) +
+           ", the tensor before ends at " + std::to_string(end) + ")");
     }
     end = entry.end;
-    if (end > data.size()) fail("tensor " + in_quotes(entry.name) + ": data beyond the end of the file");
+    if (end > data.size())
+      fail("tensor " + in_quotes(entry.name) + ": data beyond the end of the file");
     if (const auto type = dtype_from_name(entry.type)) {
-      tensors_[entry.name] = {*type, std::move(entry.shape), data.subspan(entry.begin, end - entry.begin)};
+      tensors_[entry.name] = {*type, std::move(entry.shape),
+                              data.subspan(entry.begin, end - entry.begin)};
     } else {
       unsupported_[entry.name] = entry.type;
     }
@@ -163,7 +172,8 @@ std::vector<std::string> SafetensorsFile::names() const {
 HostView SafetensorsFile::view(const std::string& name) const {
   if (const auto found = tensors_.find(name); found != tensors_.end()) return found->second;
   if (const auto found = unsupported_.find(name); found != unsupported_.end()) {
-    throw InputError(path_.string() + ": tensor " + in_quotes(name) + ": the type " + found->second + " is not supported");
+    throw InputError(path_.string() + ": tensor " + in_quotes(name) + ": the type " +
+                     found->second + " is not supported");
   }
   throw InputError(path_.string() + ": no tensor " + in_quotes(name));
 }
@@ -179,8 +189,8 @@ struct SafetensorsWriter::State {
   std::filesystem::path path;
   std::vector<TensorInfo> tensors;
   std::FILE* file = nullptr;
-  std::size_t current = 0;     // index of the tensor that is being written
-  std::uint64_t missing = 0;   // bytes of it still to come
+  std::size_t current = 0;    // index of the tensor that is being written
+  std::uint64_t missing = 0;  // bytes of it still to come
 
   std::uint64_t bytes_of(std::size_t i) const {
     return static_cast<std::uint64_t>(element_count(tensors[i].shape)) * size_of(tensors[i].type);
@@ -197,13 +207,15 @@ struct SafetensorsWriter::State {
   }
 };
 
-SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
+                                     std::vector<TensorInfo> tensors,
                                      const std::map<std::string, std::string>& metadata)
     : state_(std::make_unique<State>()) {
   state_->path = path;
   state_->tensors = std::move(tensors);
 
-  // Written by hand: the order of the tensors is the order of their data, which a JSON object of the library would not keep.
+  // Written by hand: the order of the tensors is the order of their data, which a JSON object of
+  // the library would not keep.
   std::string header;
   std::set<std::string_view> names;
   std::uint64_t offset = 0;
@@ -215,9 +227,9 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vec
         state_->fail("a tensor cannot be called " + in_quotes(tensor.name) + " here");
       }
       const std::uint64_t end = offset + state_->bytes_of(i);
-      header += ',' + json(tensor.name).dump() + ":{\"dtype\":\"" + std::string(name_of(tensor.type)) +
-                "\",\"shape\":" + json(tensor.shape).dump() + ",\"data_offsets\":[" + std::to_string(offset) + ',' +
-                std::to_string(end) + "]}";
+      header += ',' + json(tensor.name).dump() + ":{\"dtype\":\"" +
+                std::string(name_of(tensor.type)) + "\",\"shape\":" + json(tensor.shape).dump() +
+                ",\"data_offsets\":[" + std::to_string(offset) + ',' + std::to_string(end) + "]}";
       offset = end;
     }
   } catch (const json::exception&) {
@@ -241,14 +253,17 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vec
 }
 
 SafetensorsWriter::~SafetensorsWriter() {
-  if (state_->file != nullptr) std::fclose(state_->file);  // only while an error is on its way: close() came first
+  if (state_->file != nullptr)
+    std::fclose(state_->file);  // only while an error is on its way: close() came first
 }
 
 void SafetensorsWriter::write(const std::string& name, std::span<const std::byte> bytes) {
   State& s = *state_;
   require(s.file != nullptr, "write after close");
-  while (s.current < s.tensors.size() && s.missing == 0 && s.tensors[s.current].name != name) s.next();
-  if (s.current == s.tensors.size() || s.tensors[s.current].name != name || bytes.size() > s.missing) {
+  while (s.current < s.tensors.size() && s.missing == 0 && s.tensors[s.current].name != name)
+    s.next();
+  if (s.current == s.tensors.size() || s.tensors[s.current].name != name ||
+      bytes.size() > s.missing) {
     s.fail("tensor " + in_quotes(name) + " is written out of order or is longer than announced");
   }
   s.put(bytes.data(), bytes.size());
@@ -259,7 +274,8 @@ void SafetensorsWriter::close() {
   State& s = *state_;
   require(s.file != nullptr, "close twice");
   while (s.current < s.tensors.size() && s.missing == 0) s.next();
-  if (s.current < s.tensors.size()) s.fail("tensor " + in_quotes(s.tensors[s.current].name) + " is incomplete");
+  if (s.current < s.tensors.size())
+    s.fail("tensor " + in_quotes(s.tensors[s.current].name) + " is incomplete");
   if (std::fclose(std::exchange(s.file, nullptr)) != 0) {
     s.fail(std::string("cannot write: ") + std::strerror(errno));
   }

@@ -1,7 +1,8 @@
 // The tokenizer of LLaMA and Mistral: SentencePiece BPE with byte fallback.
 //
-// Text goes to SentencePiece as it is. The name of a special token in it ("<s>") is therefore spelled out in ordinary
-// pieces; Hugging Face's tokenizers would turn it into the token. Otherwise both give the same ids.
+// Text goes to SentencePiece as it is. The name of a special token in it ("<s>") is therefore
+// spelled out in ordinary pieces; Hugging Face's tokenizers would turn it into the token. Otherwise
+// both give the same ids.
 #include <sentencepiece_processor.h>
 
 #include <cstring>
@@ -26,7 +27,8 @@ constexpr std::size_t kMaxModelBytes = std::size_t{1} << 26;
 constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 
-// One field of a protocol buffer message: a number (varint) or bytes (a string or a message within).
+// One field of a protocol buffer message: a number (varint) or bytes (a string or a message
+// within).
 struct Field {
   std::uint64_t number = 0;
   std::uint64_t value = 0;
@@ -57,15 +59,20 @@ std::optional<Field> take_field(std::string_view& message) {
       field.value = *value;
       return field;
     }
-    case 1: bytes = 8; break;
-    case 5: bytes = 4; break;
+    case 1:
+      bytes = 8;
+      break;
+    case 5:
+      bytes = 4;
+      break;
     case 2: {
       const auto length = take_varint(message);
       if (!length) return std::nullopt;
       bytes = *length;
       break;
     }
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
   if (bytes > message.size()) return std::nullopt;
   field.bytes = message.substr(0, bytes);
@@ -73,8 +80,9 @@ std::optional<Field> take_field(std::string_view& message) {
   return field;
 }
 
-// Only BPE without a normalization map: it is what these models have, and the library follows such a map (a trie inside
-// the file) without checking that it stays within bounds. Field numbers are those of sentencepiece_model.proto.
+// Only BPE without a normalization map: it is what these models have, and the library follows such
+// a map (a trie inside the file) without checking that it stays within bounds. Field numbers are
+// those of sentencepiece_model.proto.
 void check_model(std::string_view model, const std::filesystem::path& path) {
   constexpr std::uint64_t kTrainerSpec = 2, kNormalizerSpec = 3, kDenormalizerSpec = 5;
   constexpr std::uint64_t kModelType = 3, kBpe = 2;
@@ -137,7 +145,8 @@ class SentencePieceTokenizer : public Tokenizer {
       problem = error.what();
     }
     if (problem.empty() && processor_.GetPieceSize() == 0) problem = "no pieces";
-    if (!problem.empty()) throw InputError(path.string() + ": not a SentencePiece model: " + in_quotes(problem));
+    if (!problem.empty())
+      throw InputError(path.string() + ": not a SentencePiece model: " + in_quotes(problem));
   }
 
   // The library's own, unless a name is given.
@@ -148,13 +157,15 @@ class SentencePieceTokenizer : public Tokenizer {
       if (processor_.IdToPiece(bos_) != *name) bos_ = -1;
     }
     if (bos_ < 0) {
-      throw InputError(config.string() + ": bos_token: " + (name ? in_quotes(*name) + " is" : "there is") +
+      throw InputError(config.string() +
+                       ": bos_token: " + (name ? in_quotes(*name) + " is" : "there is") +
                        " no piece of tokenizer.model");
     }
   }
 
   std::vector<std::int32_t> encode(std::string_view text) const override {
-    if (text.size() > kMaxTextBytes) throw InputError("a text of more than 1 GiB cannot be tokenized in one piece");
+    if (text.size() > kMaxTextBytes)
+      throw InputError("a text of more than 1 GiB cannot be tokenized in one piece");
     if (!is_utf8(text)) throw InputError("a text that is not UTF-8 cannot be tokenized");
     std::vector<int> ids;
     const auto status = processor_.Encode(text, &ids);
@@ -175,7 +186,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   const std::filesystem::path path = directory / "tokenizer.model";
   if (!std::filesystem::exists(path)) {
     const bool has_json = std::filesystem::exists(directory / "tokenizer.json");
-    throw InputError(path.string() + ": missing" + (has_json ? " (tokenizer.json alone is not supported)" : ""));
+    throw InputError(path.string() + ": missing" +
+                     (has_json ? " (tokenizer.json alone is not supported)" : ""));
   }
   auto tokenizer = std::make_unique<SentencePieceTokenizer>(path);
 
@@ -184,9 +196,12 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   std::optional<std::string> bos;
   if (std::filesystem::exists(config_path)) {
     const nlohmann::json config = read_json_file(config_path, kMaxConfigBytes);
-    const auto fail = [&](const char* what) { throw InputError(config_path.string() + ": " + what); };
+    const auto fail = [&](const char* what) {
+      throw InputError(config_path.string() + ": " + what);
+    };
     if (!config.is_object()) fail("not a JSON object");
-    if (const auto found = config.find("add_bos_token"); found != config.end() && !found->is_null()) {
+    if (const auto found = config.find("add_bos_token");
+        found != config.end() && !found->is_null()) {
       if (!found->is_boolean()) fail("add_bos_token: must be true or false");
       add_bos = found->get<bool>();
     }
@@ -194,7 +209,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
       // A name, or an object that describes the token.
       const bool described = found->is_object() && found->contains("content");
       const nlohmann::json& name = described ? found->at("content") : *found;
-      if (!name.is_string()) fail("bos_token: must be a string, or an object with a string \"content\"");
+      if (!name.is_string())
+        fail("bos_token: must be a string, or an object with a string \"content\"");
       bos = name.get<std::string>();
     }
   }

@@ -1,4 +1,5 @@
-// Text to token ids, exactly as the model's own tokenizer does it.
+// Text to token ids, exactly as the model's own tokenizer does it, with one exception: the name of a special token inside
+// a text ("</s>") is spelled out in ordinary pieces, where Hugging Face's tokenizers would give the token's id.
 #pragma once
 
 #include <cstdint>

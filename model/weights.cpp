@@ -12,7 +12,8 @@
 namespace roundhouse {
 namespace {
 
-// The largest magnitude as bits: without their sign, the bits of floats are ordered like the floats, NaN above infinity.
+// The largest magnitude as bits: without their sign, the bits of floats are ordered like the
+// floats, NaN above infinity.
 template <class Bits>
 Bits largest_magnitude(std::span<const std::byte> bytes) {
   constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
@@ -26,7 +27,8 @@ Bits largest_magnitude(std::span<const std::byte> bytes) {
 }
 
 float largest_magnitude_of(const HostView& view) {
-  if (view.type == DType::kF32) return std::bit_cast<float>(largest_magnitude<std::uint32_t>(view.bytes));
+  if (view.type == DType::kF32)
+    return std::bit_cast<float>(largest_magnitude<std::uint32_t>(view.bytes));
   const auto bits = largest_magnitude<std::uint16_t>(view.bytes);
   return view.type == DType::kF16 ? half_to_float(bits) : bfloat16_to_float(bits);
 }
@@ -35,16 +37,19 @@ float largest_magnitude_of(const HostView& view) {
 
 void check_values(const HostView& view, DType type, const std::string& name) {
   const float largest = largest_magnitude_of(view);
-  if (!std::isfinite(largest)) throw InputError("tensor " + in_quotes(name) + ": holds NaN or an infinity");
-  const bool overflows = (type == DType::kF16 && !std::isfinite(round_to_half(largest))) ||
-                         (type == DType::kBF16 && !std::isfinite(bfloat16_to_float(float_to_bfloat16(largest))));
+  if (!std::isfinite(largest))
+    throw InputError("tensor " + in_quotes(name) + ": holds NaN or an infinity");
+  const bool overflows =
+      (type == DType::kF16 && !std::isfinite(round_to_half(largest))) ||
+      (type == DType::kBF16 && !std::isfinite(bfloat16_to_float(float_to_bfloat16(largest))));
   if (overflows) {
-    throw InputError("tensor " + in_quotes(name) + ": a value of " + std::to_string(largest) + " is too large for " +
-                     std::string(torch_name_of(type)));
+    throw InputError("tensor " + in_quotes(name) + ": a value of " + std::to_string(largest) +
+                     " is too large for " + std::string(torch_name_of(type)));
   }
 }
 
-Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape, Backend& backend) {
+Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
+                   Backend& backend) {
   const HostView view = checkpoint.weight(name, shape);
   check_values(view, backend.activation_type(), checkpoint.directory().string() + ": " + name);
   Tensor weight = Tensor::upload(backend, view, backend.activation_type());

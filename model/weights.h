@@ -14,6 +14,7 @@ namespace roundhouse {
 void check_values(const HostView& view, DType type, const std::string& name);
 
 // Checkpoint::weight(), checked, in the backend's activation type.
-Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape, Backend& backend);
+Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
+                   Backend& backend);
 
 }  // namespace roundhouse

@@ -2,8 +2,8 @@
 
     python3 make_tokenizer.py         writes tokenizer.json beside this file
 
-"text" is repeated "repeat" times. Short results are listed; of long ones stand the count and a FNV-1a hash over the ids as
-little-endian 32-bit words.
+"text" is repeated "repeat" times. Every result has its count and an FNV-1a hash over the ids as little-endian 32-bit
+words; short ones are listed as well.
 """
 
 import json

@@ -44,7 +44,8 @@ TEST(CausalLmTest, EveryWrongShapeIsFoundBeforeAnyWork) {
     Shape wrong = shape;
     ++wrong.back();
     tensors[name] = HostTensor(DType::kF16, wrong);
-    EXPECT_THAT(error_of(config, tensors), AllOf(HasSubstr("\"" + name + "\""), HasSubstr("shape")));
+    EXPECT_THAT(error_of(config, tensors),
+                AllOf(HasSubstr("\"" + name + "\""), HasSubstr("shape")));
   }
 }
 
@@ -52,14 +53,16 @@ TEST(CausalLmTest, TypesThatHoldNoWeightsAreRefused) {
   const json config = small_config();
   Tensors tensors = formula_tensors(config, DType::kF16);
   tensors["model.layers.1.mlp.up_proj.weight"] = HostTensor(DType::kI32, {48, 32});
-  EXPECT_THAT(error_of(config, tensors), AllOf(HasSubstr("model.layers.1.mlp.up_proj.weight"), HasSubstr("I32")));
+  EXPECT_THAT(error_of(config, tensors),
+              AllOf(HasSubstr("model.layers.1.mlp.up_proj.weight"), HasSubstr("I32")));
 }
 
 TEST(CausalLmTest, BiasThatNobodyWouldAddIsRefused) {
   const json config = small_config();
   Tensors tensors = formula_tensors(config, DType::kF16);
   tensors["model.layers.0.self_attn.q_proj.bias"] = HostTensor(DType::kF16, {32});
-  EXPECT_THAT(error_of(config, tensors), AllOf(HasSubstr("q_proj.bias"), HasSubstr("not supported")));
+  EXPECT_THAT(error_of(config, tensors),
+              AllOf(HasSubstr("q_proj.bias"), HasSubstr("not supported")));
 }
 
 TEST(CausalLmTest, TiedHeadIsTheEmbedding) {
@@ -85,7 +88,8 @@ TEST(CausalLmTest, EmbeddingIsTheRowsOfTheTable) {
     const std::vector<float> table = formula_weight("model.embed_tokens.weight", 40 * 32);
     ASSERT_EQ(rows.size(), ids.size() * 32);
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      ASSERT_EQ(rows[i], table[static_cast<std::size_t>(ids[i / 32]) * 32 + i % 32]) << name_of(type) << " element " << i;
+      ASSERT_EQ(rows[i], table[static_cast<std::size_t>(ids[i / 32]) * 32 + i % 32])
+          << name_of(type) << " element " << i;
     }
     EXPECT_EQ(model.embed({}, *backend).rows(), 0);
     EXPECT_THROW((void)model.embed(std::vector<std::int32_t>{40}, *backend), Error);
@@ -97,11 +101,14 @@ TEST(CausalLmTest, NotANumberIsNamedWhereItIsRead) {
   const json config = small_config();
   const auto backend = make_backend("cpu", {});
   const std::map<DType, std::vector<std::uint32_t>> bad_bits = {
-      {DType::kF16, {0x7c00, 0xfc00, 0x7e01}}, {DType::kBF16, {0x7f80, 0xff80, 0x7fc0}}, {DType::kF32, {0x7f800000, 0xffc00000}}};
+      {DType::kF16, {0x7c00, 0xfc00, 0x7e01}},
+      {DType::kBF16, {0x7f80, 0xff80, 0x7fc0}},
+      {DType::kF32, {0x7f800000, 0xffc00000}}};
   for (const auto& [type, all_bits] : bad_bits) {
     for (const std::uint32_t bits : all_bits) {
-      for (const std::string name : {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
-                                     "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight"}) {
+      for (const std::string name :
+           {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+            "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight"}) {
         Tensors tensors = formula_tensors(config, type);
         std::memcpy(tensors[name].bytes().data() + 3 * size_of(type), &bits, size_of(type));
         const TempDirectory directory;

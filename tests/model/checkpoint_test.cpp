@@ -22,7 +22,8 @@ HostTensor tensor_of(float value, DType type = DType::kF32) {
 }
 
 void write_index(const std::filesystem::path& directory, const json& map) {
-  write_file(directory / kIndex, json{{"metadata", {{"total_size", 8}}}, {"weight_map", map}}.dump());
+  write_file(directory / kIndex,
+             json{{"metadata", {{"total_size", 8}}}, {"weight_map", map}}.dump());
 }
 
 std::string error_of(const std::filesystem::path& directory) {
@@ -41,7 +42,8 @@ TEST(CheckpointTest, ReadsOneFile) {
 
 TEST(CheckpointTest, ReadsShardsByTheirIndex) {
   const TempDirectory directory;
-  write_safetensors(directory / "x.safetensors", {{"a", tensor_of(1)}, {"not in the index", tensor_of(9)}});
+  write_safetensors(directory / "x.safetensors",
+                    {{"a", tensor_of(1)}, {"not in the index", tensor_of(9)}});
   write_safetensors(directory / "y.safetensors", {{"b", tensor_of(2)}});
   write_index(directory.path(), {{"a", "x.safetensors"}, {"b", "y.safetensors"}});
   const Checkpoint checkpoint(directory.path());
@@ -54,16 +56,19 @@ TEST(CheckpointTest, IgnoresRotaryFrequencies) {
   const TempDirectory directory;
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});
   // Not even looked for in its file.
-  write_index(directory.path(), {{"a", "x"}, {"model.layers.0.self_attn.rotary_emb.inv_freq", "gone"}});
+  write_index(directory.path(),
+              {{"a", "x"}, {"model.layers.0.self_attn.rotary_emb.inv_freq", "gone"}});
   EXPECT_THAT(Checkpoint(directory.path()).names(), ElementsAre("a"));
-  write_safetensors(directory / "model.safetensors",
-                    {{"a", tensor_of(1)}, {"model.layers.0.self_attn.rotary_emb.inv_freq", tensor_of(1)}});
+  write_safetensors(
+      directory / "model.safetensors",
+      {{"a", tensor_of(1)}, {"model.layers.0.self_attn.rotary_emb.inv_freq", tensor_of(1)}});
   EXPECT_THAT(Checkpoint(directory.path()).names(), ElementsAre("a"));
 }
 
 TEST(CheckpointTest, DirectoryWithoutWeightsSaysWhatIsMissing) {
   const TempDirectory directory;
-  EXPECT_THAT(error_of(directory.path()), AllOf(HasSubstr(directory.path().string()), HasSubstr("model.safetensors")));
+  EXPECT_THAT(error_of(directory.path()),
+              AllOf(HasSubstr(directory.path().string()), HasSubstr("model.safetensors")));
   write_file(directory / "pytorch_model.bin", "");
   EXPECT_THAT(error_of(directory.path()), HasSubstr("convert it to safetensors"));
 }
@@ -72,9 +77,11 @@ TEST(CheckpointTest, IndexMayOnlyNameFilesBesideIt) {
   const TempDirectory directory;
   std::filesystem::create_directory(directory / "model");
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});
-  for (const std::string file : {"../x", "sub/x", "/etc/passwd", "..", ".", "", "a\\b", "model/../x"}) {
+  for (const std::string file :
+       {"../x", "sub/x", "/etc/passwd", "..", ".", "", "a\\b", "model/../x"}) {
     write_index(directory / "model", {{"tensor.a", file}});
-    EXPECT_THAT(error_of(directory / "model"), AllOf(HasSubstr(kIndex), HasSubstr("tensor.a"), HasSubstr("plain file name")))
+    EXPECT_THAT(error_of(directory / "model"),
+                AllOf(HasSubstr(kIndex), HasSubstr("tensor.a"), HasSubstr("plain file name")))
         << file;
   }
   write_index(directory / "model", {{"tensor.a", std::string("x\0y", 3)}});
@@ -98,8 +105,9 @@ TEST(CheckpointTest, TensorMissingFromItsShardIsNamed) {
 
 TEST(CheckpointTest, DamagedIndexIsAnInputError) {
   const TempDirectory directory;
-  for (const std::string text : {"", "[]", "{}", "{\"weight_map\": []}", "{\"weight_map\": {\"a\": \"x\", \"a\": \"y\"}}",
-                                 "{\"weight_map\": {\"a\": null}}"}) {
+  for (const std::string text :
+       {"", "[]", "{}", "{\"weight_map\": []}", "{\"weight_map\": {\"a\": \"x\", \"a\": \"y\"}}",
+        "{\"weight_map\": {\"a\": null}}"}) {
     write_file(directory / kIndex, text);
     EXPECT_THAT(error_of(directory.path()), HasSubstr(kIndex)) << text;
   }
@@ -114,12 +122,16 @@ TEST(CheckpointTest, DamagedShardIsAnInputErrorThatNamesIt) {
 
 TEST(CheckpointTest, WeightHasTheShapeAndTypeOfAWeight) {
   const TempDirectory directory;
-  write_safetensors(directory / "model.safetensors", {{"a", tensor_of(1)}, {"codes", HostTensor(DType::kU8, {1})}});
+  write_safetensors(directory / "model.safetensors",
+                    {{"a", tensor_of(1)}, {"codes", HostTensor(DType::kU8, {1})}});
   const Checkpoint checkpoint(directory.path());
   EXPECT_EQ(checkpoint.weight("a", {1}).bytes.size(), 4u);
-  EXPECT_THAT(input_error_of([&] { (void)checkpoint.weight("a", {2, 3}); }),
+  EXPECT_THAT(input_error_of([&] {
+                (void)checkpoint.weight("a", {2, 3});
+              }),
               AllOf(HasSubstr("\"a\""), HasSubstr("[1]"), HasSubstr("[2, 3]")));
-  EXPECT_THAT(input_error_of([&] { (void)checkpoint.weight("codes", {1}); }), AllOf(HasSubstr("\"codes\""), HasSubstr("U8")));
+  EXPECT_THAT(input_error_of([&] { (void)checkpoint.weight("codes", {1}); }),
+              AllOf(HasSubstr("\"codes\""), HasSubstr("U8")));
   EXPECT_THAT(input_error_of([&] { (void)checkpoint.weight("b", {1}); }),
               AllOf(HasSubstr("\"b\""), HasSubstr(directory.path().string())));
 }

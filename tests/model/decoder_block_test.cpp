@@ -29,7 +29,10 @@ class DecoderBlockTest : public testing::TestWithParam<bool> {
  protected:
   DecoderBlockTest() {
     json config = small_config();
-    if (GetParam()) config.update({{"architectures", {"MistralForCausalLM"}}, {"model_type", "mistral"}, {"sliding_window", kWindow}});
+    if (GetParam())
+      config.update({{"architectures", {"MistralForCausalLM"}},
+                     {"model_type", "mistral"},
+                     {"sliding_window", kWindow}});
     write_model(directory_.path(), config, formula_tensors(config, DType::kF16));
     model_ = std::make_unique<CausalLM>(directory_.path());
     block_ = make_decoder_block(model_->config(), kLength, *backend_);
@@ -64,13 +67,15 @@ INSTANTIATE_TEST_SUITE_P(Architectures, DecoderBlockTest, testing::Bool(),
 TEST_P(DecoderBlockTest, DescribesItsLinears) {
   std::vector<std::string> names;
   for (const LinearSpec& linear : block_->linears()) names.push_back(linear.name);
-  EXPECT_THAT(names, ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-                                 "mlp.up_proj", "mlp.down_proj"));
+  EXPECT_THAT(names,
+              ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                          "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"));
   EXPECT_EQ(block_->prefix(7), "model.layers.7");
   EXPECT_EQ(block_->hidden_size(), kHidden);
   ASSERT_EQ(block_->groups().size(), 4u);
   for (const InputGroup& group : block_->groups()) {
-    for (const int linear : group.linears) EXPECT_EQ(block_->linears()[static_cast<std::size_t>(linear)].cols, group.cols);
+    for (const int linear : group.linears)
+      EXPECT_EQ(block_->linears()[static_cast<std::size_t>(linear)].cols, group.cols);
   }
   for (std::size_t i = 0; i < weights_.linears.size(); ++i) {
     EXPECT_EQ(weights_.linears[i].rows(), block_->linears()[i].rows);
@@ -89,7 +94,8 @@ TEST_P(DecoderBlockTest, StepsAreTheForwardPass) {
     EXPECT_EQ(state.input.rows(), 2 * kLength);
     EXPECT_EQ(state.input.cols(), spec.cols);
     block_->apply(group, weights_, state, *backend_);
-    const bool next_needs_input = group < 3 && !block_->groups()[static_cast<std::size_t>(group) + 1].from_residual;
+    const bool next_needs_input =
+        group < 3 && !block_->groups()[static_cast<std::size_t>(group) + 1].from_residual;
     EXPECT_EQ(state.input.empty(), !next_needs_input) << "what is used up is freed";
   }
   EXPECT_EQ(download(state.residual, *backend_), expected);
@@ -114,7 +120,8 @@ TEST_P(DecoderBlockTest, GoesOnFromResidualAndInputAlone) {
       return to;
     };
     resumed.residual = copy_of(state.residual);
-    if (!block_->groups()[static_cast<std::size_t>(stop)].from_residual) resumed.input = copy_of(state.input);
+    if (!block_->groups()[static_cast<std::size_t>(stop)].from_residual)
+      resumed.input = copy_of(state.input);
     for (int group = stop; group < 4; ++group) {
       block_->prepare(group, weights_, resumed, *backend_);
       block_->apply(group, weights_, resumed, *backend_);
@@ -140,8 +147,10 @@ TEST_P(DecoderBlockTest, SequencesDoNotSeeEachOther) {
     const std::vector<std::int32_t> one(ids.begin() + s * kLength, ids.begin() + (s + 1) * kLength);
     const std::vector<float> alone = forward(one, 1);
     for (std::size_t i = 0; i < alone.size(); ++i) {
-      // Not necessarily the same bits: a matrix product may add in another order for another number of rows.
-      ASSERT_NEAR(together[static_cast<std::size_t>(s * kLength * kHidden) + i], alone[i], 1e-5) << "sequence " << s;
+      // Not necessarily the same bits: a matrix product may add in another order for another number
+      // of rows.
+      ASSERT_NEAR(together[static_cast<std::size_t>(s * kLength * kHidden) + i], alone[i], 1e-5)
+          << "sequence " << s;
     }
   }
 }
@@ -156,8 +165,11 @@ TEST_P(DecoderBlockTest, TokensSeeEarlierTokensWithinTheWindow) {
     const std::vector<float> after = forward(other, 1);
     for (std::int64_t row = 0; row < kLength; ++row) {
       const bool sees = row >= changed && (!GetParam() || changed > row - kWindow);
-      const auto at = [&](const std::vector<float>& values) { return values.begin() + row * kHidden; };
-      EXPECT_EQ(!std::equal(at(before), at(before) + kHidden, at(after)), sees) << "token " << changed << ", row " << row;
+      const auto at = [&](const std::vector<float>& values) {
+        return values.begin() + row * kHidden;
+      };
+      EXPECT_EQ(!std::equal(at(before), at(before) + kHidden, at(after)), sees)
+          << "token " << changed << ", row " << row;
     }
   }
 }

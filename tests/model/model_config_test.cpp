@@ -30,7 +30,10 @@ json without(json config, const char* key) {
   return config;
 }
 
-json mistral() { return with(small_config(), {{"architectures", {"MistralForCausalLM"}}, {"model_type", "mistral"}}); }
+json mistral() {
+  return with(small_config(),
+              {{"architectures", {"MistralForCausalLM"}}, {"model_type", "mistral"}});
+}
 
 TEST(ModelConfigTest, ReadsTinyWorld) {
   const ModelConfig c = read_model_config(tiny_world());
@@ -53,8 +56,8 @@ TEST(ModelConfigTest, ReadsTinyWorld) {
 }
 
 TEST(ModelConfigTest, WhatIsAbsentOrNullTakesItsDefault) {
-  const json bare = {{"model_type", "llama"}, {"hidden_size", 32},         {"intermediate_size", 48}, {"num_hidden_layers", 2},
-                     {"vocab_size", 40},      {"num_attention_heads", 4}};
+  const json bare = {{"model_type", "llama"},  {"hidden_size", 32}, {"intermediate_size", 48},
+                     {"num_hidden_layers", 2}, {"vocab_size", 40},  {"num_attention_heads", 4}};
   for (const json& config : {bare, with(bare, {{"num_key_value_heads", nullptr},
                                                {"head_dim", nullptr},
                                                {"rope_scaling", nullptr},
@@ -82,7 +85,8 @@ TEST(ModelConfigTest, MistralHasAWindowUnlessItIsNull) {
   EXPECT_EQ(read(mistral()).sliding_window, 4096);
   EXPECT_EQ(read(with(mistral(), {{"sliding_window", nullptr}})).sliding_window, 0);
   EXPECT_EQ(read(with(mistral(), {{"sliding_window", 7}})).sliding_window, 7);
-  EXPECT_EQ(read(with(small_config(), {{"sliding_window", 7}})).sliding_window, 0) << "LLaMA knows no such key";
+  EXPECT_EQ(read(with(small_config(), {{"sliding_window", 7}})).sliding_window, 0)
+      << "LLaMA knows no such key";
 }
 
 TEST(ModelConfigTest, MistralWithoutKeyValueHeadsHasEight) {
@@ -94,7 +98,9 @@ TEST(ModelConfigTest, MistralWithoutKeyValueHeadsHasEight) {
 TEST(ModelConfigTest, RopeMayBeSpelledInThreeWays) {
   const json bare = without(small_config(), "rope_theta");
   EXPECT_EQ(read(with(bare, {{"rope_theta", 1000000}})).rope_theta, 1e6);
-  EXPECT_EQ(read(with(bare, {{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}}})).rope_theta, 1e6);
+  EXPECT_EQ(read(with(bare, {{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}}}))
+                .rope_theta,
+            1e6);
   EXPECT_EQ(read(with(bare, {{"rope_scaling", {{"type", "default"}}}})).rope_theta, 1e4);
 }
 
@@ -127,59 +133,127 @@ struct Wrong {
 class WrongConfigTest : public testing::TestWithParam<Wrong> {};
 
 TEST_P(WrongConfigTest, IsAnInputErrorThatNamesFileAndKey) {
-  const std::string message = input_error_of([] { (void)read(with(small_config(), GetParam().changes)); });
-  EXPECT_THAT(message, AllOf(HasSubstr("config.json: " + std::string(GetParam().key)), HasSubstr(GetParam().says)));
+  const std::string message =
+      input_error_of([] { (void)read(with(small_config(), GetParam().changes)); });
+  EXPECT_THAT(message, AllOf(HasSubstr("config.json: " + std::string(GetParam().key)),
+                             HasSubstr(GetParam().says)));
   EXPECT_EQ(message.find('\n'), message.npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Keys, WrongConfigTest,
     testing::Values(
-        Wrong{"OtherArchitecture", {{"architectures", {"OPTForCausalLM"}}}, "architectures", "OPTForCausalLM"},
-        Wrong{"ClassifierOfLlama", {{"architectures", {"LlamaForSequenceClassification"}}}, "architectures", "not supported"},
-        Wrong{"ArchitecturesIsAString", {{"architectures", "LlamaForCausalLM"}}, "architectures", "list"},
-        Wrong{"OtherModelType", {{"architectures", nullptr}, {"model_type", "qwen2"}}, "model_type", "qwen2"},
-        Wrong{"TypeContradictsArchitecture", {{"model_type", "mistral"}}, "model_type", "does not go with"},
-        Wrong{"NoArchitecture", {{"architectures", nullptr}, {"model_type", nullptr}}, "model_type", "missing"},
+        Wrong{"OtherArchitecture",
+              {{"architectures", {"OPTForCausalLM"}}},
+              "architectures",
+              "OPTForCausalLM"},
+        Wrong{"ClassifierOfLlama",
+              {{"architectures", {"LlamaForSequenceClassification"}}},
+              "architectures",
+              "not supported"},
+        Wrong{"ArchitecturesIsAString",
+              {{"architectures", "LlamaForCausalLM"}},
+              "architectures",
+              "list"},
+        Wrong{"OtherModelType",
+              {{"architectures", nullptr}, {"model_type", "qwen2"}},
+              "model_type",
+              "qwen2"},
+        Wrong{"TypeContradictsArchitecture",
+              {{"model_type", "mistral"}},
+              "model_type",
+              "does not go with"},
+        Wrong{"NoArchitecture",
+              {{"architectures", nullptr}, {"model_type", nullptr}},
+              "model_type",
+              "missing"},
         Wrong{"NoHiddenSize", {{"hidden_size", nullptr}}, "hidden_size", "missing"},
         Wrong{"HiddenSizeZero", {{"hidden_size", 0}}, "hidden_size", "integer from 1"},
         Wrong{"HiddenSizeNegative", {{"hidden_size", -32}}, "hidden_size", "integer from 1"},
         Wrong{"HiddenSizeFraction", {{"hidden_size", 32.0}}, "hidden_size", "integer from 1"},
         Wrong{"HiddenSizeString", {{"hidden_size", "32"}}, "hidden_size", "integer from 1"},
-        Wrong{"HiddenSizeHuge", {{"hidden_size", std::uint64_t{1} << 63}}, "hidden_size", "integer from 1"},
-        Wrong{"HiddenSizeAbsurd", {{"hidden_size", std::int64_t{1} << 40}}, "hidden_size", "integer from 1"},
-        Wrong{"BlocksAbsurd", {{"num_hidden_layers", 1'000'000}}, "num_hidden_layers", "integer from 1"},
-        Wrong{"VocabularyAbsurd", {{"vocab_size", std::int64_t{1} << 50}}, "vocab_size", "integer from 1"},
-        Wrong{"HeadsDoNotDivide", {{"num_attention_heads", 5}, {"num_key_value_heads", 5}}, "num_attention_heads", "divide hidden_size"},
-        Wrong{"KeyValueHeadsDoNotDivide", {{"num_key_value_heads", 3}}, "num_key_value_heads", "divide"},
+        Wrong{"HiddenSizeHuge",
+              {{"hidden_size", std::uint64_t{1} << 63}},
+              "hidden_size",
+              "integer from 1"},
+        Wrong{"HiddenSizeAbsurd",
+              {{"hidden_size", std::int64_t{1} << 40}},
+              "hidden_size",
+              "integer from 1"},
+        Wrong{"BlocksAbsurd",
+              {{"num_hidden_layers", 1'000'000}},
+              "num_hidden_layers",
+              "integer from 1"},
+        Wrong{"VocabularyAbsurd",
+              {{"vocab_size", std::int64_t{1} << 50}},
+              "vocab_size",
+              "integer from 1"},
+        Wrong{"HeadsDoNotDivide",
+              {{"num_attention_heads", 5}, {"num_key_value_heads", 5}},
+              "num_attention_heads",
+              "divide hidden_size"},
+        Wrong{"KeyValueHeadsDoNotDivide",
+              {{"num_key_value_heads", 3}},
+              "num_key_value_heads",
+              "divide"},
         Wrong{"MoreKeyValueHeads", {{"num_key_value_heads", 8}}, "num_key_value_heads", "divide"},
         Wrong{"OddHead", {{"head_dim", 7}}, "head_dim", "even"},
         Wrong{"HeadsTooWide", {{"head_dim", 1 << 24}}, "head_dim", "too large"},
-        Wrong{"PositionsNegative", {{"max_position_embeddings", -1}}, "max_position_embeddings", "integer from 1"},
+        Wrong{"PositionsNegative",
+              {{"max_position_embeddings", -1}},
+              "max_position_embeddings",
+              "integer from 1"},
         Wrong{"EpsilonZero", {{"rms_norm_eps", 0}}, "rms_norm_eps", "number from"},
         Wrong{"EpsilonString", {{"rms_norm_eps", "1e-5"}}, "rms_norm_eps", "number from"},
         Wrong{"ThetaNegative", {{"rope_theta", -1.0}}, "rope_theta", "number from"},
         Wrong{"ThetaHuge", {{"rope_theta", 1e300}}, "rope_theta", "number from"},
-        Wrong{"LinearScaling", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_scaling", ""},
-        Wrong{"Llama3Scaling", {{"rope_scaling", {{"rope_type", "llama3"}}}}, "rope_scaling.rope_type", "not supported"},
-        Wrong{"NewSpellingOfScaling", {{"rope_parameters", {{"rope_type", "yarn"}}}}, "rope_parameters.rope_type", "not supported"},
-        Wrong{"TwoThetas", {{"rope_parameters", {{"rope_theta", 5.0}}}}, "rope_parameters.rope_theta", "contradicts"},
+        Wrong{"LinearScaling",
+              {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}},
+              "rope_scaling",
+              ""},
+        Wrong{"Llama3Scaling",
+              {{"rope_scaling", {{"rope_type", "llama3"}}}},
+              "rope_scaling.rope_type",
+              "not supported"},
+        Wrong{"NewSpellingOfScaling",
+              {{"rope_parameters", {{"rope_type", "yarn"}}}},
+              "rope_parameters.rope_type",
+              "not supported"},
+        Wrong{"TwoThetas",
+              {{"rope_parameters", {{"rope_theta", 5.0}}}},
+              "rope_parameters.rope_theta",
+              "contradicts"},
         Wrong{"ScalingIsANumber", {{"rope_scaling", 2.0}}, "rope_scaling", "object"},
-        Wrong{"PartialRotation", {{"partial_rotary_factor", 0.5}}, "partial_rotary_factor", "not supported"},
+        Wrong{"PartialRotation",
+              {{"partial_rotary_factor", 0.5}},
+              "partial_rotary_factor",
+              "not supported"},
         Wrong{"AttentionBias", {{"attention_bias", true}}, "attention_bias", "not supported"},
         Wrong{"MlpBias", {{"mlp_bias", true}}, "mlp_bias", "not supported"},
         Wrong{"BiasIsANumber", {{"mlp_bias", 0}}, "mlp_bias", "true or false"},
         Wrong{"OtherActivation", {{"hidden_act", "gelu"}}, "hidden_act", "gelu"},
-        Wrong{"QuantizedAlready", {{"quantization_config", {{"bits", 4}}}}, "quantization_config", "quantized already"},
+        Wrong{"QuantizedAlready",
+              {{"quantization_config", {{"bits", 4}}}},
+              "quantization_config",
+              "quantized already"},
         Wrong{"OtherType", {{"torch_dtype", "float64"}}, "torch_dtype", "float64"},
         Wrong{"NewTypeWins", {{"dtype", "int8"}}, "dtype", "int8"},
-        Wrong{"TiedIsAString", {{"tie_word_embeddings", "yes"}}, "tie_word_embeddings", "true or false"},
-        Wrong{"EosOutsideTheVocabulary", {{"eos_token_id", {2, 40}}}, "eos_token_id", "integer from -1 to 39"},
+        Wrong{"TiedIsAString",
+              {{"tie_word_embeddings", "yes"}},
+              "tie_word_embeddings",
+              "true or false"},
+        Wrong{"EosOutsideTheVocabulary",
+              {{"eos_token_id", {2, 40}}},
+              "eos_token_id",
+              "integer from -1 to 39"},
         Wrong{"BosIsAList", {{"bos_token_id", {1}}}, "bos_token_id", "integer from -1 to 39"}),
     [](const auto& instance) { return instance.param.name; });
 
 TEST(ModelConfigTest, WindowMustBePositive) {
-  EXPECT_THAT(input_error_of([] { (void)read(with(mistral(), {{"sliding_window", 0}})); }), HasSubstr("sliding_window"));
+  EXPECT_THAT(input_error_of([] {
+                (void)read(with(mistral(), {{"sliding_window", 0}}));
+              }),
+              HasSubstr("sliding_window"));
 }
 
 TEST(ModelConfigTest, TextThatIsNotAnObjectIsAnInputError) {
@@ -188,7 +262,8 @@ TEST(ModelConfigTest, TextThatIsNotAnObjectIsAnInputError) {
     write_file(directory / "config.json", text);
     return input_error_of([&] { (void)read_model_config(directory.path()); });
   };
-  EXPECT_THAT(input_error_of([&] { (void)read_model_config(directory.path()); }), HasSubstr("config.json"));
+  EXPECT_THAT(input_error_of([&] { (void)read_model_config(directory.path()); }),
+              HasSubstr("config.json"));
   EXPECT_THAT(error_of(""), HasSubstr("config.json: line 1: not JSON"));
   EXPECT_THAT(error_of("[]"), HasSubstr("not a JSON object"));
   EXPECT_THAT(error_of("{\n\"a\": 1,\n}"), HasSubstr("config.json: line 3: not JSON"));
@@ -196,7 +271,8 @@ TEST(ModelConfigTest, TextThatIsNotAnObjectIsAnInputError) {
   EXPECT_THAT(error_of("{\"a\": 1, \"a\": 2}"), HasSubstr("\"a\" stands twice"));
   EXPECT_THAT(error_of("{\"a\": \"\xc3\x28\"}"), HasSubstr("not JSON"));
   EXPECT_THAT(error_of("{\"hidden_size\": 1e400}"), HasSubstr("config.json"));
-  EXPECT_THAT(error_of("{\"a\":" + std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}"), HasSubstr("nested"));
+  EXPECT_THAT(error_of("{\"a\":" + std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}"),
+              HasSubstr("nested"));
 }
 
 }  // namespace

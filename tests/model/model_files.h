@@ -47,8 +47,10 @@ class TempDirectory {
 };
 
 inline void write_file(const std::filesystem::path& path, std::string_view bytes) {
-  std::filesystem::remove(path);  // some file systems flush a file that is cut to nothing and written again: slow
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::filesystem::remove(
+      path);  // some file systems flush a file that is cut to nothing and written again: slow
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 // What the InputError of an action says; a text that no test expects if there is none.
@@ -69,10 +71,13 @@ inline std::string safetensors_bytes(const std::string& header, std::size_t data
   return bytes + header + std::string(data_bytes, '\x11');
 }
 
-inline std::filesystem::path tiny_world() { return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world"; }
+inline std::filesystem::path tiny_world() {
+  return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Models whose weights follow from the names of their tensors; tests/golden/make_logits.py has the same formula.
+// Models whose weights follow from the names of their tensors; tests/golden/make_logits.py has the
+// same formula.
 
 inline std::uint64_t fnv1a(std::string_view bytes) {
   std::uint64_t h = 0xcbf29ce484222325u;
@@ -98,10 +103,12 @@ inline std::vector<float> formula_weight(const std::string& name, std::size_t co
   return values;
 }
 
-inline std::vector<std::int32_t> formula_tokens(const std::string& model, std::size_t count, std::int64_t vocabulary) {
+inline std::vector<std::int32_t> formula_tokens(const std::string& model, std::size_t count,
+                                                std::int64_t vocabulary) {
   std::vector<std::int32_t> tokens(count);
   for (std::size_t i = 0; i < count; ++i) {
-    tokens[i] = static_cast<std::int32_t>(formula_hash(fnv1a(model + " tokens"), i) % static_cast<std::uint64_t>(vocabulary));
+    tokens[i] = static_cast<std::int32_t>(formula_hash(fnv1a(model + " tokens"), i) %
+                                          static_cast<std::uint64_t>(vocabulary));
   }
   return tokens;
 }
@@ -111,8 +118,10 @@ inline std::map<std::string, Shape> tensor_shapes(const nlohmann::json& config) 
   const std::int64_t heads = config.at("num_attention_heads"), vocabulary = config.at("vocab_size");
   const std::int64_t kv_heads = config.value("num_key_value_heads", heads);
   const std::int64_t head_dim = config.value("head_dim", hidden / heads);
-  std::map<std::string, Shape> shapes = {{"model.embed_tokens.weight", {vocabulary, hidden}}, {"model.norm.weight", {hidden}}};
-  if (!config.at("tie_word_embeddings").get<bool>()) shapes["lm_head.weight"] = {vocabulary, hidden};
+  std::map<std::string, Shape> shapes = {{"model.embed_tokens.weight", {vocabulary, hidden}},
+                                         {"model.norm.weight", {hidden}}};
+  if (!config.at("tie_word_embeddings").get<bool>())
+    shapes["lm_head.weight"] = {vocabulary, hidden};
   for (int i = 0; i < config.at("num_hidden_layers").get<int>(); ++i) {
     const std::string block = "model.layers." + std::to_string(i) + ".";
     shapes[block + "input_layernorm.weight"] = {hidden};
@@ -135,7 +144,8 @@ inline Tensors formula_tensors(const nlohmann::json& config, DType type) {
   Tensors tensors;
   for (const auto& [name, shape] : tensor_shapes(config)) {
     HostTensor tensor(type, shape);
-    const std::vector<float> values = formula_weight(name, static_cast<std::size_t>(tensor.count()));
+    const std::vector<float> values =
+        formula_weight(name, static_cast<std::size_t>(tensor.count()));
     convert(DType::kF32, values.data(), type, tensor.bytes().data(), values.size());
     tensors.emplace(name, std::move(tensor));
   }
@@ -151,8 +161,8 @@ inline void write_safetensors(const std::filesystem::path& path, const Tensors& 
 }
 
 // config.json and the weights, in one file or dealt out to several with an index.
-inline void write_model(const std::filesystem::path& directory, const nlohmann::json& config, const Tensors& tensors,
-                        int shards = 1) {
+inline void write_model(const std::filesystem::path& directory, const nlohmann::json& config,
+                        const Tensors& tensors, int shards = 1) {
   write_file(directory / "config.json", config.dump());
   if (shards == 1) {
     write_safetensors(directory / "model.safetensors", tensors);
@@ -169,7 +179,8 @@ inline void write_model(const std::filesystem::path& directory, const nlohmann::
   for (std::size_t part = 0; part < parts.size(); ++part) {
     write_safetensors(directory / ("model-" + std::to_string(part) + ".safetensors"), parts[part]);
   }
-  write_file(directory / "model.safetensors.index.json", nlohmann::json{{"metadata", {}}, {"weight_map", map}}.dump());
+  write_file(directory / "model.safetensors.index.json",
+             nlohmann::json{{"metadata", {}}, {"weight_map", map}}.dump());
 }
 
 inline nlohmann::json small_config() {

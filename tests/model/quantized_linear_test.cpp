@@ -25,7 +25,8 @@ QuantizedLinear example() {
   q.codes = HostTensor(DType::kU8, {2, 5});
   q.scales = HostTensor(DType::kF16, {2, 3});
   q.zeros = HostTensor(DType::kU8, {2, 3});
-  for (int i = 0; i < 10; ++i) q.codes.as<std::uint8_t>()[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i);
+  for (int i = 0; i < 10; ++i)
+    q.codes.as<std::uint8_t>()[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i);
   const float scales[] = {0.5f, 1.0f, 2.0f, 0.25f, -1.0f, 4.0f};
   const int zeros[] = {0, 1, 2, 15, 8, 3};
   for (std::size_t i = 0; i < 6; ++i) {
@@ -46,7 +47,8 @@ std::vector<float> values_of(const QuantizedLinear& q) {
 }
 
 TEST(QuantizedLinearTest, DequantizesByHand) {
-  // 0.5 (0-0), 0.5 (1-0), 1 (2-1), 1 (3-1), 2 (4-2); 0.25 (5-15), 0.25 (6-15), -1 (7-8), -1 (8-8), 4 (9-3)
+  // 0.5 (0-0), 0.5 (1-0), 1 (2-1), 1 (3-1), 2 (4-2); 0.25 (5-15), 0.25 (6-15), -1 (7-8), -1 (8-8),
+  // 4 (9-3)
   EXPECT_THAT(values_of(example()), ElementsAre(0, 0.5, 1, 2, 4, -2.5, -2.25, 1, 0, 24));
 }
 
@@ -56,7 +58,8 @@ TEST(QuantizedLinearTest, ColumnsMayBelongToAnyGroup) {
   const int groups[] = {2, 0, 1, 0, 2};
   for (std::size_t i = 0; i < 5; ++i) q.group_of_column.as<std::int32_t>()[i] = groups[i];
   EXPECT_NO_THROW(validate(q));
-  // 2 (0-2), 0.5 (1-0), 1 (2-1), 0.5 (3-0), 2 (4-2); 4 (5-3), 0.25 (6-15), -1 (7-8), 0.25 (8-15), 4 (9-3)
+  // 2 (0-2), 0.5 (1-0), 1 (2-1), 0.5 (3-0), 2 (4-2); 4 (5-3), 0.25 (6-15), -1 (7-8), 0.25 (8-15), 4
+  // (9-3)
   EXPECT_THAT(values_of(q), ElementsAre(-4, 0.5, 1, 1.5, 4, 8, -2.25, 1, -1.75, 24));
 }
 
@@ -92,14 +95,18 @@ TEST(QuantizedLinearTest, ValidationNamesTheLinearAndTheFault) {
   EXPECT_THAT(error_of([](Q q) { q.group_size = 1; }), HasSubstr("scales"));
   EXPECT_THAT(error_of([](Q q) { q.codes = HostTensor(DType::kU8, {5, 2}); }), HasSubstr("codes"));
   EXPECT_THAT(error_of([](Q q) { q.codes = HostTensor(DType::kI32, {2, 5}); }), HasSubstr("codes"));
-  EXPECT_THAT(error_of([](Q q) { q.scales = HostTensor(DType::kF32, {2, 3}); }), HasSubstr("scales"));
+  EXPECT_THAT(error_of([](Q q) {
+                q.scales = HostTensor(DType::kF32, {2, 3});
+              }),
+              HasSubstr("scales"));
   EXPECT_THAT(error_of([](Q q) { q.zeros = HostTensor(DType::kU8, {3, 2}); }), HasSubstr("zeros"));
   EXPECT_THAT(error_of([](Q q) { q.zeros.as<std::uint8_t>()[0] = 16; }), HasSubstr("zero point"));
   EXPECT_THAT(error_of([](Q q) { q.scales.as<std::uint16_t>()[4] = 0; }), HasSubstr("scale"));
   EXPECT_THAT(error_of([](Q q) { q.scales.as<std::uint16_t>()[4] = 0x7c00; }), HasSubstr("scale"));
   EXPECT_THAT(error_of([](Q q) { q.scales.as<std::uint16_t>()[4] = 0x7e00; }), HasSubstr("scale"));
   EXPECT_THAT(error_of([](Q q) { q.grid = Grid::kSymFull; }), HasSubstr("symmetric"));
-  EXPECT_THAT(error_of([](Q q) { q.group_of_column = HostTensor(DType::kI32, {4}); }), HasSubstr("group_of_column"));
+  EXPECT_THAT(error_of([](Q q) { q.group_of_column = HostTensor(DType::kI32, {4}); }),
+              HasSubstr("group_of_column"));
   EXPECT_THAT(error_of([](Q q) {
                 q.group_of_column = HostTensor(DType::kI32, {5});
                 q.group_of_column.as<std::int32_t>()[3] = 3;

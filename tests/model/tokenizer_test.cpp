@@ -32,7 +32,8 @@ std::string load_error(const std::filesystem::path& directory) {
 std::string hash_of(const std::vector<std::int32_t>& ids) {
   std::string bytes;
   for (const std::int32_t id : ids) {
-    for (int i = 0; i < 4; ++i) bytes += static_cast<char>(static_cast<std::uint32_t>(id) >> (8 * i) & 0xff);
+    for (int i = 0; i < 4; ++i)
+      bytes += static_cast<char>(static_cast<std::uint32_t>(id) >> (8 * i) & 0xff);
   }
   std::array<char, 17> text{};
   std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(fnv1a(bytes)));
@@ -41,14 +42,17 @@ std::string hash_of(const std::vector<std::int32_t>& ids) {
 
 TEST(TokenizerTest, AgreesWithTheSentencePiecePackage) {
   const auto tokenizer = load_tokenizer(tiny_world());
-  const json cases = json::parse(read_bytes(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/tokenizer.json"));
+  const json cases = json::parse(
+      read_bytes(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/tokenizer.json"));
   ASSERT_GT(cases.size(), 50u);
   for (const json& expected : cases) {
     std::string text;
-    for (int i = 0; i < expected.at("repeat").get<int>(); ++i) text += expected.at("text").get<std::string>();
+    for (int i = 0; i < expected.at("repeat").get<int>(); ++i)
+      text += expected.at("text").get<std::string>();
     const std::vector<std::int32_t> ids = tokenizer->encode(text);
     EXPECT_EQ(ids.size(), expected.at("count").get<std::size_t>()) << expected;
-    EXPECT_EQ(hash_of(ids), expected.at("fnv1a").get<std::string>()) << expected << " gives " << json(ids);
+    EXPECT_EQ(hash_of(ids), expected.at("fnv1a").get<std::string>())
+        << expected << " gives " << json(ids);
   }
 }
 
@@ -66,22 +70,28 @@ TEST(TokenizerTest, BeginOfTextIsAddedOnRequest) {
 TEST(TokenizerTest, InvalidUtf8IsAnInputError) {
   const auto tokenizer = load_tokenizer(tiny_world());
   for (const std::string text :
-       {"\xff", "a\x80", "\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf0\x9f\x99", "\xf8\x88\x80\x80\x80"}) {
-    EXPECT_THAT(input_error_of([&] { (void)tokenizer->encode(text); }), HasSubstr("UTF-8")) << json(text.size());
+       {"\xff", "a\x80", "\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+        "\xf0\x9f\x99", "\xf8\x88\x80\x80\x80"}) {
+    EXPECT_THAT(input_error_of([&] { (void)tokenizer->encode(text); }), HasSubstr("UTF-8"))
+        << json(text.size());
   }
-  for (const std::string text : {"\xc2\x80", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+  for (const std::string text :
+       {"\xc2\x80", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xf4\x8f\xbf\xbf"}) {
     EXPECT_NO_THROW((void)tokenizer->encode(text));
   }
 }
 
-// The published tokenizers, which are not part of the repository. Expected ids: reference/formats.md, section 2.4, where
-// they were made with both SentencePiece and Hugging Face's tokenizers.
+// The published tokenizers, which are not part of the repository. Expected ids:
+// reference/formats.md, section 2.4, where they were made with both SentencePiece and Hugging
+// Face's tokenizers.
 class PublishedTokenizerTest : public testing::Test {
  protected:
   std::unique_ptr<Tokenizer> load(const std::string& file) {
     const char* root = std::getenv("ROUNDHOUSE_DATA");
-    const auto path = (root != nullptr ? std::filesystem::path(root) : std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "../shared/data") /
-                      "tokenizers" / file;
+    const auto path =
+        (root != nullptr ? std::filesystem::path(root)
+                         : std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "../shared/data") /
+        "tokenizers" / file;
     if (!std::filesystem::exists(path)) return nullptr;
     std::filesystem::copy_file(path, directory_ / "tokenizer.model");
     return load_tokenizer(directory_.path());
@@ -96,10 +106,12 @@ TEST_F(PublishedTokenizerTest, Llama) {
   EXPECT_EQ(tokenizer->bos(), 1);
   EXPECT_THAT(tokenizer->encode("Hello world"), ElementsAre(15043, 3186));
   EXPECT_THAT(tokenizer->encode(" Hello"), ElementsAre(29871, 15043));
-  EXPECT_THAT(tokenizer->encode("Question: What is 2+2?\nAnswer:"),
-              ElementsAre(894, 29901, 1724, 338, 29871, 29906, 29974, 29906, 29973, 13, 22550, 29901));
+  EXPECT_THAT(
+      tokenizer->encode("Question: What is 2+2?\nAnswer:"),
+      ElementsAre(894, 29901, 1724, 338, 29871, 29906, 29974, 29906, 29973, 13, 22550, 29901));
   EXPECT_THAT(tokenizer->encode(" yes"), ElementsAre(29871, 4874));
-  EXPECT_THAT(tokenizer->encode("\n\n = Robert Boulter = \n"), ElementsAre(29871, 13, 13, 353, 4755, 350, 5059, 357, 353, 29871, 13));
+  EXPECT_THAT(tokenizer->encode("\n\n = Robert Boulter = \n"),
+              ElementsAre(29871, 13, 13, 353, 4755, 350, 5059, 357, 353, 29871, 13));
   EXPECT_THAT(tokenizer->encode("🙂 é"), ElementsAre(29871, 243, 162, 156, 133, 904));
 }
 
@@ -108,14 +120,19 @@ TEST_F(PublishedTokenizerTest, Mistral) {
   if (!tokenizer) GTEST_SKIP() << "no tokenizers/mistral/tokenizer.model.v1 in $ROUNDHOUSE_DATA";
   EXPECT_EQ(tokenizer->vocabulary(), 32000);
   EXPECT_THAT(tokenizer->encode("Hello world"), ElementsAre(22557, 1526));
-  EXPECT_THAT(tokenizer->encode("\n\n = Robert Boulter = \n"), ElementsAre(28705, 13, 13, 327, 5606, 365, 3619, 360, 327, 28705, 13));
+  EXPECT_THAT(tokenizer->encode("\n\n = Robert Boulter = \n"),
+              ElementsAre(28705, 13, 13, 327, 5606, 365, 3619, 360, 327, 28705, 13));
   EXPECT_THAT(tokenizer->encode("🙂 é"), ElementsAre(28705, 29340, 1233));
 }
 
 class TokenizerDirectoryTest : public testing::Test {
  protected:
-  TokenizerDirectoryTest() { std::filesystem::copy_file(tiny_world() / "tokenizer.model", directory_ / "tokenizer.model"); }
-  void configure(const std::string& text) { write_file(directory_ / "tokenizer_config.json", text); }
+  TokenizerDirectoryTest() {
+    std::filesystem::copy_file(tiny_world() / "tokenizer.model", directory_ / "tokenizer.model");
+  }
+  void configure(const std::string& text) {
+    write_file(directory_ / "tokenizer_config.json", text);
+  }
   TempDirectory directory_;
 };
 
@@ -135,7 +152,8 @@ TEST_F(TokenizerDirectoryTest, WrongConfigIsAnInputErrorThatNamesFileAndKey) {
     configure(text);
     return load_error(directory_.path());
   };
-  EXPECT_THAT(error_of(R"({"add_bos_token": 1})"), HasSubstr("tokenizer_config.json: add_bos_token"));
+  EXPECT_THAT(error_of(R"({"add_bos_token": 1})"),
+              HasSubstr("tokenizer_config.json: add_bos_token"));
   EXPECT_THAT(error_of(R"({"bos_token": 1})"), HasSubstr("tokenizer_config.json: bos_token"));
   EXPECT_THAT(error_of(R"({"bos_token": ""})"), HasSubstr("tokenizer_config.json: bos_token"));
   EXPECT_THAT(error_of(R"({"bos_token": "<begin>"})"), HasSubstr("\"<begin>\""));
@@ -147,7 +165,8 @@ TEST_F(TokenizerDirectoryTest, MorePiecesThanTheModelHasRowsIsAnInputError) {
   json config = small_config();
   config["vocab_size"] = 1023;
   write_file(directory_ / "config.json", config.dump());
-  EXPECT_THAT(load_error(directory_.path()), AllOf(HasSubstr("tokenizer.model"), HasSubstr("1024 pieces"), HasSubstr("1023")));
+  EXPECT_THAT(load_error(directory_.path()),
+              AllOf(HasSubstr("tokenizer.model"), HasSubstr("1024 pieces"), HasSubstr("1023")));
   config["vocab_size"] = 1024;
   write_file(directory_ / "config.json", config.dump());
   EXPECT_EQ(load_tokenizer(directory_.path())->vocabulary(), 1024);
@@ -215,14 +234,17 @@ TEST_F(TokenizerDirectoryTest, NormalizationMapIsRefusedBeforeTheLibraryFollowsI
   const std::string valid = read_bytes(directory_ / "tokenizer.model");
   // Normalizer settings (3) and denormalizer settings (5) with a map (2) whose trie points nowhere.
   for (const int settings : {3, 5}) {
-    write_file(directory_ / "tokenizer.model", valid + field(settings, field(2, std::string("\x40\0\0\0", 4) + std::string(100, '\x7f'))));
+    write_file(
+        directory_ / "tokenizer.model",
+        valid + field(settings, field(2, std::string("\x40\0\0\0", 4) + std::string(100, '\x7f'))));
     EXPECT_THAT(load_error(directory_.path()), HasSubstr("normalizes text"));
   }
 }
 
 TEST_F(TokenizerDirectoryTest, OtherKindsOfModelAreRefused) {
   const std::string valid = read_bytes(directory_ / "tokenizer.model");
-  write_file(directory_ / "tokenizer.model", valid + field(2, std::string("\x18\x01")));  // model_type = unigram
+  write_file(directory_ / "tokenizer.model",
+             valid + field(2, std::string("\x18\x01")));  // model_type = unigram
   EXPECT_THAT(load_error(directory_.path()), HasSubstr("not a BPE model"));
 }
 
