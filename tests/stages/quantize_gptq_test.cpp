@@ -286,14 +286,19 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
   }
 }
 
-// tr((W - Q) H (W - Q)ᵀ) / 2 in double.
+// tr((W - Q) (H + damping * mean(diagonal)) (W - Q)ᵀ) / 2 in double.
 double loss_of(const QuantizedLinear& linear, const std::vector<float>& w, const HostTensor& h,
-               Backend& backend) {
+               double damping, Backend& backend) {
+  Matrix64 damped = to_double(h.as<float>(), linear.cols, linear.cols);
+  double trace = 0;
+  for (std::int64_t k = 0; k < linear.cols; ++k) trace += damped(k, k);
+  for (std::int64_t k = 0; k < linear.cols; ++k) {
+    damped(k, k) += damping * trace / static_cast<double>(linear.cols);
+  }
   const std::vector<float> q = download_f32(dequantize(linear, backend), backend);
   Matrix64 difference = to_double(w, linear.rows, linear.cols);
   for (std::size_t i = 0; i < q.size(); ++i) difference.values[i] -= q[i];
-  const Matrix64 times_h =
-      reference::product(difference, to_double(h.as<float>(), linear.cols, linear.cols));
+  const Matrix64 times_h = reference::product(difference, damped);
   double sum = 0;
   for (std::size_t i = 0; i < q.size(); ++i) sum += difference.values[i] * times_h.values[i] / 2;
   return sum;
@@ -308,15 +313,14 @@ TEST_F(GptqSolveTest, LossIsWhatTheRecordSaysAndBelowRoundingToNearest) {
     for (const int bits : {2, 3, 4, 8}) {
       QuantizedLinear nearest = unsolved_linear({"w", kRows, kCols}, bits, 64, grid);
       round_to_nearest(*team_, nearest, weights, {}, *backend_);
-      const double rtn_loss = loss_of(nearest, w, h, *backend_);
+      const double rtn_loss = loss_of(nearest, w, h, 0, *backend_);
       for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
-        const QuantizedLinear linear = solve(
-            w, kRows, kCols,
-            {.bits = bits, .group_size = 64, .grid = grid, .damping = 1e-4, .act_order = order}, h);
-        const double loss = loss_of(linear, w, h, *backend_);
-        EXPECT_LT(loss, 0.9 * rtn_loss) << bits << " bits, grid " << name_of(grid);
-        // The recorded loss has the damping in it.
-        EXPECT_NEAR(linear.record.at("error").get<double>() / loss, 1.0, 2e-3) << bits << " bits";
+        const QuantizedLinear linear =
+            solve(w, kRows, kCols, {.bits = bits, .group_size = 64, .grid = grid, .act_order = order}, h);
+        EXPECT_LT(loss_of(linear, w, h, 0, *backend_), rtn_loss)
+            << bits << " bits, grid " << name_of(grid);
+        const double loss = loss_of(linear, w, h, 0.01, *backend_);
+        EXPECT_NEAR(linear.record.at("error").get<double>() / loss, 1.0, 1e-4) << bits << " bits";
       }
     }
   }

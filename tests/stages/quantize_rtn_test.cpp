@@ -113,7 +113,7 @@ TEST_F(RtnTest, QuantizesABlockWithoutActivations) {
       EXPECT_NO_THROW(validate(linear)) << text;
       EXPECT_EQ(linear.name, world.shape().linears()[i].name);
       EXPECT_GT(linear.record.at("error").get<double>(), 0) << text;
-      EXPECT_LT(linear.record.at("relative_error").get<double>(), linear.bits == 2 ? 0.5 : 0.1);
+      EXPECT_LT(linear.record.at("relative_error").get<double>(), linear.bits == 2 ? 0.5 : 0.2);
     }
     EXPECT_GT(block.record.at("time").at("solve").get<double>(), 0);
   }
