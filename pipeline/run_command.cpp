@@ -56,8 +56,9 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
     nlohmann::json facts = linear.record;
     facts["name"] = linear.name;
     linears.push_back(facts);
+    const double relative = linear.record.value("relative_error", 0.0);
     error += linear.record.value("error", 0.0);
-    norm += linear.record.value("norm", 0.0);
+    if (relative > 0) norm += linear.record.value("error", 0.0) / relative;
   }
   nlohmann::json event = block.record;
   event["event"] = "block";
@@ -70,8 +71,8 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["peak_memory_mib"] = peak_memory_mib();
   job.monitor().event(event);
 
-  char text[64];
-  std::snprintf(text, sizeof text, ", error %.2e", norm > 0 ? error / norm : 0.0);
+  char text[64] = "";
+  if (norm > 0) std::snprintf(text, sizeof text, ", error %.2e", error / norm);
   job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
 }
 
