@@ -274,7 +274,7 @@ int main_command(int argc, char** argv) {
     }
 
     const int exit_code = run_in_session(argc, argv, arguments.chosen);
-    if (std::fflush(stdout) != 0) throw Error("cannot write to standard output");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw Error("cannot write to standard output");
     return exit_code;
   } catch (...) {
     const Failure failure = current_failure();

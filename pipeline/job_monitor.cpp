@@ -18,6 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr const char* kUnitEvent = "block";
 constexpr std::array kStopSignals = {SIGTERM, SIGUSR1, SIGINT};
 
 // A signal handler reaches nothing but globals. One monitor at a time has the signals.
@@ -82,7 +83,8 @@ struct JobMonitor::State {
   State(Communicator& world, Journal* journal_, double stall_seconds, double time_limit_minutes)
       : rank(world.rank()),
         journal(journal_),
-        progress(draws_on_terminal(rank), rank == 0 ? "" : "[rank " + std::to_string(rank) + "] "),
+        draws(draws_on_terminal(rank)),
+        progress(draws, rank == 0 ? "" : "[rank " + std::to_string(rank) + "] "),
         watchdog(world, {.patience = milliseconds_of(stall_seconds)}),
         signals(watchdog) {
     if (time_limit_minutes > 0) deadline = Clock::now() + milliseconds_of(time_limit_minutes * 60);
@@ -95,8 +97,17 @@ struct JobMonitor::State {
     watchdog.request_stop();
   }
 
+  // Other teams' units are known from the journal, which all ranks write.
+  void count_units() {
+    if (journal == nullptr) return;
+    done += journal->count_new(kUnitEvent);
+    progress.set_done(done);
+    counted = Clock::now();
+  }
+
   int rank;
   Journal* journal;
+  bool draws;
   ProgressLine progress;
   Watchdog watchdog;
   StopSignals signals;  // goes before the watchdog that it points to
@@ -105,6 +116,7 @@ struct JobMonitor::State {
   bool time_is_up = false;
   bool stop_said = false;
   int done = 0;
+  Clock::time_point counted{};
 };
 
 JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_seconds, double time_limit_minutes)
@@ -113,12 +125,13 @@ JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_secon
 JobMonitor::~JobMonitor() = default;
 
 void JobMonitor::plan_units(int total, int already_done) {
+  if (state_->journal != nullptr) state_->journal->count_new(kUnitEvent);
   state_->done = already_done;
   state_->progress.plan(total, already_done);
 }
 
 void JobMonitor::unit_done(const std::string& what, double seconds) {
-  state_->progress.set_done(++state_->done);
+  state_->count_units();
   state_->progress.unit_done(what, seconds);
 }
 
@@ -132,6 +145,7 @@ void JobMonitor::tick() {
   state_->watchdog.tick();
   state_->check_deadline();
   if (state_->callback) state_->callback();
+  if (state_->draws && Clock::now() - state_->counted > std::chrono::seconds(1)) state_->count_units();
   state_->progress.redraw();
 }
 

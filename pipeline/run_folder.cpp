@@ -184,7 +184,11 @@ std::string calibration_identity(const RunConfig& config, const std::string& fin
   return xxh3_hex(calibration_text(config, fingerprint));
 }
 
-Journal::Journal(const fs::path& run) : path_(run / "journal.jsonl") {}
+Journal::Journal(const fs::path& run) : path_(run / "journal.jsonl") {
+  std::error_code ignored;
+  const std::uintmax_t size = fs::file_size(path_, ignored);
+  if (!ignored) counted_bytes_ = static_cast<std::int64_t>(size);
+}
 
 void Journal::append(nlohmann::json event) {
   event["time"] = time_now();
@@ -199,6 +203,20 @@ void Journal::append(nlohmann::json event) {
   const off_t size = ::lseek(descriptor, 0, SEEK_END);
   if (size > 0 && ::pread(descriptor, &last, 1, size - 1) == 1 && last != '\n') line.insert(0, "\n");
   write_all(descriptor, line, path_);
+}
+
+int Journal::count_new(const std::string& kind) {
+  int count = 0;
+  std::ifstream file(path_, std::ios::binary);
+  file.seekg(counted_bytes_);
+  // A line that has no end yet is for the next call.
+  for (std::string line; std::getline(file, line) && !file.eof();) {
+    counted_bytes_ += static_cast<std::int64_t>(line.size()) + 1;
+    const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
+    const auto found = event.is_object() ? event.find("event") : event.end();
+    if (found != event.end() && *found == kind) ++count;
+  }
+  return count;
 }
 
 std::vector<nlohmann::json> read_journal(const fs::path& run) {

@@ -1,6 +1,7 @@
 // A run's folder: its lock, its config, its journal.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -42,9 +43,12 @@ class Journal {
  public:
   explicit Journal(const std::filesystem::path& run);
   void append(nlohmann::json event);
+  // Events of this kind ({"event": kind}) that any process appended since the last call, or since this object was made.
+  int count_new(const std::string& kind);
 
  private:
   std::filesystem::path path_;
+  std::int64_t counted_bytes_ = 0;
 };
 std::vector<nlohmann::json> read_journal(const std::filesystem::path& run);  // skips torn lines
 

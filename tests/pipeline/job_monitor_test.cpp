@@ -81,6 +81,22 @@ TEST_F(JobMonitorTest, TheTimeLimitStops) {
   EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("asked to stop by the time limit"));
 }
 
+TEST_F(JobMonitorTest, UnitsOfOtherTeamsCount) {
+  TemporaryFolder folder;
+  Journal journal(folder.path());
+  Journal of_another_rank(folder.path());
+  testing::internal::CaptureStderr();
+  {
+    JobMonitor monitor(*world_, &journal, 600, 0);
+    monitor.plan_units(8, 2);
+    of_another_rank.append({{"event", "block"}});
+    of_another_rank.append({{"event", "block"}});
+    monitor.event({{"event", "block"}});
+    monitor.unit_done("rtn-w4 block 1", 1.5);
+  }
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("[5/8] rtn-w4 block 1: 1.5 s"));
+}
+
 TEST_F(JobMonitorTest, EventsGoToTheJournalAndTicksToTheCallback) {
   TemporaryFolder folder;
   Journal journal(folder.path());

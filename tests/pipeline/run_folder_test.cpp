@@ -216,6 +216,22 @@ TEST_F(RunFolderTest, ATornLineCostsOnlyItself) {
   EXPECT_EQ(events[1]["event"], "b");
 }
 
+TEST_F(RunFolderTest, TheJournalCountsWhatIsNew) {
+  Journal journal(folder_.path());
+  journal.append({{"event", "block"}});
+  Journal other(folder_.path());
+  EXPECT_EQ(other.count_new("block"), 0) << "what was there before does not count";
+  EXPECT_EQ(journal.count_new("block"), 1);
+  other.append({{"event", "block"}});
+  other.append({{"event", "export"}});
+  EXPECT_EQ(journal.count_new("block"), 1);
+  std::ofstream(folder_.path() / "journal.jsonl", std::ios::app) << "{\"event\": \"block\"";
+  EXPECT_EQ(journal.count_new("block"), 0) << "its line is not whole yet";
+  std::ofstream(folder_.path() / "journal.jsonl", std::ios::app) << "}\n[]\n";
+  EXPECT_EQ(journal.count_new("block"), 1);
+  EXPECT_EQ(journal.count_new("block"), 0);
+}
+
 TEST_F(RunFolderTest, ProcessesShareAJournal) {
   constexpr int kProcesses = 4, kEvents = 50;
   for (int process = 0; process < kProcesses; ++process) {
