@@ -47,6 +47,7 @@ demo: build ## quantizes the bundled model on two ranks, exports it and measures
 	@echo
 	@echo "runs/demo/export/    checkpoints (Hugging Face directories)"
 	@echo "runs/demo/results/   perplexities, one JSON file a recipe"
+	@echo "runs/demo/report/    index.html: the table and a picture"
 	@echo "runs/demo/journal.jsonl   everything that happened"
 	@echo "Run it again: it finds everything done. Kill it half-way and run it again: it goes on."
 
