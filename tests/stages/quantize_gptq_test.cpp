@@ -61,8 +61,9 @@ class GptqTest : public testing::Test {
   }
   QuantizedLinear solve(const std::vector<float>& w, std::int64_t rows, std::int64_t cols,
                         const GptqSettings& settings, const HessianFactor& factor) {
-    const QuantizedLinear linear = solve_gptq(
-        {"w", rows, cols}, upload_f32(w, rows, cols, *backend_), settings, factor, *team_, *backend_);
+    const QuantizedLinear linear =
+        solve_gptq({"w", rows, cols}, upload_f32(w, rows, cols, *backend_), settings, factor,
+                   *team_, *backend_);
     validate(linear);
     return linear;
   }
@@ -151,7 +152,8 @@ TEST_F(GptqFactorTest, GivesUpOnWhatIsFarFromPositiveDefinite) {
 }
 
 TEST_F(GptqFactorTest, SaysThatAHessianIsNotFinite) {
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     EXPECT_EQ(factor_of(to_host({1, bad, bad, 1}, 2), 0.01, true).status, FactorStatus::kNotFinite);
     EXPECT_EQ(factor_of(to_host({bad, 0, 0, 1}, 2), 0.01, true).status, FactorStatus::kNotFinite);
   }
@@ -205,7 +207,8 @@ TEST_F(GptqSolveTest, GroupsAreOfTheCheckpointOrOfTheOrder) {
   settings.act_order = ActOrder::kDynamic;
   const QuantizedLinear moving = solve(w, 1, 4, settings, h);
   EXPECT_EQ(codes(moving), (std::vector<int>{2, 2, 3, 2}));
-  EXPECT_EQ(values_of<std::int32_t>(moving.group_of_column), (std::vector<std::int32_t>{0, 1, 1, 0}));
+  EXPECT_EQ(values_of<std::int32_t>(moving.group_of_column),
+            (std::vector<std::int32_t>{0, 1, 1, 0}));
 }
 
 struct Form {
@@ -255,8 +258,8 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
                         .symmetric = form.symmetric,
                         .by_importance = form.order != ActOrder::kNone,
                         .static_groups = form.order == ActOrder::kStatic};
-  const reference::GptqSolution want = reference::gptq(
-      to_double(w, kRows, kCols), to_double(h.as<float>(), kCols, kCols), plain);
+  const reference::GptqSolution want =
+      reference::gptq(to_double(w, kRows, kCols), to_double(h.as<float>(), kCols, kCols), plain);
 
   const std::vector<int> got = codes(linear);
   int same = 0, different_rows = 0;
@@ -265,7 +268,8 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
       const auto at = static_cast<std::size_t>(r * kCols + want.order[static_cast<std::size_t>(i)]);
       if (got[at] == want.codes[at]) continue;
       const double from_tie = std::fabs(want.in_steps[at] - std::floor(want.in_steps[at]) - 0.5);
-      EXPECT_LT(from_tie, 2e-3) << "row " << r << ", step " << i;  // float16 scales differ by 5e-4 at most
+      EXPECT_LT(from_tie, 2e-3) << "row " << r << ", step "
+                                << i;  // float16 scales differ by 5e-4 at most
       ++different_rows;
       break;
     }
@@ -274,7 +278,8 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
 
   const double loss = std::accumulate(want.row_loss.begin(), want.row_loss.end(), 0.0);
   // A row that took another turn has about, not exactly, the reference's loss.
-  EXPECT_NEAR(linear.record.at("error").get<double>() / loss, 1.0, different_rows == 0 ? 1e-4 : 5e-3);
+  EXPECT_NEAR(linear.record.at("error").get<double>() / loss, 1.0,
+              different_rows == 0 ? 1e-4 : 5e-3);
   if (different_rows == 0) {
     EXPECT_EQ(got, want.codes);
   }
@@ -315,8 +320,8 @@ TEST_F(GptqSolveTest, LossIsWhatTheRecordSaysAndBelowRoundingToNearest) {
       round_to_nearest(*team_, nearest, weights, {}, *backend_);
       const double rtn_loss = loss_of(nearest, w, h, 0, *backend_);
       for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
-        const QuantizedLinear linear =
-            solve(w, kRows, kCols, {.bits = bits, .group_size = 64, .grid = grid, .act_order = order}, h);
+        const QuantizedLinear linear = solve(
+            w, kRows, kCols, {.bits = bits, .group_size = 64, .grid = grid, .act_order = order}, h);
         EXPECT_LT(loss_of(linear, w, h, 0, *backend_), rtn_loss)
             << bits << " bits, grid " << name_of(grid);
         const double loss = loss_of(linear, w, h, 0.01, *backend_);

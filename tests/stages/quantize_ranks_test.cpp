@@ -24,11 +24,12 @@ std::string hash_of(const QuantizedLinear& linear) {
 
 class QuantizeRanksTest : public testing::Test {
  protected:
-  void expect_same_bits(const json& recipe, int shards, const std::vector<int>& broken = {}) {
+  void expect_same_bits(const json& recipe, int shards, const std::vector<int>& broken = {},
+                        std::int64_t length = 96) {
     const auto alone = make_local_communicator();
-    QuantizeWorld one(*alone, shards, /*threads=*/2, broken);
+    QuantizeWorld one(*alone, shards, /*threads=*/2, broken, length);
     const QuantizedBlock want = one.quantize(recipe);
-    QuantizeWorld team(test_world(), shards, /*threads=*/1, broken);
+    QuantizeWorld team(test_world(), shards, /*threads=*/1, broken, length);
     const QuantizedBlock got = team.quantize(recipe);
 
     if (test_world().rank() == 0) {
@@ -61,6 +62,10 @@ TEST_F(QuantizeRanksTest, GptqWithDynamicGroupsFromTheOriginalWeights) {
   expect_same_bits(json::parse(R"({"method": "gptq", "bits": 4, "group_size": 64,
                                    "act_order": "dynamic", "true_sequential": false})"),
                    4);
+}
+
+TEST_F(QuantizeRanksTest, GptqWithSeveralMicroBatchesAShard) {
+  expect_same_bits(json::parse(R"({"method": "gptq", "bits": 3})"), 2, {5}, 512);
 }
 
 TEST_F(QuantizeRanksTest, GptqWithABrokenSampleAndNoDamping) {

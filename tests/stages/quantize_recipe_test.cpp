@@ -40,8 +40,9 @@ TEST(RecipeTest, NamesCarryWhatDiffersFromTheDefaults) {
 
 TEST(RecipeTest, TakesAGivenName) {
   EXPECT_EQ(name_of_recipe(R"({"method": "gptq", "name": "Mine_2.0"})"), "Mine_2.0");
-  for (const char* bad : {R"({"method": "gptq", "name": ""})", R"({"method": "gptq", "name": "a/b"})",
-                          R"({"method": "gptq", "name": ".."})"}) {
+  for (const char* bad :
+       {R"({"method": "gptq", "name": ""})", R"({"method": "gptq", "name": "a/b"})",
+        R"({"method": "gptq", "name": ".."})"}) {
     EXPECT_THAT(error_of(bad), testing::StartsWith("name: ")) << bad;
   }
 }
@@ -57,9 +58,10 @@ TEST(RecipeTest, ActOrderMayBeOnOrOff) {
 }
 
 TEST(RecipeTest, ResolvedReadsBackToTheSame) {
-  for (const char* text :
-       {R"({"method": "rtn", "bits": 8, "group_size": -1, "grid": "S-full"})",
-        R"({"method": "gptq", "symmetric": true, "damping": 1, "act_order": false, "name": "x"})"}) {
+  for (
+      const char* text :
+      {R"({"method": "rtn", "bits": 8, "group_size": -1, "grid": "S-full"})",
+       R"({"method": "gptq", "symmetric": true, "damping": 1, "act_order": false, "name": "x"})"}) {
     const Recipe recipe = parse_recipe(json::parse(text));
     const json all = resolved(recipe);
     EXPECT_EQ(resolved(parse_recipe(all)), all) << text;

@@ -101,9 +101,10 @@ TEST_F(RtnTest, QuantizesABlockWithoutActivations) {
   BlockTask task = world.task();
   task.residual = nullptr;
   task.samples = nullptr;
-  for (const char* text : {R"({"method": "rtn"})", R"({"method": "rtn", "bits": 8, "group_size": -1})",
-                           R"({"method": "rtn", "bits": 2, "group_size": 100, "clip_search": true})",
-                           R"({"method": "rtn", "bits": 3, "grid": "S-full"})"}) {
+  for (const char* text :
+       {R"({"method": "rtn"})", R"({"method": "rtn", "bits": 8, "group_size": -1})",
+        R"({"method": "rtn", "bits": 2, "group_size": 100, "clip_search": true})",
+        R"({"method": "rtn", "bits": 3, "grid": "S-full"})"}) {
     const auto method = make_method(parse_recipe(nlohmann::json::parse(text)));
     EXPECT_FALSE(method->needs_activations());
     const QuantizedBlock block = method->quantize(task);

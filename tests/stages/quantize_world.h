@@ -45,15 +45,16 @@ inline std::vector<std::int32_t> random_ids(std::int64_t n, std::uint64_t seed) 
 // One rank's view of a team that quantizes block 0.
 class QuantizeWorld {
  public:
-  static constexpr std::int64_t kSamples = 12, kLength = 96;
+  static constexpr std::int64_t kSamples = 12;
 
+  // Samples of 96 tokens go through a block in one micro-batch a shard, those of 512 in several.
   explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
-                         std::vector<int> broken_samples = {})
+                         std::vector<int> broken_samples = {}, std::int64_t length = 96)
       : team_(team),
         backend_(make_backend("cpu", {.threads = threads})),
         model_(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world"),
-        shape_(make_decoder_block(model_.config(), kLength, *backend_)),
-        samples_(kSamples, kLength, shards, random_ids(kSamples * kLength, 7)),
+        shape_(make_decoder_block(model_.config(), length, *backend_)),
+        samples_(kSamples, length, shards, random_ids(kSamples * length, 7)),
         budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path()),
         weights_(shape_->load(model_.checkpoint(), 0, *backend_)),
         broken_samples_(std::move(broken_samples)),
@@ -74,7 +75,11 @@ class QuantizeWorld {
     BlockTask work = task();
     return make_method(parse_recipe(recipe))->quantize(work);
   }
-  // Back to the block's input.
+  void forward() {
+    BlockTask work = task();
+    run_forward(work);
+  }
+  // Back to the block's input. Tasks made before are void.
   void restart() { residual_ = embed(); }
 
   ShardBytes residual() {
@@ -96,12 +101,12 @@ class QuantizeWorld {
  private:
   // Embedding rows of this rank's shards; a broken sample begins with NaN.
   std::unique_ptr<Activations> embed() {
-    auto residual = std::make_unique<Activations>(budget_, backend_->activation_type(),
-                                                  shape_->hidden_size());
+    auto residual =
+        std::make_unique<Activations>(budget_, backend_->activation_type(), shape_->hidden_size());
     const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
     for (int shard = shards.begin; shard < shards.end; ++shard) {
       const PartRange range = samples_.samples_of_shard(shard);
-      residual->reserve(shard, (range.end - range.begin) * kLength);
+      residual->reserve(shard, (range.end - range.begin) * samples_.length());
       for (int sample = range.begin; sample < range.end; ++sample) {
         Tensor rows = model_.embed(samples_.ids(sample, 1), *backend_);
         if (std::ranges::find(broken_samples_, sample) != broken_samples_.end()) {
@@ -109,7 +114,7 @@ class QuantizeWorld {
           backend_->upload(std::as_bytes(std::span(&nan, 1)), rows.view().data);
           backend_->sync();
         }
-        residual->store(shard, (sample - range.begin) * kLength, rows.view(), *backend_);
+        residual->store(shard, (sample - range.begin) * samples_.length(), rows.view(), *backend_);
       }
     }
     return residual;
