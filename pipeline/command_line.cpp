@@ -60,8 +60,9 @@ void print_failure(const Failure& failure) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
-// With several ranks a failure must end the job, from inside the session: the others may be waiting for this rank. What all ranks
-// find alike (a wrong config) should be said once, so rank 0 goes first and the job is over before the others wake up.
+// With several ranks a failure must end the job, from inside the session: the others may be waiting
+// for this rank. What all ranks find alike (a wrong config) should be said once, so rank 0 goes
+// first and the job is over before the others wake up.
 int run_in_session(int& argc, char**& argv, const Command& command) {
   const bool several = started_by_launcher();
   LaunchSession session(argc, argv);
@@ -75,7 +76,8 @@ int run_in_session(int& argc, char**& argv, const Command& command) {
   }
 }
 
-CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values, const std::string& help) {
+CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                      const std::string& help) {
   // One value each time it is given, so that a positional argument may follow.
   return app.add_option(name, values, help)->allow_extra_args(false);
 }
@@ -97,9 +99,11 @@ struct Arguments {
 };
 
 void add_run(CLI::App& app, Arguments& arguments) {
-  CLI::App& run = *app.add_subcommand("run", "Quantize, export and evaluate: starts a run, or goes on with it");
+  CLI::App& run =
+      *app.add_subcommand("run", "Quantize, export and evaluate: starts a run, or goes on with it");
   run.add_option("CONFIG", arguments.config, "YAML file that describes the run")->required();
-  add_list(run, "--set", arguments.overrides, "Put KEY=VALUE in place of what CONFIG says; may be repeated")
+  add_list(run, "--set", arguments.overrides,
+           "Put KEY=VALUE in place of what CONFIG says; may be repeated")
       ->type_name("KEY=VALUE");
   run.footer(
       "Examples:\n"
@@ -108,8 +112,10 @@ void add_run(CLI::App& app, Arguments& arguments) {
       "  roundhouse run configs/tiny-world.yaml --set 'recipes=[{method: rtn, bits: 3}]'\n"
       "  mpirun -n 4 roundhouse run configs/tiny-world.yaml\n"
       "\n"
-      "The same command goes on where a stopped or killed run was, on as many ranks as it then gets.\n"
-      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong input, 1 else.");
+      "The same command goes on where a stopped or killed run was, on as many ranks as it then "
+      "gets.\n"
+      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong input, "
+      "1 else.");
   run.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession& session) {
       return run_command(session, read_config(arguments.config, arguments.overrides));
@@ -121,11 +127,13 @@ void add_export(CLI::App& app, Arguments& arguments) {
   CLI::App& command = *app.add_subcommand("export", "Write checkpoints that other tools load");
   ExportArguments& given = arguments.exporting;
   command.add_option("RUN", given.run, "Folder of a run")->required();
-  add_list(command, "--recipe", given.recipes, "Only this recipe; may be repeated")->type_name("NAME");
+  add_list(command, "--recipe", given.recipes, "Only this recipe; may be repeated")
+      ->type_name("NAME");
   add_list(command, "--format", given.formats, "In this format; may be repeated")
       ->type_name("FORMAT")
       ->check(CLI::IsMember(export_formats()));
-  command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")->type_name("DIR");
+  command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")
+      ->type_name("DIR");
   command.footer(
       "Examples:\n"
       "  roundhouse export runs/tiny\n"
@@ -138,14 +146,21 @@ void add_export(CLI::App& app, Arguments& arguments) {
 }
 
 void add_evaluate(CLI::App& app, Arguments& arguments) {
-  CLI::App& command = *app.add_subcommand("evaluate", "Measure perplexities of a run's recipes, or of a model");
+  CLI::App& command =
+      *app.add_subcommand("evaluate", "Measure perplexities of a run's recipes, or of a model");
   EvaluateArguments& given = arguments.evaluating;
-  command.add_option("TARGET", given.target, "Folder of a run, or of a Hugging Face model")->required();
-  add_list(command, "--recipe", given.recipes, "Only this recipe of a run; may be repeated")->type_name("NAME");
-  CLI::Option* text = command.add_option("--text", arguments.text.text, "Measure on this text, instead of what the config names")
+  command.add_option("TARGET", given.target, "Folder of a run, or of a Hugging Face model")
+      ->required();
+  add_list(command, "--recipe", given.recipes, "Only this recipe of a run; may be repeated")
+      ->type_name("NAME");
+  CLI::Option* text = command
+                          .add_option("--text", arguments.text.text,
+                                      "Measure on this text, instead of what the config names")
                           ->type_name("FILE")
                           ->check(CLI::ExistingFile);
-  command.add_option("--name", arguments.text_name, "What the figure is called; default: the file's name")
+  command
+      .add_option("--name", arguments.text_name,
+                  "What the figure is called; default: the file's name")
       ->type_name("NAME")
       ->needs(text);
   command.add_option("--window", arguments.text.window, "Tokens a window; default 2048")
@@ -176,7 +191,8 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
 void add_status(CLI::App& app, Arguments& arguments) {
   CLI::App& command = *app.add_subcommand("status", "Show how far a run is, also while it runs");
   command.add_option("RUN", arguments.folder, "Folder of a run")->required();
-  command.add_flag("--follow", arguments.follow, "Show it again every 2 seconds until the run is done");
+  command.add_flag("--follow", arguments.follow,
+                   "Show it again every 2 seconds until the run is done");
   command.footer("Example:\n  roundhouse status runs/tiny --follow");
   command.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession&) {
@@ -186,7 +202,8 @@ void add_status(CLI::App& app, Arguments& arguments) {
 }
 
 void add_verify(CLI::App& app, Arguments& arguments) {
-  CLI::App& command = *app.add_subcommand("verify", "Check every hash of a run or of an exported checkpoint");
+  CLI::App& command =
+      *app.add_subcommand("verify", "Check every hash of a run or of an exported checkpoint");
   command.add_option("TARGET", arguments.folder, "Folder of a run, or of an export")->required();
   command.footer(
       "Examples:\n"
@@ -202,7 +219,8 @@ void add_verify(CLI::App& app, Arguments& arguments) {
 }
 
 void add_report(CLI::App& app, Arguments& arguments) {
-  CLI::App& command = *app.add_subcommand("report", "Write tables and a page of what runs have reached");
+  CLI::App& command =
+      *app.add_subcommand("report", "Write tables and a page of what runs have reached");
   command.add_option("RUN", arguments.folders, "Folders of runs")->required();
   command.footer("Example:\n  roundhouse report runs/tiny");
   command.callback([&arguments] {
@@ -214,8 +232,8 @@ void add_report(CLI::App& app, Arguments& arguments) {
 }
 
 void add_synth(CLI::App& app, Arguments& arguments) {
-  CLI::App& command =
-      *app.add_subcommand("synth", "Make a model of a published shape with random weights, for benchmarks");
+  CLI::App& command = *app.add_subcommand(
+      "synth", "Make a model of a published shape with random weights, for benchmarks");
   SynthArguments& given = arguments.making;
   command.add_option("--like", given.like, "The shape")
       ->type_name("NAME")
@@ -231,7 +249,8 @@ void add_synth(CLI::App& app, Arguments& arguments) {
       ->check(CLI::ExistingDirectory);
   command.footer(
       "Example:\n"
-      "  roundhouse synth --like llama-2-70b --blocks 2 --tokenizer /data/models/llama-2-7b /data/models/two-blocks");
+      "  roundhouse synth --like llama-2-70b --blocks 2 --tokenizer /data/models/llama-2-7b "
+      "/data/models/two-blocks");
   command.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession&) {
       return is_first_rank() ? synth_command(arguments.making) : 0;
@@ -244,7 +263,9 @@ void add_synth(CLI::App& app, Arguments& arguments) {
 int main_command(int argc, char** argv) {
   try {
     Arguments arguments;
-    CLI::App app("Roundhouse quantizes the weights of large language models, on one machine or on many.", "roundhouse");
+    CLI::App app(
+        "Roundhouse quantizes the weights of large language models, on one machine or on many.",
+        "roundhouse");
     app.set_version_flag("--version", "roundhouse " ROUNDHOUSE_VERSION);
     app.require_subcommand(1);
     add_run(app, arguments);
@@ -269,12 +290,14 @@ int main_command(int argc, char** argv) {
         if (is_first_rank()) app.exit(error);
         return 0;
       }
-      if (is_first_rank()) print_failure({std::string(error.what()) + " (see roundhouse --help)", kWrongInput});
+      if (is_first_rank())
+        print_failure({std::string(error.what()) + " (see roundhouse --help)", kWrongInput});
       return kWrongInput;
     }
 
     const int exit_code = run_in_session(argc, argv, arguments.chosen);
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw Error("cannot write to standard output");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      throw Error("cannot write to standard output");
     return exit_code;
   } catch (...) {
     const Failure failure = current_failure();

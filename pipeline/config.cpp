@@ -142,7 +142,8 @@ class Section {
     }
     T value{};
     const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (error != std::errc{} || stop != word.data() + word.size() || value < least || value > most) {
+    if (error != std::errc{} || stop != word.data() + word.size() || value < least ||
+        value > most) {
       fail(node->where, path_of(key),
            fmt::format("must be from {} to {}, not {}", least, most, in_quotes(word)));
     }
@@ -172,7 +173,8 @@ class Section {
     const fs::file_status status = fs::status(file, error);
     if (!fs::is_regular_file(status)) {
       fail(where(key), path_of(key),
-           (fs::exists(status) ? "is not a file: " : "there is no file ") + in_quotes(file.string()));
+           (fs::exists(status) ? "is not a file: " : "there is no file ") +
+               in_quotes(file.string()));
     }
     return file;
   }
@@ -212,7 +214,8 @@ void apply_override(YamlNode& root, const std::string& assignment) {
   const std::size_t equals = assignment.find('=');
   const std::string key = assignment.substr(0, equals);
   if (equals == std::string::npos || key.empty()) {
-    throw InputError("--set " + in_quotes(assignment) + ": must be KEY=VALUE, as in calibration.samples=64");
+    throw InputError("--set " + in_quotes(assignment) +
+                     ": must be KEY=VALUE, as in calibration.samples=64");
   }
   const std::string where = "--set " + key;
   YamlNode value = parse_yaml(assignment.substr(equals + 1), [&](int) { return where; });
@@ -225,7 +228,8 @@ void apply_override(YamlNode& root, const std::string& assignment) {
     if (word.empty()) throw InputError(where + ": is not a key");
     if (at->kind == YamlNode::Kind::kNull) at->kind = YamlNode::Kind::kMap;
     if (at->kind != YamlNode::Kind::kMap) {
-      throw InputError(where + ": " + in_quotes(key.substr(0, begin - 1)) + " is not a group of keys");
+      throw InputError(where + ": " + in_quotes(key.substr(0, begin - 1)) +
+                       " is not a group of keys");
     }
     auto found = std::ranges::find(at->keys, word);
     if (found == at->keys.end()) {
@@ -255,7 +259,8 @@ Recipe read_recipe(const YamlNode& node, const std::string& path) {
     if (at == nullptr) {
       fail(node.where, error.key.empty() ? path : path + "." + error.key, error.what);
     }
-    // If the recipe is right without this key, and does not have it when written out, then it is no key at all.
+    // If the recipe is right without this key, and does not have it when written out, then it is no
+    // key at all.
     nlohmann::json rest = object;
     rest.erase(error.key);
     std::vector<std::string> known;
@@ -291,7 +296,8 @@ std::vector<Recipe> read_recipes(Section& top) {
     }
     if (std::ranges::find(recipes, recipe.name, &Recipe::name) != recipes.end()) {
       fail(node.where, path,
-           "a second recipe named " + in_quotes(recipe.name) + ": give one of them a `name:` of its own");
+           "a second recipe named " + in_quotes(recipe.name) +
+               ": give one of them a `name:` of its own");
     }
     recipes.push_back(std::move(recipe));
   }
@@ -300,8 +306,9 @@ std::vector<Recipe> read_recipes(Section& top) {
 
 void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
-  const auto needy = std::ranges::find_if(
-      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
+  const auto needy = std::ranges::find_if(config.recipes, [](const Recipe& recipe) {
+    return make_method(recipe)->needs_activations();
+  });
   if (!section.text("text", "").empty()) {
     options.text = section.file("text", files);
   } else if (needy != config.recipes.end()) {
@@ -309,7 +316,8 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
          "is missing: recipe " + in_quotes(needy->name) + " needs calibration text");
   }
   options.samples = section.integer("samples", options.samples, 1, kMaxSamples);
-  options.sequence_length = section.integer("sequence_length", options.sequence_length, 1, kMaxTokens);
+  options.sequence_length =
+      section.integer("sequence_length", options.sequence_length, 1, kMaxTokens);
   options.seed = section.integer<std::uint64_t>("seed", options.seed, 0, ~std::uint64_t{0});
   const int fewest = std::min(options.shards, options.samples);
   options.shards = section.integer("shards", fewest, 1, kMaxSamples);
@@ -421,15 +429,14 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
 
 YamlNode read_file(const fs::path& file) {
   const std::string name = file.string();
-  return parse_yaml(read_text_file(file, std::size_t{1} << 20), [&](int line) {
-    return line > 0 ? name + ":" + std::to_string(line) : name;
-  });
+  return parse_yaml(read_text_file(file, std::size_t{1} << 20),
+                    [&](int line) { return line > 0 ? name + ":" + std::to_string(line) : name; });
 }
 
 // Text as YAML and JSON both write it in double quotes.
 std::string yaml_text(const fs::path& path) {
-  return nlohmann::json(path.string()).dump(-1, ' ', false,
-                                            nlohmann::json::error_handler_t::replace);
+  return nlohmann::json(path.string())
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace
@@ -462,7 +469,8 @@ std::string to_yaml(const RunConfig& config) {
   line("  shards: {}", config.calibration.shards);
   line("recipes:");
   for (const Recipe& recipe : config.recipes) {
-    std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name), "method: " + recipe.method};
+    std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name),
+                                      "method: " + recipe.method};
     const nlohmann::json written_out = resolved(recipe);
     for (const auto& [key, value] : written_out.items()) {
       if (key != "name" && key != "method") pairs.push_back(key + ": " + value.dump());
@@ -502,7 +510,8 @@ std::map<std::string, std::string> result_keys(const RunConfig& config) {
     keys["calibration.seed"] = std::to_string(config.calibration.seed);
     keys["calibration.shards"] = std::to_string(config.calibration.shards);
   }
-  for (const Recipe& recipe : config.recipes) keys["recipes." + recipe.name] = resolved(recipe).dump();
+  for (const Recipe& recipe : config.recipes)
+    keys["recipes." + recipe.name] = resolved(recipe).dump();
   return keys;
 }
 

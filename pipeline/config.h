@@ -24,19 +24,19 @@ struct RunConfig {
   // What changes the result. Hashed into every file; a resume that differs is refused.
   std::filesystem::path model;
   SampleOptions calibration;
-  std::vector<Recipe> recipes;  // each is hashed by itself: recipes may be added to a run or taken out
+  std::vector<Recipe> recipes;  // each hashed by itself: they may be added to a run or taken out
 
   // What changes where, how fast and what for.
   std::filesystem::path run;  // the run's folder
   int pipeline_ranks = 0;     // mesh: {pipeline: P, data: D}; 0: chosen from the ranks
   int data_ranks = 0;
-  std::string device = "auto";  // auto, cpu or cuda
-  int threads = 0;              // a rank; 0: this node's processors shared by its ranks
-  double activation_memory_gib = 0;    // a rank, host memory; 0: half of what is free, shared by the node's ranks
-  std::filesystem::path scratch;       // where activations go beyond it; empty: RUN/scratch
-  int snapshot_every = 8;              // blocks; 0: never
-  double stall_seconds = 600;          // a rank that makes no progress for so long ends the job
-  double time_limit_minutes = 0;       // stop cleanly (exit code 75) after this; 0: none
+  std::string device = "auto";       // auto, cpu or cuda
+  int threads = 0;                   // a rank; 0: this node's processors shared by its ranks
+  double activation_memory_gib = 0;  // of host memory, a rank; 0: its share of half of what is free
+  std::filesystem::path scratch;     // where activations go beyond it; empty: RUN/scratch
+  int snapshot_every = 8;            // blocks; 0: never
+  double stall_seconds = 600;        // a rank that makes no progress for so long ends the job
+  double time_limit_minutes = 0;     // stop cleanly (exit code 75) after this; 0: none
 
   std::vector<std::string> export_formats;
   DType export_dtype = DType::kF16;
@@ -45,21 +45,26 @@ struct RunConfig {
   bool evaluate_original = true;
 };
 
-// Parses FILE, then applies `key=value` overrides ("calibration.samples=64", "mesh.data=2", "recipes=[{method: rtn}]").
-// Throws InputError "file:line: key: what is wrong". Checks everything that can be checked without reading the model: types, ranges, recipes, duplicate recipe names, that files exist.
+// Parses FILE, then applies `key=value` overrides ("calibration.samples=64", "mesh.data=2",
+// "recipes=[{method: rtn}]"). Throws InputError "file:line: key: what is wrong". Checks everything
+// that can be checked without reading the model: types, ranges, recipes, duplicate recipe names,
+// that files exist.
 RunConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
 
-// RUN/config.yaml, of a run that may have been moved (its folder is `run`) and whose model and texts may be gone by now.
+// RUN/config.yaml, of a run that may have been moved (its folder is `run`) and whose model and
+// texts may be gone by now.
 RunConfig read_run_config(const std::filesystem::path& run);
 
-// The whole config with every default written out, as YAML that read_config() reads back to the same.
+// The whole config with every default written out, as YAML that read_config() reads back to the
+// same.
 std::string to_yaml(const RunConfig& config);
 
-// The part that changes results, as flat "key: value" pairs ("calibration.seed" -> "42"; "recipes.NAME" -> its JSON), for
-// hashing and for naming what differs.
+// The part that changes results, as flat "key: value" pairs ("calibration.seed" -> "42";
+// "recipes.NAME" -> its JSON), for hashing and for naming what differs.
 std::map<std::string, std::string> result_keys(const RunConfig& config);
 
-// The keys that both have with other values, each as "key: was X, is Y". Recipes that only one side has do not count.
+// The keys that both have with other values, each as "key: was X, is Y". Recipes that only one side
+// has do not count.
 std::vector<std::string> differences(const std::map<std::string, std::string>& was,
                                      const std::map<std::string, std::string>& is);
 

@@ -1,6 +1,7 @@
 #include "pipeline/hdf5_store.h"
 
 #include <fcntl.h>
+#include <hdf5.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "pipeline/hdf5_handle.h"
+#include "base/unique.h"
 
 namespace roundhouse {
 namespace {
@@ -41,7 +42,8 @@ struct Seal {
   std::string hash;
 
   std::string head() const {
-    return std::string(kMagic) + "\nidentity " + identity + "\nbytes " + std::to_string(bytes) + "\n";
+    return std::string(kMagic) + "\nidentity " + identity + "\nbytes " + std::to_string(bytes) +
+           "\n";
   }
   std::string text() const {
     std::string block = head() + "xxh3-128 " + hash + "\n";
@@ -112,9 +114,38 @@ Seal checked_seal(const fs::path& file) {
   return seal;
 }
 
+using H5File = Unique<hid_t, &H5Fclose>;
+using H5Dataset = Unique<hid_t, &H5Dclose>;
+using H5Space = Unique<hid_t, &H5Sclose>;
+using H5Type = Unique<hid_t, &H5Tclose>;
+using H5Attribute = Unique<hid_t, &H5Aclose>;
+using H5Properties = Unique<hid_t, &H5Pclose>;
+
+// The library's own account of its last failure, and forgets it.
+std::string hdf5_reason() {
+  std::string reason;
+  const auto keep_first = [](unsigned, const H5E_error2_t* error, void* text) -> herr_t {
+    std::string& first = *static_cast<std::string*>(text);
+    if (first.empty() && error->desc != nullptr) first = error->desc;
+    return 0;
+  };
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &reason);  // upward: the cause comes first
+  H5Eclear2(H5E_DEFAULT);
+  return reason.empty() ? "HDF5 failed" : "HDF5: " + reason;
+}
+
+// A handle or a status; negative: it failed.
+template <class T>
+T check_hdf5(T result, const char* what) {
+  if (result < 0) throw Error(std::string(what) + ": " + hdf5_reason());
+  return result;
+}
+
 // HDF5's IEEE types are borrowed from the library; the two 16-bit floats are made from one of them.
 H5Type file_type(DType type) {
-  const auto copy = [](hid_t predefined) { return H5Type(check_hdf5(H5Tcopy(predefined), "type")); };
+  const auto copy = [](hid_t predefined) {
+    return H5Type(check_hdf5(H5Tcopy(predefined), "type"));
+  };
   const auto small_float = [&copy](std::size_t exponent, std::size_t mantissa, std::size_t bias) {
     H5Type made = copy(H5T_IEEE_F32LE);
     check_hdf5(H5Tset_fields(made.get(), 15, mantissa, exponent, 0, mantissa), "type");
@@ -123,18 +154,27 @@ H5Type file_type(DType type) {
     return made;
   };
   switch (type) {
-    case DType::kF32: return copy(H5T_IEEE_F32LE);
-    case DType::kF16: return small_float(5, 10, 15);
-    case DType::kBF16: return small_float(8, 7, 127);
-    case DType::kU8: return copy(H5T_STD_U8LE);
-    case DType::kI32: return copy(H5T_STD_I32LE);
-    case DType::kI64: return copy(H5T_STD_I64LE);
-    case DType::kU32: return copy(H5T_STD_U32LE);
+    case DType::kF32:
+      return copy(H5T_IEEE_F32LE);
+    case DType::kF16:
+      return small_float(5, 10, 15);
+    case DType::kBF16:
+      return small_float(8, 7, 127);
+    case DType::kU8:
+      return copy(H5T_STD_U8LE);
+    case DType::kI32:
+      return copy(H5T_STD_I32LE);
+    case DType::kI64:
+      return copy(H5T_STD_I64LE);
+    case DType::kU32:
+      return copy(H5T_STD_U32LE);
   }
   throw Error("internal error: an unknown element type");
 }
 
-H5Properties properties(hid_t kind) { return H5Properties(check_hdf5(H5Pcreate(kind), "properties")); }
+H5Properties properties(hid_t kind) {
+  return H5Properties(check_hdf5(H5Pcreate(kind), "properties"));
+}
 
 // In this thread HDF5 prints nothing while this lives.
 class QuietHdf5 {
@@ -157,8 +197,8 @@ void write_dataset(hid_t file, const std::string& name, const HostTensor& tensor
               name.find('\0') == std::string::npos && name != ".",
           "a tensor's name is a plain word");
   const std::vector<hsize_t> dims(tensor.shape().begin(), tensor.shape().end());
-  const H5Space space(check_hdf5(
-      H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), "shape"));
+  const H5Space space(
+      check_hdf5(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), "shape"));
   const H5Type type = file_type(tensor.type());
   const H5Properties creation = properties(H5P_DATASET_CREATE);
   check_hdf5(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), "layout");
@@ -168,8 +208,9 @@ void write_dataset(hid_t file, const std::string& name, const HostTensor& tensor
                                                 H5P_DEFAULT, creation.get(), H5P_DEFAULT),
                                      name.c_str()));
   if (tensor.bytes().empty()) return;
-  check_hdf5(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, tensor.bytes().data()),
-             name.c_str());
+  check_hdf5(
+      H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, tensor.bytes().data()),
+      name.c_str());
 }
 
 void write_attributes(hid_t file, const nlohmann::json& attributes) {
@@ -180,18 +221,20 @@ void write_attributes(hid_t file, const nlohmann::json& attributes) {
   check_hdf5(H5Tset_strpad(type.get(), H5T_STR_NULLPAD), "type");
   check_hdf5(H5Tset_cset(type.get(), H5T_CSET_UTF8), "type");
   const H5Space space(check_hdf5(H5Screate(H5S_SCALAR), "shape"));
-  const H5Attribute attribute(check_hdf5(
-      H5Acreate2(file, kAttributes, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT), kAttributes));
+  const H5Attribute attribute(
+      check_hdf5(H5Acreate2(file, kAttributes, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT),
+                 kAttributes));
   check_hdf5(H5Awrite(attribute.get(), type.get(), text.data()), kAttributes);
 }
 
-// The whole file with an empty user block, in memory: HDF5's core driver without a file behind it. No file may have this
-// name, or the driver would read it first.
+// The whole file with an empty user block, in memory: HDF5's core driver without a file behind it.
+// No file may have this name, or the driver would read it first.
 H5File build_image(const fs::path& name, const Record& record) {
   std::size_t bytes = 0;
   for (const auto& [key, tensor] : record.tensors) bytes += tensor.bytes().size();
   const H5Properties access = properties(H5P_FILE_ACCESS);
-  // The increment is what the driver grows by: with this much it allocates once, if descriptions take less than 1 MiB.
+  // The increment is what the driver grows by: with this much it allocates once, if descriptions
+  // take less than 1 MiB.
   check_hdf5(H5Pset_fapl_core(access.get(), bytes + (std::size_t{1} << 20), false), "driver");
   // From 1.8 on attributes may be longer than 64 KiB.
   check_hdf5(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18), "version");
@@ -199,7 +242,8 @@ H5File build_image(const fs::path& name, const Record& record) {
   check_hdf5(H5Pset_userblock(creation.get(), kSealBytes), "user block");
   check_hdf5(H5Pset_obj_track_times(creation.get(), false), "times");
 
-  H5File file(check_hdf5(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), "create"));
+  H5File file(
+      check_hdf5(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), "create"));
   for (const auto& [key, tensor] : record.tensors) write_dataset(file.get(), key, tensor);
   write_attributes(file.get(), record.attributes);
   check_hdf5(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "flush");
@@ -224,8 +268,8 @@ HostTensor read_dataset(hid_t file, const std::string& name, Budget& budget, boo
   const H5Dataset dataset(check_hdf5(H5Dopen2(file, name.c_str(), H5P_DEFAULT), name.c_str()));
   const H5Properties creation(check_hdf5(H5Dget_create_plist(dataset.get()), name.c_str()));
   // Its bytes must stand in this very file, as they are.
-  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS || H5Pget_external_count(creation.get()) != 0 ||
-      H5Pget_nfilters(creation.get()) != 0) {
+  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS ||
+      H5Pget_external_count(creation.get()) != 0 || H5Pget_nfilters(creation.get()) != 0) {
     throw Damage{name + " is not stored plainly"};
   }
   const DType type = known_type(dataset.get());
@@ -245,7 +289,8 @@ HostTensor read_dataset(hid_t file, const std::string& name, Budget& budget, boo
     bytes *= dim;
   }
   budget.left -= bytes;
-  // The storage size tells whether there is any: the offset alone is wrong for a missing one behind a user block.
+  // The storage size tells whether there is any: the offset alone is wrong for a missing one behind
+  // a user block.
   const haddr_t offset = H5Dget_offset(dataset.get());
   if (H5Dget_storage_size(dataset.get()) != bytes ||
       (bytes > 0 && (offset > budget.file_bytes || bytes > budget.file_bytes - offset))) {
@@ -336,7 +381,8 @@ void Hdf5Store::set_identity(const std::string& prefix, const std::string& ident
 
 std::string Hdf5Store::identity_of(const std::string& key) const {
   const std::string* longest = nullptr;
-  for (const auto& [prefix, identity] : identities_) {  // in order, so that a longer one comes later
+  for (const auto& [prefix, identity] :
+       identities_) {  // in order, so that a longer one comes later
     if (prefix.empty() || key == prefix || key.starts_with(prefix + "/")) longest = &identity;
   }
   return longest != nullptr ? *longest : "";
@@ -386,7 +432,8 @@ std::optional<Record> Hdf5Store::read(const std::string& key, bool with_tensors)
     if (!fs::is_regular_file(status)) throw Damage{"it is not a file"};
     const Seal seal = checked_seal(path);
     const std::string wanted = identity_of(key);
-    if (!wanted.empty() && seal.identity != wanted) throw Damage{"belongs to another configuration"};
+    if (!wanted.empty() && seal.identity != wanted)
+      throw Damage{"belongs to another configuration"};
     const QuietHdf5 quiet;
     try {
       return read_record(path, with_tensors);

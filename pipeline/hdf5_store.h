@@ -2,13 +2,15 @@
 //
 // The first 512 bytes (HDF5's user block, which every HDF5 reader skips) are text padded with NUL:
 //   roundhouse-record 1\nidentity HEX\nbytes N\nxxh3-128 HEX\n
-// where identity is the hash of what the record depends on (model, calibration, recipe; "none" if nothing was said), N the length of the rest of the
-// file, and the hash that of the three lines before it and the rest. So a file is complete or it is not, and needs no second file to prove it. Equal
-// records make equal files, byte for byte.
+// where identity is the hash of what the record depends on (model, calibration, recipe; "none" if
+// nothing was said), N the length of the rest of the file, and the hash that of the three lines
+// before it and the rest. So a file is complete or it is not, and needs no second file to prove it.
+// Equal records make equal files, byte for byte.
 //
-// Tensors are contiguous datasets /NAME (F16 and BF16 as HDF5 custom floats), attributes the string attribute "attributes" of the root group (JSON).
-// The file is built in memory and written in one go: a commit needs as much memory as its record has, and a full disk meets
-// no HDF5 file half open.
+// Tensors are contiguous datasets /NAME (F16 and BF16 as HDF5 custom floats), attributes the string
+// attribute "attributes" of the root group (JSON). The file is built in memory and written in one
+// go: a commit needs as much memory as its record has, and a full disk meets no HDF5 file half
+// open.
 #pragma once
 
 #include <filesystem>
@@ -26,8 +28,8 @@ class Hdf5Store final : public RunStore {
   // Makes the folder where needed.
   explicit Hdf5Store(std::filesystem::path root);
 
-  // Records at `prefix` and below ("recipes/NAME"; the longest that fits counts) carry this identity; one that carries
-  // another counts as damaged ("belongs to another configuration").
+  // Records at `prefix` and below ("recipes/NAME"; the longest that fits counts) carry this
+  // identity; one that carries another counts as damaged ("belongs to another configuration").
   void set_identity(const std::string& prefix, const std::string& identity);
 
   void commit(const std::string& key, const Record& record) override;
@@ -47,7 +49,8 @@ class Hdf5Store final : public RunStore {
   std::set<std::string> reported_;  // keys whose damage on_damage was told of
 };
 
-// Checks the seal of one file, without opening it as HDF5: empty if it is whole, else what is wrong. Throws Error if the file cannot be read.
+// Checks the seal of one file, without opening it as HDF5: empty if it is whole, else what is
+// wrong. Throws Error if the file cannot be read.
 std::string check_seal(const std::filesystem::path& file);
 
 }  // namespace roundhouse

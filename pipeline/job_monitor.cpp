@@ -41,7 +41,8 @@ class StopSignals {
       action.sa_handler = on_stop_signal;
       sigemptyset(&action.sa_mask);
       // A second Ctrl-C meets the default action: it ends the process at once.
-      action.sa_flags = SA_RESTART | (kStopSignals[i] == SIGINT ? static_cast<int>(SA_RESETHAND) : 0);
+      action.sa_flags =
+          SA_RESTART | (kStopSignals[i] == SIGINT ? static_cast<int>(SA_RESETHAND) : 0);
       ::sigaction(kStopSignals[i], &action, &before_[i]);
     }
   }
@@ -60,10 +61,14 @@ class StopSignals {
 
 const char* name_of_signal(int number) {
   switch (number) {
-    case SIGTERM: return "SIGTERM";
-    case SIGUSR1: return "SIGUSR1";
-    case SIGINT: return "SIGINT";
-    default: return "another rank";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGUSR1:
+      return "SIGUSR1";
+    case SIGINT:
+      return "SIGINT";
+    default:
+      return "another rank";
   }
 }
 
@@ -119,7 +124,8 @@ struct JobMonitor::State {
   Clock::time_point counted{};
 };
 
-JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_seconds, double time_limit_minutes)
+JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_seconds,
+                       double time_limit_minutes)
     : state_(std::make_unique<State>(world, journal, stall_seconds, time_limit_minutes)) {}
 
 JobMonitor::~JobMonitor() = default;
@@ -145,7 +151,8 @@ void JobMonitor::tick() {
   state_->watchdog.tick();
   state_->check_deadline();
   if (state_->callback) state_->callback();
-  if (state_->draws && Clock::now() - state_->counted > std::chrono::seconds(1)) state_->count_units();
+  if (state_->draws && Clock::now() - state_->counted > std::chrono::seconds(1))
+    state_->count_units();
   state_->progress.redraw();
 }
 

@@ -15,12 +15,15 @@ namespace roundhouse {
 
 class JobMonitor final : public Monitor {
  public:
-  // Collective over `world` (it makes the watchdog). Handles SIGTERM, SIGUSR1 and SIGINT as a wish to stop, until it goes.
-  JobMonitor(Communicator& world, Journal* journal, double stall_seconds, double time_limit_minutes);
+  // Collective over `world` (it makes the watchdog). Handles SIGTERM, SIGUSR1 and SIGINT as a wish
+  // to stop, until it goes.
+  JobMonitor(Communicator& world, Journal* journal, double stall_seconds,
+             double time_limit_minutes);
   ~JobMonitor() override;
 
-  // Work of the whole run in units (recipe x block), for time left. One rank of a team calls unit_done(), after the unit's
-  // {"event": "block"} is in the journal: by these each rank counts what all teams have done.
+  // Work of the whole run in units (recipe x block), for time left. One rank of a team calls
+  // unit_done(), after the unit's {"event": "block"} is in the journal: by these each rank counts
+  // what all teams have done.
   void plan_units(int total, int already_done);
   void unit_done(const std::string& what, double seconds);
 

@@ -2,8 +2,8 @@
 //   [=======>          ] 12/32  gptq-w4g128 block 5  3.2 s each, 1 min 4 s left
 // In a log one line a unit:
 //   [12/32] gptq-w4g128 block 5: 3.2 s, 1 min 4 s left
-// Time left is what the units since plan() took, by the clock, times what is left: right also where several teams work side by
-// side, if all their units are counted.
+// Time left is what the units since plan() took, by the clock, times what is left: right also where
+// several teams work side by side, if all their units are counted.
 #pragma once
 
 #include <chrono>

@@ -34,7 +34,8 @@ std::string time_now() {
   using namespace std::chrono;
   const auto now = floor<milliseconds>(system_clock::now());
   const auto part = (now - floor<seconds>(now)).count();
-  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(system_clock::to_time_t(now)), part);
+  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(system_clock::to_time_t(now)),
+                     part);
 }
 
 std::string host_name() {
@@ -43,8 +44,8 @@ std::string host_name() {
   return name.data();
 }
 
-// A lock on the whole file that goes with the descriptor. Works between processes of one machine and, unlike flock(),
-// between machines on every network file system that knows fcntl() locks.
+// A lock on the whole file that goes with the descriptor. Works between processes of one machine
+// and, unlike flock(), between machines on every network file system that knows fcntl() locks.
 bool lock_descriptor(int descriptor, int command) {
   struct flock lock {};
   lock.l_type = F_WRLCK;
@@ -69,7 +70,8 @@ void write_all(int descriptor, std::string_view text, const fs::path& path) {
 }
 
 nlohmann::json read_identity(const fs::path& path) {
-  nlohmann::json identity = nlohmann::json::parse(read_text_file(path, std::size_t{64} << 20), nullptr, false);
+  nlohmann::json identity =
+      nlohmann::json::parse(read_text_file(path, std::size_t{64} << 20), nullptr, false);
   const bool whole = identity.is_object() && identity.contains("model") &&
                      identity["model"].is_string() && identity.contains("keys") &&
                      identity["keys"].is_object();
@@ -138,12 +140,13 @@ void settle_config(const RunConfig& config, const std::string& fingerprint) {
     const auto before = identity["keys"].get<std::map<std::string, std::string>>();
     std::vector<std::string> other = differences(before, keys);
     if (identity["model"] != fingerprint) {
-      other.push_back("model: the files in " + config.model.string() + " are not those that the run began with");
+      other.push_back("model: the files in " + config.model.string() +
+                      " are not those that the run began with");
     }
     if (!other.empty()) {
-      throw InputError(fmt::format("{} was made with other settings: {}. Use another run folder, or put the old {} back",
-                                   config.run.string(), fmt::join(other, "; "),
-                                   other.size() == 1 ? "value" : "values"));
+      throw InputError(fmt::format(
+          "{} was made with other settings: {}. Use another run folder, or put the old {} back",
+          config.run.string(), fmt::join(other, "; "), other.size() == 1 ? "value" : "values"));
     }
     // A recipe that was taken out and comes back must still be the same one.
     keys.insert(before.begin(), before.end());
@@ -158,7 +161,8 @@ std::string model_fingerprint(const fs::path& model) {
   Xxh3 hash;
   const auto add = [&hash](std::span<const std::byte> bytes) {
     const std::uint64_t length = bytes.size();
-    hash.update(std::as_bytes(std::span(&length, 1)));  // so that neighbours cannot run into each other
+    hash.update(
+        std::as_bytes(std::span(&length, 1)));  // so that neighbours cannot run into each other
     hash.update(bytes);
   };
   const std::string config = read_text_file(model / "config.json");
@@ -173,7 +177,8 @@ std::string model_fingerprint(const fs::path& model) {
   return hash.hex();
 }
 
-std::string recipe_identity(const RunConfig& config, const std::string& fingerprint, const Recipe& recipe) {
+std::string recipe_identity(const RunConfig& config, const std::string& fingerprint,
+                            const Recipe& recipe) {
   const bool calibrated = make_method(recipe)->needs_activations();
   const std::string base = calibrated ? calibration_text(config, fingerprint)
                                       : std::string(kVersion) + "\nmodel " + fingerprint + "\n";
@@ -196,12 +201,14 @@ void Journal::append(nlohmann::json event) {
   const int descriptor = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (descriptor < 0) throw Error("cannot open " + path_.string() + ": " + reason());
   const Unique<int, &::close> owner(descriptor);
-  // Over a network file system O_APPEND alone can lose lines. Where there are no locks it has to do.
+  // Over a network file system O_APPEND alone can lose lines. Where there are no locks it has to
+  // do.
   lock_descriptor(descriptor, F_OFD_SETLKW);
   // A process that was killed while it wrote left its last line without an end.
   char last = '\n';
   const off_t size = ::lseek(descriptor, 0, SEEK_END);
-  if (size > 0 && ::pread(descriptor, &last, 1, size - 1) == 1 && last != '\n') line.insert(0, "\n");
+  if (size > 0 && ::pread(descriptor, &last, 1, size - 1) == 1 && last != '\n')
+    line.insert(0, "\n");
   write_all(descriptor, line, path_);
 }
 

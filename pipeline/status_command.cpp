@@ -1,5 +1,5 @@
-// Looks at a run from outside: takes no lock, changes nothing, and reads only what is written as a whole (records by their
-// names, the journal line by line), so it may run beside the job.
+// Looks at a run from outside: takes no lock, changes nothing, and reads only what is written as a
+// whole (records by their names, the journal line by line), so it may run beside the job.
 #include <unistd.h>
 
 #include <algorithm>
@@ -59,8 +59,9 @@ std::string perplexities(const Json& results) {
   std::string text;
   const Json figures = results.value("perplexity", Json::object());
   for (const auto& [name, value] : figures.items()) {
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name,
-                        value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
+    text +=
+        fmt::format("{}{} {}", text.empty() ? "" : ", ", name,
+                    value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
   }
   return text;
 }
@@ -115,7 +116,8 @@ Picture look(const fs::path& run) {
   const LastJob job = last_job(journal);
 
   std::string text = fmt::format("{}: {}", run.string(), config.model.string());
-  if (job.ranks > 0) text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks", job.device);
+  if (job.ranks > 0)
+    text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks", job.device);
   text += "\n";
 
   std::size_t width = std::string(kOriginal).size();
@@ -125,7 +127,8 @@ Picture look(const fs::path& run) {
     const int done = blocks_done(run, recipe.name, blocks);
     missing += blocks - done;
     text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}\n", recipe.name, width, done,
-                        blocks > 0 ? std::to_string(blocks) : "?", perplexities(read_results(run, recipe.name)));
+                        blocks > 0 ? std::to_string(blocks) : "?",
+                        perplexities(read_results(run, recipe.name)));
   }
   if (const std::string original = perplexities(read_results(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
@@ -133,7 +136,8 @@ Picture look(const fs::path& run) {
   if (job.units > 0) {
     text += fmt::format("{} a block", format_duration(job.unit_seconds));
     if (missing > 0) {
-      text += fmt::format(", {} left of quantizing", format_duration(job.unit_seconds * missing / job.teams));
+      text += fmt::format(", {} left of quantizing",
+                          format_duration(job.unit_seconds * missing / job.teams));
     }
     text += "\n";
   }

@@ -46,7 +46,8 @@ void verify_run(const fs::path& run, Verdict& verdict) {
   for (fs::recursive_directory_iterator at(run), end; at != end; ++at) {
     if (at->path() == run / "scratch") at.disable_recursion_pending();
     if (at->is_regular_file() && at->path().extension() == ".h5") records.push_back(at->path());
-    if (at->is_regular_file() && at->path().filename() == kSums) exports.push_back(at->path().parent_path());
+    if (at->is_regular_file() && at->path().filename() == kSums)
+      exports.push_back(at->path().parent_path());
   }
   // The order of a directory is the file system's.
   std::ranges::sort(records);
@@ -79,7 +80,8 @@ int verify_command(const fs::path& target) {
   } else if (fs::exists(target / "identity.json") || fs::exists(target / "config.yaml")) {
     verify_run(target, verdict);
   } else {
-    throw InputError(target.string() + " is neither a run (no config.yaml) nor an export (no SHA256SUMS)");
+    throw InputError(target.string() +
+                     " is neither a run (no config.yaml) nor an export (no SHA256SUMS)");
   }
   return verdict.finish();
 }

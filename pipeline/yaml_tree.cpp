@@ -23,7 +23,8 @@ constexpr std::size_t kMaxDepth = 32;
 // The scanner holds a whole line of brackets before it hands out the first.
 constexpr std::size_t kMaxLineBytes = 64 << 10;
 
-// Builds the tree from the parser's events; throws from inside the parser, which so never goes deeper than kMaxDepth.
+// Builds the tree from the parser's events; throws from inside the parser, which so never goes
+// deeper than kMaxDepth.
 class TreeBuilder final : public YAML::EventHandler {
  public:
   explicit TreeBuilder(const std::function<std::string(int)>& where) : where_(where) {}
@@ -219,7 +220,8 @@ nlohmann::json to_json(const YamlNode& node) {
       break;
     case YamlNode::Kind::kMap:
       value = nlohmann::json::object();
-      for (std::size_t i = 0; i < node.keys.size(); ++i) value[node.keys[i]] = to_json(node.items[i]);
+      for (std::size_t i = 0; i < node.keys.size(); ++i)
+        value[node.keys[i]] = to_json(node.items[i]);
       break;
   }
   return value;

@@ -26,10 +26,12 @@ struct Outcome {
 class CommandLineTest : public testing::Test {
  protected:
   Outcome run(const std::string& arguments, const std::string& launcher = "") const {
-    const std::string out = (folder_.path() / "out").string(), err = (folder_.path() / "err").string();
-    const int status = std::system(("cd " + std::string(ROUNDHOUSE_SOURCE_DIR) + " && " + launcher + " " ROUNDHOUSE_PROGRAM " " +
-                                    arguments + " > " + out + " 2> " + err)
-                                       .c_str());
+    const std::string out = (folder_.path() / "out").string(),
+                      err = (folder_.path() / "err").string();
+    const int status =
+        std::system(("cd " + std::string(ROUNDHOUSE_SOURCE_DIR) + " && " + launcher +
+                     " " ROUNDHOUSE_PROGRAM " " + arguments + " > " + out + " 2> " + err)
+                        .c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text_file(out), read_text_file(err)};
   }
   // Wrong input: exit code 2, one line on stderr, nothing on stdout.
@@ -45,10 +47,11 @@ class CommandLineTest : public testing::Test {
 
   // A run of the bundled model with one recipe that needs no calibration.
   Outcome quantize(const std::string& more = "") const {
-    write_text_atomically(folder_.path() / "config.yaml",
-                          "model: tests/data/tiny-world\nrun: " + at("run") +
-                              "\nrecipes: [{method: rtn}]\ndevice: cpu\ncalibration: {sequence_length: 512}\n"
-                              "evaluate: {original: false}\n");
+    write_text_atomically(
+        folder_.path() / "config.yaml",
+        "model: tests/data/tiny-world\nrun: " + at("run") +
+            "\nrecipes: [{method: rtn}]\ndevice: cpu\ncalibration: {sequence_length: 512}\n"
+            "evaluate: {original: false}\n");
     return run("run " + at("config.yaml") + " " + more);
   }
 
@@ -87,10 +90,12 @@ TEST_F(CommandLineTest, WrongInputIsOneLineAndExitCode2) {
   EXPECT_THAT(refusal("run " + at("none.yaml")), HasSubstr("none.yaml"));
   EXPECT_THAT(refusal("run configs/demo.yaml --set calibration.samples=-1 --set run=" + at("run")),
               HasSubstr("--set calibration.samples: must be from 1 to"));
-  EXPECT_THAT(refusal("run --set nonsense=1 configs/demo.yaml"), HasSubstr("unknown key \"nonsense\""))
+  EXPECT_THAT(refusal("run --set nonsense=1 configs/demo.yaml"),
+              HasSubstr("unknown key \"nonsense\""))
       << "an option that takes one value leaves the next word alone";
   for (const char* command : {"status", "verify", "export", "report"}) {
-    EXPECT_THAT(refusal(std::string(command) + " " + at("nowhere")), HasSubstr("nowhere")) << command;
+    EXPECT_THAT(refusal(std::string(command) + " " + at("nowhere")), HasSubstr("nowhere"))
+        << command;
   }
   fs::create_directory(folder_.path() / "empty");
   EXPECT_THAT(refusal("verify " + at("empty")), HasSubstr("neither a run"));
@@ -99,7 +104,8 @@ TEST_F(CommandLineTest, WrongInputIsOneLineAndExitCode2) {
 TEST_F(CommandLineTest, StandardOutputThatIsFullIsAnError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
   ASSERT_EQ(quantize().exit_code, 0);
-  const int status = std::system((ROUNDHOUSE_PROGRAM " status " + at("run") + " > /dev/full 2> /dev/null").c_str());
+  const int status = std::system(
+      (ROUNDHOUSE_PROGRAM " status " + at("run") + " > /dev/full 2> /dev/null").c_str());
   EXPECT_EQ(WEXITSTATUS(status), 1);
 }
 
@@ -113,7 +119,8 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
   EXPECT_THAT(status.out, HasSubstr("rtn-w4g128"));
   EXPECT_THAT(status.out, HasSubstr("6/6 blocks"));
   EXPECT_THAT(status.out, HasSubstr("last: "));
-  EXPECT_EQ(run("status --follow " + at("run")).exit_code, 0) << "a run that is done is not followed further";
+  EXPECT_EQ(run("status --follow " + at("run")).exit_code, 0)
+      << "a run that is done is not followed further";
 
   const Outcome whole = run("verify " + at("run"));
   EXPECT_EQ(whole.exit_code, 0) << whole.out;
@@ -132,13 +139,16 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
 
   const Outcome again = quantize();
   EXPECT_EQ(again.exit_code, 0) << again.err;
-  EXPECT_THAT(again.err, HasSubstr("recipes/rtn-w4g128/block-0003 is damaged (its content does not match its hash)"));
+  EXPECT_THAT(
+      again.err,
+      HasSubstr("recipes/rtn-w4g128/block-0003 is damaged (its content does not match its hash)"));
   EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
 }
 
 TEST_F(CommandLineTest, SeveralRanksSayACommonMistakeOnce) {
-  const std::string mpirun = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " ROUNDHOUSE_MPIEXEC
-                             " --oversubscribe --bind-to none -n 3";
+  const std::string mpirun =
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " ROUNDHOUSE_MPIEXEC
+      " --oversubscribe --bind-to none -n 3";
   const Outcome config = run("run configs/demo.yaml --set nonsense=1", mpirun);
   EXPECT_EQ(config.exit_code, 2) << config.err;
   const auto times = [](const std::string& text, const std::string& word) {

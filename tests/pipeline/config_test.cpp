@@ -30,8 +30,9 @@ class ConfigTest : public testing::Test {
 
   // The smallest whole configuration, and what follows it.
   std::string with(const std::string& rest) const {
-    return "model: " + at("model") + "\nrun: " + at("run") + "\ncalibration: {text: " + at("text.jsonl") +
-           "}\nrecipes: [{method: gptq}]\n" + rest;  // 4 lines
+    return "model: " + at("model") + "\nrun: " + at("run") +
+           "\ncalibration: {text: " + at("text.jsonl") + "}\nrecipes: [{method: gptq}]\n" +
+           rest;  // 4 lines
   }
   RunConfig read(const std::string& text, const std::vector<std::string>& overrides = {}) const {
     return read_config(write("config.yaml", text), overrides);
@@ -44,7 +45,8 @@ class ConfigTest : public testing::Test {
     } catch (const InputError& e) {
       std::string what = e.what();
       EXPECT_EQ(what.find('\n'), std::string::npos) << what;
-      for (std::size_t found; (found = what.find(folder_.path().string() + "/")) != std::string::npos;) {
+      for (std::size_t found;
+           (found = what.find(folder_.path().string() + "/")) != std::string::npos;) {
         what.erase(found, folder_.path().string().size() + 1);
       }
       return what;
@@ -65,17 +67,18 @@ TEST_F(ConfigTest, FillsInDefaults) {
 }
 
 TEST_F(ConfigTest, ReadsEveryKey) {
-  const RunConfig config = read(
-      "model: " + at("model") + "\nrun: " + at("run") +
-      "\ncalibration:\n  text: " + at("text.jsonl") +
-      "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n"
-      "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    name: mine\n"
-      "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
-      "memory: {activations_gib: 1.5, scratch: /tmp/scratch}\n"
-      "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, minutes: 2.5}\n"
-      "export: {formats: [dense, gptq], dtype: float32, shard_gib: 0.25}\n"
-      "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
-      at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
+  const RunConfig config =
+      read("model: " + at("model") + "\nrun: " + at("run") +
+           "\ncalibration:\n  text: " + at("text.jsonl") +
+           "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n"
+           "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
+           "name: mine\n"
+           "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
+           "memory: {activations_gib: 1.5, scratch: /tmp/scratch}\n"
+           "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, minutes: 2.5}\n"
+           "export: {formats: [dense, gptq], dtype: float32, shard_gib: 0.25}\n"
+           "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
+           at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
   EXPECT_EQ(config.calibration.samples, 64);
   EXPECT_EQ(config.calibration.sequence_length, 512);
   EXPECT_EQ(config.calibration.seed, 18446744073709551615u);
@@ -124,7 +127,8 @@ TEST_F(ConfigTest, RoundTripsDefaultsAndStrangePaths) {
 }
 
 TEST_F(ConfigTest, ReadsTheConfigOfARunWhoseInputsAreGone) {
-  const RunConfig config = read(with("evaluate: {perplexity: [{text: " + at("other.txt") + "}]}\n"));
+  const RunConfig config =
+      read(with("evaluate: {perplexity: [{text: " + at("other.txt") + "}]}\n"));
   std::filesystem::create_directory(folder_.path() / "moved");
   write("moved/config.yaml", to_yaml(config));
   std::filesystem::remove_all(folder_.path() / "model");
@@ -149,7 +153,9 @@ TEST_F(ConfigTest, OverridesReplaceAddAndNest) {
 }
 
 TEST_F(ConfigTest, OverridesSayWhichOneIsWrong) {
-  const auto of = [&](const std::string& assignment) { return error(with("mesh: {data: 1}\n"), {assignment}); };
+  const auto of = [&](const std::string& assignment) {
+    return error(with("mesh: {data: 1}\n"), {assignment});
+  };
   EXPECT_EQ(of("threads=many"), "--set threads: must be a whole number, not \"many\"");
   EXPECT_EQ(of("mesh={data: -1}"), "--set mesh: mesh.data: must be from 0 to 100000, not \"-1\"");
   EXPECT_EQ(of("mesh.dta=1"), "--set mesh.dta: mesh: unknown key \"dta\" (did you mean \"data\"?)");
@@ -160,7 +166,8 @@ TEST_F(ConfigTest, OverridesSayWhichOneIsWrong) {
   EXPECT_THAT(of("a..b=1"), HasSubstr("is not a key"));
   EXPECT_THAT(of("threads=[1"), HasSubstr("--set threads: not valid YAML"));
   EXPECT_EQ(of("threads="), "--set threads: has no value");
-  EXPECT_THAT(of("recipes.0.bits=3"), HasSubstr("--set recipes.0.bits: \"recipes\" is not a group of keys"));
+  EXPECT_THAT(of("recipes.0.bits=3"),
+              HasSubstr("--set recipes.0.bits: \"recipes\" is not a group of keys"));
 }
 
 struct Wrong {
@@ -174,7 +181,8 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
       {"\n\nzzz: 3\n", "config.yaml:7: unknown key \"zzz\""},
       {"mesh:\n  dta: 3\n", "config.yaml:6: mesh: unknown key \"dta\" (did you mean \"data\"?)"},
       {"limits: {stall: 3}\n", "config.yaml:5: limits: unknown key \"stall\""},
-      {"threads: 1\nthreads: 2\n", "config.yaml:6: duplicate key \"threads\" (first at config.yaml:5)"},
+      {"threads: 1\nthreads: 2\n",
+       "config.yaml:6: duplicate key \"threads\" (first at config.yaml:5)"},
       {"run: x\n", "config.yaml:5: duplicate key \"run\" (first at config.yaml:2)"},
       {"threads: -1\n", "config.yaml:5: threads: must be from 0 to 4096, not \"-1\""},
       {"threads: 99999999999999999999\n",
@@ -186,17 +194,24 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
       {"device: gpu\n", "config.yaml:5: device: must be one of auto, cpu, cuda, not \"gpu\""},
       {"mesh: 3\n", "config.yaml:5: mesh: must be a group of keys and values"},
       {"mesh: [1, 2]\n", "config.yaml:5: mesh: must be a group of keys and values"},
-      {"limits: {minutes: soon}\n", "config.yaml:5: limits.minutes: must be a number, not \"soon\""},
-      {"limits: {minutes: .nan}\n", "config.yaml:5: limits.minutes: must be a number, not \".nan\""},
-      {"limits: {minutes: 1e999}\n", "config.yaml:5: limits.minutes: must be a number, not \"1e999\""},
-      {"limits: {minutes: -1}\n", "config.yaml:5: limits.minutes: must be from 0 to 10000000, not \"-1\""},
+      {"limits: {minutes: soon}\n",
+       "config.yaml:5: limits.minutes: must be a number, not \"soon\""},
+      {"limits: {minutes: .nan}\n",
+       "config.yaml:5: limits.minutes: must be a number, not \".nan\""},
+      {"limits: {minutes: 1e999}\n",
+       "config.yaml:5: limits.minutes: must be a number, not \"1e999\""},
+      {"limits: {minutes: -1}\n",
+       "config.yaml:5: limits.minutes: must be from 0 to 10000000, not \"-1\""},
       {"evaluate: {original: maybe}\n", "config.yaml:5: evaluate.original: must be true or false"},
       {"evaluate: {perplexity: [{text: no/such}]}\n",
        "config.yaml:5: evaluate.perplexity[0].text: there is no file \"no/such\""},
-      {"evaluate: {perplexity: [{name: x}]}\n", "config.yaml:5: evaluate.perplexity[0].text: is missing"},
-      {"evaluate: {perplexity: {a: b}}\n", "config.yaml:5: evaluate.perplexity: must be a list, as in [a, b]"},
+      {"evaluate: {perplexity: [{name: x}]}\n",
+       "config.yaml:5: evaluate.perplexity[0].text: is missing"},
+      {"evaluate: {perplexity: {a: b}}\n",
+       "config.yaml:5: evaluate.perplexity: must be a list, as in [a, b]"},
       {"export: {formats: [zip]}\n", "config.yaml:5: export.formats: \"zip\" is not one of"},
-      {"export: {formats: [dense, dense]}\n", "config.yaml:5: export.formats: \"dense\" stands there twice"},
+      {"export: {formats: [dense, dense]}\n",
+       "config.yaml:5: export.formats: \"dense\" stands there twice"},
       {"export: {formats: dense}\n", "config.yaml:5: export.formats: must be a list"},
       {"export: {dtype: int8}\n", "config.yaml:5: export.dtype: must be one of float16, float32"},
       {"- 3\n", "config.yaml:5: not valid YAML"},
@@ -221,21 +236,28 @@ TEST_F(ConfigTest, MissingAndContradictoryInputs) {
   const std::string gptq = "recipes: [{method: gptq}]\n";
   EXPECT_EQ(error(""), "config.yaml: model: is missing");
   EXPECT_EQ(error("just words"), "config.yaml: must be a group of keys and values");
-  EXPECT_EQ(error("model: nowhere\n"), "config.yaml:1: model: there is no file \"nowhere/config.json\"");
+  EXPECT_EQ(error("model: nowhere\n"),
+            "config.yaml:1: model: there is no file \"nowhere/config.json\"");
   EXPECT_EQ(error(model), "config.yaml: run: is missing");
   EXPECT_EQ(error(model + "run: ''\n"), "config.yaml:2: run: must not be empty");
-  EXPECT_EQ(error(model + "run: " + at("other.txt")), "config.yaml:2: run: is not a folder: \"other.txt\"");
+  EXPECT_EQ(error(model + "run: " + at("other.txt")),
+            "config.yaml:2: run: is not a folder: \"other.txt\"");
   EXPECT_THAT(error(model + "run: r\n"), HasSubstr("config.yaml: recipes: is missing"));
-  EXPECT_THAT(error(model + "run: r\nrecipes: []\n"), HasSubstr("config.yaml:3: recipes: is missing"));
+  EXPECT_THAT(error(model + "run: r\nrecipes: []\n"),
+              HasSubstr("config.yaml:3: recipes: is missing"));
   EXPECT_EQ(error(model + "run: r\n" + rtn), "no error") << "rtn needs no calibration";
-  EXPECT_EQ(error(model + "run: r\n" + gptq),
-            "config.yaml: calibration.text: is missing: recipe \"gptq-w4g128\" needs calibration text");
+  EXPECT_EQ(
+      error(model + "run: r\n" + gptq),
+      "config.yaml: calibration.text: is missing: recipe \"gptq-w4g128\" needs calibration text");
   EXPECT_EQ(error(model + "run: r\n" + rtn + "calibration: {text: gone.jsonl}\n"),
             "config.yaml:4: calibration.text: there is no file \"gone.jsonl\"");
   EXPECT_EQ(error(model + "run: r\n" + rtn + "calibration:\n  samples: 4\n  shards: 5\n"),
             "config.yaml:6: calibration.shards: 5 shards cannot be cut from 4 samples");
-  EXPECT_THAT(error(model + "run: r\n" + rtn + "calibration: {samples: 1000000, sequence_length: 1000000}\n"),
-              HasSubstr("config.yaml:4: calibration.samples: 1000000 samples of 1000000 tokens are more than"));
+  EXPECT_THAT(
+      error(model + "run: r\n" + rtn +
+            "calibration: {samples: 1000000, sequence_length: 1000000}\n"),
+      HasSubstr(
+          "config.yaml:4: calibration.samples: 1000000 samples of 1000000 tokens are more than"));
   EXPECT_EQ(read(model + "run: r\n" + rtn + "calibration: {samples: 4}\n").calibration.shards, 4);
   EXPECT_THROW(read_config(folder_.path() / "none.yaml", {}), InputError);
   EXPECT_THROW(read_config(folder_.path(), {}), InputError);
@@ -243,23 +265,28 @@ TEST_F(ConfigTest, MissingAndContradictoryInputs) {
 
 TEST_F(ConfigTest, RecipesNameTheirLine) {
   const auto of = [&](const std::string& recipes) {
-    return error("model: " + at("model") + "\nrun: r\ncalibration: {text: " + at("text.jsonl") + "}\nrecipes:\n" +
-                 recipes);
+    return error("model: " + at("model") + "\nrun: r\ncalibration: {text: " + at("text.jsonl") +
+                 "}\nrecipes:\n" + recipes);
   };
   EXPECT_THAT(of("  - {method: nonsense}\n"), HasSubstr("config.yaml:5: recipes[0].method: "));
   EXPECT_THAT(of("  - {method: rtn}\n  - {method: rtn,\n     bits: 5}\n"),
               HasSubstr("config.yaml:7: recipes[1].bits: must be 2, 3, 4 or 8"));
   EXPECT_THAT(of("  - {method: rtn, bits: '4'}\n"), HasSubstr("config.yaml:5: recipes[0].bits: "));
-  EXPECT_THAT(of("  - {method: rtn, group_size: 0}\n"), HasSubstr("config.yaml:5: recipes[0].group_size: "));
+  EXPECT_THAT(of("  - {method: rtn, group_size: 0}\n"),
+              HasSubstr("config.yaml:5: recipes[0].group_size: "));
   EXPECT_THAT(of("  - {bits: 4}\n"), HasSubstr("config.yaml:5: recipes[0].method: is missing"));
   EXPECT_THAT(of("  - rtn\n"), HasSubstr("config.yaml:5: recipes[0]: "));
-  EXPECT_THAT(of("  - {method: gptq, dampng: 0.1}\n"),
-              HasSubstr("config.yaml:5: recipes[0]: unknown key \"dampng\" (did you mean \"damping\"?)"));
-  EXPECT_THAT(of("  - {method: gptq, damping: -1}\n"), HasSubstr("config.yaml:5: recipes[0].damping: must be"));
+  EXPECT_THAT(
+      of("  - {method: gptq, dampng: 0.1}\n"),
+      HasSubstr("config.yaml:5: recipes[0]: unknown key \"dampng\" (did you mean \"damping\"?)"));
+  EXPECT_THAT(of("  - {method: gptq, damping: -1}\n"),
+              HasSubstr("config.yaml:5: recipes[0].damping: must be"));
   EXPECT_THAT(of("  - {method: rtn}\n  - {method: rtn}\n"),
-              HasSubstr("config.yaml:6: recipes[1]: a second recipe named \"rtn-w4g128\": give one of them a `name:`"));
+              HasSubstr("config.yaml:6: recipes[1]: a second recipe named \"rtn-w4g128\": give one "
+                        "of them a `name:`"));
   for (const char* name : {"../x", ".hidden", "a/b", "a b", "''", "\"a\\0b\"", "original"}) {
-    EXPECT_THAT(of("  - {method: rtn, name: " + std::string(name) + "}\n"), HasSubstr("config.yaml:5: recipes[0].name: "))
+    EXPECT_THAT(of("  - {method: rtn, name: " + std::string(name) + "}\n"),
+                HasSubstr("config.yaml:5: recipes[0].name: "))
         << name;
   }
 }
@@ -272,7 +299,8 @@ TEST_F(ConfigTest, BombsAndJunkAreRefusedQuickly) {
   EXPECT_THAT(error(laughs), HasSubstr("config.yaml:1: anchors and aliases"));
 
   const std::size_t many = 60000;
-  EXPECT_THAT(error("a: " + std::string(many, '[')), HasSubstr("config.yaml:1: nested more than 32 levels deep"));
+  EXPECT_THAT(error("a: " + std::string(many, '[')),
+              HasSubstr("config.yaml:1: nested more than 32 levels deep"));
   EXPECT_THAT(error("a: " + std::string(many, '{')), HasSubstr("config.yaml:1: "));
   EXPECT_THAT(error("a:\n" + std::string(many, '-')), HasSubstr("config.yaml"));
   std::string dashes, stairs, pairs;
@@ -303,8 +331,9 @@ TEST_F(ConfigTest, BombsAndJunkAreRefusedQuickly) {
 
 TEST_F(ConfigTest, DifferencesNameKeysThatBothHave) {
   const RunConfig before = read(with(""), {"recipes=[{method: gptq}, {method: rtn}]"});
-  const RunConfig after = read(with(""), {"recipes=[{method: gptq, damping: 0.5, name: gptq-w4g128}]",
-                                          "calibration.seed=43", "threads=2", "run=elsewhere"});
+  const RunConfig after =
+      read(with(""), {"recipes=[{method: gptq, damping: 0.5, name: gptq-w4g128}]",
+                      "calibration.seed=43", "threads=2", "run=elsewhere"});
   const std::vector<std::string> lines = differences(result_keys(before), result_keys(after));
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[0], "calibration.seed: was 42, is 43");

@@ -140,7 +140,9 @@ struct NamedStore {
 class RunStoreTest : public testing::TestWithParam<NamedStore> {
  protected:
   RunStoreTest() : world_(GetParam().make()), store_(world_->store()) {
-    store_.on_damage = [this](const std::string& key, const std::string&) { reported_.push_back(key); };
+    store_.on_damage = [this](const std::string& key, const std::string&) {
+      reported_.push_back(key);
+    };
   }
   std::unique_ptr<StoreUnderTest> world_;
   RunStore& store_;
@@ -210,10 +212,11 @@ TEST_P(RunStoreTest, AFailedCommitLeavesTheOldRecord) {
   expect_equal(other, store_.load("calibration").value());
 }
 
-INSTANTIATE_TEST_SUITE_P(Stores, RunStoreTest,
-                         testing::Values(NamedStore{"memory", [] { return std::make_unique<MemoryStoreUnderTest>(); }},
-                                         NamedStore{"hdf5", [] { return std::make_unique<Hdf5StoreUnderTest>(); }}),
-                         [](const auto& store) { return store.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Stores, RunStoreTest,
+    testing::Values(NamedStore{"memory", [] { return std::make_unique<MemoryStoreUnderTest>(); }},
+                    NamedStore{"hdf5", [] { return std::make_unique<Hdf5StoreUnderTest>(); }}),
+    [](const auto& store) { return store.param.name; });
 
 class Hdf5StoreTest : public testing::Test {
  protected:
@@ -261,7 +264,8 @@ class Hdf5StoreTest : public testing::Test {
     H5Sclose(space);
     H5Tclose(type);
   }
-  static void add_dataset(hid_t file, const char* name, hid_t type, std::vector<hsize_t> dims, hid_t creation = H5P_DEFAULT) {
+  static void add_dataset(hid_t file, const char* name, hid_t type, std::vector<hsize_t> dims,
+                          hid_t creation = H5P_DEFAULT) {
     const hid_t space = H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr);
     const hid_t dataset = H5Dcreate2(file, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
     ASSERT_GE(dataset, 0);
@@ -294,7 +298,8 @@ TEST_F(Hdf5StoreTest, TheSealSaysWhatTheHeaderSays) {
   const std::string bytes = slurp(path_);
   const std::string head =
       "roundhouse-record 1\nidentity 00ff\nbytes " + std::to_string(bytes.size() - 512) + "\n";
-  EXPECT_EQ(std::string(bytes.c_str()), head + "xxh3-128 " + xxh3_hex(head + bytes.substr(512)) + "\n");
+  EXPECT_EQ(std::string(bytes.c_str()),
+            head + "xxh3-128 " + xxh3_hex(head + bytes.substr(512)) + "\n");
   EXPECT_EQ(check_seal(path_), "");
 }
 
@@ -316,7 +321,8 @@ TEST_F(Hdf5StoreTest, EveryFlippedBitIsFound) {
   Random random(1);
   for (int round = 0; round < 600; ++round) {
     std::string bytes = whole;
-    const std::size_t at = round < 512 ? static_cast<std::size_t>(round) : random.below(bytes.size());
+    const std::size_t at =
+        round < 512 ? static_cast<std::size_t>(round) : random.below(bytes.size());
     bytes[at] = static_cast<char>(bytes[at] ^ (1 << random.below(8)));
     ASSERT_FALSE(loads(bytes)) << "byte " << at;
     ASSERT_NE(check_seal(path_), "") << "byte " << at;
@@ -346,7 +352,8 @@ TEST_F(Hdf5StoreTest, RightSealsAroundWrongContentAreDamage) {
         const hid_t type = H5Tcopy(H5T_C_S1);
         H5Tset_size(type, H5T_VARIABLE);
         const hid_t space = H5Screate(H5S_SCALAR);
-        const hid_t attribute = H5Acreate2(file, "attributes", type, space, H5P_DEFAULT, H5P_DEFAULT);
+        const hid_t attribute =
+            H5Acreate2(file, "attributes", type, space, H5P_DEFAULT, H5P_DEFAULT);
         const char* text = "{}";
         H5Awrite(attribute, type, &text);
         H5Aclose(attribute);
@@ -447,7 +454,8 @@ TEST_F(Hdf5StoreTest, AnotherIdentityCountsAsDamage) {
 }
 
 TEST_F(Hdf5StoreTest, KeysStayBelowTheRoot) {
-  for (const char* key : {"", "/", "/etc/x", "..", "../x", "a/../b", "a//b", "a/", ".hidden", "a b", "a\nb"}) {
+  for (const char* key :
+       {"", "/", "/etc/x", "..", "../x", "a/../b", "a//b", "a/", ".hidden", "a b", "a\nb"}) {
     EXPECT_THROW(store_.commit(key, {}), Error) << key;
     EXPECT_THROW(store_.load(key), Error) << key;
     EXPECT_THROW(store_.remove(key), Error) << key;
@@ -500,7 +508,9 @@ TEST_F(Hdf5StoreTest, OtherToolsReadIt) {
   store_.commit("record", record);
   const std::string program =
       "import h5py, json\n"
-      "f = h5py.File('" + path_.string() + "', 'r')\n"
+      "f = h5py.File('" +
+      path_.string() +
+      "', 'r')\n"
       "assert list(f['half']) == [0, 1.5] and f['half'].dtype == 'f2'\n"
       "assert list(f['brain']) == [-2.5]\n"
       "a = f.attrs['attributes']\n"

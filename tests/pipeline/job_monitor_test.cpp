@@ -64,7 +64,8 @@ TEST_F(JobMonitorTest, ASecondInterruptEndsAtOnce) {
 }
 
 TEST_F(JobMonitorTest, SignalsAreGivenBack) {
-  struct sigaction before {}, after {};
+  struct sigaction before {
+  }, after{};
   ::sigaction(SIGTERM, nullptr, &before);
   { JobMonitor monitor(*world_, nullptr, 600, 0); }
   ::sigaction(SIGTERM, nullptr, &after);

@@ -48,7 +48,8 @@ TEST(ProgressLineTest, OtherRanksSayWhoTheyAre) {
   ProgressLine line(false, "[rank 3] ");
   line.say("a word");
   line.unit_done("rtn-w4 block 1", 3);
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "[rank 3] a word\n[rank 3] rtn-w4 block 1: 3.0 s\n");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "[rank 3] a word\n[rank 3] rtn-w4 block 1: 3.0 s\n");
 }
 
 TEST(ProgressLineTest, ATerminalHasOneLiveLine) {

@@ -118,9 +118,11 @@ TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
   other.calibration.seed = 43;
   EXPECT_EQ(message_of([&] { settle_config(other, "f00"); }),
             first.run.string() +
-                " was made with other settings: calibration.seed: was 42, is 43. Use another run folder, or put "
+                " was made with other settings: calibration.seed: was 42, is 43. Use another run "
+                "folder, or put "
                 "the old value back");
-  EXPECT_THAT(message_of([&] { settle_config(first, "f01"); }), HasSubstr("are not those that the run began with"));
+  EXPECT_THAT(message_of([&] { settle_config(first, "f01"); }),
+              HasSubstr("are not those that the run began with"));
   other.recipes[1].options["damping"] = 0.5;
   EXPECT_THAT(message_of([&] { settle_config(other, "f00"); }),
               HasSubstr("calibration.seed: was 42, is 43; recipes.gptq-w4g128: was {"));
@@ -135,7 +137,8 @@ TEST_F(RunFolderTest, RecipesMayComeAndGoButNotChange) {
   settle_config(one, "f00");
   RunConfig changed = both;
   changed.recipes[1].options["damping"] = 0.5;
-  EXPECT_THAT(message_of([&] { settle_config(changed, "f00"); }), HasSubstr("recipes.gptq-w4g128: was"))
+  EXPECT_THAT(message_of([&] { settle_config(changed, "f00"); }),
+              HasSubstr("recipes.gptq-w4g128: was"))
       << "it was out, and comes back as another under its old name";
   RunConfig three = both;
   three.recipes.push_back(parse_recipe({{"method", "rtn"}, {"bits", 2}}));
@@ -145,9 +148,12 @@ TEST_F(RunFolderTest, RecipesMayComeAndGoButNotChange) {
 TEST_F(RunFolderTest, ADamagedIdentityIsAnErrorThatSaysWhatToDo) {
   const RunConfig made = config();
   settle_config(made, "f00");
-  for (const char* text : {"", "{", "[]", "{\"model\": 3, \"keys\": {}}", "{\"model\": \"f00\", \"keys\": {\"a\": 1}}"}) {
+  for (const char* text : {"", "{", "[]", "{\"model\": 3, \"keys\": {}}",
+                           "{\"model\": \"f00\", \"keys\": {\"a\": 1}}"}) {
     write_text_atomically(made.run / "identity.json", text);
-    EXPECT_THAT(message_of([&] { settle_config(made, "f00"); }), HasSubstr("identity.json: damaged. Delete it")) << text;
+    EXPECT_THAT(message_of([&] { settle_config(made, "f00"); }),
+                HasSubstr("identity.json: damaged. Delete it"))
+        << text;
   }
 }
 
@@ -163,7 +169,8 @@ TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
   EXPECT_NE(recipe_identity(base, "f", rtn), recipe_identity(base, "f", gptq));
   EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(base, "g", gptq));
   EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(reseeded, "f", gptq));
-  EXPECT_EQ(recipe_identity(base, "f", rtn), recipe_identity(reseeded, "f", rtn)) << "rtn sees no samples";
+  EXPECT_EQ(recipe_identity(base, "f", rtn), recipe_identity(reseeded, "f", rtn))
+      << "rtn sees no samples";
   EXPECT_EQ(recipe_identity(base, "f", gptq), recipe_identity(elsewhere, "f", gptq));
   EXPECT_NE(calibration_identity(base, "f"), calibration_identity(reseeded, "f"));
   EXPECT_EQ(calibration_identity(base, "f"), calibration_identity(elsewhere, "f"));
@@ -173,7 +180,8 @@ TEST_F(RunFolderTest, TheFingerprintFollowsTheModelsFiles) {
   const fs::path source = fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
   const fs::path copy = folder_.path() / "model";
   fs::create_directory(copy);
-  for (const char* name : {"config.json", "model.safetensors"}) fs::copy_file(source / name, copy / name);
+  for (const char* name : {"config.json", "model.safetensors"})
+    fs::copy_file(source / name, copy / name);
   const std::string before = model_fingerprint(copy);
   EXPECT_EQ(before, model_fingerprint(source)) << "another place is the same model";
 
