@@ -24,8 +24,6 @@ ifeq ($(shell id -u),0)
   export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
-# On a machine with more threads than processors, threads that spin while they wait take the time of those they wait for.
-export OMP_WAIT_POLICY ?= passive
 mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
 
 .PHONY: help dependencies configure build demo test asan cuda bench format tidy clean

@@ -126,8 +126,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
 
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
   if (!std::filesystem::exists(arguments.target / "journal.jsonl")) return evaluate_model(session, arguments);
-  RunConfig config = read_config(arguments.target / "config.yaml", {});
-  config.run = arguments.target;
+  RunConfig config = read_run_config(arguments.target);
   if (!arguments.perplexity.empty()) config.perplexity = arguments.perplexity;
   Job job(session, config);
   std::vector<std::string> recipes = arguments.recipes;

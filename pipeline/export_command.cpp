@@ -50,8 +50,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes, const std
 }
 
 int export_command(LaunchSession& session, const ExportArguments& arguments) {
-  RunConfig config = read_config(arguments.run / "config.yaml", {});
-  config.run = arguments.run;
+  const RunConfig config = read_run_config(arguments.run);
   Job job(session, config);
   std::vector<std::string> formats = arguments.formats;
   if (formats.empty()) formats = config.export_formats;

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "pipeline/schedule.h"
+#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -45,7 +46,7 @@ Job::Job(LaunchSession& session, RunConfig config) : config_(std::move(config)),
   check_lengths();
 
   backend_ = make_rank_backend(config_.device, config_.threads, session);
-  std::int64_t longest = config_.calibration.sequence_length;
+  std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
   for (const PerplexityTask& task : config_.perplexity) longest = std::max<std::int64_t>(longest, task.window);
   shape_ = make_decoder_block(model_->config(), longest, *backend_);
   for (const Recipe& recipe : config_.recipes) {
@@ -89,7 +90,7 @@ void Job::check_lengths() const {
                        std::to_string(model_->config().max_positions) + " positions");
     }
   };
-  check("calibration.sequence_length", config_.calibration.sequence_length);
+  if (needs_calibration(config_)) check("calibration.sequence_length", config_.calibration.sequence_length);
   for (const PerplexityTask& task : config_.perplexity) check("evaluate.perplexity window of " + task.name, task.window);
 }
 
@@ -115,6 +116,11 @@ std::string Job::share(std::string text) {
   text.resize(static_cast<std::size_t>(size));
   world_->broadcast(std::as_writable_bytes(std::span(text)), 0);
   return text;
+}
+
+bool needs_calibration(const RunConfig& config) {
+  return std::ranges::any_of(config.recipes,
+                             [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
 }
 
 std::vector<std::string> complete_recipes(Job& job) {

@@ -74,6 +74,9 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const s
 // Writes RUN/report and prints the table. On one rank.
 void report_run(const std::filesystem::path& run);
 
+// Does any recipe look at activations?
+bool needs_calibration(const RunConfig& config);
+
 // Recipes of which every block is in the store. Collective.
 std::vector<std::string> complete_recipes(Job& job);
 

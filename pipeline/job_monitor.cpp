@@ -49,8 +49,14 @@ class StopSignals {
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
   ~StopSignals() {
+    // The job is over and its exit code decided. srun ends the other ranks with SIGTERM as soon as the first has left, and
+    // that must not become their exit code: only Ctrl-C gets its old meaning back.
     for (std::size_t i = 0; i < kStopSignals.size(); ++i) {
-      ::sigaction(kStopSignals[i], &before_[i], nullptr);
+      if (kStopSignals[i] == SIGINT) {
+        ::sigaction(SIGINT, &before_[i], nullptr);
+      } else {
+        ::signal(kStopSignals[i], SIG_IGN);
+      }
     }
     signal_watchdog.store(nullptr);
   }

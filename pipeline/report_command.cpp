@@ -48,7 +48,7 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run, cons
 }
 
 Report make_report(const std::filesystem::path& run) {
-  const RunConfig config = read_config(run / "config.yaml", {});
+  const RunConfig config = read_run_config(run);
   const std::vector<nlohmann::json> journal = read_journal(run);
   Report report;
   report.title = config.model.string() + ", quantized";

@@ -9,7 +9,6 @@
 #include "pipeline/job.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -88,10 +87,8 @@ void remove_snapshots(Job& job, const std::string& recipe) {
 bool quantize(Job& job) {
   const RunConfig& config = job.config();
   const int blocks = static_cast<int>(job.model().config().blocks);
-  const bool needs_samples = std::ranges::any_of(
-      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
   std::optional<Samples> samples;
-  if (needs_samples) samples.emplace(calibrate(job));
+  if (needs_calibration(config)) samples.emplace(calibrate(job));
 
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;

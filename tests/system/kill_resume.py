@@ -88,8 +88,7 @@ class World:
         self.config = self.folder / "config.yaml"
         self.config.write_text(CONFIG.format(source=self.source, run=self.run))
         self.starts = 0
-        # More ranks times threads than processors: a thread that spins while it waits would take the time of those it waits for.
-        self.environment = dict(os.environ, OMP_WAIT_POLICY="passive", OMPI_MCA_btl_vader_single_copy_mechanism="none")
+        self.environment = dict(os.environ, OMPI_MCA_btl_vader_single_copy_mechanism="none")
         if os.geteuid() == 0:
             self.environment.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 
