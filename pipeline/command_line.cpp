@@ -167,6 +167,8 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       ->type_name("N")
       ->check(CLI::Range(2, 1 << 20))
       ->needs(text);
+  command.add_flag("--rows", arguments.text.rows,
+                   "Each line is a row of a data set, as WikiText-2 is measured");
   command.add_option("--limit", arguments.text.limit, "Windows at most; 0: all")
       ->type_name("N")
       ->check(CLI::Range(0, 1'000'000))
@@ -175,7 +177,7 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       "Examples:\n"
       "  roundhouse evaluate runs/tiny\n"
       "  roundhouse evaluate runs/tiny --recipe rtn-w4g128 --text wiki.test.txt --window 2048\n"
-      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.txt --limit 20");
+      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.raw --rows --limit 20");
   command.callback([&arguments, text] {
     if (text->count() > 0) {
       PerplexityTask& task = arguments.text;

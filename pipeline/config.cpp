@@ -374,6 +374,7 @@ void read_evaluate(Section section, InputFiles files, RunConfig& config) {
       }
       task.window = entry.integer("window", task.window, 2, kMaxTokens);
       task.limit = entry.integer("limit", task.limit, 0, kMaxSamples);
+      task.rows = entry.boolean("rows", task.rows);
       entry.finish();
       config.perplexity.push_back(std::move(task));
     }
@@ -494,8 +495,8 @@ std::string to_yaml(const RunConfig& config) {
   line("  original: {}", config.evaluate_original);
   line("  perplexity:{}", config.perplexity.empty() ? " []" : "");
   for (const PerplexityTask& task : config.perplexity) {
-    line("    - {{name: {}, text: {}, window: {}, limit: {}}}", yaml_text(task.name),
-         yaml_text(task.text), task.window, task.limit);
+    line("    - {{name: {}, text: {}, window: {}, limit: {}, rows: {}}}", yaml_text(task.name),
+         yaml_text(task.text), task.window, task.limit, task.rows);
   }
   return text;
 }

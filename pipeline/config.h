@@ -18,6 +18,7 @@ struct PerplexityTask {
   std::filesystem::path text;  // plain text, read whole
   int window = 2048;           // tokens
   int limit = 0;               // windows at most; 0: all
+  bool rows = false;           // each line is a row of a data set: see join_rows()
 };
 
 struct RunConfig {

@@ -19,13 +19,14 @@ BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, B
 }
 
 Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
-  return cut_windows(tokenizer.encode_with_bos(read_text_file(task.text)), task.window, task.limit,
-                     task.text.string());
+  std::string text = read_text_file(task.text);
+  if (task.rows) text = join_rows(text);
+  return cut_windows(tokenizer.encode_with_bos(text), task.window, task.limit, task.text.string());
 }
 
 // What a figure depends on besides the weights.
 nlohmann::json settings_of(const PerplexityTask& task) {
-  return {{"window", task.window}, {"limit", task.limit}, {"text", xxh3_hex(read_text_file(task.text))}};
+  return {{"window", task.window}, {"limit", task.limit}, {"rows", task.rows}, {"text", xxh3_hex(read_text_file(task.text))}};
 }
 
 // JSON has no NaN: a model whose output is not finite has no perplexity.

@@ -66,6 +66,19 @@ Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length
   return {{tokens.begin(), tokens.begin() + count * length}, length};
 }
 
+std::string join_rows(std::string_view text) {
+  std::string joined;
+  joined.reserve(text.size() + text.size() / 16);
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size() - 1) + 1;  // behind the line feed
+    const std::string_view line = text.substr(0, end);
+    if (line.find_first_not_of(" \t\r\n") != std::string_view::npos) joined += line;
+    text.remove_prefix(end);
+    if (!text.empty()) joined += "\n\n";
+  }
+  return joined;
+}
+
 Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape, const BlockSource& weights,
                               const Windows& windows, Backend& backend, Communicator& world,
                               ActivationBudget& budget, Monitor& monitor) {

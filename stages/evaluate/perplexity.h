@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -26,6 +27,10 @@ struct Windows {
 // At most `limit` windows (0: all). Throws InputError naming `name` if the tokens do not fill one window.
 Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length, std::int64_t limit,
                     const std::string& name);
+
+// The text of which the published WikiText-2 perplexities speak: the data set has one row a line (with its line feed, or empty
+// if the line is blank), and the rows are joined by two line feeds.
+std::string join_rows(std::string_view text);
 
 // Weights of block b, loaded when they are needed: original or dequantized.
 using BlockSource = std::function<BlockWeights(int block)>;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "comm/launcher.h"
@@ -19,6 +21,23 @@ TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
   EXPECT_EQ(cut_windows(tokens, 3, 1, "t").count(), 1);
   EXPECT_EQ(cut_windows(tokens, 3, 0, "t").ids, (std::vector<std::int32_t>{0, 1, 2, 3, 4, 5}));
   EXPECT_THROW(cut_windows(tokens, 8, 0, "t"), InputError);
+}
+
+TEST(PerplexityTest, JoinsTheRowsOfADataSet) {
+  EXPECT_EQ(join_rows(" \n = A = \n \n text \n"), "\n\n = A = \n\n\n\n\n text \n");
+  EXPECT_EQ(join_rows("a\nb"), "a\n\n\nb");
+  EXPECT_EQ(join_rows(""), "");
+}
+
+// The widely reported number of tokens of WikiText-2's test text under LLaMA's tokenizer: 341,469, which is 166 windows.
+TEST(PerplexityTest, WikiTextHasItsKnownTokens) {
+  const char* given = std::getenv("ROUNDHOUSE_DATA");
+  const std::filesystem::path data =
+      given ? given : std::filesystem::path(ROUNDHOUSE_SOURCE_DIR).parent_path() / "shared/data";
+  if (!std::filesystem::exists(data / "wikitext2")) GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
+  const auto tokens = load_tokenizer(data / "tokenizers/llama")
+                          ->encode_with_bos(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
+  EXPECT_EQ(tokens.size(), 341469u);
 }
 
 class BundledModel {
