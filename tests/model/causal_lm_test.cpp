@@ -15,7 +15,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 std::string error_of(const json& config, const Tensors& tensors) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_model(directory.path(), config, tensors);
   return input_error_of([&] { CausalLM model(directory.path()); });
 }
@@ -68,7 +68,7 @@ TEST(CausalLmTest, BiasThatNobodyWouldAddIsRefused) {
 TEST(CausalLmTest, TiedHeadIsTheEmbedding) {
   json config = small_config();
   config["tie_word_embeddings"] = true;
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_model(directory.path(), config, formula_tensors(config, DType::kF16));
   const auto backend = make_backend("cpu", {});
   const CausalLM model(directory.path());
@@ -79,7 +79,7 @@ TEST(CausalLmTest, TiedHeadIsTheEmbedding) {
 TEST(CausalLmTest, EmbeddingIsTheRowsOfTheTable) {
   const json config = small_config();
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-    const TempDirectory directory;
+    const TemporaryFolder directory;
     write_model(directory.path(), config, formula_tensors(config, type), 2);
     const auto backend = make_backend("cpu", {});
     const CausalLM model(directory.path());
@@ -111,7 +111,7 @@ TEST(CausalLmTest, NotANumberIsNamedWhereItIsRead) {
             "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight"}) {
         Tensors tensors = formula_tensors(config, type);
         std::memcpy(tensors[name].bytes().data() + 3 * size_of(type), &bits, size_of(type));
-        const TempDirectory directory;
+        const TemporaryFolder directory;
         write_model(directory.path(), config, tensors);
         const CausalLM model(directory.path());
         const auto block = make_decoder_block(model.config(), 8, *backend);

@@ -31,7 +31,7 @@ std::string error_of(const std::filesystem::path& directory) {
 }
 
 TEST(CheckpointTest, ReadsOneFile) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_safetensors(directory / "model.safetensors", {{"a", tensor_of(1)}, {"b", tensor_of(2)}});
   const Checkpoint checkpoint(directory.path());
   EXPECT_THAT(checkpoint.names(), ElementsAre("a", "b"));
@@ -41,7 +41,7 @@ TEST(CheckpointTest, ReadsOneFile) {
 }
 
 TEST(CheckpointTest, ReadsShardsByTheirIndex) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_safetensors(directory / "x.safetensors",
                     {{"a", tensor_of(1)}, {"not in the index", tensor_of(9)}});
   write_safetensors(directory / "y.safetensors", {{"b", tensor_of(2)}});
@@ -53,7 +53,7 @@ TEST(CheckpointTest, ReadsShardsByTheirIndex) {
 }
 
 TEST(CheckpointTest, IgnoresRotaryFrequencies) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});
   // Not even looked for in its file.
   write_index(directory.path(),
@@ -66,7 +66,7 @@ TEST(CheckpointTest, IgnoresRotaryFrequencies) {
 }
 
 TEST(CheckpointTest, DirectoryWithoutWeightsSaysWhatIsMissing) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   EXPECT_THAT(error_of(directory.path()),
               AllOf(HasSubstr(directory.path().string()), HasSubstr("model.safetensors")));
   write_file(directory / "pytorch_model.bin", "");
@@ -74,7 +74,7 @@ TEST(CheckpointTest, DirectoryWithoutWeightsSaysWhatIsMissing) {
 }
 
 TEST(CheckpointTest, IndexMayOnlyNameFilesBesideIt) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   std::filesystem::create_directory(directory / "model");
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});
   for (const std::string file :
@@ -91,20 +91,20 @@ TEST(CheckpointTest, IndexMayOnlyNameFilesBesideIt) {
 }
 
 TEST(CheckpointTest, MissingShardIsNamed) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_index(directory.path(), {{"a", "model-00002-of-00002.safetensors"}});
   EXPECT_THAT(error_of(directory.path()), HasSubstr("model-00002-of-00002.safetensors"));
 }
 
 TEST(CheckpointTest, TensorMissingFromItsShardIsNamed) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});
   write_index(directory.path(), {{"a", "x"}, {"b", "x"}});
   EXPECT_THAT(error_of(directory.path()), AllOf(HasSubstr("\"b\""), HasSubstr("/x")));
 }
 
 TEST(CheckpointTest, DamagedIndexIsAnInputError) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   for (const std::string text :
        {"", "[]", "{}", "{\"weight_map\": []}", "{\"weight_map\": {\"a\": \"x\", \"a\": \"y\"}}",
         "{\"weight_map\": {\"a\": null}}"}) {
@@ -114,14 +114,14 @@ TEST(CheckpointTest, DamagedIndexIsAnInputError) {
 }
 
 TEST(CheckpointTest, DamagedShardIsAnInputErrorThatNamesIt) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_file(directory / "x", "12345678");
   write_index(directory.path(), {{"a", "x"}});
   EXPECT_THAT(error_of(directory.path()), HasSubstr("/x: "));
 }
 
 TEST(CheckpointTest, WeightHasTheShapeAndTypeOfAWeight) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_safetensors(directory / "model.safetensors",
                     {{"a", tensor_of(1)}, {"codes", HostTensor(DType::kU8, {1})}});
   const Checkpoint checkpoint(directory.path());

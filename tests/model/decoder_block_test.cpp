@@ -54,7 +54,7 @@ class DecoderBlockTest : public testing::TestWithParam<bool> {
 
   static constexpr std::int64_t kWindow = 4;
   static constexpr std::int64_t kLength = 12;
-  TempDirectory directory_;
+  TemporaryFolder directory_;
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {});
   std::unique_ptr<CausalLM> model_;
   std::unique_ptr<DecoderBlock> block_;

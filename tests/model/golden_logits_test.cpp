@@ -21,7 +21,7 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
   const json golden = json::parse(std::ifstream(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) /
                                                 "tests/golden/logits.json"))
                           .at(name);
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   std::filesystem::path path = tiny_world();
   if (golden.contains("config")) {
     path = directory.path();

@@ -15,7 +15,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 
 ModelConfig read(const json& config) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_file(directory / "config.json", config.dump());
   return read_model_config(directory.path());
 }
@@ -257,7 +257,7 @@ TEST(ModelConfigTest, WindowMustBePositive) {
 }
 
 TEST(ModelConfigTest, TextThatIsNotAnObjectIsAnInputError) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const auto error_of = [&](const std::string& text) {
     write_file(directory / "config.json", text);
     return input_error_of([&] { (void)read_model_config(directory.path()); });

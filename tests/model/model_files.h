@@ -22,29 +22,9 @@
 #include "base/error.h"
 #include "base/tensor.h"
 #include "model/safetensors.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
-
-class TempDirectory {
- public:
-  TempDirectory() {
-    std::string name = testing::TempDir() + "roundhouse-model-XXXXXX";
-    if (mkdtemp(name.data()) == nullptr) throw Error("no temporary directory");
-    path_ = name;
-  }
-  ~TempDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempDirectory(const TempDirectory&) = delete;
-  TempDirectory& operator=(const TempDirectory&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline void write_file(const std::filesystem::path& path, std::string_view bytes) {
   std::filesystem::remove(

@@ -26,7 +26,7 @@ std::span<const std::byte> as_bytes(std::string_view text) {
 }
 
 TEST(SafetensorsTest, ReadsBackWhatWasWritten) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const std::vector<TensorInfo> tensors = {
       {"wide", DType::kI64, {2}},       {"f32", DType::kF32, {2, 3}},
       {"scalar", DType::kU32, {}},      {"empty", DType::kI32, {0, 7}},
@@ -64,7 +64,7 @@ TEST(SafetensorsTest, ReadsBackWhatWasWritten) {
 }
 
 TEST(SafetensorsTest, WritesTheBytesOfTheFormat) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   SafetensorsWriter writer(directory / "a", {{"w", DType::kU8, {3}}}, {});
   writer.write("w", as_bytes("abc"));
   writer.close();
@@ -76,7 +76,7 @@ TEST(SafetensorsTest, WritesTheBytesOfTheFormat) {
 }
 
 TEST(SafetensorsTest, FileWithoutTensorsIsValid) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   SafetensorsWriter(directory / "a", {}, {}).close();
   EXPECT_TRUE(SafetensorsFile(directory / "a").names().empty());
 }
@@ -94,7 +94,7 @@ TEST(SafetensorsTest, ReferenceOrderPutsWideTypesFirstThenNames) {
 }
 
 TEST(SafetensorsTest, WriterRefusesWhatWasNotAnnounced) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const std::vector<TensorInfo> tensors = {{"a", DType::kU8, {2}}, {"b", DType::kU8, {2}}};
   SafetensorsWriter writer(directory / "a", tensors, {});
   EXPECT_THROW(writer.write("b", as_bytes("xx")), Error);   // before a
@@ -119,7 +119,7 @@ TEST(SafetensorsTest, FullDiskIsAnErrorAtTheLatestWhenClosing) {
 }
 
 TEST(SafetensorsTest, TypeThatWeDoNotKnowIsListedButNotRead) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_file(directory / "a",
              safetensors_bytes(R"({"d":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},
       "f4":{"dtype":"F4","shape":[2],"data_offsets":[8,9]}})",
@@ -133,7 +133,7 @@ TEST(SafetensorsTest, TypeThatWeDoNotKnowIsListedButNotRead) {
 }
 
 TEST(SafetensorsTest, HeaderMayBePaddedAndMayNotBeAligned) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_file(directory / "a",
              safetensors_bytes("{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"_"
                                "_metadata__\":{\"a\":\"b\"}}  ",
@@ -151,7 +151,7 @@ struct Hostile {
 class HostileSafetensorsTest : public testing::TestWithParam<Hostile> {};
 
 TEST_P(HostileSafetensorsTest, IsAnInputErrorThatNamesTheFile) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   write_file(directory / "hostile", safetensors_bytes(GetParam().header, GetParam().data_bytes));
   const std::string message = input_error_of([&] { SafetensorsFile file(directory / "hostile"); });
   EXPECT_THAT(message,
@@ -262,7 +262,7 @@ INSTANTIATE_TEST_SUITE_P(Files, HostileSafetensorsTest, testing::ValuesIn(hostil
                          [](const auto& instance) { return instance.param.name; });
 
 TEST(SafetensorsTest, HeaderLengthIsCheckedAgainstTheFile) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const auto error_of = [&](const std::string& bytes) {
     write_file(directory / "a", bytes);
     return input_error_of([&] { SafetensorsFile file(directory / "a"); });
@@ -289,7 +289,7 @@ std::string valid_file() {
 }
 
 TEST(SafetensorsTest, EveryTruncationIsAnInputError) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const std::string valid = valid_file();
   write_file(directory / "a", valid);
   EXPECT_EQ(SafetensorsFile(directory / "a").names().size(), 3u);
@@ -302,7 +302,7 @@ TEST(SafetensorsTest, EveryTruncationIsAnInputError) {
 }
 
 TEST(SafetensorsTest, AnyChangedByteGivesAValidFileOrAnInputError) {
-  const TempDirectory directory;
+  const TemporaryFolder directory;
   const std::string valid = valid_file();
   int still_valid = 0, errors = 0;
   for (std::size_t i = 0; i < valid.size() - 20; ++i) {

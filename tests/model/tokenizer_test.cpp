@@ -96,7 +96,7 @@ class PublishedTokenizerTest : public testing::Test {
     std::filesystem::copy_file(path, directory_ / "tokenizer.model");
     return load_tokenizer(directory_.path());
   }
-  TempDirectory directory_;
+  TemporaryFolder directory_;
 };
 
 TEST_F(PublishedTokenizerTest, Llama) {
@@ -133,7 +133,7 @@ class TokenizerDirectoryTest : public testing::Test {
   void configure(const std::string& text) {
     write_file(directory_ / "tokenizer_config.json", text);
   }
-  TempDirectory directory_;
+  TemporaryFolder directory_;
 };
 
 TEST_F(TokenizerDirectoryTest, BeginOfTextFollowsTheConfig) {

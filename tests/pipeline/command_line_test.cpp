@@ -9,7 +9,7 @@
 
 #include "base/file.h"
 #include "pipeline/hdf5_store.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

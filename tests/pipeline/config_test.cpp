@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

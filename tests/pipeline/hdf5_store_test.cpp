@@ -17,7 +17,7 @@
 #include "base/hash.h"
 #include "base/random.h"
 #include "stages/memory_store.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

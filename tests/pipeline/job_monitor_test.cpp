@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "comm/launcher.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

@@ -9,7 +9,8 @@
 #include "pipeline/hdf5_store.h"
 #include "stages/memory_store.h"
 #include "tests/comm/mpi_world.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/comm/shared_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "kernels/backend.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

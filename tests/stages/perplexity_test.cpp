@@ -8,7 +8,7 @@
 #include "base/file.h"
 #include "comm/launcher.h"
 #include "tests/comm/mpi_world.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {

@@ -8,7 +8,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "tests/stages/temporary_folder.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {
