@@ -154,11 +154,15 @@ class BlockQuantizer {
     });
     for (int g = 0; g + 1 < group_count(); ++g) count_forward(g);
 
-    // Every owner factorizes its groups before anyone waits for a factor.
+    // All sums before the first factorization, all factorizations before the first factor is shared: both are collective, and
+    // owners of different groups work at the same time.
+    std::vector<HostTensor> hessians;
+    for (const auto& collector : collectors) hessians.push_back(collector->finish(record_));
     std::vector<HessianFactor> factors;
     for (int g = 0; g < group_count(); ++g) {
-      HessianCollector& collector = *collectors[static_cast<std::size_t>(g)];
-      factors.push_back(factor_of(g, collector.owner(), collector.finish(record_)));
+      const auto index = static_cast<std::size_t>(g);
+      factors.push_back(factor_of(g, collectors[index]->owner(), hessians[index]));
+      hessians[index] = {};
     }
     for (int g = 0; g < group_count(); ++g) {
       const int owner = collectors[static_cast<std::size_t>(g)]->owner();
