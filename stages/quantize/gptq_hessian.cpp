@@ -9,24 +9,50 @@
 namespace roundhouse {
 namespace {
 
-// A Gram matrix in host memory, where the team's messages are. Only the lower triangle counts.
-class HostGram final : public Summand {
- public:
-  explicit HostGram(std::int64_t n) : matrix_(DType::kF32, {n, n}) {}
+constexpr std::int64_t kBand = 512;  // rows
 
-  std::span<std::byte> bytes() override { return matrix_.bytes(); }
-  void add(Summand& other) override {
-    const std::span<float> into = matrix_.as<float>();
-    const auto from = std::as_const(static_cast<HostGram&>(other).matrix_).as<float>();
-    for (std::size_t i = 0; i < into.size(); ++i) into[i] += from[i];
+// Calls visit(band) with the parts of the lower triangle (and a little above it) of an n x n matrix that cover it.
+template <class Visit>
+void for_each_band(std::int64_t n, Visit visit) {
+  for (std::int64_t begin = 0; begin < n; begin += kBand) {
+    const std::int64_t end = std::min(begin + kBand, n);
+    visit([begin, end](auto matrix) { return matrix.row_range(begin, end).col_range(0, end); });
   }
-  HostTensor& matrix() { return matrix_; }
-
- private:
-  HostTensor matrix_;
-};
+}
 
 }  // namespace
+
+// A Gram matrix in the backend's memory, which is the memory that the team's messages move. Only the lower triangle counts;
+// above it may be anything. Matrices of 70B models are gigabytes: the memory of one that is used up serves the next.
+class HessianCollector::GramSum final : public Summand {
+ public:
+  GramSum(Backend& backend, std::int64_t n, std::vector<Tensor>& spare) : backend_(backend), spare_(spare) {
+    if (spare.empty()) {
+      matrix_ = Tensor(backend, DType::kF32, n, n);
+    } else {
+      matrix_ = std::move(spare.back());
+      spare.pop_back();
+    }
+  }
+  ~GramSum() override { spare_.push_back(std::move(matrix_)); }
+
+  std::span<std::byte> bytes() override {
+    return {static_cast<std::byte*>(matrix_.view().data), matrix_.bytes()};
+  }
+  void add(Summand& other) override {
+    Tensor& from = static_cast<GramSum&>(other).matrix_;
+    for_each_band(matrix_.rows(), [&](auto band) { backend_.add(band(from.view()), band(matrix_.view())); });
+  }
+  void clear() {
+    for_each_band(matrix_.rows(), [&](auto band) { backend_.zero(band(matrix_.view())); });
+  }
+  Tensor& matrix() { return matrix_; }
+
+ private:
+  Backend& backend_;
+  std::vector<Tensor>& spare_;
+  Tensor matrix_;
+};
 
 HessianCollector::HessianCollector(const BlockTask& task, int group, PhaseClock& clock)
     : task_(task),
@@ -34,11 +60,13 @@ HessianCollector::HessianCollector(const BlockTask& task, int group, PhaseClock&
       owner_(group % task.team.size()),
       clock_(clock),
       sum_(task.team, task.samples->shards(),
-           [n = group_.cols] { return std::make_unique<HostGram>(n); }) {}
+           [this] { return std::make_unique<GramSum>(task_.backend, group_.cols, spare_); }) {}
+
+HessianCollector::~HessianCollector() = default;
 
 void HessianCollector::begin_shard() {
-  gram_ = Tensor(task_.backend, DType::kF32, group_.cols, group_.cols);
-  task_.backend.zero(gram_.view());
+  gram_ = std::make_unique<GramSum>(task_.backend, group_.cols, spare_);
+  gram_->clear();
 }
 
 void HessianCollector::add(ConstMatrix input, const MicroBatch& batch) {
@@ -55,16 +83,13 @@ void HessianCollector::add(ConstMatrix input, const MicroBatch& batch) {
     std::int64_t end = s + 1;
     while (end < batch.sequences && is_finite(end)) ++end;
     task_.backend.gram(
-        {.x = input.row_range(s * batch.length, end * batch.length), .h = gram_.view()});
+        {.x = input.row_range(s * batch.length, end * batch.length), .h = gram_->matrix().view()});
     s = end;
   }
 }
 
 void HessianCollector::end_shard(int shard) {
-  auto part = std::make_unique<HostGram>(group_.cols);
-  task_.backend.download(gram_.f32(), part->bytes());
-  gram_ = {};
-  sum_.add(shard, std::move(part));
+  sum_.add(shard, std::move(gram_));
 }
 
 std::int64_t HessianCollector::settle_dropped(nlohmann::json& block_record) {
@@ -96,12 +121,12 @@ HostTensor HessianCollector::finish(nlohmann::json& block_record) {
   clock_.measure("gram", [&] {
     const std::unique_ptr<Summand> sum = sum_.finish(owner_);
     if (!sum) return;
-    hessian = std::move(static_cast<HostGram&>(*sum).matrix());
+    Tensor& matrix = static_cast<GramSum&>(*sum).matrix();
+    task_.backend.symmetrize(matrix.view());
+    hessian = HostTensor(DType::kF32, {group_.cols, group_.cols});
+    task_.backend.download(matrix.f32(), hessian.bytes());
     const float scale = 2.0f / static_cast<float>(used);
     for (float& h : hessian.as<float>()) h *= scale;
-    Tensor mirrored = Tensor::upload(task_.backend, hessian.view(), DType::kF32);
-    task_.backend.symmetrize(mirrored.view());
-    task_.backend.download(mirrored.f32(), hessian.bytes());
   });
   const double tokens = static_cast<double>(used) * static_cast<double>(task_.samples->length());
   const auto n = static_cast<double>(group_.cols);

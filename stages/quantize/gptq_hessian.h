@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "comm/tree_sum.h"
@@ -17,6 +18,7 @@ namespace roundhouse {
 class HessianCollector {
  public:
   HessianCollector(const BlockTask& task, int group, PhaseClock& clock);
+  ~HessianCollector();
 
   // This rank's shards in order, and their micro-batches in order. A sample with a value that is not finite is left out.
   void begin_shard();
@@ -29,14 +31,16 @@ class HessianCollector {
   int owner() const { return owner_; }
 
  private:
+  class GramSum;
   std::int64_t settle_dropped(nlohmann::json& block_record);  // returns the number of samples used
 
   const BlockTask& task_;
   const InputGroup& group_;
   int owner_;
   PhaseClock& clock_;
+  std::vector<Tensor> spare_;  // before everything that gives its memory back to it
   TreeSum sum_;
-  Tensor gram_;  // of the shard at hand
+  std::unique_ptr<GramSum> gram_;  // of the shard at hand
   std::vector<std::int64_t> dropped_;
 };
 

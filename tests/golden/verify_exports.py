@@ -116,7 +116,7 @@ def load_gptq(export, results):
         check(results, "loaded weights", same(linear.weight().astype(np.float16), weight))
         # It says itself whether the zero points that it holds are those of version 1, less one.
         less = 1 if module_version(theirs) == 1 else 0
-        zeros = unpack_columns(theirs.qzeros.T, bits) + less
+        zeros = unpack_columns(theirs.qzeros.T, bits).T + less
         check(results, "zeros", same(linear.zeros, zeros))
     # For the perplexity: the library's weights in float32.
     dense = transformers.AutoModelForCausalLM.from_config(plain_config(export), dtype=torch.float32)
