@@ -3,8 +3,7 @@
 tiny_world.py --program FILE --source FOLDER --mpiexec FILE
 
 The unquantized model must have its known perplexity, GPTQ must beat rounding at every bit-width, and every figure must be
-within 1 % of those of tests/golden/gptq_reference.json, which an independent program made from other windows of the same
-text.
+within 1 % of those of tests/golden/gptq_reference.json, which an independent program made from the same token windows.
 """
 import argparse
 import json
