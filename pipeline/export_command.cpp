@@ -17,7 +17,12 @@ std::string export_identity(Job& job, const Recipe& recipe, const ExportOptions&
 bool is_exported(const std::filesystem::path& directory, const std::filesystem::path& note, const std::string& identity) {
   if (!std::filesystem::exists(directory) || !std::filesystem::exists(note)) return false;
   const auto json = nlohmann::json::parse(read_text_file(note), nullptr, false);
-  return json.is_object() && json.value("identity", "") == identity && verify_checkpoint(directory).empty();
+  if (!json.is_object() || json.value("identity", "") != identity) return false;
+  try {
+    return verify_checkpoint(directory).empty();
+  } catch (const InputError&) {
+    return false;  // its list of hashes is gone or damaged: it is written again
+  }
 }
 
 }  // namespace

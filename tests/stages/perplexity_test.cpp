@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "comm/launcher.h"
+#include "model/tokenizer.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/base/temporary_folder.h"
 
