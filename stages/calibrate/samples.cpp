@@ -106,7 +106,8 @@ Record to_record(const Samples& samples) {
 
 Samples samples_from_record(const Record& record) {
   const auto ids = record.tensors.find("ids");
-  const nlohmann::json shards = record.attributes.value("shards", nlohmann::json());
+  const nlohmann::json shards =
+      record.attributes.is_object() ? record.attributes.value("shards", nlohmann::json()) : nlohmann::json();
   if (ids == record.tensors.end() || ids->second.type() != DType::kI32 ||
       ids->second.shape().size() != 2 || !shards.is_number_integer()) {
     throw Error("calibration record: not token ids");

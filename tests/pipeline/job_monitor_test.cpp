@@ -63,13 +63,16 @@ TEST_F(JobMonitorTest, ASecondInterruptEndsAtOnce) {
   EXPECT_EQ(WTERMSIG(status), SIGINT);
 }
 
-TEST_F(JobMonitorTest, SignalsAreGivenBack) {
-  struct sigaction before {
-  }, after{};
-  ::sigaction(SIGTERM, nullptr, &before);
+TEST_F(JobMonitorTest, AfterTheEndOnlyCtrlCStillCounts) {
+  struct sigaction interrupt_before {
+  }, interrupt{}, terminate{};
+  ::sigaction(SIGINT, nullptr, &interrupt_before);
   { JobMonitor monitor(*world_, nullptr, 600, 0); }
-  ::sigaction(SIGTERM, nullptr, &after);
-  EXPECT_EQ(before.sa_handler, after.sa_handler);
+  ::sigaction(SIGINT, nullptr, &interrupt);
+  EXPECT_EQ(interrupt.sa_handler, interrupt_before.sa_handler);
+  // srun sends it to the ranks that are still leaving; their exit code stands.
+  ::sigaction(SIGTERM, nullptr, &terminate);
+  EXPECT_EQ(terminate.sa_handler, SIG_IGN);
 }
 
 TEST_F(JobMonitorTest, TheTimeLimitStops) {

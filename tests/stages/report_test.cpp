@@ -21,7 +21,7 @@ Report example() {
 
 TEST(ReportTest, TextHasOneLineARecipe) {
   const std::string text = to_text(example());
-  EXPECT_THAT(text, HasSubstr("original            16.00            2.0000"));
+  EXPECT_THAT(text, HasSubstr("original         16.00            2.0000"));
   EXPECT_THAT(text, HasSubstr("not finite"));
 }
 

@@ -81,7 +81,8 @@ TEST_F(SamplesTest, WindowIsARunOfOneDocument) {
 
 TEST_F(SamplesTest, SkipsDocumentsThatAreTooShort) {
   const auto text = write("mixed.jsonl", "{\"text\": \"short\"}\n\n{\"text\": \"" + std::string(20, 'x') + "\"}\n");
-  for (const std::int32_t id : draw(text, 3).ids(0, 3)) EXPECT_TRUE(id == 'x' || id == 256) << id;
+  const Samples samples = draw(text, 3);
+  for (const std::int32_t id : samples.ids(0, 3)) EXPECT_TRUE(id == 'x' || id == 256) << id;
 }
 
 TEST_F(SamplesTest, PlainTextIsOneDocument) {
