@@ -39,7 +39,8 @@ fi
 # Those of the arguments that are not installed, one a line.
 missing_of() {
   local installed
-  installed=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p')
+  # It fails if it does not know one of them, which is what is asked here.
+  installed=$({ dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } | sed -n 's/^installed //p')
   for package in "$@"; do
     grep -qxF "$package" <<<"$installed" || echo "$package"
   done
