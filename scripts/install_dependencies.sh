@@ -9,14 +9,14 @@ packages=(
   g++ cmake ninja-build make ccache pkg-config git
   libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev
   libyaml-cpp-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
-  libsentencepiece-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev
+  libsentencepiece-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev python3
 )
 wanted=()  # a test that lacks one of these is skipped and says so
 
 case "${1-}" in
   '') ;;
   --tests)
-    wanted+=(python3 python3-numpy)
+    wanted+=(python3-numpy)
     # The Slurm test starts its daemons as root; on a machine that belongs to a cluster its own Slurm is used.
     if [[ $(id -u) == 0 ]] && ! command -v slurmctld >/dev/null; then
       wanted+=(munge slurmctld)
