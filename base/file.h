@@ -11,7 +11,8 @@
 namespace roundhouse {
 
 // Throws InputError naming the path: missing, a directory, unreadable, or longer than `limit` bytes.
-std::string read_text_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 32);
+std::string read_text_file(const std::filesystem::path& path,
+                           std::size_t limit = std::size_t{1} << 32);
 
 // A read-only mapping of a whole file. Throws InputError naming the path.
 class MappedFile {

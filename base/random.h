@@ -27,7 +27,7 @@ class Random {
     return x % n;
   }
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }  // [0, 1)
-  double normal();                                                           // Box-Muller
+  double normal();                                                          // Box-Muller
 
   template <class T>
   void shuffle(std::vector<T>& items) {  // Fisher-Yates

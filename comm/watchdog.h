@@ -33,10 +33,10 @@ class Watchdog {
   // While an exception unwinds: stops at once.
   ~Watchdog();
 
-  void tick();                          // cheap; from the main thread, at least once a micro-batch
-  void set_phase(std::string phase);    // what the main thread is doing, for messages
-  void request_stop();                  // async-signal-safe
-  bool stop_requested() const;          // here or on any rank
+  void tick();                        // cheap; from the main thread, at least once a micro-batch
+  void set_phase(std::string phase);  // what the main thread is doing, for messages
+  void request_stop();                // async-signal-safe
+  bool stop_requested() const;        // here or on any rank
 
   // The main thread waits for other ranks while this lives.
   class Waiting {

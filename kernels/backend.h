@@ -26,8 +26,9 @@ struct BackendOptions {
   int device = 0;   // GPU only: which one
 };
 
-std::vector<std::string> built_backends();         // {"cpu"} or {"cpu", "cuda"}
-bool has_device(std::string_view backend);          // a machine without a GPU: false for "cuda"
-std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options);  // throws Error
+std::vector<std::string> built_backends();  // {"cpu"} or {"cpu", "cuda"}
+bool has_device(std::string_view backend);  // a machine without a GPU: false for "cuda"
+std::unique_ptr<Backend> make_backend(std::string_view name,
+                                      const BackendOptions& options);  // throws Error
 
 }  // namespace roundhouse

@@ -9,7 +9,8 @@
 //   A-awq    lo = min w, hi = max w                              (hi - lo) / qmax    rne(-lo / s), clamped
 //   A-ar     as A-gptq, s >= 1e-5                                (hi - lo) / qmax    rne(-lo / s)
 //   S-gptq   a = max |w|; lo = -a, hi = a                        2 a / qmax          2^(bits-1)
-//   S-full   a = max |w|, sign + if -lo > hi else -              sign a / 2^(bits-1) 2^(bits-1)   (s may be negative)//
+//   S-full   a = max |w|, sign + if -lo > hi else -              sign a / 2^(bits-1) 2^(bits-1)   (s may be negative)
+//
 // S-gptq keeps lo = -a for a group without negative weights too, where quant.py leaves lo = 0 and wastes half the codes.
 // Floors: A-awq hi - lo >= 1e-5; A-ar and S-full |s| >= 1e-5; a group of zeros has lo, hi = -1, 1 in A-gptq and s = 1e-5
 // in S-gptq; a scale that float16 would round to 0 is its smallest subnormal, 2^-24.

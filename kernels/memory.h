@@ -53,7 +53,8 @@ class Memory {
   // Work is queued in call order; only download() and sync() wait for it. What upload() reads must live until then.
   virtual void upload(std::span<const std::byte> from, void* to) = 0;
   virtual void download(const void* from, std::span<std::byte> to) = 0;
-  virtual void copy(ConstMatrix from, Matrix to) = 0;  // same shape; converts between F32, F16 and BF16
+  virtual void copy(ConstMatrix from,
+                    Matrix to) = 0;  // same shape; converts between F32, F16 and BF16
   virtual void zero(Matrix m) = 0;
   virtual void sync() = 0;
   // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
@@ -65,7 +66,8 @@ class Tensor {
  public:
   Tensor() = default;
   Tensor(Memory& memory, DType type, std::int64_t rows, std::int64_t cols);  // not initialised
-  static Tensor upload(Memory& memory, const HostView& host, DType type);    // 1-D becomes one row; converts on the host
+  static Tensor upload(Memory& memory, const HostView& host,
+                       DType type);  // 1-D becomes one row; converts on the host
 
   bool empty() const { return buffer_ == nullptr; }
   DType type() const { return type_; }

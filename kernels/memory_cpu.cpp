@@ -27,7 +27,8 @@ std::string CpuBackend::description() const {
   const char* const vectors = __builtin_cpu_supports("avx512f") ? ", AVX-512"
                               : __builtin_cpu_supports("avx2")  ? ", AVX2"
                                                                 : "";
-  return "CPU, " + std::to_string(threads_.size()) + (threads_.size() == 1 ? " thread" : " threads") + vectors;
+  return "CPU, " + std::to_string(threads_.size()) +
+         (threads_.size() == 1 ? " thread" : " threads") + vectors;
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) {

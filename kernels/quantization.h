@@ -52,14 +52,14 @@ struct Dequantize {
 // order: code and value q of w_i on the column's grid; e_i = (w_i - q) / u_ii; w_j -= e_i u_ij for the panel's columns
 // j > i.  The caller updates the columns right of the panel by one matrix product: W -= errors U.
 struct GptqPanel {
-  Matrix w;               // [rows, panel]; the panel of the working weights, overwritten
-  ConstMatrix u;          // [panel, panel] upper triangular; its diagonal block of U, H⁻¹ = Uᵀ U
+  Matrix w;       // [rows, panel]; the panel of the working weights, overwritten
+  ConstMatrix u;  // [panel, panel] upper triangular; its diagonal block of U, H⁻¹ = Uᵀ U
   int bits;
-  ConstMatrix scales;     // [rows, panel] F32: the grid of each column of the panel
-  ConstMatrix zeros;      // [rows, panel] U8
-  Matrix codes;           // [rows, panel] U8
-  Matrix errors;          // [rows, panel] F32: e
-  Matrix row_loss;        // [rows, 1] F32: += sum_i e_i² / 2
+  ConstMatrix scales;  // [rows, panel] F32: the grid of each column of the panel
+  ConstMatrix zeros;   // [rows, panel] U8
+  Matrix codes;        // [rows, panel] U8
+  Matrix errors;       // [rows, panel] F32: e
+  Matrix row_loss;     // [rows, 1] F32: += sum_i e_i² / 2
 };
 
 class QuantizationKernels {

@@ -28,7 +28,8 @@ void wait_while(const std::atomic<T>& value, T old) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+  for (int thread = 1; thread < threads; ++thread)
+    workers_.emplace_back([this, thread] { serve(thread); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -53,7 +54,8 @@ void ThreadPool::run(std::int64_t pieces, const std::function<void(std::int64_t,
   round_.notify_all();
 
   take_pieces(0);
-  for (int busy = busy_.load(std::memory_order_acquire); busy > 0; busy = busy_.load(std::memory_order_acquire)) {
+  for (int busy = busy_.load(std::memory_order_acquire); busy > 0;
+       busy = busy_.load(std::memory_order_acquire)) {
     wait_while(busy_, busy);
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));

@@ -13,7 +13,8 @@ namespace roundhouse {
 
 std::size_t packed_words(std::size_t values, int bits);  // ceil(values * bits / 32)
 // Packs values[0], values[stride], ... (count of them). Precondition: each is below 2^bits.
-void pack_bits(const std::uint8_t* values, std::size_t count, std::size_t stride, int bits, std::uint32_t* words);
+void pack_bits(const std::uint8_t* values, std::size_t count, std::size_t stride, int bits,
+               std::uint32_t* words);
 void unpack_bits(const std::uint32_t* words, std::size_t count, int bits, std::uint8_t* values);
 
 }  // namespace roundhouse

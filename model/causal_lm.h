@@ -33,7 +33,8 @@ class CausalLM {
     Tensor weight;  // [vocabulary, hidden]
   };
   Head load_head(Backend& backend) const;
-  Tensor logits(const Head& head, ConstMatrix residual, Backend& backend) const;  // [rows, vocabulary] F32
+  Tensor logits(const Head& head, ConstMatrix residual,
+                Backend& backend) const;  // [rows, vocabulary] F32
 
  private:
   ModelConfig config_;

@@ -19,7 +19,8 @@ class Checkpoint {
   const std::filesystem::path& directory() const { return directory_; }
   std::vector<std::string> names() const;
   bool has(const std::string& name) const;
-  HostView view(const std::string& name) const;  // throws InputError naming the directory and the tensor
+  HostView view(
+      const std::string& name) const;  // throws InputError naming the directory and the tensor
   // The same, and InputError if the shape differs or the type is not F32, F16 or BF16.
   HostView weight(const std::string& name, const Shape& shape) const;
 

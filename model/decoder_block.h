@@ -70,9 +70,11 @@ class DecoderBlock {
                             LoadLinears linears = LoadLinears::kYes) const = 0;
 
   // Computes state.input of a group that is from_residual; for the others it is already there.
-  virtual void prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const = 0;
+  virtual void prepare(int group, const BlockWeights& weights, BlockState& state,
+                       Backend& backend) const = 0;
   // Applies the linears of a group to state.input (which it uses up) and moves the state on, as in the table above.
-  virtual void apply(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const = 0;
+  virtual void apply(int group, const BlockWeights& weights, BlockState& state,
+                     Backend& backend) const = 0;
 
   // All groups in order: residual in, residual out.
   void forward(const BlockWeights& weights, BlockState& state, Backend& backend) const;
@@ -84,6 +86,7 @@ class DecoderBlock {
 };
 
 // The block of this architecture, for sequences of up to `max_length` tokens.
-std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length, Backend& backend);
+std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,
+                                                 Backend& backend);
 
 }  // namespace roundhouse

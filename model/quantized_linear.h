@@ -18,17 +18,18 @@
 namespace roundhouse {
 
 struct QuantizedLinear {
-  std::string name;           // within the block: "self_attn.q_proj"
+  std::string name;  // within the block: "self_attn.q_proj"
   int bits = 0;
   Grid grid = Grid::kAsymGptq;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::int64_t group_size = 0;  // columns a group, cols for "per channel"; the last group may be shorter
-  HostTensor codes;             // U8 [rows, cols], each below 2^bits
-  HostTensor scales;            // F16 [rows, groups]
-  HostTensor zeros;             // U8 [rows, groups]
-  HostTensor group_of_column;   // I32 [cols], or empty (count 0) for k / group_size
-  nlohmann::json record;        // what happened: error, damping, fallbacks (methods say which keys)
+  std::int64_t group_size =
+      0;              // columns a group, cols for "per channel"; the last group may be shorter
+  HostTensor codes;   // U8 [rows, cols], each below 2^bits
+  HostTensor scales;  // F16 [rows, groups]
+  HostTensor zeros;   // U8 [rows, groups]
+  HostTensor group_of_column;  // I32 [cols], or empty (count 0) for k / group_size
+  nlohmann::json record;       // what happened: error, damping, fallbacks (methods say which keys)
 
   std::int64_t groups() const { return (cols + group_size - 1) / group_size; }
 };

@@ -26,7 +26,9 @@ class SafetensorsFile {
 
   const std::filesystem::path& path() const { return path_; }
   std::vector<std::string> names() const;  // of all tensors, those of unsupported types too
-  bool has(const std::string& name) const { return tensors_.contains(name) || unsupported_.contains(name); }
+  bool has(const std::string& name) const {
+    return tensors_.contains(name) || unsupported_.contains(name);
+  }
   // A view into the mapping, which lives as long as this object. Throws InputError if there is none of that name or its
   // type is none of DType's.
   HostView view(const std::string& name) const;
@@ -34,7 +36,7 @@ class SafetensorsFile {
  private:
   std::filesystem::path path_;
   MappedFile file_;
-  std::map<std::string, HostView> tensors_;  // only dtypes that DType knows
+  std::map<std::string, HostView> tensors_;         // only dtypes that DType knows
   std::map<std::string, std::string> unsupported_;  // name -> dtype
 };
 
@@ -55,7 +57,8 @@ class SafetensorsWriter {
   SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
                     const std::map<std::string, std::string>& metadata);
   ~SafetensorsWriter();
-  void write(const std::string& name, std::span<const std::byte> bytes);  // name: which tensor this continues
+  void write(const std::string& name,
+             std::span<const std::byte> bytes);  // name: which tensor this continues
   void close();  // throws Error if a tensor is incomplete or the disk is full
 
  private:

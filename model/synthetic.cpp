@@ -87,9 +87,11 @@ class Writer {
     std::vector<std::uint16_t> halves(values.size());
     for (std::int64_t r = 0; r < rows; ++r) {
       normals_.fill(random, values);
-      const float scale = static_cast<float>(std::exp(0.3 * random.normal()) / std::sqrt(static_cast<double>(cols)));
+      const float scale = static_cast<float>(std::exp(0.3 * random.normal()) /
+                                             std::sqrt(static_cast<double>(cols)));
       for (std::size_t i = 0; i < values.size(); ++i) {
-        values[i] = norm ? channels[i] * (1.0f + 0.1f * values[i]) : channels[i] * scale * values[i];
+        values[i] =
+            norm ? channels[i] * (1.0f + 0.1f * values[i]) : channels[i] * scale * values[i];
       }
       convert(DType::kF32, values.data(), DType::kF16, halves.data(), values.size());
       file.write(tensor.name, std::as_bytes(std::span(halves)));
@@ -103,7 +105,9 @@ class Writer {
 
 std::vector<TensorInfo> tensors_of(const ModelConfig& c) {
   std::vector<TensorInfo> tensors;
-  const auto add = [&](const std::string& name, Shape shape) { tensors.push_back({name, DType::kF16, std::move(shape)}); };
+  const auto add = [&](const std::string& name, Shape shape) {
+    tensors.push_back({name, DType::kF16, std::move(shape)});
+  };
   add("model.embed_tokens.weight", {c.vocabulary, c.hidden_size});
   for (std::int64_t i = 0; i < c.blocks; ++i) {
     const std::string p = "model.layers." + std::to_string(i) + ".";
@@ -180,7 +184,8 @@ ModelConfig shape_like(const std::string& name) {
   return config;
 }
 
-void write_synthetic_model(const SyntheticOptions& options, const std::filesystem::path& directory) {
+void write_synthetic_model(const SyntheticOptions& options,
+                           const std::filesystem::path& directory) {
   if (std::filesystem::exists(directory) && !std::filesystem::is_empty(directory)) {
     throw InputError(directory.string() + " is there already and not empty");
   }
@@ -202,7 +207,8 @@ void write_synthetic_model(const SyntheticOptions& options, const std::filesyste
   nlohmann::ordered_json weight_map;
   for (std::size_t i = 0; i < files.size(); ++i) {
     char name[64] = "model.safetensors";
-    if (files.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
+    if (files.size() > 1)
+      std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
     write_atomically(directory / name, [&](const std::filesystem::path& temp) {
       SafetensorsWriter file(temp, files[i], {{"format", "pt"}});
       for (const TensorInfo& tensor : files[i]) writer.write(file, tensor);
@@ -211,7 +217,8 @@ void write_synthetic_model(const SyntheticOptions& options, const std::filesyste
     for (const TensorInfo& tensor : files[i]) weight_map[tensor.name] = name;
   }
   if (files.size() > 1) {
-    const nlohmann::ordered_json index{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
+    const nlohmann::ordered_json index{{"metadata", {{"total_size", total}}},
+                                       {"weight_map", weight_map}};
     write_text_atomically(directory / "model.safetensors.index.json", index.dump(1) + "\n");
   }
   if (!options.tokenizer.empty()) {

@@ -17,7 +17,8 @@ ModelConfig shape_like(const std::string& name);  // throws InputError listing t
 struct SyntheticOptions {
   ModelConfig config;
   std::uint64_t seed = 1;
-  std::filesystem::path tokenizer;  // a model directory whose tokenizer files are copied; empty: none
+  std::filesystem::path
+      tokenizer;  // a model directory whose tokenizer files are copied; empty: none
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };
 

@@ -22,8 +22,8 @@ struct ExportArguments {
 int export_command(LaunchSession& session, const ExportArguments& arguments);
 
 struct EvaluateArguments {
-  std::filesystem::path target;      // a run, or a Hugging Face model directory
-  std::vector<std::string> recipes;  // of a run; empty: all that are complete
+  std::filesystem::path target;            // a run, or a Hugging Face model directory
+  std::vector<std::string> recipes;        // of a run; empty: all that are complete
   std::vector<PerplexityTask> perplexity;  // empty: the run's config
 };
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments);
@@ -34,9 +34,9 @@ int verify_command(const std::filesystem::path& target);
 int report_command(const std::vector<std::filesystem::path>& runs);
 
 struct SynthArguments {
-  std::string like;                 // a published shape (model/synthetic.h)
+  std::string like;  // a published shape (model/synthetic.h)
   std::filesystem::path output;
-  int blocks = 0;                   // 0: as many as the published model has
+  int blocks = 0;  // 0: as many as the published model has
   std::uint64_t seed = 1;
   std::filesystem::path tokenizer;  // a model directory whose tokenizer is copied
 };

@@ -26,7 +26,10 @@ Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
 
 // What a figure depends on besides the weights.
 nlohmann::json settings_of(const PerplexityTask& task) {
-  return {{"window", task.window}, {"limit", task.limit}, {"rows", task.rows}, {"text", xxh3_hex(read_text_file(task.text))}};
+  return {{"window", task.window},
+          {"limit", task.limit},
+          {"rows", task.rows},
+          {"text", xxh3_hex(read_text_file(task.text))}};
 }
 
 // JSON has no NaN: a model whose output is not finite has no perplexity.
@@ -42,14 +45,15 @@ nlohmann::json read_results(const std::filesystem::path& path) {
 
 }  // namespace
 
-bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<PerplexityTask>& tasks) {
+bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
+                      const std::vector<PerplexityTask>& tasks) {
   for (const PerplexityTask& task : tasks) {
     const Windows windows = read_windows(task, job.tokenizer());
     const nlohmann::json settings = settings_of(task);
     for (const std::string& name : recipes) {
-      const std::string identity = name == kOriginal
-                                       ? job.fingerprint()
-                                       : recipe_identity(job.config(), job.fingerprint(), job.recipe(name));
+      const std::string identity =
+          name == kOriginal ? job.fingerprint()
+                            : recipe_identity(job.config(), job.fingerprint(), job.recipe(name));
       const std::filesystem::path path = results_path(job.config().run, name);
       // Rank 0's look decides, so that all ranks do the same.
       nlohmann::json results;
@@ -57,7 +61,9 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const s
       if (job.first()) {
         results = read_results(path);
         if (results.value("identity", "") != identity) results = nlohmann::json::object();
-        there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings ? 1 : 0;
+        there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings
+                    ? 1
+                    : 0;
       }
       if (job.world().all_reduce_max(there) != 0) continue;
       if (job.stop_requested()) return false;
@@ -66,11 +72,13 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const s
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {
         weights = [&](int block) {
-          return load_quantized_weights(job.model(), job.shape(), job.store(), name, block, job.backend());
+          return load_quantized_weights(job.model(), job.shape(), job.store(), name, block,
+                                        job.backend());
         };
       }
-      const Perplexity result = measure_perplexity(job.model(), job.shape(), weights, windows, job.backend(),
-                                                   job.world(), job.budget(), job.monitor());
+      const Perplexity result =
+          measure_perplexity(job.model(), job.shape(), weights, windows, job.backend(), job.world(),
+                             job.budget(), job.monitor());
       if (!job.first()) continue;
       results["recipe"] = name;
       results["identity"] = identity;
@@ -102,7 +110,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto tokenizer = load_tokenizer(arguments.target);
   const auto backend = make_rank_backend("auto", 0, session);
   std::int64_t longest = 0;
-  for (const PerplexityTask& task : arguments.perplexity) longest = std::max<std::int64_t>(longest, task.window);
+  for (const PerplexityTask& task : arguments.perplexity)
+    longest = std::max<std::int64_t>(longest, task.window);
   if (longest > model.config().max_positions) {
     throw InputError("--window " + std::to_string(longest) + ": the model has only " +
                      std::to_string(model.config().max_positions) + " positions");
@@ -113,11 +122,12 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   for (const PerplexityTask& task : arguments.perplexity) {
     monitor.phase("perplexity on " + task.name);
     const Perplexity result =
-        measure_perplexity(model, *shape, original_weights(model, *shape, *backend), read_windows(task, *tokenizer),
-                           *backend, *world, budget, monitor);
+        measure_perplexity(model, *shape, original_weights(model, *shape, *backend),
+                           read_windows(task, *tokenizer), *backend, *world, budget, monitor);
     if (world->rank() == 0) {
-      std::printf("%s: perplexity %.6f (%lld windows of %lld)\n", task.name.c_str(), result.perplexity,
-                  static_cast<long long>(result.windows), static_cast<long long>(result.length));
+      std::printf("%s: perplexity %.6f (%lld windows of %lld)\n", task.name.c_str(),
+                  result.perplexity, static_cast<long long>(result.windows),
+                  static_cast<long long>(result.length));
     }
   }
   return 0;
@@ -126,7 +136,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
 }  // namespace
 
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
-  if (!std::filesystem::exists(arguments.target / "journal.jsonl")) return evaluate_model(session, arguments);
+  if (!std::filesystem::exists(arguments.target / "journal.jsonl"))
+    return evaluate_model(session, arguments);
   RunConfig config = read_run_config(arguments.target);
   if (!arguments.perplexity.empty()) config.perplexity = arguments.perplexity;
   Job job(session, config);

@@ -10,11 +10,13 @@ namespace {
 
 // What an export depends on. Kept beside the export (FORMAT.json), so that a finished one is not written again.
 std::string export_identity(Job& job, const Recipe& recipe, const ExportOptions& options) {
-  return xxh3_hex(recipe_identity(job.config(), job.fingerprint(), recipe) + "\n" + options.format + "\n" +
-                  std::string(name_of(options.dtype)) + "\n" + std::to_string(options.max_shard_bytes));
+  return xxh3_hex(recipe_identity(job.config(), job.fingerprint(), recipe) + "\n" + options.format +
+                  "\n" + std::string(name_of(options.dtype)) + "\n" +
+                  std::to_string(options.max_shard_bytes));
 }
 
-bool is_exported(const std::filesystem::path& directory, const std::filesystem::path& note, const std::string& identity) {
+bool is_exported(const std::filesystem::path& directory, const std::filesystem::path& note,
+                 const std::string& identity) {
   if (!std::filesystem::exists(directory) || !std::filesystem::exists(note)) return false;
   const auto json = nlohmann::json::parse(read_text_file(note), nullptr, false);
   if (!json.is_object() || json.value("identity", "") != identity) return false;
@@ -27,15 +29,15 @@ bool is_exported(const std::filesystem::path& directory, const std::filesystem::
 
 }  // namespace
 
-void export_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<std::string>& formats,
-                    const std::filesystem::path& output) {
+void export_recipes(Job& job, const std::vector<std::string>& recipes,
+                    const std::vector<std::string>& formats, const std::filesystem::path& output) {
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
-      const ExportOptions options{.format = format,
-                                  .dtype = job.config().export_dtype,
-                                  .max_shard_bytes =
-                                      static_cast<std::int64_t>(job.config().export_shard_gib * 0x1p30)};
+      const ExportOptions options{
+          .format = format,
+          .dtype = job.config().export_dtype,
+          .max_shard_bytes = static_cast<std::int64_t>(job.config().export_shard_gib * 0x1p30)};
       check_exportable(recipe, job.model().config(), job.shape(), format);
       const std::filesystem::path directory = output / name / format;
       const std::filesystem::path note = output / name / (format + ".json");
@@ -44,8 +46,8 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes, const std
       job.monitor().phase("export of " + name + " as " + format);
       const int there = job.first() && is_exported(directory, note, identity) ? 1 : 0;
       if (job.world().all_reduce_max(there) != 0) continue;
-      export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, directory, job.backend(), job.world(),
-                        job.monitor());
+      export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, directory,
+                        job.backend(), job.world(), job.monitor());
       if (!job.first()) continue;
       write_text_atomically(note, nlohmann::json{{"identity", identity}}.dump() + "\n");
       job.monitor().event({{"event", "export"}, {"recipe", name}, {"format", format}});

@@ -31,31 +31,37 @@ std::size_t available_memory_bytes() {
     std::size_t kib = 0;
     if (std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kib) == 1) return kib * 1024;
   }
-  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
 
-std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads, const LaunchSession& session) {
+std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
+                                           const LaunchSession& session) {
   std::string name = device;
   if (name == "auto") name = has_device("cuda") ? "cuda" : "cpu";
   if (!has_device(name)) throw InputError("device: this build or machine has no \"" + name + "\"");
-  return make_backend(name, {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
-                             .device = session.local_rank()});
+  return make_backend(name,
+                      {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
+                       .device = session.local_rank()});
 }
 
-Job::Job(LaunchSession& session, RunConfig config) : config_(std::move(config)), world_(session.world()) {
+Job::Job(LaunchSession& session, RunConfig config)
+    : config_(std::move(config)), world_(session.world()) {
   model_ = std::make_unique<CausalLM>(config_.model);
   tokenizer_ = load_tokenizer(config_.model);
   if (tokenizer_->vocabulary() > model_->config().vocabulary) {
-    throw InputError(config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
-                     " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
+    throw InputError(
+        config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
+        " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
   }
   check_lengths();
 
   backend_ = make_rank_backend(config_.device, config_.threads, session);
   std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
-  for (const PerplexityTask& task : config_.perplexity) longest = std::max<std::int64_t>(longest, task.window);
+  for (const PerplexityTask& task : config_.perplexity)
+    longest = std::max<std::int64_t>(longest, task.window);
   shape_ = make_decoder_block(model_->config(), longest, *backend_);
   for (const Recipe& recipe : config_.recipes) {
     for (const std::string& format : config_.export_formats) {
@@ -76,13 +82,15 @@ Job::Job(LaunchSession& session, RunConfig config) : config_(std::move(config)),
   for (const Recipe& recipe : config_.recipes) {
     store_->set_identity("recipes/" + recipe.name, recipe_identity(config_, fingerprint_, recipe));
   }
-  const std::size_t budget = config_.activation_memory_gib > 0
-                                 ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
-                                 : available_memory_bytes() / 2 / static_cast<std::size_t>(session.local_size());
+  const std::size_t budget =
+      config_.activation_memory_gib > 0
+          ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
+          : available_memory_bytes() / 2 / static_cast<std::size_t>(session.local_size());
   budget_ = std::make_unique<ActivationBudget>(
       budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch);
   journal_ = std::make_unique<Journal>(config_.run);
-  monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds, config_.time_limit_minutes);
+  monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
+                                          config_.time_limit_minutes);
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     monitor_->say(key + " is damaged (" + why + "): it will be made again");
     monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});
@@ -98,8 +106,10 @@ void Job::check_lengths() const {
                        std::to_string(model_->config().max_positions) + " positions");
     }
   };
-  if (needs_calibration(config_)) check("calibration.sequence_length", config_.calibration.sequence_length);
-  for (const PerplexityTask& task : config_.perplexity) check("evaluate.perplexity window of " + task.name, task.window);
+  if (needs_calibration(config_))
+    check("calibration.sequence_length", config_.calibration.sequence_length);
+  for (const PerplexityTask& task : config_.perplexity)
+    check("evaluate.perplexity window of " + task.name, task.window);
 }
 
 const Recipe& Job::recipe(const std::string& name) const {
@@ -107,7 +117,8 @@ const Recipe& Job::recipe(const std::string& name) const {
   if (found != config_.recipes.end()) return *found;
   std::string names;
   for (const std::string& each : recipe_names()) names += (names.empty() ? "" : ", ") + each;
-  throw InputError("no recipe \"" + name + "\" in " + config_.run.string() + " (it has " + names + ")");
+  throw InputError("no recipe \"" + name + "\" in " + config_.run.string() + " (it has " + names +
+                   ")");
 }
 
 std::vector<std::string> Job::recipe_names() const {
@@ -116,7 +127,9 @@ std::vector<std::string> Job::recipe_names() const {
   return names;
 }
 
-bool Job::stop_requested() { return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0; }
+bool Job::stop_requested() {
+  return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
+}
 
 std::string Job::share(std::string text) {
   std::int64_t size = static_cast<std::int64_t>(text.size());
@@ -127,15 +140,17 @@ std::string Job::share(std::string text) {
 }
 
 bool needs_calibration(const RunConfig& config) {
-  return std::ranges::any_of(config.recipes,
-                             [](const Recipe& recipe) { return make_method(recipe)->needs_activations(); });
+  return std::ranges::any_of(config.recipes, [](const Recipe& recipe) {
+    return make_method(recipe)->needs_activations();
+  });
 }
 
 std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   for (const Recipe& recipe : job.config().recipes) {
-    const RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
-                                             job.config().calibration.shards, 0, job.store(), job.world());
+    const RecipeState state =
+        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
+                       job.config().calibration.shards, 0, job.store(), job.world());
     if (state.missing() == 0) complete.push_back(recipe.name);
   }
   return complete;

@@ -64,13 +64,15 @@ class Job {
 
 // This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
 // rank's place on its node.
-std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads, const LaunchSession& session);
+std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
+                                           const LaunchSession& session);
 
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
-void export_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<std::string>& formats,
-                    const std::filesystem::path& output);
+void export_recipes(Job& job, const std::vector<std::string>& recipes,
+                    const std::vector<std::string>& formats, const std::filesystem::path& output);
 // Recipe names, or kOriginal. False if it stopped because it was asked to.
-bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes, const std::vector<PerplexityTask>& tasks);
+bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
+                      const std::vector<PerplexityTask>& tasks);
 // Writes RUN/report and prints the table. On one rank.
 void report_run(const std::filesystem::path& run);
 

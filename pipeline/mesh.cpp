@@ -28,11 +28,12 @@ MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks)
   }
   const std::string text = std::to_string(shape.pipeline) + " x " + std::to_string(shape.data);
   if (shape.pipeline * shape.data != ranks) {
-    throw InputError("mesh: pipeline x data = " + text + " does not fit " + std::to_string(ranks) + " ranks");
+    throw InputError("mesh: pipeline x data = " + text + " does not fit " + std::to_string(ranks) +
+                     " ranks");
   }
   if (shape.pipeline > blocks) {
-    throw InputError("mesh: " + text + ": more pipeline stages than the model's " + std::to_string(blocks) +
-                     " blocks");
+    throw InputError("mesh: " + text + ": more pipeline stages than the model's " +
+                     std::to_string(blocks) + " blocks");
   }
   return shape;
 }

@@ -33,8 +33,10 @@ class Mesh {
   int stage() const { return world_.rank() / shape_.data; }
   PartRange blocks() const { return parts_of_rank(blocks_, stage(), shape_.pipeline); }
   int stage_of_block(int block) const { return rank_of_part(blocks_, block, shape_.pipeline); }
-  int next_rank() const { return world_.rank() + shape_.data; }      // Precondition: not the last stage
-  int previous_rank() const { return world_.rank() - shape_.data; }  // Precondition: not the first stage
+  int next_rank() const { return world_.rank() + shape_.data; }  // Precondition: not the last stage
+  int previous_rank() const {
+    return world_.rank() - shape_.data;
+  }  // Precondition: not the first stage
 
  private:
   Communicator& world_;

@@ -21,13 +21,15 @@ nlohmann::json read_json(const std::filesystem::path& path) {
 
 // The figures of one recipe: perplexities from its results, the rest from the journal (a block that was made twice counts
 // as it was made last).
-ReportRow row_of(const std::string& name, const std::filesystem::path& run, const std::vector<nlohmann::json>& journal) {
+ReportRow row_of(const std::string& name, const std::filesystem::path& run,
+                 const std::vector<nlohmann::json>& journal) {
   ReportRow row;
   row.name = name;
   const nlohmann::json results = read_json(results_path(run, name));
   const nlohmann::json perplexities = results.value("perplexity", nlohmann::json::object());
   for (const auto& [text, value] : perplexities.items()) {
-    row.perplexity[text] = value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
+    row.perplexity[text] =
+        value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
   }
   std::map<int, nlohmann::json> blocks;
   for (const nlohmann::json& event : journal) {
@@ -57,7 +59,8 @@ Report make_report(const std::filesystem::path& run) {
     original.bits_per_weight = 16;
     report.rows.push_back(std::move(original));
   }
-  for (const Recipe& recipe : config.recipes) report.rows.push_back(row_of(recipe.name, run, journal));
+  for (const Recipe& recipe : config.recipes)
+    report.rows.push_back(row_of(recipe.name, run, journal));
   for (const ReportRow& row : report.rows) {
     if (row.fallbacks > 0) {
       report.notes.push_back(row.name + ": " + std::to_string(row.fallbacks) +
@@ -75,7 +78,8 @@ void report_run(const std::filesystem::path& run) {
   write_text_atomically(folder / "results.md", to_markdown(report));
   write_text_atomically(folder / "results.csv", to_csv(report));
   write_text_atomically(folder / "index.html", to_html(report));
-  std::printf("\n%s\nreport: %s\n", to_text(report).c_str(), (folder / "index.html").string().c_str());
+  std::printf("\n%s\nreport: %s\n", to_text(report).c_str(),
+              (folder / "index.html").string().c_str());
   std::fflush(stdout);
 }
 

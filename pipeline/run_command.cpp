@@ -32,7 +32,8 @@ Samples calibrate(Job& job) {
           draw_samples(job.config().calibration, job.tokenizer(), [&] { job.monitor().tick(); });
       record = to_record(drawn);
       job.store().commit("calibration", *record);
-      job.monitor().event({{"event", "calibration"}, {"samples", drawn.count()}, {"tokens", drawn.length()}});
+      job.monitor().event(
+          {{"event", "calibration"}, {"samples", drawn.count()}, {"tokens", drawn.length()}});
     }
     const HostTensor& tensor = record->tensors.at("ids");
     ids.assign(reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size());
@@ -94,8 +95,8 @@ bool quantize(Job& job) {
   std::vector<RecipeState> states;
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, config.snapshot_every, job.store(),
-                                    job.world()));
+    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
+                                    config.snapshot_every, job.store(), job.world()));
     missing += states.back().missing();
   }
   const int total = blocks * static_cast<int>(config.recipes.size());
@@ -112,10 +113,12 @@ bool quantize(Job& job) {
                          {"units", total},
                          {"units_done", total - missing}});
     job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
-                      std::to_string(config.recipes.size()) + " recipes, " + std::to_string(total - missing) +
-                      " of " + std::to_string(total) + " units done before; " + std::to_string(job.world().size()) +
-                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " + std::to_string(shape.pipeline) +
-                      " x " + std::to_string(shape.data) + ", " + job.backend().description());
+                      std::to_string(config.recipes.size()) + " recipes, " +
+                      std::to_string(total - missing) + " of " + std::to_string(total) +
+                      " units done before; " + std::to_string(job.world().size()) +
+                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " +
+                      std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
+                      job.backend().description());
   }
 
   Schedule schedule{.backend = job.backend(),
@@ -127,9 +130,8 @@ bool quantize(Job& job) {
                     .budget = job.budget(),
                     .monitor = job.monitor(),
                     .snapshot_every = config.snapshot_every,
-                    .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
-                      report_unit(job, recipe, block, seconds);
-                    }};
+                    .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,
+                                   double seconds) { report_unit(job, recipe, block, seconds); }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;

@@ -6,11 +6,12 @@
 
 namespace roundhouse {
 
-inline std::filesystem::path results_path(const std::filesystem::path& run, const std::string& recipe) {
+inline std::filesystem::path results_path(const std::filesystem::path& run,
+                                          const std::string& recipe) {
   return run / "results" / (recipe + ".json");
 }
-inline std::filesystem::path export_path(const std::filesystem::path& run, const std::string& recipe,
-                                         const std::string& format) {
+inline std::filesystem::path export_path(const std::filesystem::path& run,
+                                         const std::string& recipe, const std::string& format) {
   return run / "export" / recipe / format;
 }
 

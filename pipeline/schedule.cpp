@@ -43,7 +43,8 @@ class Handover {
     finish();
     stop_sent_ = true;
     header_ = kStopped;
-    ticket_ = mesh_.world().start(std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
+    ticket_ = mesh_.world().start(
+        std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
   }
 
   // False if the stage before has stopped. `into` has room for the shards.
@@ -100,7 +101,11 @@ class Handover {
 class RecipeWalk {
  public:
   RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe, const RecipeState& state)
-      : s_(schedule), handover_(handover), recipe_(recipe), state_(state), method_(make_method(recipe)) {}
+      : s_(schedule),
+        handover_(handover),
+        recipe_(recipe),
+        state_(state),
+        method_(make_method(recipe)) {}
 
   // False: stopped early.
   bool run() {
@@ -119,8 +124,12 @@ class RecipeWalk {
   }
 
  private:
-  bool receives() const { return in_order() && first_block() < own().begin && own().begin <= last_block(); }
-  bool hands_over() const { return in_order() && first_block() < own().end && own().end <= last_block(); }
+  bool receives() const {
+    return in_order() && first_block() < own().begin && own().begin <= last_block();
+  }
+  bool hands_over() const {
+    return in_order() && first_block() < own().end && own().end <= last_block();
+  }
   bool in_order() const { return state_.missing() > 0 && method_->needs_activations(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
@@ -178,8 +187,8 @@ class RecipeWalk {
   }
 
   std::unique_ptr<Activations> make_activations() {
-    auto activations =
-        std::make_unique<Activations>(s_.budget, s_.backend.activation_type(), s_.shape.hidden_size());
+    auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
+                                                     s_.shape.hidden_size());
     for (int shard = shards().begin; shard < shards().end; ++shard) {
       const PartRange range = s_.samples->samples_of_shard(shard);
       activations->reserve(shard, (range.end - range.begin) * s_.samples->length());
@@ -191,10 +200,12 @@ class RecipeWalk {
     s_.monitor.phase(recipe_.name + ": embedding");
     for (int shard = shards().begin; shard < shards().end; ++shard) {
       const PartRange range = s_.samples->samples_of_shard(shard);
-      for (int first = range.begin; first < range.end; first += static_cast<int>(s_.samples->micro_batch())) {
+      for (int first = range.begin; first < range.end;
+           first += static_cast<int>(s_.samples->micro_batch())) {
         const std::int64_t n = std::min<std::int64_t>(s_.samples->micro_batch(), range.end - first);
         const Tensor rows = s_.model.embed(s_.samples->ids(first, n), s_.backend);
-        activations.store(shard, (first - range.begin) * s_.samples->length(), rows.view(), s_.backend);
+        activations.store(shard, (first - range.begin) * s_.samples->length(), rows.view(),
+                          s_.backend);
         s_.monitor.tick();
       }
     }
@@ -230,7 +241,8 @@ class RecipeWalk {
   }
 
   void run_committed(int block, Activations& activations) {
-    s_.monitor.phase(recipe_.name + " block " + std::to_string(block) + " (done before: forward only)");
+    s_.monitor.phase(recipe_.name + " block " + std::to_string(block) +
+                     " (done before: forward only)");
     BlockWeights weights =
         load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
     BlockTask block_task = task(block, weights, &activations);
@@ -252,16 +264,19 @@ class RecipeWalk {
     s_.mesh.team().barrier();
     // The one before stays until the next: two generations.
     for (int shard = shards().begin; shard < shards().end; ++shard) {
-      if (blocks_done > 2 * every) s_.store.remove(snapshot_key(recipe_.name, blocks_done - 2 * every, shard));
+      if (blocks_done > 2 * every)
+        s_.store.remove(snapshot_key(recipe_.name, blocks_done - 2 * every, shard));
     }
   }
 
   void load_snapshot(Activations& activations) {
-    s_.monitor.phase(recipe_.name + ": reading the snapshot after block " + std::to_string(first_block() - 1));
+    s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
+                     std::to_string(first_block() - 1));
     for (int shard = shards().begin; shard < shards().end; ++shard) {
       const std::string key = snapshot_key(recipe_.name, first_block(), shard);
       const auto record = s_.store.load(key);
-      if (!record) throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
+      if (!record)
+        throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
       const auto found = record->tensors.find("residual");
       const std::span<std::byte> room = activations.bytes(shard);
       if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
@@ -292,8 +307,8 @@ int RecipeState::last_missing() const {
   return static_cast<int>(done.rend() - found) - 1;
 }
 
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every, RunStore& store,
-                           Communicator& world) {
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
+                           RunStore& store, Communicator& world) {
   // Each rank reads its share; what it found counts for all.
   const auto all_have = [&](int count, const std::function<std::string(int)>& key) {
     const PartRange mine = parts_of_rank(count, world.rank(), world.size());
@@ -311,13 +326,15 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int sna
   if (state.missing() == 0 || snapshot_every <= 0) return state;
   const int newest = state.first_missing() / snapshot_every * snapshot_every;
   for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
-    const auto found = all_have(shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); });
+    const auto found =
+        all_have(shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); });
     if (std::ranges::find(found, false) == found.end()) state.snapshot = after;
   }
   return state;
 }
 
-bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states) {
+bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
+                  const std::vector<RecipeState>& states) {
   Handover handover(schedule.mesh, schedule.monitor);
   schedule.monitor.on_tick([&] { handover.progress(); });
   bool finished = true;

@@ -38,8 +38,8 @@ struct RecipeState {
 };
 
 // Collective: ranks share the reading. snapshot_every as in the config.
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every, RunStore& store,
-                           Communicator& world);
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
+                           RunStore& store, Communicator& world);
 
 struct Schedule {
   Backend& backend;
@@ -56,6 +56,7 @@ struct Schedule {
 };
 
 // Collective: makes every missing block of every recipe. False if it stopped because it was asked to.
-bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states);
+bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
+                  const std::vector<RecipeState>& states);
 
 }  // namespace roundhouse

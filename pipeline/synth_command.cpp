@@ -13,9 +13,10 @@ int synth_command(const SynthArguments& arguments) {
   options.seed = arguments.seed;
   options.tokenizer = arguments.tokenizer;
   write_synthetic_model(options, arguments.output);
-  std::printf("%s: %lld blocks of the shape of %s, random weights (for benchmarks, never for accuracy)\n",
-              arguments.output.string().c_str(), static_cast<long long>(options.config.blocks),
-              arguments.like.c_str());
+  std::printf(
+      "%s: %lld blocks of the shape of %s, random weights (for benchmarks, never for accuracy)\n",
+      arguments.output.string().c_str(), static_cast<long long>(options.config.blocks),
+      arguments.like.c_str());
   return 0;
 }
 

@@ -23,8 +23,8 @@ int make_scratch_file(const std::filesystem::path& folder, std::size_t bytes) {
   const int failure = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
   if (failure != 0) {
     close(fd);
-    throw Error("scratch folder " + folder.string() + ": no room for " + std::to_string(bytes >> 20) +
-                " MiB of activations: " + std::strerror(failure));
+    throw Error("scratch folder " + folder.string() + ": no room for " +
+                std::to_string(bytes >> 20) + " MiB of activations: " + std::strerror(failure));
   }
   return fd;
 }
@@ -106,8 +106,9 @@ Tensor Activations::load(int shard, std::int64_t first, std::int64_t rows, Memor
   require(first >= 0 && rows >= 0 && first + rows <= block.tokens, "activations: load");
   Tensor tensor(memory, type_, rows, cols_);
   const std::size_t row = static_cast<std::size_t>(cols_) * size_of(type_);
-  memory.upload({block.data + static_cast<std::size_t>(first) * row, static_cast<std::size_t>(rows) * row},
-                tensor.view().data);
+  memory.upload(
+      {block.data + static_cast<std::size_t>(first) * row, static_cast<std::size_t>(rows) * row},
+      tensor.view().data);
   return tensor;
 }
 

@@ -16,7 +16,8 @@ namespace roundhouse {
 // Host memory that activations may take; shared by all Activations of a rank.
 class ActivationBudget {
  public:
-  ActivationBudget(std::size_t bytes, std::filesystem::path scratch) : left_(bytes), scratch_(std::move(scratch)) {}
+  ActivationBudget(std::size_t bytes, std::filesystem::path scratch)
+      : left_(bytes), scratch_(std::move(scratch)) {}
   std::size_t spilled_bytes() const { return spilled_; }
 
  private:

@@ -87,8 +87,8 @@ Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
                  tokens.begin() + start + static_cast<std::ptrdiff_t>(length));
     }
     if (ids.size() == before) {
-      throw InputError(options.text.string() + ": no document has the " +
-                       std::to_string(length) + " tokens of calibration.sequence_length (the longest has " +
+      throw InputError(options.text.string() + ": no document has the " + std::to_string(length) +
+                       " tokens of calibration.sequence_length (the longest has " +
                        std::to_string(longest) + ")");
     }
   }
@@ -106,8 +106,9 @@ Record to_record(const Samples& samples) {
 
 Samples samples_from_record(const Record& record) {
   const auto ids = record.tensors.find("ids");
-  const nlohmann::json shards =
-      record.attributes.is_object() ? record.attributes.value("shards", nlohmann::json()) : nlohmann::json();
+  const nlohmann::json shards = record.attributes.is_object()
+                                    ? record.attributes.value("shards", nlohmann::json())
+                                    : nlohmann::json();
   if (ids == record.tensors.end() || ids->second.type() != DType::kI32 ||
       ids->second.shape().size() != 2 || !shards.is_number_integer()) {
     throw Error("calibration record: not token ids");

@@ -18,7 +18,8 @@ namespace roundhouse {
 std::int64_t micro_batch_sequences(std::int64_t length);
 
 struct SampleOptions {
-  std::filesystem::path text;  // JSON lines, each with a string "text"; or plain text (one document a file)
+  std::filesystem::path
+      text;  // JSON lines, each with a string "text"; or plain text (one document a file)
   int samples = 128;
   int sequence_length = 2048;
   std::uint64_t seed = 42;
@@ -33,7 +34,8 @@ class Samples {
   std::int64_t count() const { return count_; }
   std::int64_t length() const { return length_; }
   int shards() const { return shards_; }
-  std::span<const std::int32_t> ids(std::int64_t first, std::int64_t n) const;  // n samples, one after another
+  std::span<const std::int32_t> ids(std::int64_t first,
+                                    std::int64_t n) const;  // n samples, one after another
 
   // Samples [begin, end) of a shard; sizes differ by at most one. Never empty: shards <= count.
   PartRange samples_of_shard(int shard) const;
@@ -49,7 +51,8 @@ class Samples {
 // Draws token windows as GPTQ's data loader does (methods: documents shorter than a window are skipped, a window starts at a
 // uniformly random token), but walks the documents in one seeded random order, so that none is used twice before all
 // were used once. Throws InputError naming the file and the line: not JSON, no text, no document long enough.
-Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer, const std::function<void()>& tick);
+Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
+                     const std::function<void()>& tick);
 
 Record to_record(const Samples& samples);
 Samples samples_from_record(const Record& record);  // throws Error if it does not make sense

@@ -44,8 +44,8 @@ void append_losses(const CausalLM& model, const CausalLM::Head& head, const Wind
     const auto window = ids.subspan(static_cast<std::size_t>(w) * length, length);
     std::copy(window.begin() + 1, window.end(), targets.begin());
     targets.back() = -1;
-    const Tensor logits =
-        model.logits(head, residual.row_range(w * windows.length, (w + 1) * windows.length), backend);
+    const Tensor logits = model.logits(
+        head, residual.row_range(w * windows.length, (w + 1) * windows.length), backend);
     backend.cross_entropy({.logits = logits.view(), .target = targets, .loss = loss});
     double sum = 0;
     for (const float value : loss) sum += value;
@@ -55,13 +55,13 @@ void append_losses(const CausalLM& model, const CausalLM::Head& head, const Wind
 
 }  // namespace
 
-Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length, std::int64_t limit,
-                    const std::string& name) {
+Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length,
+                    std::int64_t limit, const std::string& name) {
   std::int64_t count = static_cast<std::int64_t>(tokens.size()) / length;
   if (limit > 0) count = std::min(count, limit);
   if (count == 0) {
-    throw InputError(name + ": " + std::to_string(tokens.size()) + " tokens do not fill one window of " +
-                     std::to_string(length));
+    throw InputError(name + ": " + std::to_string(tokens.size()) +
+                     " tokens do not fill one window of " + std::to_string(length));
   }
   return {{tokens.begin(), tokens.begin() + count * length}, length};
 }
@@ -79,11 +79,12 @@ std::string join_rows(std::string_view text) {
   return joined;
 }
 
-Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape, const BlockSource& weights,
-                              const Windows& windows, Backend& backend, Communicator& world,
-                              ActivationBudget& budget, Monitor& monitor) {
+Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape,
+                              const BlockSource& weights, const Windows& windows, Backend& backend,
+                              Communicator& world, ActivationBudget& budget, Monitor& monitor) {
   const std::vector<MicroBatch> batches = cut_micro_batches(windows);
-  const PartRange mine = parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size());
+  const PartRange mine =
+      parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size());
   Activations residual(budget, backend.activation_type(), shape.hidden_size());
 
   for (int i = mine.begin; i < mine.end; ++i) {

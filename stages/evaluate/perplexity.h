@@ -25,8 +25,8 @@ struct Windows {
 };
 
 // At most `limit` windows (0: all). Throws InputError naming `name` if the tokens do not fill one window.
-Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length, std::int64_t limit,
-                    const std::string& name);
+Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length,
+                    std::int64_t limit, const std::string& name);
 
 // The text of which the published WikiText-2 perplexities speak: the data set has one row a line (with its line feed, or empty
 // if the line is blank), and the rows are joined by two line feeds.
@@ -43,8 +43,8 @@ struct Perplexity {
 
 // Collective over `world`: ranks share the windows; each runs its own through all blocks, one block in memory at a time. The
 // result has the same bits on any number of ranks. Not a number if the model's output is not finite.
-Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape, const BlockSource& weights,
-                              const Windows& windows, Backend& backend, Communicator& world,
-                              ActivationBudget& budget, Monitor& monitor);
+Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape,
+                              const BlockSource& weights, const Windows& windows, Backend& backend,
+                              Communicator& world, ActivationBudget& budget, Monitor& monitor);
 
 }  // namespace roundhouse

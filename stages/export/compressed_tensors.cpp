@@ -1,10 +1,9 @@
-// compressed-tensors, "pack-quantized". Codes are packed along the inputs, row by row; zero points
-// along the outputs:
+// compressed-tensors, "pack-quantized". Codes are packed along the inputs, row by row; zero points along the outputs:
 //
-//   weight_packed      I32 [rows, cols bits / 32]    row n: stream of the codes of columns 0, 1,
-//   ... weight_scale       F16 [rows, groups] weight_zero_point  I32 [rows bits / 32, groups] group
-//   g: stream of the zero points of rows 0, 1, ...; asymmetric only weight_shape       I64 [2]
-//   rows, cols
+//   weight_packed      I32 [rows, cols bits / 32]    row n: stream of the codes of columns 0, 1, ...
+//   weight_scale       F16 [rows, groups]
+//   weight_zero_point  I32 [rows bits / 32, groups]  group g: stream of the zero points of rows 0, 1, ...; asymmetric only
+//   weight_shape       I64 [2]                       rows, cols
 //
 // The library computes with signed codes; it stores code + 2^(bits-1), which is our code.
 #include <algorithm>

@@ -15,21 +15,23 @@
 namespace roundhouse {
 
 struct ExportOptions {
-  std::string format;                      // "compressed-tensors", "gptq" or "dense"
-  DType dtype = DType::kF16;               // of "dense" weights, and of all that is not quantized: F16 or F32
+  std::string format;         // "compressed-tensors", "gptq" or "dense"
+  DType dtype = DType::kF16;  // of "dense" weights, and of all that is not quantized: F16 or F32
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };
 
 std::vector<std::string> export_formats();
 
 // Throws InputError, naming recipe and format, if this format cannot hold what this recipe makes: checked before any work.
-void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& shape, const std::string& format);
+void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& shape,
+                      const std::string& format);
 
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, tokenizer files and SHA256SUMS.
 // `directory` appears complete or not at all: everything is written beside it and renamed at the end.
-void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe, RunStore& store,
-                       const ExportOptions& options, const std::filesystem::path& directory, Backend& backend,
+void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+                       RunStore& store, const ExportOptions& options,
+                       const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);
 
 // Checks DIRECTORY/SHA256SUMS: returns the files that are missing, damaged or unlisted (empty: all is well).

@@ -21,7 +21,7 @@ struct Scheme {
   int bits = 4;
   std::int64_t group_size = -1;  // -1: the whole row
   bool symmetric = false;        // every zero point is 2^(bits-1)
-  bool reordered = false;        // a column's group is not column / group_size: the layout needs a table
+  bool reordered = false;  // a column's group is not column / group_size: the layout needs a table
 };
 
 class ExportFormat {
@@ -35,11 +35,14 @@ class ExportFormat {
   virtual bool has_scheme() const = 0;
   // The tensors of one linear in the order of the file, named within the module: "weight_packed", ...
   // `dtype` is the type of dense weights.
-  virtual std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme, DType dtype) const = 0;
+  virtual std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
+                                          DType dtype) const = 0;
   // Their contents, in the same order. Throws Error naming the linear if a value does not fit.
-  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme, DType dtype) const = 0;
+  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
+                                       DType dtype) const = 0;
   // "quantization_config" of config.json; null: none.
-  virtual nlohmann::ordered_json quantization_config(const Recipe& recipe, const Scheme& scheme) const = 0;
+  virtual nlohmann::ordered_json quantization_config(const Recipe& recipe,
+                                                     const Scheme& scheme) const = 0;
   // A further file that holds the same object, or "".
   virtual std::string config_copy() const { return ""; }
 };
@@ -58,7 +61,7 @@ bool is_reordered(const Recipe& recipe);
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why);
 
 // base/dtype.h's convert(), but throws Error naming the tensor where a finite value becomes infinite. to: F16 or F32.
-void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type, void* to,
-                    std::size_t n);
+void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,
+                    void* to, std::size_t n);
 
 }  // namespace roundhouse

@@ -1,9 +1,9 @@
 // GPTQ checkpoints. Everything is transposed: outputs run along a row of the file.
 //
-//   qweight  I32 [cols bits / 32, rows]    column n: stream of the codes of inputs 0, 1, ... of
-//   output n qzeros   I32 [groups, rows bits / 32]  row g: stream of the zero points of outputs 0,
-//   1, ... scales   F16 [groups, rows] g_idx    I32 [cols]                    the group of each
-//   input, in the original order of inputs
+//   qweight  I32 [cols bits / 32, rows]    column n: stream of the codes of inputs 0, 1, ... of output n
+//   qzeros   I32 [groups, rows bits / 32]  row g: stream of the zero points of outputs 0, 1, ...
+//   scales   F16 [groups, rows]
+//   g_idx    I32 [cols]                    the group of each input, in the original order of inputs
 //
 // Version 1 ("gptq") stores zero point - 1, and kernels disagree on what 0 then becomes. Symmetric
 // grids have 2^(bits-1) everywhere, which is safe; asymmetric ones are written as version 2

@@ -19,9 +19,9 @@ namespace roundhouse {
 
 // How the columns of a linear are ordered, and where the grids of its groups come from.
 enum class ActOrder {
-  kStatic,   // by importance (diagonal of H, descending); grids of the original groups, fixed beforehand
+  kStatic,  // by importance (diagonal of H, descending); grids of the original groups, fixed beforehand
   kDynamic,  // by importance; groups of consecutive columns in that order, grids from the updated weights
-  kNone      // as they are; grids from the updated weights
+  kNone  // as they are; grids from the updated weights
 };
 
 struct GptqSettings {

@@ -26,15 +26,15 @@ enum class FactorStatus : std::int32_t { kDone, kNotPositiveDefinite, kNotFinite
 
 struct HessianFactor {
   FactorStatus status = FactorStatus::kDone;
-  double damping = 0;         // of the last try
-  std::int32_t tries = 0;     // factorizations, the successful one included
-  double diagonal_floor = 0;  // absolute; 0: none
-  std::vector<std::int64_t> order;   // order[i]: the column that is quantized i-th
-  std::vector<float> diagonal;       // of H, by column; 1 where dead
-  std::vector<std::uint8_t> dead;    // by column
-  Tensor upper;                      // U, [n, n] F32; empty unless done
+  double damping = 0;               // of the last try
+  std::int32_t tries = 0;           // factorizations, the successful one included
+  double diagonal_floor = 0;        // absolute; 0: none
+  std::vector<std::int64_t> order;  // order[i]: the column that is quantized i-th
+  std::vector<float> diagonal;      // of H, by column; 1 where dead
+  std::vector<std::uint8_t> dead;   // by column
+  Tensor upper;                     // U, [n, n] F32; empty unless done
 
-  bool same_as_columns() const;      // order[i] == i for all i
+  bool same_as_columns() const;  // order[i] == i for all i
 };
 
 // `hessian`: F32 [n, n], symmetric. by_importance: order by descending diagonal, ties by column; else as the columns are.

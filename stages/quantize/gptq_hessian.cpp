@@ -26,7 +26,8 @@ void for_each_band(std::int64_t n, Visit visit) {
 // above it may be anything. Matrices of 70B models are gigabytes: the memory of one that is used up serves the next.
 class HessianCollector::GramSum final : public Summand {
  public:
-  GramSum(Backend& backend, std::int64_t n, std::vector<Tensor>& spare) : backend_(backend), spare_(spare) {
+  GramSum(Backend& backend, std::int64_t n, std::vector<Tensor>& spare)
+      : backend_(backend), spare_(spare) {
     if (spare.empty()) {
       matrix_ = Tensor(backend, DType::kF32, n, n);
     } else {
@@ -41,7 +42,8 @@ class HessianCollector::GramSum final : public Summand {
   }
   void add(Summand& other) override {
     Tensor& from = static_cast<GramSum&>(other).matrix_;
-    for_each_band(matrix_.rows(), [&](auto band) { backend_.add(band(from.view()), band(matrix_.view())); });
+    for_each_band(matrix_.rows(),
+                  [&](auto band) { backend_.add(band(from.view()), band(matrix_.view())); });
   }
   void clear() {
     for_each_band(matrix_.rows(), [&](auto band) { backend_.zero(band(matrix_.view())); });
@@ -88,9 +90,7 @@ void HessianCollector::add(ConstMatrix input, const MicroBatch& batch) {
   }
 }
 
-void HessianCollector::end_shard(int shard) {
-  sum_.add(shard, std::move(gram_));
-}
+void HessianCollector::end_shard(int shard) { sum_.add(shard, std::move(gram_)); }
 
 std::int64_t HessianCollector::settle_dropped(nlohmann::json& block_record) {
   std::vector<std::int64_t> dropped;

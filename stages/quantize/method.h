@@ -22,14 +22,15 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;         // the ranks that share this block; moves host memory
+  Communicator& team;  // the ranks that share this block; moves host memory
   const DecoderBlock& shape;
-  int block;                  // which one, for messages
-  BlockWeights& weights;      // the original weights; the method may replace them as it goes
-  const Samples* samples;     // nullptr if the method needs no activations
-  Activations* residual;      // this rank's shards (parts_of_rank): the block's input on entry, its output on return.
-                              // nullptr if the method needs no activations.
-  ActivationBudget& budget;   // for activations inside the block
+  int block;               // which one, for messages
+  BlockWeights& weights;   // the original weights; the method may replace them as it goes
+  const Samples* samples;  // nullptr if the method needs no activations
+  Activations*
+      residual;  // this rank's shards (parts_of_rank): the block's input on entry, its output on return.
+                 // nullptr if the method needs no activations.
+  ActivationBudget& budget;  // for activations inside the block
   Monitor& monitor;
 };
 
@@ -45,7 +46,8 @@ class Method {
 };
 
 // Throws RecipeError: unknown method, wrong options. `options` is told every option it was given (for name and record).
-std::unique_ptr<Method> make_method(const std::string& method, int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_method(const std::string& method, int bits, std::int64_t group_size,
+                                    OptionReader& options);
 std::unique_ptr<Method> make_method(const Recipe& recipe);
 
 // Runs this rank's shards through a block that is already quantized (dequantized weights in `weights`): on resume. Leaves
@@ -57,8 +59,8 @@ struct MicroBatch {
   int shard;
   std::int64_t first_sample;  // of all samples
   std::int64_t sequences;
-  std::int64_t length;        // tokens a sequence
-  std::int64_t first_row;     // within the shard
+  std::int64_t length;     // tokens a sequence
+  std::int64_t first_row;  // within the shard
 
   std::int64_t rows() const { return sequences * length; }
 };

@@ -5,8 +5,9 @@
 
 namespace roundhouse {
 
-BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape, RunStore& store,
-                                    const std::string& recipe, int block, Backend& backend) {
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
+                                    RunStore& store, const std::string& recipe, int block,
+                                    Backend& backend) {
   const std::string key = block_key(recipe, block);
   const auto record = store.load(key);
   if (!record) throw Error(key + ": missing or damaged; `roundhouse run` makes it again");

@@ -10,7 +10,8 @@
 namespace roundhouse {
 
 // Norms and biases from the original model, linears dequantized from the store. Throws Error if the block is missing.
-BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape, RunStore& store,
-                                    const std::string& recipe, int block, Backend& backend);
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
+                                    RunStore& store, const std::string& recipe, int block,
+                                    Backend& backend);
 
 }  // namespace roundhouse

@@ -13,7 +13,7 @@ struct Recipe {
   std::string method;  // a key of the table in method.cpp
   int bits = 4;        // 2, 3, 4 or 8
   std::int64_t group_size = 128;  // -1: the whole row
-  nlohmann::json options;         // an object: what the method takes besides, every option written out
+  nlohmann::json options;  // an object: what the method takes besides, every option written out
 };
 
 // From an object with `method`, `bits`, `group_size`, `name` and the method's own keys. Completes the name: method, bits,
@@ -27,7 +27,7 @@ nlohmann::json resolved(const Recipe& recipe);
 
 // Knows which key is wrong, so that the config reader can add file and line.
 struct RecipeError {
-  std::string key;   // empty: the recipe as a whole
+  std::string key;  // empty: the recipe as a whole
   std::string what;
 };
 

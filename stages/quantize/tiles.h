@@ -28,7 +28,8 @@ struct TileResult {
 };
 
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
-QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size, Grid grid);
+QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
+                                Grid grid);
 
 // Rows of weights in F32, in the backend's memory.
 Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows, Backend& backend);

@@ -55,11 +55,20 @@ std::string escape_html(const std::string& text) {
   std::string escaped;
   for (const char c : text) {
     switch (c) {
-      case '&': escaped += "&amp;"; break;
-      case '<': escaped += "&lt;"; break;
-      case '>': escaped += "&gt;"; break;
-      case '"': escaped += "&quot;"; break;
-      default: escaped += c;
+      case '&':
+        escaped += "&amp;";
+        break;
+      case '<':
+        escaped += "&lt;";
+        break;
+      case '>':
+        escaped += "&gt;";
+        break;
+      case '"':
+        escaped += "&quot;";
+        break;
+      default:
+        escaped += c;
     }
   }
   return escaped;
@@ -78,7 +87,8 @@ std::string bars(const Report& report, const std::string& text) {
   double least = INFINITY, most = -INFINITY;
   for (const ReportRow& row : report.rows) {
     const auto found = row.perplexity.find(text);
-    if (found == row.perplexity.end() || !std::isfinite(found->second) || found->second <= 0) continue;
+    if (found == row.perplexity.end() || !std::isfinite(found->second) || found->second <= 0)
+      continue;
     least = std::min(least, found->second);
     most = std::max(most, found->second);
   }
@@ -92,11 +102,15 @@ std::string bars(const Report& report, const std::string& text) {
   for (const ReportRow& row : report.rows) {
     const auto found = row.perplexity.find(text);
     if (found == row.perplexity.end()) continue;
-    svg += format("<text x=\"%d\" y=\"%d\" text-anchor=\"end\">", kLabel - 10, y + 15) + escape_html(row.name) + "</text>";
-    const double width =
-        std::isfinite(found->second) ? kWidth * std::max(0.004, (std::log(found->second) - left) / span) : kWidth;
-    svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", kLabel, y, width, kRow - 6);
-    svg += format("<text x=\"%.1f\" y=\"%d\">", kLabel + width + 8, y + 15) + number("%.3f", found->second) + "</text>";
+    svg += format("<text x=\"%d\" y=\"%d\" text-anchor=\"end\">", kLabel - 10, y + 15) +
+           escape_html(row.name) + "</text>";
+    const double width = std::isfinite(found->second)
+                             ? kWidth * std::max(0.004, (std::log(found->second) - left) / span)
+                             : kWidth;
+    svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>", kLabel, y, width,
+                  kRow - 6);
+    svg += format("<text x=\"%.1f\" y=\"%d\">", kLabel + width + 8, y + 15) +
+           number("%.3f", found->second) + "</text>";
     y += kRow;
   }
   return "<h2>Perplexity on " + escape_html(text) + " (logarithmic)</h2>\n" + svg + "</svg>\n";
@@ -147,18 +161,22 @@ std::string to_csv(const Report& report) {
 }
 
 std::string to_html(const Report& report) {
-  std::string html =
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>" + escape_html(report.title) +
-      "</title>\n<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
-      "color:#222;background:#fff}table{border-collapse:collapse}td,th{padding:.3em .9em;border-bottom:1px solid #ccc;"
-      "text-align:right}td:first-child,th:first-child{text-align:left}svg{width:100%;font-size:14px}rect{fill:#3b6ea5}"
-      "</style></head>\n<body><h1>" +
-      escape_html(report.title) + "</h1>\n<table>\n";
+  std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>" +
+                     escape_html(report.title) +
+                     "</title>\n<style>body{font:16px/1.5 "
+                     "system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
+                     "color:#222;background:#fff}table{border-collapse:collapse}td,th{padding:.3em "
+                     ".9em;border-bottom:1px solid #ccc;"
+                     "text-align:right}td:first-child,th:first-child{text-align:left}svg{width:100%"
+                     ";font-size:14px}rect{fill:#3b6ea5}"
+                     "</style></head>\n<body><h1>" +
+                     escape_html(report.title) + "</h1>\n<table>\n";
   const std::vector<Cells> table = cells_of(report);
   for (std::size_t r = 0; r < table.size(); ++r) {
     const std::string tag = r == 0 ? "th" : "td";
     html += "<tr>";
-    for (const std::string& cell : table[r]) html += "<" + tag + ">" + escape_html(cell) + "</" + tag + ">";
+    for (const std::string& cell : table[r])
+      html += "<" + tag + ">" + escape_html(cell) + "</" + tag + ">";
     html += "</tr>\n";
   }
   html += "</table>\n";

@@ -49,7 +49,8 @@ struct Options {
 };
 
 void run(const Options& options) {
-  const auto folder = std::filesystem::temp_directory_path() / ("roundhouse-bench-" + std::to_string(getpid()));
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("roundhouse-bench-" + std::to_string(getpid()));
   SyntheticOptions synthetic;
   synthetic.config = shape_like(options.like);
   synthetic.config.blocks = options.blocks;
@@ -63,8 +64,11 @@ void run(const Options& options) {
   Hdf5Store store(folder / "run");
 
   Random random(1);
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(options.samples) * static_cast<std::size_t>(options.length));
-  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(model.config().vocabulary)));
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(options.samples) *
+                                static_cast<std::size_t>(options.length));
+  for (std::int32_t& id : ids)
+    id = static_cast<std::int32_t>(
+        random.below(static_cast<std::uint64_t>(model.config().vocabulary)));
   const Samples samples(options.samples, options.length, std::min(16, options.samples), ids);
   ActivationBudget budget(std::size_t{1} << 40, folder);
   Activations residual(budget, backend->activation_type(), model.config().hidden_size);
@@ -76,12 +80,15 @@ void run(const Options& options) {
   }
 
   const double rate = matmul_rate(*backend, 4096);
-  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, gptq-w%dg128\n", backend->description().c_str(),
-              options.like.c_str(), static_cast<long long>(model.config().hidden_size),
-              static_cast<long long>(model.config().intermediate_size), options.samples, options.length, options.bits);
+  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, gptq-w%dg128\n",
+              backend->description().c_str(), options.like.c_str(),
+              static_cast<long long>(model.config().hidden_size),
+              static_cast<long long>(model.config().intermediate_size), options.samples,
+              options.length, options.bits);
   std::printf("matrix products of this machine (4096 x 4096 x 4096): %.1f GFLOP/s\n\n", rate / 1e9);
 
-  const Recipe recipe = parse_recipe({{"method", "gptq"}, {"bits", options.bits}, {"group_size", 128}});
+  const Recipe recipe =
+      parse_recipe({{"method", "gptq"}, {"bits", options.bits}, {"group_size", 128}});
   const auto method = make_method(recipe);
   NullMonitor monitor;
   for (int block = 0; block < options.blocks; ++block) {
@@ -106,7 +113,9 @@ void run(const Options& options) {
     std::printf("block %d            seconds     GFLOP   GFLOP/s   share of the rate\n", block);
     const auto line = [&](const char* part, double seconds, double flops) {
       std::printf("  %-14s %9.3f", part, seconds);
-      if (flops > 0) std::printf(" %9.1f %9.1f   %5.1f %%", flops / 1e9, flops / seconds / 1e9, 100 * flops / seconds / rate);
+      if (flops > 0)
+        std::printf(" %9.1f %9.1f   %5.1f %%", flops / 1e9, flops / seconds / 1e9,
+                    100 * flops / seconds / rate);
       std::printf("\n");
     };
     double total = 0;

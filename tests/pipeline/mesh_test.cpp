@@ -16,7 +16,9 @@ TEST(MeshTest, OneWideTeamByDefault) { expect_mesh(choose_mesh(0, 0, 4, 16, 6), 
 
 TEST(MeshTest, MoreRanksThanShardsMakeStages) { expect_mesh(choose_mesh(0, 0, 32, 16, 80), 2, 16); }
 
-TEST(MeshTest, PrimeNumbersOfRanksBeyondTheShardsMakeAPipeline) { expect_mesh(choose_mesh(0, 0, 17, 16, 80), 17, 1); }
+TEST(MeshTest, PrimeNumbersOfRanksBeyondTheShardsMakeAPipeline) {
+  expect_mesh(choose_mesh(0, 0, 17, 16, 80), 17, 1);
+}
 
 TEST(MeshTest, TheMissingSideFollows) {
   expect_mesh(choose_mesh(2, 0, 6, 16, 6), 2, 3);

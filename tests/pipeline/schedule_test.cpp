@@ -8,14 +8,15 @@
 #include "comm/launcher.h"
 #include "pipeline/hdf5_store.h"
 #include "stages/memory_store.h"
+#include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
-#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+const std::filesystem::path kModel =
+    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
 constexpr int kBlocks = 6, kShards = 4, kSnapshotEvery = 2;
 
 std::vector<Recipe> recipes() {
@@ -36,7 +37,8 @@ class Walker {
   explicit Walker(Communicator& world) : world_(world) {}
 
   // Everything that is missing in the store; false if stopped.
-  bool run(RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr) {
+  bool run(RunStore& store, MeshShape shape,
+           std::function<void(JobMonitor&, int)> on_unit = nullptr) {
     const Mesh mesh(world_, shape, kBlocks);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
@@ -81,7 +83,8 @@ std::map<std::string, std::string> contents(RunStore& store) {
       all[key] = record->attributes.dump();
       for (const auto& [name, tensor] : record->tensors) {
         all[key] += "|" + name + "|";
-        all[key].append(reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size());
+        all[key].append(reinterpret_cast<const char*>(tensor.bytes().data()),
+                        tensor.bytes().size());
       }
     }
   }
@@ -133,7 +136,8 @@ TEST(ScheduleTest, SameBytesOnEveryMesh) {
     Hdf5Store store(folder.path());
     EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}));
     world.barrier();
-    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store), expected)
+        << "pipeline " << pipeline << " of " << world.size() << " ranks";
   }
 }
 
@@ -153,7 +157,8 @@ TEST(ScheduleTest, StopsTogetherAndGoesOn) {
     world.barrier();
     EXPECT_TRUE(walker.run(store, shape));
     world.barrier();
-    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store), expected)
+        << "pipeline " << pipeline << " of " << world.size() << " ranks";
   }
 }
 

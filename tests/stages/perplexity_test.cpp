@@ -8,13 +8,14 @@
 #include "base/file.h"
 #include "comm/launcher.h"
 #include "model/tokenizer.h"
-#include "tests/comm/mpi_world.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/comm/mpi_world.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+const std::filesystem::path kModel =
+    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
 
 TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
   const std::vector<std::int32_t> tokens{0, 1, 2, 3, 4, 5, 6};
@@ -35,9 +36,11 @@ TEST(PerplexityTest, WikiTextHasItsKnownTokens) {
   const char* given = std::getenv("ROUNDHOUSE_DATA");
   const std::filesystem::path data =
       given ? given : std::filesystem::path(ROUNDHOUSE_SOURCE_DIR).parent_path() / "shared/data";
-  if (!std::filesystem::exists(data / "wikitext2")) GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
-  const auto tokens = load_tokenizer(data / "tokenizers/llama")
-                          ->encode_with_bos(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
+  if (!std::filesystem::exists(data / "wikitext2"))
+    GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
+  const auto tokens =
+      load_tokenizer(data / "tokenizers/llama")
+          ->encode_with_bos(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
   EXPECT_EQ(tokens.size(), 341469u);
 }
 
@@ -45,11 +48,13 @@ class BundledModel {
  public:
   Perplexity measure(Communicator& world, std::int64_t limit) {
     const Windows windows =
-        cut_windows(load_tokenizer(kModel)->encode_with_bos(read_text_file(kModel / "test.txt")), 512, limit, "test");
+        cut_windows(load_tokenizer(kModel)->encode_with_bos(read_text_file(kModel / "test.txt")),
+                    512, limit, "test");
     NullMonitor monitor;
     ActivationBudget budget(std::size_t{1} << 32, folder_.path());
     return measure_perplexity(
-        model_, *shape_, [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
+        model_, *shape_,
+        [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
         *backend_, world, budget, monitor);
   }
 

@@ -129,9 +129,9 @@ TEST_F(QuantizeBlockTest, ASingularHessianRaisesTheDampingAndSaysSo) {
   EXPECT_GT(record.at("damping_tries").get<int>(), 1);
   EXPECT_GE(record.at("damping").get<double>(), 0.01);
   EXPECT_FALSE(record.contains("fallback"));
-  EXPECT_THAT(world.monitor().said, testing::Contains(testing::AllOf(
-                                        testing::HasSubstr("block 0, down_proj"),
-                                        testing::HasSubstr("damping raised to"))));
+  EXPECT_THAT(world.monitor().said,
+              testing::Contains(testing::AllOf(testing::HasSubstr("block 0, down_proj"),
+                                               testing::HasSubstr("damping raised to"))));
 }
 
 TEST_F(QuantizeBlockTest, GptqBeatsRoundingToNearestOnTheBlocksOutput) {

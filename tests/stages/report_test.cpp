@@ -14,8 +14,18 @@ using testing::Not;
 Report example() {
   Report report;
   report.title = "A & <model>";
-  report.rows.push_back({.name = "original", .bits_per_weight = 16, .relative_error = 0, .perplexity = {{"test", 2.0}}, .seconds = 0, .fallbacks = 0});
-  report.rows.push_back({.name = "rtn-w2", .bits_per_weight = 2.14, .relative_error = 0.25, .perplexity = {{"test", NAN}}, .seconds = 1.5, .fallbacks = 2});
+  report.rows.push_back({.name = "original",
+                         .bits_per_weight = 16,
+                         .relative_error = 0,
+                         .perplexity = {{"test", 2.0}},
+                         .seconds = 0,
+                         .fallbacks = 0});
+  report.rows.push_back({.name = "rtn-w2",
+                         .bits_per_weight = 2.14,
+                         .relative_error = 0.25,
+                         .perplexity = {{"test", NAN}},
+                         .seconds = 1.5,
+                         .fallbacks = 2});
   return report;
 }
 
@@ -26,7 +36,8 @@ TEST(ReportTest, TextHasOneLineARecipe) {
 }
 
 TEST(ReportTest, MarkdownIsATable) {
-  EXPECT_THAT(to_markdown(example()), HasSubstr("| rtn-w2 | 2.14 | not finite | 2.50e-01 | 1.5 | 2 |\n"));
+  EXPECT_THAT(to_markdown(example()),
+              HasSubstr("| rtn-w2 | 2.14 | not finite | 2.50e-01 | 1.5 | 2 |\n"));
 }
 
 TEST(ReportTest, CsvQuotesWhatNeedsIt) {

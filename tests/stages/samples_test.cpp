@@ -38,9 +38,11 @@ class SamplesTest : public testing::Test {
     for (const char c : which) text += "{\"text\": \"" + std::string(40, c) + "\"}\n";
     return write("letters.jsonl", text);
   }
-  static Samples draw(const std::filesystem::path& text, int samples, std::uint64_t seed = 1, int length = 8) {
-    return draw_samples({.text = text, .samples = samples, .sequence_length = length, .seed = seed, .shards = 2},
-                        ByteTokenizer(), [] {});
+  static Samples draw(const std::filesystem::path& text, int samples, std::uint64_t seed = 1,
+                      int length = 8) {
+    return draw_samples(
+        {.text = text, .samples = samples, .sequence_length = length, .seed = seed, .shards = 2},
+        ByteTokenizer(), [] {});
   }
   static std::string error_of(const std::filesystem::path& text) {
     try {
@@ -71,16 +73,20 @@ TEST_F(SamplesTest, UsesEveryDocumentOnceBeforeAnyTwice) {
 TEST_F(SamplesTest, WindowIsARunOfOneDocument) {
   const auto text = write("digits.jsonl", R"({"text": "0123456789abcdefghijklmnopqrstuvwxyz"})");
   const Samples samples = draw(text, 20);
-  const std::string whole = "\xff" "0123456789abcdefghijklmnopqrstuvwxyz";
+  const std::string whole =
+      "\xff"
+      "0123456789abcdefghijklmnopqrstuvwxyz";
   for (int i = 0; i < 20; ++i) {
     std::string window;
-    for (const std::int32_t id : samples.ids(i, 1)) window += id == 256 ? '\xff' : static_cast<char>(id);
+    for (const std::int32_t id : samples.ids(i, 1))
+      window += id == 256 ? '\xff' : static_cast<char>(id);
     EXPECT_NE(whole.find(window), std::string::npos) << window;
   }
 }
 
 TEST_F(SamplesTest, SkipsDocumentsThatAreTooShort) {
-  const auto text = write("mixed.jsonl", "{\"text\": \"short\"}\n\n{\"text\": \"" + std::string(20, 'x') + "\"}\n");
+  const auto text = write(
+      "mixed.jsonl", "{\"text\": \"short\"}\n\n{\"text\": \"" + std::string(20, 'x') + "\"}\n");
   const Samples samples = draw(text, 3);
   for (const std::int32_t id : samples.ids(0, 3)) EXPECT_TRUE(id == 'x' || id == 256) << id;
 }
@@ -91,8 +97,10 @@ TEST_F(SamplesTest, PlainTextIsOneDocument) {
 
 TEST_F(SamplesTest, NamesFileAndLineOfWhatIsWrong) {
   EXPECT_THAT(error_of("no/such.jsonl"), HasSubstr("no/such.jsonl"));
-  EXPECT_THAT(error_of(write("a.jsonl", "{\"text\": \"fine\"}\n{broken\n")), HasSubstr("a.jsonl:2: not a JSON object"));
-  EXPECT_THAT(error_of(write("b.jsonl", "\n{\"story\": \"x\"}\n")), HasSubstr("b.jsonl:2: no string \"text\""));
+  EXPECT_THAT(error_of(write("a.jsonl", "{\"text\": \"fine\"}\n{broken\n")),
+              HasSubstr("a.jsonl:2: not a JSON object"));
+  EXPECT_THAT(error_of(write("b.jsonl", "\n{\"story\": \"x\"}\n")),
+              HasSubstr("b.jsonl:2: no string \"text\""));
   EXPECT_THAT(error_of(write("c.jsonl", "{\"text\": 7}\n")), HasSubstr("c.jsonl:1"));
   EXPECT_THAT(error_of(write("d.jsonl", "\n \n")), HasSubstr("holds no text"));
   EXPECT_THAT(error_of(write("e.jsonl", "{\"text\": \"abc\"}\n")), HasSubstr("the longest has 4"));
