@@ -10,11 +10,6 @@ inline std::filesystem::path results_path(const std::filesystem::path& run,
                                           const std::string& recipe) {
   return run / "results" / (recipe + ".json");
 }
-inline std::filesystem::path export_path(const std::filesystem::path& run,
-                                         const std::string& recipe, const std::string& format) {
-  return run / "export" / recipe / format;
-}
-
 inline constexpr const char* kOriginal = "original";  // the unquantized model among the results
 
 }  // namespace roundhouse

@@ -41,7 +41,7 @@ class SharedDirectory {
 
  private:
   Communicator& world_;
-  std::optional<TemporaryDirectory> mine_;
+  std::optional<TemporaryFolder> mine_;
   fs::path path_;
 };
 

@@ -59,7 +59,7 @@ void run(char** arguments, bool reordered) {
   const Recipe recipe =
       rounding_recipe(std::atoi(arguments[3]), std::atoi(arguments[4]), reordered);
   fs::create_directories(out);
-  TemporaryDirectory shortened;
+  TemporaryFolder shortened;
   write_shortened_model(source, blocks, shortened.path());
   const CausalLM model(shortened.path());
   const auto backend = make_backend("cpu", {});

@@ -99,17 +99,6 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
 
 }  // namespace
 
-TemporaryDirectory::TemporaryDirectory() {
-  std::string name = (fs::temp_directory_path() / "roundhouse-export-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) throw Error("cannot make a temporary directory");
-  path_ = name;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
-
 void write_mini_model(const fs::path& directory, const MiniModel& options) {
   const std::int64_t hidden = options.hidden_size, kv = hidden / 2,
                      inner = options.intermediate_size;

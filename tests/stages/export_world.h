@@ -12,20 +12,9 @@
 #include "model/quantized_linear.h"
 #include "stages/quantize/recipe.h"
 #include "stages/run_store.h"
+#include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
-
-// Made empty, and removed with all its content.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 struct MiniModel {
   int blocks = 3;
