@@ -128,8 +128,8 @@ class RecipeWalk {
     s_.monitor.phase(recipe_.name + ": embedding");
     for (int shard = shards().begin; shard < shards().end; ++shard) {
       for (const MicroBatch& batch : micro_batches_of_shard(*s_.samples, shard)) {
-        const Tensor rows = s_.model.embed(
-            s_.samples->ids(batch.first_sample, batch.sequences), s_.backend);
+        const Tensor rows = s_.model.embed(s_.samples->ids(batch.first_sample, batch.sequences),
+                                           batch.length, s_.backend);
         for (const auto& stream : activations.all()) {
           if (stream.activations)
             stream.activations->store(shard, batch.first_row, rows.view(), s_.backend);
