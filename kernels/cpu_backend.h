@@ -29,6 +29,8 @@ class CpuBackend : public Backend {
   void symmetrize(Matrix h) override;
   void reverse(ConstMatrix from, Matrix to) override;
   void add(ConstMatrix from, Matrix into) override;
+  void scale(float factor, Matrix m) override;
+  void gather(const Gather& op) override;
 
   void rms_norm(const RmsNorm& op) override;
   void layer_norm(const LayerNorm& op) override;
@@ -43,6 +45,7 @@ class CpuBackend : public Backend {
   void round_to_grid(const RoundToGrid& op) override;
   void dequantize(const Dequantize& op) override;
   void gptq_panel(const GptqPanel& op) override;
+  void row_errors(const RowErrors& op) override;
 
  private:
   ThreadPool threads_;

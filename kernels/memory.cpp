@@ -80,4 +80,14 @@ Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
   return tensor;
 }
 
+Memory::UploadTicket Memory::upload_ahead(std::span<const std::byte> from, void* to) {
+  upload(from, to);
+  return 0;
+}
+void Memory::await_upload(UploadTicket) {}
+void Memory::download_behind(const void* from, std::span<std::byte> to) { download(from, to); }
+void Memory::finish_downloads() {}
+void Memory::pin(std::span<std::byte>) {}
+void Memory::unpin(std::span<std::byte>) {}
+
 }  // namespace roundhouse
