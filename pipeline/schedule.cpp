@@ -203,7 +203,8 @@ class RecipeWalk {
       for (int first = range.begin; first < range.end;
            first += static_cast<int>(s_.samples->micro_batch())) {
         const std::int64_t n = std::min<std::int64_t>(s_.samples->micro_batch(), range.end - first);
-        const Tensor rows = s_.model.embed(s_.samples->ids(first, n), s_.backend);
+        const Tensor rows =
+            s_.model.embed(s_.samples->ids(first, n), s_.samples->length(), s_.backend);
         activations.store(shard, (first - range.begin) * s_.samples->length(), rows.view(),
                           s_.backend);
         s_.monitor.tick();

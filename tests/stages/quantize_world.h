@@ -108,7 +108,7 @@ class QuantizeWorld {
       const PartRange range = samples_.samples_of_shard(shard);
       residual->reserve(shard, (range.end - range.begin) * samples_.length());
       for (int sample = range.begin; sample < range.end; ++sample) {
-        Tensor rows = model_.embed(samples_.ids(sample, 1), *backend_);
+        Tensor rows = model_.embed(samples_.ids(sample, 1), samples_.length(), *backend_);
         if (std::ranges::find(broken_samples_, sample) != broken_samples_.end()) {
           const float nan = std::numeric_limits<float>::quiet_NaN();
           backend_->upload(std::as_bytes(std::span(&nan, 1)), rows.view().data);
