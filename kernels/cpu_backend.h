@@ -41,6 +41,13 @@ class CpuBackend : public Backend {
   void cross_entropy(const CrossEntropy& op) override;
   void check_finite(const CheckFinite& op) override;
 
+  void rms_norm_backward(const RmsNormBackward& op) override;
+  void layer_norm_backward(const LayerNormBackward& op) override;
+  void attention_backward(const AttentionBackward& op) override;
+  void silu_gate_backward(const SiluGateBackward& op) override;
+  void relu_backward(const ReluBackward& op) override;
+  [[nodiscard]] double squared_error(const SquaredError& op) override;
+
   void find_grid(const FindGrid& op) override;
   void round_to_grid(const RoundToGrid& op) override;
   void dequantize(const Dequantize& op) override;
