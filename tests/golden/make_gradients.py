@@ -89,7 +89,7 @@ def block(kind, keys):
     config = make_logits.config_of(kind, hidden_size=HIDDEN, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
                                    vocab_size=SEQUENCES * LENGTH, rms_norm_eps=1e-5, rope_theta=10000.0,
                                    tie_word_embeddings=False, torch_dtype="float32", **keys)
-    weights = {name: formula_weight(name, shape) * (8 if "proj" in name else 1)
+    weights = {name: formula_weight(name, shape) * (2 if "proj" in name else 1)
                for name, shape in make_logits.shapes(config).items()}
     x = operand("block input", SEQUENCES * LENGTH, HIDDEN)
     target = operand("block target", SEQUENCES * LENGTH, HIDDEN)
