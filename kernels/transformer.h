@@ -20,8 +20,18 @@ struct RmsNorm {
   float epsilon;
 };
 
+// y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, by row; the variance is the biased one, mean((x - mean)²),
+// as in Ba, Kiros, Hinton 2016, "Layer Normalization". Both are summed in two passes: no difference of large squares.
+struct LayerNorm {
+  ConstMatrix x;
+  ConstMatrix weight;  // [1, cols]
+  ConstMatrix bias;    // [1, cols]
+  Matrix y;            // may be x itself
+  float epsilon;
+};
+
 // Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head,
-// (a, b) <- (a cos - b sin, b cos + a sin).
+// (a, b) <- (a cos - b sin, b cos + a sin). Backward: by minus the angle, which takes dL/dy to dL/dx.
 struct Rope {
   Matrix x;         // [sequences * length, heads * head_dim]
   ConstMatrix cos;  // [>= length, head_dim / 2] F32
@@ -29,6 +39,7 @@ struct Rope {
   std::int64_t heads;
   std::int64_t head_dim;
   std::int64_t length;
+  bool backward = false;
 };
 
 // Causal softmax attention with grouped queries: query head h reads key/value head h / (heads / kv_heads).
@@ -45,6 +56,8 @@ struct Attention {
   std::int64_t length;
   std::int64_t window;  // 0: all earlier tokens
   float scale;          // 1 / sqrt(head_dim)
+  // [tokens, heads] F32 or empty: log(sum_j exp(scale q kᵀ)), what the backward pass starts from.
+  Matrix log_sum_exp = {};
 };
 
 // y = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
@@ -52,6 +65,12 @@ struct SiluGate {
   ConstMatrix gate;
   ConstMatrix up;
   Matrix y;  // may be gate or up
+};
+
+// y = max(x, 0); NaN stays NaN.
+struct Relu {
+  ConstMatrix x;
+  Matrix y;  // may be x itself
 };
 
 // loss[t] = log(sum_v exp(logits[t, v])) - logits[t, target[t]], in nats; 0 where target[t] < 0 (not scored).
@@ -72,9 +91,11 @@ class TransformerKernels {
  public:
   virtual ~TransformerKernels() = default;
   virtual void rms_norm(const RmsNorm& op) = 0;
+  virtual void layer_norm(const LayerNorm& op) = 0;
   virtual void rope(const Rope& op) = 0;
   virtual void attention(const Attention& op) = 0;
   virtual void silu_gate(const SiluGate& op) = 0;
+  virtual void relu(const Relu& op) = 0;
   virtual void cross_entropy(const CrossEntropy& op) = 0;
   virtual void check_finite(const CheckFinite& op) = 0;
 };
