@@ -78,6 +78,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(Attention op) 
     const int col = kWarp * j + lane;
     if (col < head_dim) store_float(out[j] / l, to[col]);
   }
+  if (op.log_sum_exp.data != nullptr && lane == 0) {
+    static_cast<float*>(op.log_sum_exp.data)[row * op.log_sum_exp.stride + head] = m + logf(l);
+  }
 }
 
 }  // namespace
@@ -106,6 +109,10 @@ void CudaBackend::attention(const Attention& op) {
           "attention: k or v have another shape");
   require(op.k.type == op.q.type && op.v.type == op.q.type && op.out.type == op.q.type,
           "attention: types differ");
+  require(op.log_sum_exp.data == nullptr ||
+              (op.log_sum_exp.rows == tokens && op.log_sum_exp.cols == op.heads &&
+               op.log_sum_exp.type == DType::kF32),
+          "attention: log_sum_exp has another shape or type");
   require(op.scale > 0.0f, "attention: the scale is not positive");
   require(head_dim <= kMostHeadDim && op.length < (1 << 30),
           "attention: heads of up to 256 columns, sequences of up to 2^30 tokens");

@@ -81,6 +81,34 @@ struct Reverse {
   }
 };
 
+// An index may be null: 0, 1, 2, ...
+template <class T>
+struct GatherElement {
+  ConstMatrix from;
+  const std::int32_t* rows;
+  const std::int32_t* cols;
+  Matrix to;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    const std::int64_t r = rows == nullptr ? row : rows[row];
+    const std::int64_t c = cols == nullptr ? col : cols[col];
+    if (r < -1 || r >= from.rows || c < -1 || c >= from.cols)
+      __trap();  // found when the host next waits
+    static_cast<T*>(to.data)[row * to.stride + col] =
+        r < 0 || c < 0 ? T{0} : static_cast<const T*>(from.data)[r * from.stride + c];
+  }
+};
+
+// What Gather reads places from.
+const std::int32_t* places(const ConstMatrix& index, std::int64_t count, std::int64_t range) {
+  if (index.data == nullptr || index.cols == 0) {
+    require(count <= range, "gather: more rows or columns than there are");
+    return nullptr;
+  }
+  require(index.rows == 1 && index.cols == count && index.type == DType::kI32,
+          "gather: an index has another shape or type");
+  return static_cast<const std::int32_t*>(index.data);
+}
+
 struct TransposeBlock {
   float at[kTransposeEdge]
           [kTransposeEdge + 1];  // a column apart: columns are read without conflicts
@@ -127,8 +155,7 @@ void multiply(CudaDevice& device, const Matmul& op) {
         "cublasGemmEx");
 }
 
-// What remains of a product without terms.
-void scale(CudaDevice& device, const Matrix& m, float factor) {
+void multiply_by(CudaDevice& device, const Matrix& m, float factor) {
   with_activation_type(m.type, [&](auto type) {
     with_width(can_pack(m), [&](auto width) {
       using T = typename decltype(type)::type;
@@ -150,7 +177,7 @@ void CudaBackend::matmul(const Matmul& op) {
   } else if (op.beta == 0.0f) {
     zero(op.c);
   } else if (op.beta != 1.0f) {
-    scale(*device_, op.c, op.beta);
+    multiply_by(*device_, op.c, op.beta);  // what remains of a product without terms
   }
 }
 
@@ -225,6 +252,27 @@ void CudaBackend::add(ConstMatrix from, Matrix into) {
   with_width(can_pack(from) && can_pack(into), [&](auto width) {
     for_each_element(into.rows, into.cols, width, device_->stream(), Add<width()>{from, into});
   });
+}
+
+void CudaBackend::scale(float factor, Matrix m) {
+  require(m.type == DType::kF32, "scale: the matrix is F32");
+  multiply_by(*device_, m, factor);
+}
+
+void CudaBackend::gather(const Gather& op) {
+  require(op.from.type == op.to.type && (op.to.type == DType::kF32 || op.to.type == DType::kU8),
+          "gather: both matrices are F32, or both are U8");
+  const std::int32_t* const rows = places(op.rows, op.to.rows, op.from.rows);
+  const std::int32_t* const cols = places(op.cols, op.to.cols, op.from.cols);
+  const auto gather_elements = [&]<class T>(TypeTag<T>) {
+    for_each_element(op.to.rows, op.to.cols, 1, device_->stream(),
+                     GatherElement<T>{op.from, rows, cols, op.to});
+  };
+  if (op.to.type == DType::kF32) {
+    gather_elements(TypeTag<float>());
+  } else {
+    gather_elements(TypeTag<std::uint8_t>());
+  }
 }
 
 }  // namespace roundhouse

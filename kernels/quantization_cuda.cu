@@ -154,6 +154,27 @@ struct ToValues {
   }
 };
 
+// One block a row; `value` and `column_weights` may be empty.
+__global__ void __launch_bounds__(kThreads) row_errors_kernel(RowErrors op) {
+  double* const parts = shared_memory<double[kWarps]>();
+  const std::int64_t row = blockIdx.x;
+  double sum = 0.0;
+  for (std::int64_t col = threadIdx.x; col < op.w.cols; col += kThreads) {
+    double d = static_cast<double>(load<float, 1>(op.w, row, col).at[0]);
+    if (op.value.data != nullptr)
+      d -= static_cast<double>(load<float, 1>(op.value, row, col).at[0]);
+    const double weight =
+        op.column_weights.data == nullptr
+            ? 1.0
+            : static_cast<double>(load<float, 1>(op.column_weights, 0, col).at[0]);
+    sum += 0.5 * d * d * weight;
+  }
+  sum = block_reduce<kThreads>(sum, parts, Plus());
+  if (threadIdx.x == 0) {
+    static_cast<float*>(op.sums.data)[row * op.sums.stride] = static_cast<float>(sum);
+  }
+}
+
 void check_columns(std::int64_t cols, std::int64_t group_size) {
   constexpr std::int64_t kMost = std::numeric_limits<int>::max();  // kernels count them in int
   require(cols <= kMost && group_size <= kMost, "a row of weights is too long");
@@ -251,6 +272,26 @@ void CudaBackend::dequantize(const Dequantize& op) {
           ToValues<typename decltype(type)::type, width()>{with_int_group, group_of_column});
     });
   });
+}
+
+void CudaBackend::row_errors(const RowErrors& op) {
+  const bool has_value = op.value.data != nullptr;
+  const bool weighted = op.column_weights.data != nullptr;
+  require(op.sums.rows == op.w.rows && op.sums.cols == 1, "row_errors: sums have another shape");
+  require(!has_value || (op.value.rows == op.w.rows && op.value.cols == op.w.cols),
+          "row_errors: the values have another shape");
+  require(!weighted || (op.column_weights.rows == 1 && op.column_weights.cols == op.w.cols),
+          "row_errors: the column weights have another shape");
+  require(op.w.type == DType::kF32 && op.sums.type == DType::kF32 &&
+              (!has_value || op.value.type == DType::kF32) &&
+              (!weighted || op.column_weights.type == DType::kF32),
+          "row_errors: matrices are F32");
+  launch(row_errors_kernel,
+         {.grid = blocks_for(op.w.rows),
+          .threads = kThreads,
+          .shared_bytes = sizeof(double[kWarps]),
+          .stream = device_->stream()},
+         op);
 }
 
 }  // namespace roundhouse

@@ -4,55 +4,22 @@
 // stages of shared memory: while one is worked on, the next one is copied. A lane holds scores and output of its rows g and
 // g + 8 of each row tile (see cuda_tensor_core.cuh); scores become probabilities in registers, which are then the fragments
 // of the product with the values. m is the largest score of a row so far, l the lane's share of the sum of exp(score - m).
-//
-// Rows of shared memory hold pieces of 16 bytes in an order that differs from row to row (piece ^ row % 8), so that eight
-// rows of a matrix that is loaded lie in different banks.
 #include "kernels/cuda_attention.cuh"
+#include "kernels/cuda_attention_tiles.cuh"
 #include "kernels/cuda_block.cuh"
 #include "kernels/cuda_float.cuh"
 #include "kernels/cuda_launch.cuh"
-#include "kernels/cuda_tensor_core.cuh"
 
 namespace roundhouse {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kTile = 16;  // rows of a fragment of a
-constexpr int kPiece = 8;  // elements of 16 bytes
-constexpr float kLog2E = 1.4426950408889634f;
-
-template <int kHeadDim, int kRows>
-struct Rows {
-  __nv_bfloat16 at[kRows * kHeadDim];
-  __device__ __nv_bfloat16* piece(int row, int column) {
-    return at + row * kHeadDim + ((column / kPiece) ^ (row % 8)) * kPiece;
-  }
-};
-
 template <int kHeadDim, int kRowTiles, int kKeys>
 struct Shared {
-  static constexpr int kQueries = kWarps * kTile * kRowTiles;
+  static constexpr int kQueries = kAttentionWarps * kFragmentRows * kRowTiles;
   Rows<kHeadDim, kQueries> q;
   Rows<kHeadDim, kKeys> k[2];
   Rows<kHeadDim, kKeys> v[2];
 };
-
-// Rows [first, first + kRows) of one head of m; those from `end` on are cleared.
-template <int kHeadDim, int kRows>
-__device__ void copy_rows(Rows<kHeadDim, kRows>& to, const ConstMatrix& m, std::int64_t start,
-                          std::int64_t column, int first, int end) {
-  constexpr int kPieces = kHeadDim / kPiece;
-#pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces;
-    const int col = i % kPieces * kPiece;
-    const bool there = first + row < end;
-    const std::int64_t from = start + (there ? first + row : first);
-    copy_async(to.piece(row, col),
-               static_cast<const __nv_bfloat16*>(m.data) + from * m.stride + column + col, !there);
-  }
-}
 
 // The maximum or sum over the four lanes that share a row.
 template <class Combine>
@@ -62,7 +29,7 @@ __device__ float row_reduce(float value, Combine combine) {
 }
 
 template <int kHeadDim, int kRowTiles, int kKeys>
-__global__ void __launch_bounds__(kThreads) tensor_core_attention_kernel(Attention op) {
+__global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kernel(Attention op) {
   using Memory = Shared<kHeadDim, kRowTiles, kKeys>;
   Memory& shared = shared_memory<Memory>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -86,8 +53,8 @@ __global__ void __launch_bounds__(kThreads) tensor_core_attention_kernel(Attenti
   copy_rows(shared.v[0], op.v, start, kv_column, first_key, length);
   commit_copies();
 
-  const int my_first = begin + warp * kTile * kRowTiles;  // of the warp's queries
-  const int my_last = my_first + kTile * kRowTiles - 1;
+  const int my_first = begin + warp * kFragmentRows * kRowTiles;  // of the warp's queries
+  const int my_last = my_first + kFragmentRows * kRowTiles - 1;
   const int pair = lane % 4 * 2;  // column of the lane's pair in a fragment
   const float to_log2 = op.scale * kLog2E;
   float out[kRowTiles][kHeadDim / 8][4] = {};
@@ -109,12 +76,12 @@ __global__ void __launch_bounds__(kThreads) tensor_core_attention_kernel(Attenti
       continue;  // this warp sees none of them
 
     float score[kRowTiles][kKeys / 8][4] = {};
-#pragma unroll
+#pragma unroll 2  // more would cost registers
     for (int col = 0; col < kHeadDim; col += 16) {
       unsigned a[kRowTiles][4];
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
-        const int row = (warp * kRowTiles + tile) * kTile + lane % 16;
+        const int row = (warp * kRowTiles + tile) * kFragmentRows + lane % 16;
         load_matrices(a[tile], shared.q.piece(row, col + lane / 16 * 8));
       }
 #pragma unroll
@@ -138,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) tensor_core_attention_kernel(Attenti
         for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const int query = my_first + tile * kTile + lane / 4 + i / 2 * 8;
+            const int query = my_first + tile * kFragmentRows + lane / 4 + i / 2 * 8;
             const int at = key + j * 8 + pair + i % 2;
             if (at > query || at <= query - window) score[tile][j][i] = -INFINITY;
           }
@@ -209,8 +176,12 @@ __global__ void __launch_bounds__(kThreads) tensor_core_attention_kernel(Attenti
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float divisor = row_reduce(l[tile][half], Plus());
-      const int query = my_first + tile * kTile + lane / 4 + half * 8;
+      const int query = my_first + tile * kFragmentRows + lane / 4 + half * 8;
       if (query >= length) continue;
+      if (op.log_sum_exp.data != nullptr && lane % 4 == 0) {
+        static_cast<float*>(op.log_sum_exp.data)[(start + query) * op.log_sum_exp.stride + head] =
+            m[tile][half] * op.scale + logf(divisor);
+      }
       __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(op.out.data) +
                                 (start + query) * op.out.stride + head * kHeadDim + pair;
 #pragma unroll
@@ -228,7 +199,7 @@ void launch_attention(const Attention& op, CudaDevice& device) {
   const std::int64_t blocks = (op.length + Memory::kQueries - 1) / Memory::kQueries;
   launch(tensor_core_attention_kernel<kHeadDim, kRowTiles, kKeys>,
          {.grid = blocks_for(op.q.rows / op.length * op.heads * blocks),
-          .threads = kThreads,
+          .threads = kAttentionThreads,
           .shared_bytes = sizeof(Memory),
           .stream = device.stream()},
          op);

@@ -38,6 +38,46 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNorm op) {
   }
 }
 
+struct LayerNormParts {
+  double mean[kWarps];
+  float squares[kWarps];
+};
+
+// The mean in double: the error of a float sum of values far from 0 would be as large as their spread.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) layer_norm_kernel(LayerNorm op) {
+  LayerNormParts& parts = shared_memory<LayerNormParts>();
+  const std::int64_t row = blockIdx.x;
+  const int cols = static_cast<int>(op.x.cols);
+  double sum = 0.0;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += static_cast<double>(x.at[i]);
+  }
+  const float mean = static_cast<float>(block_reduce<kThreads>(sum, parts.mean, Plus()) / cols);
+  float squares = 0.0f;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares += (x.at[i] - mean) * (x.at[i] - mean);
+  }
+  const float variance =
+      block_reduce<kThreads>(squares, parts.squares, Plus()) / static_cast<float>(cols);
+  const float factor =
+      variance + op.epsilon > 0.0f ? 1.0f / sqrtf(variance + op.epsilon) : variance;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+    const Floats<kWidth> weight = load<T, kWidth>(op.weight, 0, col);
+    const Floats<kWidth> bias = load<T, kWidth>(op.bias, 0, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      x.at[i] = (x.at[i] - mean) * factor * weight.at[i] + bias.at[i];
+    }
+    store<T, kWidth>(x, op.y, row, col);
+  }
+}
+
 // `col` counts the pairs of a row: half a head each.
 template <class T, int kWidth>
 struct Rotate {
@@ -55,8 +95,9 @@ struct Rotate {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       const float before = a.at[j];
-      a.at[j] = before * cos.at[j] - b.at[j] * sin.at[j];
-      b.at[j] = b.at[j] * cos.at[j] + before * sin.at[j];
+      const float turn = op.backward ? -sin.at[j] : sin.at[j];
+      a.at[j] = before * cos.at[j] - b.at[j] * turn;
+      b.at[j] = b.at[j] * cos.at[j] + before * turn;
     }
     store<T, kWidth>(a, op.x, row, first);
     store<T, kWidth>(b, op.x, row, first + half);
@@ -74,6 +115,17 @@ struct GateWithSilu {
       gate.at[i] = gate.at[i] / (1.0f + expf(-gate.at[i])) * up.at[i];
     }
     store<T, kWidth>(gate, op.y, row, col);
+  }
+};
+
+template <class T, int kWidth>
+struct CutBelowZero {
+  Relu op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x.at[i] = x.at[i] < 0.0f ? 0.0f : x.at[i];
+    store<T, kWidth>(x, op.y, row, col);
   }
 };
 
@@ -154,6 +206,28 @@ void CudaBackend::rms_norm(const RmsNorm& op) {
   });
 }
 
+void CudaBackend::layer_norm(const LayerNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
+  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
+  require(op.y.type == op.x.type && op.weight.type == op.x.type && op.bias.type == op.x.type &&
+              cols <= kMostColumns,
+          "layer_norm: types differ, or rows are too long");
+  with_activation_type(op.x.type, [&](auto type) {
+    const bool packed =
+        can_pack(op.x) && can_pack(op.weight) && can_pack(op.bias) && can_pack(op.y);
+    with_width(packed, [&](auto width) {
+      launch(layer_norm_kernel<typename decltype(type)::type, width()>,
+             {.grid = blocks_for(op.x.rows),
+              .threads = kThreads,
+              .shared_bytes = sizeof(LayerNormParts),
+              .stream = device_->stream()},
+             op);
+    });
+  });
+}
+
 void CudaBackend::rope(const Rope& op) {
   const std::int64_t half = op.head_dim / 2;
   require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim && op.x.cols <= kMostColumns,
@@ -182,6 +256,17 @@ void CudaBackend::silu_gate(const SiluGate& op) {
     with_width(can_pack(op.gate) && can_pack(op.up) && can_pack(op.y), [&](auto width) {
       for_each_element(op.gate.rows, cols, width, device_->stream(),
                        GateWithSilu<typename decltype(type)::type, width()>{op});
+    });
+  });
+}
+
+void CudaBackend::relu(const Relu& op) {
+  require(op.y.rows == op.x.rows && op.y.cols == op.x.cols, "relu: y has another shape");
+  require(op.y.type == op.x.type, "relu: types differ");
+  with_activation_type(op.x.type, [&](auto type) {
+    with_width(can_pack(op.x) && can_pack(op.y), [&](auto width) {
+      for_each_element(op.x.rows, op.x.cols, width, device_->stream(),
+                       CutBelowZero<typename decltype(type)::type, width()>{op});
     });
   });
 }

@@ -93,6 +93,10 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 
+inline void __trap(std::source_location where = std::source_location::current()) {
+  emulation::fail("a trap", where);
+}
+
 // --- host code ---
 
 enum cudaError_t {
