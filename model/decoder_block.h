@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,6 +55,22 @@ struct BlockState {
 
 enum class LoadLinears { kYes, kNo };
 
+// What a forward pass leaves for the backward pass of the same micro-batch.
+struct SavedActivations {
+  Tensor input;  // the residual before the block
+  std::vector<Tensor>
+      inner;  // by architecture; none: backward() computes them again from the input
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;
+};
+enum class Save {
+  kAll,   // in the memory of about six hidden and two intermediate activations a token (LLaMA)
+  kInput  // of one hidden activation a token, for one more forward pass
+};
+
+// Takes dL/dW [rows, cols] of a linear in F32.
+using TakeGradient = std::function<void(int linear, Tensor gradient)>;
+
 class DecoderBlock {
  public:
   virtual ~DecoderBlock() = default;
@@ -79,7 +96,25 @@ class DecoderBlock {
   // All groups in order: residual in, residual out.
   void forward(const BlockWeights& weights, BlockState& state, Backend& backend) const;
 
+  // The same with the same bits; returns what backward() needs.
+  SavedActivations forward_saving(const BlockWeights& weights, BlockState& state, Save save,
+                                  Backend& backend) const;
+  // From dy = dL/d output [tokens, hidden], in the activation type, the gradient of every linear's weight, each handed to
+  // `take` as soon as it exists, once, from the last linear of the block to the first: no more than one is alive here.
+  // Returns dL/d input, if it is asked for; else an empty tensor. The same bits whatever was saved.
+  enum class InputGradient { kYes, kNo };
+  Tensor backward(const BlockWeights& weights, SavedActivations saved, Tensor dy,
+                  const TakeGradient& take, InputGradient input_gradient, Backend& backend) const;
+
  protected:
+  // Residual in, residual out; fills saved.inner. saved.input is there.
+  virtual void forward_saving_all(const BlockWeights& weights, BlockState& state,
+                                  SavedActivations& saved, Backend& backend) const;
+  // backward() with everything saved.
+  virtual Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
+                                   const TakeGradient& take, InputGradient input_gradient,
+                                   Backend& backend) const;
+
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;
   std::int64_t hidden_size_ = 0;

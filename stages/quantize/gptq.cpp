@@ -68,7 +68,7 @@ class BlockQuantizer {
 
   // The state just before the linears of group g, as kept after the group before it: its input included.
   BlockState load_before(int g, const MicroBatch& batch) {
-    BlockState state = load_state(task_, batch);
+    BlockState state = load_state(task_, *task_.residual, batch);
     if (group(g).from_residual) {
       task_.shape.prepare(g, task_.weights, state, task_.backend);
     } else {
@@ -143,7 +143,7 @@ class BlockQuantizer {
       BlockState state;
       for (int g = 0; g < group_count(); ++g) {
         clock_.measure("forward", [&] {
-          if (g == 0) state = load_state(task_, batch);
+          if (g == 0) state = load_state(task_, *task_.residual, batch);
           if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
           if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
         });
@@ -156,7 +156,7 @@ class BlockQuantizer {
 
     // All sums before the first factorization, all factorizations before the first factor is shared: both are collective, and
     // owners of different groups work at the same time.
-    std::vector<HostTensor> hessians;
+    std::vector<Tensor> hessians;
     for (const auto& collector : collectors) hessians.push_back(collector->finish(record_));
     std::vector<HessianFactor> factors;
     for (int g = 0; g < group_count(); ++g) {
@@ -169,12 +169,12 @@ class BlockQuantizer {
       quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
-    clock_.measure("forward", [&] { run_forward(task_); });
+    clock_.measure("forward", [&] { run_forward(task_, task_.weights, *task_.residual); });
     for (int g = 0; g < group_count(); ++g) count_forward(g);
   }
 
   // At the owner; elsewhere nothing yet.
-  HessianFactor factor_of(int g, int owner, const HostTensor& hessian) {
+  HessianFactor factor_of(int g, int owner, const Tensor& hessian) {
     HessianFactor factor;
     if (task_.team.rank() == owner) {
       task_.monitor.phase(text_of(g) + ": factorization");
@@ -189,7 +189,8 @@ class BlockQuantizer {
   // Shares the factor, solves the group's linears and puts the result in place of the weights.
   void quantize_group(int g, HessianFactor factor, int owner) {
     clock_.measure("factor", [&] {
-      share(factor, group(g).cols, owner, task_.team, task_.backend, task_.monitor);
+      share(factor, group(g).cols, owner, task_.team, task_.device_team, task_.backend,
+            task_.monitor);
     });
     if (factor.status == FactorStatus::kNotFinite) {
       throw Error(text_of(g) + ": the Hessian is not finite: the inputs are beyond float32");
@@ -248,7 +249,7 @@ class BlockQuantizer {
 class Gptq final : public Method {
  public:
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
-  bool needs_activations() const override { return true; }
+  Streams streams() const override { return {.quantized = true}; }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }

@@ -99,11 +99,13 @@ void run(const Options& options) {
     const double loaded = now();
     BlockTask task{.backend = *backend,
                    .team = *team,
+                   .device_team = *team,
                    .shape = *shape,
                    .block = block,
                    .weights = weights,
                    .samples = &samples,
                    .residual = &residual,
+                   .original = nullptr,
                    .budget = budget,
                    .monitor = monitor};
     const QuantizedBlock result = method->quantize(task);
