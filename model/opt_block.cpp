@@ -10,29 +10,7 @@
 namespace roundhouse {
 namespace {
 
-enum LinearIndex { kQ, kK, kV, kOutProjection, kFc1, kFc2 };
 enum GroupIndex { kQkv, kOut, kUp, kDown, kGroups };
-enum NormIndex { kAttentionWeight, kAttentionBias, kFinalWeight, kFinalBias };
-
-// y may be x.
-void layer_norm(const BlockWeights& weights, bool attention, float epsilon, ConstMatrix x, Matrix y,
-                Backend& backend) {
-  backend.layer_norm({.x = x,
-                      .weight = weights.norms[attention ? kAttentionWeight : kFinalWeight].view(),
-                      .bias = weights.norms[attention ? kAttentionBias : kFinalBias].view(),
-                      .y = y,
-                      .epsilon = epsilon});
-}
-
-void linear(const BlockWeights& weights, LinearIndex index, const Tensor& x, Matrix y,
-            Backend& backend, bool accumulate = false) {
-  const Tensor& bias = weights.biases[index];
-  backend.linear({.x = x.view(),
-                  .w = weights.linears[index].view(),
-                  .bias = bias.empty() ? ConstMatrix() : bias.view(),
-                  .y = y,
-                  .accumulate = accumulate});
-}
 
 }  // namespace
 
@@ -71,37 +49,36 @@ void OptBlock::prepare(int group, const BlockWeights& weights, BlockState& state
         "the input of this group is what apply() of the group before leaves");
     return;
   }
-  state.input = Tensor(backend, backend.activation_type(), state.residual.rows(), hidden_size_);
-  const ConstMatrix residual = std::as_const(state.residual).view();
-  if (config_.norm_first) {
-    layer_norm(weights, group == kQkv, config_.norm_epsilon, residual, state.input.view(), backend);
-  } else {
-    backend.copy(residual, state.input.view());
-  }
+  state.input =
+      input_of(group == kQkv ? kAttentionNorm : kFinalNorm, weights, state.residual, backend);
 }
 
 void OptBlock::apply(int group, const BlockWeights& weights, BlockState& state,
                      Backend& backend) const {
   switch (group) {
-    case kQkv:
-      attend(weights, state, backend);
+    case kQkv: {
+      check_sequences(state.residual, state.sequences, state.length);
+      const Tensor q = project(kQ, weights, state.input, backend);
+      const Tensor k = project(kK, weights, state.input, backend);
+      const Tensor v = project(kV, weights, state.input, backend);
+      state.input = Tensor();
+      state.input = attend(q, k, v, state.length, nullptr, backend);
       return;
+    }
     case kUp: {
-      Tensor inner(backend, backend.activation_type(), state.input.rows(),
-                   config_.intermediate_size);
-      linear(weights, kFc1, state.input, inner.view(), backend);
+      Tensor inner = project(kFc1, weights, state.input, backend);
       backend.relu({.x = std::as_const(inner).view(), .y = inner.view()});
       state.input = std::move(inner);
       return;
     }
     case kOut:
     case kDown:
-      linear(weights, group == kOut ? kOutProjection : kFc2, state.input, state.residual.view(),
-             backend, true);
+      project(group == kOut ? kOutProjection : kFc2, weights, state.input, state.residual.view(),
+              backend, true);
       state.input = Tensor();
       if (!config_.norm_first) {
-        layer_norm(weights, group == kOut, config_.norm_epsilon,
-                   std::as_const(state.residual).view(), state.residual.view(), backend);
+        normalize(group == kOut ? kAttentionNorm : kFinalNorm, weights, state.residual,
+                  state.residual.view(), backend);
       }
       return;
     default:
@@ -109,34 +86,70 @@ void OptBlock::apply(int group, const BlockWeights& weights, BlockState& state,
   }
 }
 
-// Queries, keys and values of state.input, and the attention between them, which becomes
-// state.input.
-void OptBlock::attend(const BlockWeights& weights, BlockState& state, Backend& backend) const {
-  require(state.length <= max_length_, "a sequence longer than this block was made for");
-  require(state.residual.rows() == state.sequences * state.length,
-          "rows are sequences times length");
-  const auto project = [&](LinearIndex index) {
-    Tensor y(backend, backend.activation_type(), state.input.rows(), hidden_size_);
-    linear(weights, index, state.input, y.view(), backend);
-    return y;
-  };
-  const Tensor q = project(kQ);
-  const Tensor k = project(kK);
-  const Tensor v = project(kV);
-  state.input = Tensor();
+Tensor OptBlock::input_of(Norm norm, const BlockWeights& weights, const Tensor& x,
+                          Backend& backend) const {
+  Tensor y(backend, backend.activation_type(), x.rows(), hidden_size_);
+  if (config_.norm_first) {
+    normalize(norm, weights, x, y.view(), backend);
+  } else {
+    backend.copy(x.view(), y.view());
+  }
+  return y;
+}
 
+void OptBlock::normalize(Norm norm, const BlockWeights& weights, const Tensor& x, Matrix y,
+                         Backend& backend) const {
+  const std::size_t weight = norm == kAttentionNorm ? 0 : 2;  // its bias comes after it
+  backend.layer_norm({.x = x.view(),
+                      .weight = weights.norms[weight].view(),
+                      .bias = weights.norms[weight + 1].view(),
+                      .y = y,
+                      .epsilon = config_.norm_epsilon});
+}
+
+void OptBlock::project(LinearIndex linear, const BlockWeights& weights, const Tensor& x, Matrix y,
+                       Backend& backend, bool accumulate) const {
+  const Tensor& bias = weights.biases[linear];
+  backend.linear({.x = x.view(),
+                  .w = weights.linears[linear].view(),
+                  .bias = bias.empty() ? ConstMatrix() : bias.view(),
+                  .y = y,
+                  .accumulate = accumulate});
+}
+
+Tensor OptBlock::project(LinearIndex linear, const BlockWeights& weights, const Tensor& x,
+                         Backend& backend) const {
+  Tensor y(backend, backend.activation_type(), x.rows(), linears_[linear].rows);
+  project(linear, weights, x, y.view(), backend);
+  return y;
+}
+
+Tensor OptBlock::attend(const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t length,
+                        Tensor* log_sum_exp, Backend& backend) const {
   Tensor out(backend, backend.activation_type(), q.rows(), q.cols());
+  if (log_sum_exp) *log_sum_exp = Tensor(backend, DType::kF32, q.rows(), config_.heads);
   backend.attention({.q = q.view(),
                      .k = k.view(),
                      .v = v.view(),
                      .out = out.view(),
                      .heads = config_.heads,
-                     .kv_heads = config_.heads,
+                     .kv_heads = config_.kv_heads,
                      .head_dim = config_.head_dim,
-                     .length = state.length,
+                     .length = length,
                      .window = 0,
-                     .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))});
-  state.input = std::move(out);
+                     .scale = attention_scale(),
+                     .log_sum_exp = log_sum_exp ? log_sum_exp->view() : Matrix()});
+  return out;
+}
+
+float OptBlock::attention_scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+}
+
+void OptBlock::check_sequences(const Tensor& residual, std::int64_t sequences,
+                               std::int64_t length) const {
+  require(length <= max_length_, "a sequence longer than this block was made for");
+  require(residual.rows() == sequences * length, "rows are sequences times length");
 }
 
 }  // namespace roundhouse
