@@ -70,10 +70,11 @@ TEST_P(QuantizationTest, AHandWorkedRow) {
 
 TEST_P(QuantizationTest, GridsAndCodesEqualTheScalarRulesForEveryGridWidthAndGroup) {
   for (const auto& [rows, cols] :
-       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 40}, {20, 131}, {0, 5}, {2, 1500}}) {
+       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 40}, {10, 131}, {0, 5}, {2, 1500}}) {
     Matrix w = random_matrix(rows, cols, 1, 0.02);
     for (std::int64_t j = 0; j < cols && rows > 1; ++j) w(1, j) = 0.0;  // a row of zeros
     for (const std::int64_t group_size : {1, 16, 50, 1200}) {
+      if (rows * cols / group_size > 1400) continue;  // enough of so small ones
       for (const Grid grid : kGrids) {
         for (const int bits : {2, 3, 4, 8}) {
           const Rounded r = round(backend(), w, group_size, grid, bits, {}, cols % 8 == 0 ? 8 : 3);
