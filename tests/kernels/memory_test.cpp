@@ -77,6 +77,42 @@ TEST_P(MemoryTest, CopiesManyBytesThereAndBack) {
   EXPECT_EQ(values, expected);
 }
 
+// The order of the header: an upload ahead waits for what uses its target, and what is downloaded behind is what was there
+// when the call was queued, though it is overwritten and freed right after.
+TEST_P(MemoryTest, CopiesBesideTheQueueKeepItsOrder) {
+  constexpr std::int64_t kColumns = 1000;
+  for (const bool pinned : {false, true}) {
+    std::vector<float> first(kColumns, 1.0f), second(kColumns, 2.0f), behind(kColumns, 0.0f),
+        later(kColumns, 0.0f);
+    const auto bytes = [](std::vector<float>& values) {
+      return std::as_writable_bytes(std::span(values));
+    };
+    const auto all = {&first, &second, &behind, &later};
+    if (pinned) {
+      for (std::vector<float>* values : all) backend().pin(bytes(*values));
+    }
+    Tensor a(backend(), DType::kF32, 1, kColumns), sum(backend(), DType::kF32, 1, kColumns);
+    backend().zero(sum.view());
+    backend().await_upload(backend().upload_ahead(bytes(first), a.view().data));
+    backend().add(a.view(), sum.view());
+    const Memory::UploadTicket ticket = backend().upload_ahead(bytes(second), a.view().data);
+    backend().download_behind(sum.view().data, bytes(behind));
+    backend().scale(10.0f, sum.view());
+    backend().await_upload(ticket);
+    backend().add(a.view(), sum.view());
+    backend().download_behind(sum.view().data, bytes(later));
+    sum = Tensor();
+    Tensor(backend(), DType::kF32, 1, kColumns);
+    backend().finish_downloads();
+    EXPECT_EQ(behind, std::vector<float>(kColumns, 1.0f)) << pinned;
+    EXPECT_EQ(later, std::vector<float>(kColumns, 12.0f)) << pinned;
+    backend().sync();
+    if (pinned) {
+      for (std::vector<float>* values : all) backend().unpin(bytes(*values));
+    }
+  }
+}
+
 TEST_P(MemoryTest, ZeroClearsTheViewAndNothingElse) {
   Tensor tensor(backend(), DType::kF32, 4, 6);
   const std::vector<float> ones(24, 1.0f);
