@@ -11,6 +11,7 @@ namespace roundhouse {
 
 struct DeviceTransport {
   std::unique_ptr<Transport> transport;
+  bool direct;              // from device to device: NCCL
   std::string description;  // "NCCL", or "MPI through host memory (two ranks share a GPU)"
 };
 
