@@ -76,7 +76,7 @@ struct TreeSum::Node {
   static void join(Node& left, Node& right) { left.value->add(*right.value); }
 };
 
-TreeSum::TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make)
+TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make)
     : team_(team), parts_(parts), make_(std::move(make)) {
   require(parts > 0, "a tree sum needs a part");
 }
