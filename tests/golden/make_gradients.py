@@ -99,11 +99,11 @@ def to_half(x):
 
 def learned_rounding(grid, bits):
     """SignRound's fake quantization, from its formulas (kernels/learned_rounding.h)."""
-    rows, group, groups = 3, 8, 2
+    rows, group, groups = 6, 8, 2
     w = operand("w", rows, groups * group, scale=512).detach()
     v = (operand("v", rows, groups * group, scale=256)).detach().requires_grad_()
-    alpha = (1 - (operand("alpha", rows, groups).detach().abs() / 4)).requires_grad_()
-    beta = (1 - (operand("beta", rows, groups).detach().abs() / 4)).requires_grad_()
+    alpha = (31 / 32 - (operand("alpha", rows, groups).detach().abs() / 4)).requires_grad_()
+    beta = (31 / 32 - (operand("beta", rows, groups).detach().abs() / 4)).requires_grad_()
     by_group = w.reshape(rows, groups, group)
     lo, hi = by_group.amin(-1).clamp(max=0), by_group.amax(-1).clamp(min=0)
     qmax, middle = 2**bits - 1, 2 ** (bits - 1)
