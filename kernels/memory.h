@@ -102,4 +102,7 @@ class Tensor {
   std::int64_t cols_ = 0;
 };
 
+// Indices for kernels that gather: [1, n] I32. Precondition: each fits.
+Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory);
+
 }  // namespace roundhouse

@@ -22,7 +22,7 @@ void for_each_band(std::int64_t n, Visit visit) {
 
 }  // namespace
 
-// A Gram matrix in the backend's memory, which is the memory that the team's messages move. Only the lower triangle counts;
+// A Gram matrix in the backend's memory, moved by the device team. Only the lower triangle counts;
 // above it may be anything. Matrices of 70B models are gigabytes: the memory of one that is used up serves the next.
 class HessianCollector::GramSum final : public Summand {
  public:
@@ -35,7 +35,9 @@ class HessianCollector::GramSum final : public Summand {
       spare.pop_back();
     }
   }
-  ~GramSum() override { spare_.push_back(std::move(matrix_)); }
+  ~GramSum() override {
+    if (!matrix_.empty()) spare_.push_back(std::move(matrix_));
+  }
 
   std::span<std::byte> bytes() override {
     return {static_cast<std::byte*>(matrix_.view().data), matrix_.bytes()};
@@ -61,7 +63,7 @@ HessianCollector::HessianCollector(const BlockTask& task, int group, PhaseClock&
       group_(task.shape.groups()[static_cast<std::size_t>(group)]),
       owner_(group % task.team.size()),
       clock_(clock),
-      sum_(task.team, task.samples->shards(),
+      sum_(task.device_team, task.samples->shards(),
            [this] { return std::make_unique<GramSum>(task_.backend, group_.cols, spare_); }) {}
 
 HessianCollector::~HessianCollector() = default;
@@ -115,18 +117,16 @@ std::int64_t HessianCollector::settle_dropped(nlohmann::json& block_record) {
   return samples - count;
 }
 
-HostTensor HessianCollector::finish(nlohmann::json& block_record) {
+Tensor HessianCollector::finish(nlohmann::json& block_record) {
   const std::int64_t used = settle_dropped(block_record);
-  HostTensor hessian;
+  Tensor hessian;
   clock_.measure("gram", [&] {
     const std::unique_ptr<Summand> sum = sum_.finish(owner_);
     if (!sum) return;
-    Tensor& matrix = static_cast<GramSum&>(*sum).matrix();
-    task_.backend.symmetrize(matrix.view());
-    hessian = HostTensor(DType::kF32, {group_.cols, group_.cols});
-    task_.backend.download(matrix.f32(), hessian.bytes());
-    const float scale = 2.0f / static_cast<float>(used);
-    for (float& h : hessian.as<float>()) h *= scale;
+    hessian = std::move(static_cast<GramSum&>(*sum).matrix());
+    spare_.clear();
+    task_.backend.symmetrize(hessian.view());
+    task_.backend.scale(2.0f / static_cast<float>(used), hessian.view());
   });
   const double tokens = static_cast<double>(used) * static_cast<double>(task_.samples->length());
   const auto n = static_cast<double>(group_.cols);
