@@ -76,7 +76,7 @@ struct TreeSum::Node {
   static void join(Node& left, Node& right) { left.value->add(*right.value); }
 };
 
-TreeSum::TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make)
+TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make)
     : team_(team), parts_(parts), make_(std::move(make)) {
   require(parts > 0, "a tree sum needs a part");
 }
@@ -136,7 +136,7 @@ std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sum
   require(sums.size() == owners.size(), "tree sums: an owner each");
   std::vector<std::unique_ptr<Summand>> results(sums.size());
   if (sums.empty()) return results;
-  Communicator& team = sums.front().team_;
+  Transport& team = sums.front().team_;
   const int rank = team.rank(), size = team.size();
 
   std::vector<std::vector<Node>> held(sums.size());  // of this rank; at an owner, of all ranks

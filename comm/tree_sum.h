@@ -30,7 +30,7 @@ struct PartRange {
 PartRange parts_of_rank(int parts, int rank, int ranks);
 int rank_of_part(int parts, int part, int ranks);
 
-// What the tree needs of a partial sum's memory (the communicator's kind: host or device).
+// What the tree needs of a partial sum: its memory, of the transport's kind, ready for a message (on a device: after a sync()).
 class Summand {
  public:
   virtual ~Summand() = default;
@@ -41,7 +41,7 @@ class Summand {
 class TreeSum {
  public:
   // make() gives an uninitialised summand of the common size. Collective over `team` only in finish().
-  TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make);
   TreeSum(TreeSum&&) noexcept;
   ~TreeSum();
 
@@ -59,7 +59,7 @@ class TreeSum {
  private:
   struct Node;
   std::vector<Node> take_nodes();  // throws unless every part of this rank was added
-  Communicator& team_;
+  Transport& team_;
   int parts_;
   std::function<std::unique_ptr<Summand>()> make_;
   std::vector<Node> nodes_;  // complete subtrees of this rank's run, left to right

@@ -19,6 +19,7 @@ class CpuBackend : public Backend {
   void copy(ConstMatrix from, Matrix to) override;
   void zero(Matrix m) override;
   void sync() override {}
+  bool is_host_memory() const override { return true; }
   DType activation_type() const override { return DType::kF32; }
 
   void matmul(const Matmul& op) override;

@@ -40,6 +40,7 @@ class HessianCollector::GramSum final : public Summand {
   }
 
   std::span<std::byte> bytes() override {
+    backend_.sync();
     return {static_cast<std::byte*>(matrix_.view().data), matrix_.bytes()};
   }
   void add(Summand& other) override {

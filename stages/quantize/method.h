@@ -23,8 +23,8 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;         // the ranks that share this block; moves host memory
-  Communicator& device_team;  // the same ranks; moves the backend's memory
+  Communicator& team;      // the ranks that share this block; moves host memory
+  Transport& device_team;  // the same ranks; moves the backend's memory
   const DecoderBlock& shape;
   int block;               // which one, for messages
   BlockWeights& weights;   // the original weights; the method may replace them as it goes
