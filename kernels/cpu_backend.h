@@ -53,6 +53,10 @@ class CpuBackend : public Backend {
   void round_to_grid(const RoundToGrid& op) override;
   void dequantize(const Dequantize& op) override;
   void gptq_panel(const GptqPanel& op) override;
+
+  void find_ranges(const FindRanges& op) override;
+  void round_learned(const RoundLearned& op) override;
+  void learn_rounding(const LearnRounding& op) override;
   void row_errors(const RowErrors& op) override;
 
  private:

@@ -66,6 +66,10 @@ class CudaBackend : public Backend {
   void gptq_panel(const GptqPanel& op) override;
   void row_errors(const RowErrors& op) override;
 
+  void find_ranges(const FindRanges& op) override;
+  void round_learned(const RoundLearned& op) override;
+  void learn_rounding(const LearnRounding& op) override;
+
  private:
   std::unique_ptr<CudaDevice> device_;
 };

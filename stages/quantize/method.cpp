@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "stages/quantize/gptq.h"
 #include "stages/quantize/rtn.h"
+#include "stages/quantize/signround.h"
 
 namespace roundhouse {
 namespace {
@@ -19,6 +20,7 @@ struct Entry {
 constexpr Entry kMethods[] = {
     {"rtn", make_rtn},
     {"gptq", make_gptq},
+    {"signround", make_signround},
 };
 
 }  // namespace
