@@ -42,6 +42,13 @@ class CpuBackend : public Backend {
   void dequantize(const Dequantize& op) override;
   void gptq_panel(const GptqPanel& op) override;
 
+  void column_magnitudes(const ColumnMagnitudes& op) override;
+  void row_sums(const RowSums& op) override;
+  void scaled_rounding(const ScaledRounding& op) override;
+  void fold_scales(const FoldScales& op) override;
+  void group_grams(const GroupGrams& op) override;
+  void clip_groups(const ClipGroups& op) override;
+
  private:
   ThreadPool threads_;
 };
