@@ -31,9 +31,11 @@ class CpuBackend : public Backend {
   void add(ConstMatrix from, Matrix into) override;
 
   void rms_norm(const RmsNorm& op) override;
+  void layer_norm(const LayerNorm& op) override;
   void rope(const Rope& op) override;
   void attention(const Attention& op) override;
   void silu_gate(const SiluGate& op) override;
+  void relu(const Relu& op) override;
   void cross_entropy(const CrossEntropy& op) override;
   void check_finite(const CheckFinite& op) override;
 

@@ -20,6 +20,16 @@ struct RmsNorm {
   float epsilon;
 };
 
+// y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, by row; the variance is the biased one, mean((x - mean)²),
+// as in Ba, Kiros, Hinton 2016, "Layer Normalization". Both are summed in two passes: no difference of large squares.
+struct LayerNorm {
+  ConstMatrix x;
+  ConstMatrix weight;  // [1, cols]
+  ConstMatrix bias;    // [1, cols]
+  Matrix y;            // may be x itself
+  float epsilon;
+};
+
 // Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head,
 // (a, b) <- (a cos - b sin, b cos + a sin).
 struct Rope {
@@ -54,6 +64,12 @@ struct SiluGate {
   Matrix y;  // may be gate or up
 };
 
+// y = max(x, 0); NaN stays NaN.
+struct Relu {
+  ConstMatrix x;
+  Matrix y;  // may be x itself
+};
+
 // loss[t] = log(sum_v exp(logits[t, v])) - logits[t, target[t]], in nats; 0 where target[t] < 0 (not scored).
 struct CrossEntropy {
   ConstMatrix logits;                    // [t, vocabulary]
@@ -72,9 +88,11 @@ class TransformerKernels {
  public:
   virtual ~TransformerKernels() = default;
   virtual void rms_norm(const RmsNorm& op) = 0;
+  virtual void layer_norm(const LayerNorm& op) = 0;
   virtual void rope(const Rope& op) = 0;
   virtual void attention(const Attention& op) = 0;
   virtual void silu_gate(const SiluGate& op) = 0;
+  virtual void relu(const Relu& op) = 0;
   virtual void cross_entropy(const CrossEntropy& op) = 0;
   virtual void check_finite(const CheckFinite& op) = 0;
 };

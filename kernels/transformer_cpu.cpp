@@ -32,6 +32,33 @@ constexpr std::int64_t kChunk = 1024;
   for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
 }
 
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void layer_norm_row(
+    const float* x, const float* weight, const float* bias, float epsilon, std::int64_t n,
+    float* y) {
+  // In double: the error of a float sum of values far from 0 would be as large as their spread.
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+  const float mean = static_cast<float>(sum / static_cast<double>(n));
+  double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+  for (std::int64_t i = 0; i < n; ++i) {
+    squares += static_cast<double>((x[i] - mean) * (x[i] - mean));
+  }
+  const float variance = static_cast<float>(squares / static_cast<double>(n));
+  // As in rms_norm_row: a constant row gives the bias even with an epsilon of 0.
+  const float factor = variance + epsilon > 0.0f ? 1.0f / std::sqrt(variance + epsilon) : variance;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void relu_row(const float* x,
+                                                                                    std::int64_t n,
+                                                                                    float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i];
+}
+
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rotate_row(
     float* x, const float* cos, const float* sin, std::int64_t heads, std::int64_t half) {
   for (std::int64_t head = 0; head < heads; ++head) {
@@ -107,6 +134,24 @@ void CpuBackend::rms_norm(const RmsNorm& op) {
       });
 }
 
+void CpuBackend::layer_norm(const LayerNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
+  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
+  const float* const x = op.x.f32();
+  const float* const weight = op.weight.f32();
+  const float* const bias = op.bias.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     layer_norm_row(x + row * op.x.stride, weight, bias, op.epsilon, cols,
+                                    y + row * op.y.stride);
+                   }
+                 });
+}
+
 void CpuBackend::rope(const Rope& op) {
   const std::int64_t half = op.head_dim / 2;
   require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim, "rope: x has another shape");
@@ -140,6 +185,19 @@ void CpuBackend::silu_gate(const SiluGate& op) {
                    for (std::int64_t row = begin; row < end; ++row) {
                      silu_gate_row(gate + row * op.gate.stride, up + row * op.up.stride, cols,
                                    y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::relu(const Relu& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "relu: y has another shape");
+  const float* const x = op.x.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     relu_row(x + row * op.x.stride, cols, y + row * op.y.stride);
                    }
                  });
 }

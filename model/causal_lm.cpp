@@ -29,7 +29,9 @@ CausalLM::CausalLM(const std::filesystem::path& directory)
   (void)checkpoint_.weight(head_of(config_), {config_.vocabulary, config_.hidden_size});
 }
 
-Tensor CausalLM::embed(std::span<const std::int32_t> ids, Backend& backend) const {
+Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
+                       Backend& backend) const {
+  require(length > 0 && std::ssize(ids) % length == 0, "ids are not whole sequences");
   const HostView table = checkpoint_.weight(kEmbedding, {config_.vocabulary, config_.hidden_size});
   const std::size_t row_bytes = static_cast<std::size_t>(config_.hidden_size) * size_of(table.type);
   HostTensor rows(table.type, {static_cast<std::int64_t>(ids.size()), config_.hidden_size});

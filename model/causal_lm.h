@@ -24,8 +24,9 @@ class CausalLM {
   const ModelConfig& config() const { return config_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
-  // residual [ids.size(), hidden] = embedding rows. An id outside the vocabulary is an Error.
-  Tensor embed(std::span<const std::int32_t> ids, Backend& backend) const;
+  // residual [ids.size(), hidden] of sequences of `length` tokens, one after another: where the architecture has learned
+  // positions, each token's is added. An id outside the vocabulary is an Error.
+  Tensor embed(std::span<const std::int32_t> ids, std::int64_t length, Backend& backend) const;
 
   // Final norm and head, loaded once by the caller (the head of a 70B model is 0.5 GB in 16 bits).
   struct Head {

@@ -141,7 +141,7 @@ std::string Job::share(std::string text) {
 
 bool needs_calibration(const RunConfig& config) {
   return std::ranges::any_of(config.recipes, [](const Recipe& recipe) {
-    return make_method(recipe)->needs_activations();
+    return make_method(recipe)->streams().any();
   });
 }
 

@@ -179,7 +179,7 @@ std::string model_fingerprint(const fs::path& model) {
 
 std::string recipe_identity(const RunConfig& config, const std::string& fingerprint,
                             const Recipe& recipe) {
-  const bool calibrated = make_method(recipe)->needs_activations();
+  const bool calibrated = make_method(recipe)->streams().any();
   const std::string base = calibrated ? calibration_text(config, fingerprint)
                                       : std::string(kVersion) + "\nmodel " + fingerprint + "\n";
   return xxh3_hex(base + resolved(recipe).dump());

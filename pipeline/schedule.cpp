@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "comm/watchdog.h"
+#include "pipeline/handover.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
 #include "stages/quantize/quantized_weights.h"
@@ -20,83 +20,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Activations on their way between stages. At most one set at a time: it is a second copy of a stage's activations.
-//
-// Each set is announced by one number: kActivations, or kStopped when the stage before ends early; after that nothing comes.
-class Handover {
- public:
-  Handover(const Mesh& mesh, JobMonitor& monitor) : mesh_(mesh), monitor_(monitor) {}
-
-  void send(std::unique_ptr<Activations> activations, PartRange shards) {
-    finish();
-    sending_ = std::move(activations);
-    header_ = kActivations;
-    std::vector<Send> sends{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}};
-    for (int shard = shards.begin; shard < shards.end; ++shard) {
-      sends.push_back({sending_->bytes(shard), mesh_.next_rank()});
-    }
-    ticket_ = mesh_.world().start(sends, {});
-  }
-
-  void send_stop() {
-    if (stop_sent_) return;
-    finish();
-    stop_sent_ = true;
-    header_ = kStopped;
-    ticket_ = mesh_.world().start(
-        std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
-  }
-
-  // False if the stage before has stopped. `into` has room for the shards.
-  bool receive(Activations& into, PartRange shards) {
-    if (upstream_stopped_) return false;
-    std::int64_t header = 0;
-    receive_all({{std::as_writable_bytes(std::span(&header, 1)), mesh_.previous_rank()}});
-    upstream_stopped_ = header == kStopped;
-    if (upstream_stopped_) return false;
-    require(header == kActivations, "a stage received something else than activations");
-    std::vector<Receive> receives;
-    for (int shard = shards.begin; shard < shards.end; ++shard) {
-      receives.push_back({into.bytes(shard), mesh_.previous_rank()});
-    }
-    receive_all(receives);
-    return true;
-  }
-
-  void progress() {
-    if (ticket_ && ticket_->done()) release();
-  }
-  void finish() {
-    if (ticket_) wait(*ticket_);
-    release();
-  }
-
- private:
-  static constexpr std::int64_t kActivations = 1;
-  static constexpr std::int64_t kStopped = 2;
-
-  void wait(Ticket& ticket) {
-    const Watchdog::Waiting waiting(&monitor_.watchdog());
-    ticket.wait();
-  }
-  void receive_all(const std::vector<Receive>& receives) {
-    const auto ticket = mesh_.world().start({}, receives);
-    wait(*ticket);
-  }
-  void release() {
-    ticket_.reset();
-    sending_.reset();
-  }
-
-  const Mesh& mesh_;
-  JobMonitor& monitor_;
-  bool upstream_stopped_ = false;
-  bool stop_sent_ = false;
-  std::int64_t header_ = 0;
-  std::unique_ptr<Activations> sending_;
-  std::unique_ptr<Ticket> ticket_;
-};
-
 // One stage's walk through one recipe.
 class RecipeWalk {
  public:
@@ -105,20 +28,21 @@ class RecipeWalk {
         handover_(handover),
         recipe_(recipe),
         state_(state),
-        method_(make_method(recipe)) {}
+        method_(make_method(recipe)),
+        streams_(method_->streams()) {}
 
   // False: stopped early.
   bool run() {
     if (state_.missing() == 0) return true;
-    return method_->needs_activations() ? run_in_order() : run_independent();
+    return streams_.any() ? run_in_order() : run_independent();
   }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
   void skip() {
     if (receives()) {
-      auto activations = make_activations();
-      handover_.receive(*activations, shards());
+      StreamActivations activations = make_activations();
+      handover_.receive(activations, shards());
     }
     if (hands_over()) handover_.send_stop();
   }
@@ -130,7 +54,7 @@ class RecipeWalk {
   bool hands_over() const {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
-  bool in_order() const { return state_.missing() > 0 && method_->needs_activations(); }
+  bool in_order() const { return state_.missing() > 0 && streams_.any(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
     return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
@@ -142,7 +66,7 @@ class RecipeWalk {
     for (int block = own().begin; block < own().end; ++block) {
       if (state_.done[static_cast<std::size_t>(block)]) continue;
       if (stop()) return false;
-      make_unit(block, nullptr);
+      make_unit(block, {});
     }
     return true;
   }
@@ -152,23 +76,23 @@ class RecipeWalk {
     const int end = std::min(own().end, last_block() + 1);
     if (begin >= end) return true;
 
-    auto activations = make_activations();
+    StreamActivations activations = make_activations();
     if (receives()) {
       s_.monitor.phase(recipe_.name + ": waiting for the stage before");
-      if (!handover_.receive(*activations, shards())) return stopped();
+      if (!handover_.receive(activations, shards())) return stopped();
     } else if (begin > 0) {
-      load_snapshot(*activations);
+      load_snapshot(activations);
     } else {
-      embed(*activations);
+      embed(activations);
     }
     for (int block = begin; block < end; ++block) {
       if (stop()) return stopped();
       if (state_.done[static_cast<std::size_t>(block)]) {
-        run_committed(block, *activations);
+        run_committed(block, activations);
       } else {
-        make_unit(block, activations.get());
+        make_unit(block, activations);
       }
-      write_snapshot(block + 1, *activations);
+      write_snapshot(block + 1, activations);
     }
     if (hands_over()) handover_.send(std::move(activations), shards());
     return true;
@@ -186,44 +110,50 @@ class RecipeWalk {
     return wish != 0;
   }
 
-  std::unique_ptr<Activations> make_activations() {
-    auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
-                                                     s_.shape.hidden_size());
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      const PartRange range = s_.samples->samples_of_shard(shard);
-      activations->reserve(shard, (range.end - range.begin) * s_.samples->length());
-    }
-    return activations;
+  StreamActivations make_activations() {
+    const auto make = [&](bool wanted) {
+      if (!wanted) return std::unique_ptr<Activations>();
+      auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
+                                                       s_.shape.hidden_size());
+      for (int shard = shards().begin; shard < shards().end; ++shard) {
+        const PartRange range = s_.samples->samples_of_shard(shard);
+        activations->reserve(shard, (range.end - range.begin) * s_.samples->length());
+      }
+      return activations;
+    };
+    return {.quantized = make(streams_.quantized), .full_precision = make(streams_.full_precision)};
   }
 
-  void embed(Activations& activations) {
+  void embed(StreamActivations& activations) {
     s_.monitor.phase(recipe_.name + ": embedding");
     for (int shard = shards().begin; shard < shards().end; ++shard) {
-      const PartRange range = s_.samples->samples_of_shard(shard);
-      for (int first = range.begin; first < range.end;
-           first += static_cast<int>(s_.samples->micro_batch())) {
-        const std::int64_t n = std::min<std::int64_t>(s_.samples->micro_batch(), range.end - first);
-        const Tensor rows = s_.model.embed(s_.samples->ids(first, n), s_.backend);
-        activations.store(shard, (first - range.begin) * s_.samples->length(), rows.view(),
-                          s_.backend);
+      for (const MicroBatch& batch : micro_batches_of_shard(*s_.samples, shard)) {
+        const Tensor rows = s_.model.embed(s_.samples->ids(batch.first_sample, batch.sequences),
+                                           batch.length, s_.backend);
+        for (const auto& stream : activations.all()) {
+          if (stream.activations)
+            stream.activations->store(shard, batch.first_row, rows.view(), s_.backend);
+        }
         s_.monitor.tick();
       }
     }
   }
 
-  BlockTask task(int block, BlockWeights& weights, Activations* activations) {
+  BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
     return {.backend = s_.backend,
             .team = s_.mesh.team(),
+            .device_team = s_.mesh.team(),
             .shape = s_.shape,
             .block = block,
             .weights = weights,
             .samples = s_.samples,
-            .residual = activations,
+            .residual = activations.quantized.get(),
+            .original = activations.full_precision.get(),
             .budget = s_.budget,
             .monitor = s_.monitor};
   }
 
-  void make_unit(int block, Activations* activations) {
+  void make_unit(int block, const StreamActivations& activations) {
     const auto start = std::chrono::steady_clock::now();
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block));
     BlockWeights weights = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
@@ -240,24 +170,35 @@ class RecipeWalk {
     s_.on_unit(recipe_, result, seconds_since(start));
   }
 
-  void run_committed(int block, Activations& activations) {
+  // Each stream through its own weights of the block.
+  void run_committed(int block, const StreamActivations& activations) {
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block) +
                      " (done before: forward only)");
-    BlockWeights weights =
-        load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
-    BlockTask block_task = task(block, weights, &activations);
-    run_forward(block_task);
+    const auto forward = [&](Activations* stream, const std::function<BlockWeights()>& load) {
+      if (!stream) return;
+      BlockWeights weights = load();
+      run_forward(task(block, weights, activations), weights, *stream);
+    };
+    forward(activations.quantized.get(), [&] {
+      return load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
+    });
+    forward(activations.full_precision.get(),
+            [&] { return s_.shape.load(s_.model.checkpoint(), block, s_.backend); });
   }
 
-  void write_snapshot(int blocks_done, Activations& activations) {
+  void write_snapshot(int blocks_done, const StreamActivations& activations) {
     const int every = s_.snapshot_every;
     if (every <= 0 || blocks_done % every != 0 || blocks_done > last_block()) return;
     s_.monitor.phase(recipe_.name + ": snapshot after block " + std::to_string(blocks_done - 1));
     for (int shard = shards().begin; shard < shards().end; ++shard) {
-      HostTensor tensor(activations.type(), {activations.tokens(shard), activations.cols()});
-      std::ranges::copy(activations.bytes(shard), tensor.bytes().begin());
       Record record;
-      record.tensors.emplace("residual", std::move(tensor));
+      for (const auto& stream : activations.all()) {
+        if (!stream.activations) continue;
+        HostTensor tensor(stream.activations->type(),
+                          {stream.activations->tokens(shard), stream.activations->cols()});
+        std::ranges::copy(stream.activations->bytes(shard), tensor.bytes().begin());
+        record.tensors.emplace(stream.name, std::move(tensor));
+      }
       s_.store.commit(snapshot_key(recipe_.name, blocks_done, shard), record);
       s_.monitor.tick();
     }
@@ -269,7 +210,7 @@ class RecipeWalk {
     }
   }
 
-  void load_snapshot(Activations& activations) {
+  void load_snapshot(const StreamActivations& activations) {
     s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
                      std::to_string(first_block() - 1));
     for (int shard = shards().begin; shard < shards().end; ++shard) {
@@ -277,12 +218,15 @@ class RecipeWalk {
       const auto record = s_.store.load(key);
       if (!record)
         throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
-      const auto found = record->tensors.find("residual");
-      const std::span<std::byte> room = activations.bytes(shard);
-      if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
-        throw Error(key + ": does not fit this run; remove the file and start the run again");
+      for (const auto& stream : activations.all()) {
+        if (!stream.activations) continue;
+        const auto found = record->tensors.find(std::string(stream.name));
+        const std::span<std::byte> room = stream.activations->bytes(shard);
+        if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
+          throw Error(key + ": does not fit this run; remove the file and start the run again");
+        }
+        std::ranges::copy(found->second.bytes(), room.begin());
       }
-      std::ranges::copy(found->second.bytes(), room.begin());
       s_.monitor.tick();
     }
   }
@@ -292,6 +236,7 @@ class RecipeWalk {
   const Recipe& recipe_;
   const RecipeState& state_;
   std::unique_ptr<Method> method_;
+  Streams streams_;
 };
 
 }  // namespace

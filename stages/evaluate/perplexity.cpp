@@ -89,7 +89,7 @@ Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape,
 
   for (int i = mine.begin; i < mine.end; ++i) {
     const MicroBatch& batch = batches[static_cast<std::size_t>(i)];
-    const Tensor embedded = model.embed(ids_of(windows, batch), backend);
+    const Tensor embedded = model.embed(ids_of(windows, batch), windows.length, backend);
     residual.reserve(i, embedded.rows());
     residual.store(i, 0, embedded.view(), backend);
   }

@@ -68,7 +68,7 @@ class BlockQuantizer {
 
   // The state just before the linears of group g, as kept after the group before it: its input included.
   BlockState load_before(int g, const MicroBatch& batch) {
-    BlockState state = load_state(task_, batch);
+    BlockState state = load_state(task_, *task_.residual, batch);
     if (group(g).from_residual) {
       task_.shape.prepare(g, task_.weights, state, task_.backend);
     } else {
@@ -143,7 +143,7 @@ class BlockQuantizer {
       BlockState state;
       for (int g = 0; g < group_count(); ++g) {
         clock_.measure("forward", [&] {
-          if (g == 0) state = load_state(task_, batch);
+          if (g == 0) state = load_state(task_, *task_.residual, batch);
           if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
           if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
         });
@@ -169,7 +169,7 @@ class BlockQuantizer {
       quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
-    clock_.measure("forward", [&] { run_forward(task_); });
+    clock_.measure("forward", [&] { run_forward(task_, task_.weights, *task_.residual); });
     for (int g = 0; g < group_count(); ++g) count_forward(g);
   }
 
@@ -248,7 +248,7 @@ class BlockQuantizer {
 class Gptq final : public Method {
  public:
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
-  bool needs_activations() const override { return true; }
+  Streams streams() const override { return {.quantized = true}; }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }

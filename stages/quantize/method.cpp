@@ -59,22 +59,22 @@ PartRange shards_of_rank(const BlockTask& task) {
   return parts_of_rank(task.samples->shards(), task.team.rank(), task.team.size());
 }
 
-BlockState load_state(const BlockTask& task, const MicroBatch& batch) {
+BlockState load_state(const BlockTask& task, const Activations& stream, const MicroBatch& batch) {
   BlockState state;
-  state.residual = task.residual->load(batch.shard, batch.first_row, batch.rows(), task.backend);
+  state.residual = stream.load(batch.shard, batch.first_row, batch.rows(), task.backend);
   state.sequences = batch.sequences;
   state.length = batch.length;
   return state;
 }
 
-void run_forward(BlockTask& task) {
-  require(task.residual && task.samples, "a forward pass needs samples and their activations");
+void run_forward(const BlockTask& task, const BlockWeights& weights, Activations& stream) {
+  require(task.samples != nullptr, "a forward pass needs samples");
   const PartRange shards = shards_of_rank(task);
   for (int shard = shards.begin; shard < shards.end; ++shard) {
     for (const MicroBatch& batch : micro_batches_of_shard(*task.samples, shard)) {
-      BlockState state = load_state(task, batch);
-      task.shape.forward(task.weights, state, task.backend);
-      task.residual->store(shard, batch.first_row, state.residual.view(), task.backend);
+      BlockState state = load_state(task, stream, batch);
+      task.shape.forward(weights, state, task.backend);
+      stream.store(shard, batch.first_row, state.residual.view(), task.backend);
       task.monitor.tick();
     }
   }

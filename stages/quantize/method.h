@@ -13,6 +13,7 @@
 #include "model/quantized_linear.h"
 #include "stages/calibrate/activations.h"
 #include "stages/calibrate/samples.h"
+#include "stages/calibrate/streams.h"
 #include "stages/monitor.h"
 #include "stages/quantize/options.h"
 #include "stages/quantize/recipe.h"
@@ -22,14 +23,15 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;  // the ranks that share this block; moves host memory
+  Communicator& team;         // the ranks that share this block; moves host memory
+  Communicator& device_team;  // the same ranks; moves the backend's memory
   const DecoderBlock& shape;
   int block;               // which one, for messages
   BlockWeights& weights;   // the original weights; the method may replace them as it goes
-  const Samples* samples;  // nullptr if the method needs no activations
-  Activations*
-      residual;  // this rank's shards (parts_of_rank): the block's input on entry, its output on return.
-                 // nullptr if the method needs no activations.
+  const Samples* samples;  // nullptr if the method asks for no stream
+  // This rank's shards (parts_of_rank): the block's input on entry, its output on return. nullptr if not asked for.
+  Activations* residual;     // of the quantized stream
+  Activations* original;     // of the full-precision stream
   ActivationBudget& budget;  // for activations inside the block
   Monitor& monitor;
 };
@@ -37,11 +39,10 @@ struct BlockTask {
 class Method {
  public:
   virtual ~Method() = default;
-  // Without activations blocks do not depend on each other, and nothing flows between them.
-  virtual bool needs_activations() const = 0;
+  virtual Streams streams() const = 0;
   // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).
-  // If it needs activations, it leaves the output of the *quantized* block in `residual`, with the bits that
-  // DecoderBlock::forward() with the dequantized weights would give.
+  // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
+  // asked for them, with the bits that DecoderBlock::forward() with those weights would give.
   virtual QuantizedBlock quantize(BlockTask& task) const = 0;
 };
 
@@ -50,9 +51,9 @@ std::unique_ptr<Method> make_method(const std::string& method, int bits, std::in
                                     OptionReader& options);
 std::unique_ptr<Method> make_method(const Recipe& recipe);
 
-// Runs this rank's shards through a block that is already quantized (dequantized weights in `weights`): on resume. Leaves
-// the same bits in `residual` as quantize() did.
-void run_forward(BlockTask& task);
+// Runs this rank's shards of one stream through the block with these weights, in place. With the dequantized weights of a
+// finished block it leaves the same bits in the residual as quantize() did.
+void run_forward(const BlockTask& task, const BlockWeights& weights, Activations& stream);
 
 // A piece of a shard that goes through a block at once: consecutive samples. The cut is the problem's, never the machine's.
 struct MicroBatch {
@@ -66,6 +67,7 @@ struct MicroBatch {
 };
 std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard);
 PartRange shards_of_rank(const BlockTask& task);
-BlockState load_state(const BlockTask& task, const MicroBatch& batch);  // residual only
+BlockState load_state(const BlockTask& task, const Activations& stream,
+                      const MicroBatch& batch);  // residual only
 
 }  // namespace roundhouse

@@ -68,7 +68,7 @@ class Rtn final : public Method {
                             Grid::kSymFull})),
         clip_(clip_search_steps(options.boolean("clip_search", false))) {}
 
-  bool needs_activations() const override { return false; }
+  Streams streams() const override { return {}; }
 
   QuantizedBlock quantize(BlockTask& task) const override {
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};

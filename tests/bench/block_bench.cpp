@@ -74,7 +74,8 @@ void run(const Options& options) {
   Activations residual(budget, backend->activation_type(), model.config().hidden_size);
   for (int shard = 0; shard < samples.shards(); ++shard) {
     const PartRange range = samples.samples_of_shard(shard);
-    const Tensor rows = model.embed(samples.ids(range.begin, range.end - range.begin), *backend);
+    const Tensor rows =
+        model.embed(samples.ids(range.begin, range.end - range.begin), options.length, *backend);
     residual.reserve(shard, rows.rows());
     residual.store(shard, 0, rows.view(), *backend);
   }
@@ -98,11 +99,13 @@ void run(const Options& options) {
     const double loaded = now();
     BlockTask task{.backend = *backend,
                    .team = *team,
+                   .device_team = *team,
                    .shape = *shape,
                    .block = block,
                    .weights = weights,
                    .samples = &samples,
                    .residual = &residual,
+                   .original = nullptr,
                    .budget = budget,
                    .monitor = monitor};
     const QuantizedBlock result = method->quantize(task);

@@ -45,6 +45,57 @@ TEST_P(TransformerTest, RmsNormEqualsTheReference) {
   }
 }
 
+TEST_P(TransformerTest, LayerNormOfHandWorkedRows) {
+  // Row 0: mean 2, biased variance (1 + 9 + 1 + 9) / 4 = 5; with epsilon 4 the divisor is 3.
+  Matrix x(2, 4);
+  x.values = {1.0, 5.0, 3.0, -1.0, 7.0, 7.0, 7.0, 7.0};
+  Matrix weight(1, 4);
+  weight.values = {3.0, 1.0, -3.0, 0.0};
+  Matrix bias(1, 4);
+  bias.values = {0.5, 0.0, 0.0, 9.0};
+  Wide device(backend(), x);
+  Wide device_weight(backend(), weight);
+  Wide device_bias(backend(), bias);
+  backend().layer_norm(
+      {.x = device, .weight = device_weight, .bias = device_bias, .y = device, .epsilon = 4.0f});
+  Matrix want(2, 4);
+  want.values = {-0.5, 1.0, -1.0, 9.0, 0.5, 0.0, 0.0, 9.0};  // of a constant row the bias is left
+  expect_near(download(backend(), device), want, kFewRoundings);
+
+  Wide constant(backend(), constant_matrix(1, 4, 7.0));
+  backend().layer_norm({.x = constant,
+                        .weight = device_weight,
+                        .bias = device_bias,
+                        .y = constant,
+                        .epsilon = 0.0f});
+  EXPECT_EQ(download(backend(), constant).values, bias.values);
+}
+
+TEST_P(TransformerTest, LayerNormEqualsTheReference) {
+  // The offset is far larger than the spread: a variance from the mean of squares would have lost
+  // all its digits.
+  for (const double offset : {0.0, 3000.0}) {
+    for (const auto& [rows, cols] :
+         {std::pair<std::int64_t, std::int64_t>{0, 8}, {3, 17}, {40, 1031}, {2, 5000}}) {
+      Matrix x = random_matrix(rows, cols, 1);
+      for (double& value : x.values) {
+        value = static_cast<double>(static_cast<float>(value + offset));
+      }
+      const Matrix weight = random_matrix(1, cols, 2);
+      const Matrix bias = random_matrix(1, cols, 3);
+      Wide device_x(backend(), x);
+      Wide device_weight(backend(), weight);
+      Wide device_bias(backend(), bias);
+      Wide y(backend(), constant_matrix(rows, cols, kNaN));
+      backend().layer_norm(
+          {.x = device_x, .weight = device_weight, .bias = device_bias, .y = y, .epsilon = 1e-5f});
+      // A mean of 3000 in float32 is off by 1e-4.
+      expect_near(download(backend(), y), reference::layer_norm(x, weight, bias, 1e-5),
+                  offset == 0.0 ? kFewRoundings : 3e-4, "layer_norm");
+    }
+  }
+}
+
 TEST_P(TransformerTest, RopeTurnsPairsOfAHandWorkedHead) {
   // Position 1 turns by 90 degrees: (a, b) becomes (-b, a). Position 0 does not turn, in the second
   // sequence either.
@@ -182,6 +233,25 @@ TEST_P(TransformerTest, SiluGateOfLargeValuesAndOfTheReference) {
   }
 }
 
+TEST_P(TransformerTest, ReluCutsBelowZeroAndKeepsNaN) {
+  Matrix x(1, 6);
+  x.values = {-1.0, 0.0, 2.5, -kInfinity, kInfinity, kNaN};
+  Wide device(backend(), x);
+  backend().relu({.x = device, .y = device});
+  const Matrix got = download(backend(), device);
+  EXPECT_EQ(std::vector<double>(got.values.begin(), got.values.end() - 1),
+            (std::vector<double>{0.0, 0.0, 2.5, 0.0, kInfinity}));
+  EXPECT_TRUE(std::isnan(got(0, 5)));
+
+  for (const std::int64_t cols : {0, 1, 19, 1000}) {
+    const Matrix values = random_matrix(7, cols, 15);
+    Wide device_x(backend(), values);
+    Wide y(backend(), constant_matrix(7, cols, kNaN));
+    backend().relu({.x = device_x, .y = y});
+    EXPECT_EQ(download(backend(), y).values, reference::relu(values).values);
+  }
+}
+
 TEST_P(TransformerTest, CrossEntropyOfEqualLogitsIsTheLogarithmOfTheirNumber) {
   Wide logits(backend(), constant_matrix(2, 1000, 3.0));
   const std::vector<std::int32_t> target{5, -1};
@@ -234,6 +304,8 @@ TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
     Wide device_weight(backend, weight);
     backend.rms_norm({.x = x, .weight = device_weight, .y = x, .epsilon = 1e-5f});
     backend.silu_gate({.gate = x, .up = x, .y = x});
+    backend.layer_norm(
+        {.x = x, .weight = device_weight, .bias = device_weight, .y = x, .epsilon = 1e-5f});
     return download(backend, x);
   });
 }

@@ -84,16 +84,17 @@ TEST(CausalLmTest, EmbeddingIsTheRowsOfTheTable) {
     const auto backend = make_backend("cpu", {});
     const CausalLM model(directory.path());
     const std::vector<std::int32_t> ids = {39, 0, 0, 7};
-    const std::vector<float> rows = download(model.embed(ids, *backend), *backend);
+    const std::vector<float> rows = download(model.embed(ids, 2, *backend), *backend);
     const std::vector<float> table = formula_weight("model.embed_tokens.weight", 40 * 32);
     ASSERT_EQ(rows.size(), ids.size() * 32);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       ASSERT_EQ(rows[i], table[static_cast<std::size_t>(ids[i / 32]) * 32 + i % 32])
           << name_of(type) << " element " << i;
     }
-    EXPECT_EQ(model.embed({}, *backend).rows(), 0);
-    EXPECT_THROW((void)model.embed(std::vector<std::int32_t>{40}, *backend), Error);
-    EXPECT_THROW((void)model.embed(std::vector<std::int32_t>{-1}, *backend), Error);
+    EXPECT_THROW((void)model.embed(ids, 3, *backend), Error) << "not whole sequences";
+    EXPECT_EQ(model.embed({}, 2, *backend).rows(), 0);
+    EXPECT_THROW((void)model.embed(std::vector<std::int32_t>{40}, 1, *backend), Error);
+    EXPECT_THROW((void)model.embed(std::vector<std::int32_t>{-1}, 1, *backend), Error);
   }
 }
 
@@ -116,7 +117,7 @@ TEST(CausalLmTest, NotANumberIsNamedWhereItIsRead) {
         const CausalLM model(directory.path());
         const auto block = make_decoder_block(model.config(), 8, *backend);
         const std::string message = input_error_of([&] {
-          (void)model.embed(std::vector<std::int32_t>{0}, *backend);
+          (void)model.embed(std::vector<std::int32_t>{0}, 1, *backend);
           (void)block->load(model.checkpoint(), 1, *backend);
           (void)model.load_head(*backend);
         });

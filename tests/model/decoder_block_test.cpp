@@ -41,9 +41,9 @@ class DecoderBlockTest : public testing::TestWithParam<bool> {
 
   BlockState start(const std::vector<std::int32_t>& ids, std::int64_t sequences) {
     BlockState state;
-    state.residual = model_->embed(ids, *backend_);
     state.sequences = sequences;
     state.length = static_cast<std::int64_t>(ids.size()) / sequences;
+    state.residual = model_->embed(ids, state.length, *backend_);
     return state;
   }
   std::vector<float> forward(const std::vector<std::int32_t>& ids, std::int64_t sequences) {
@@ -175,9 +175,9 @@ TEST_P(DecoderBlockTest, TokensSeeEarlierTokensWithinTheWindow) {
 }
 
 TEST_P(DecoderBlockTest, NoSequencesGiveNoRows) {
-  BlockState state = start({}, 1);
-  state.sequences = 0;
+  BlockState state;
   state.length = kLength;
+  state.residual = model_->embed({}, kLength, *backend_);
   block_->forward(weights_, state, *backend_);
   EXPECT_EQ(state.residual.rows(), 0);
 }

@@ -38,7 +38,7 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
   state.residual =
       model.embed(formula_tokens(name, static_cast<std::size_t>(state.sequences * state.length),
                                  model.config().vocabulary),
-                  *backend);
+                  state.length, *backend);
   const auto block = make_decoder_block(model.config(), state.length, *backend);
   for (int i = 0; i < model.config().blocks; ++i) {
     const BlockWeights weights = block->load(model.checkpoint(), i, *backend);

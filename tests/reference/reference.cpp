@@ -60,6 +60,20 @@ Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon) {
   return y;
 }
 
+Matrix layer_norm(const Matrix& x, const Matrix& weight, const Matrix& bias, double epsilon) {
+  Matrix y(x.rows, x.cols);
+  const auto n = static_cast<double>(x.cols);
+  for (std::int64_t i = 0; i < x.rows; ++i) {
+    double mean = 0.0, variance = 0.0;
+    for (std::int64_t j = 0; j < x.cols; ++j) mean += x(i, j) / n;
+    for (std::int64_t j = 0; j < x.cols; ++j) variance += (x(i, j) - mean) * (x(i, j) - mean) / n;
+    for (std::int64_t j = 0; j < x.cols; ++j) {
+      y(i, j) = (x(i, j) - mean) / std::sqrt(variance + epsilon) * weight(0, j) + bias(0, j);
+    }
+  }
+  return y;
+}
+
 Matrix rope(const Matrix& x, const Matrix& cos, const Matrix& sin, std::int64_t heads,
             std::int64_t length) {
   Matrix y(x.rows, x.cols);
@@ -117,6 +131,12 @@ Matrix silu_gate(const Matrix& gate, const Matrix& up) {
       y(i, j) = gate(i, j) / (1.0 + std::exp(-gate(i, j))) * up(i, j);
     }
   }
+  return y;
+}
+
+Matrix relu(const Matrix& x) {
+  Matrix y = x;
+  for (double& value : y.values) value = std::max(value, 0.0);
   return y;
 }
 

@@ -32,11 +32,13 @@ Matrix cholesky(const Matrix& a);  // L, zeros above the diagonal; reads the low
 Matrix triangular_inverse(const Matrix& l);  // of a lower triangle
 
 Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon);
+Matrix layer_norm(const Matrix& x, const Matrix& weight, const Matrix& bias, double epsilon);
 Matrix rope(const Matrix& x, const Matrix& cos, const Matrix& sin, std::int64_t heads,
             std::int64_t length);
 Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t heads,
                  std::int64_t kv_heads, std::int64_t length, std::int64_t window, double scale);
 Matrix silu_gate(const Matrix& gate, const Matrix& up);
+Matrix relu(const Matrix& x);
 std::vector<double> cross_entropy(const Matrix& logits, const std::vector<std::int32_t>& target);
 
 // The scale before it is rounded to float16, and the zero point for the scale given.

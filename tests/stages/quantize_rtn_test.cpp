@@ -106,7 +106,7 @@ TEST_F(RtnTest, QuantizesABlockWithoutActivations) {
         R"({"method": "rtn", "bits": 2, "group_size": 100, "clip_search": true})",
         R"({"method": "rtn", "bits": 3, "grid": "S-full"})"}) {
     const auto method = make_method(parse_recipe(nlohmann::json::parse(text)));
-    EXPECT_FALSE(method->needs_activations());
+    EXPECT_FALSE(method->streams().any());
     const QuantizedBlock block = method->quantize(task);
     ASSERT_EQ(block.linears.size(), world.shape().linears().size());
     for (std::size_t i = 0; i < block.linears.size(); ++i) {

@@ -58,16 +58,19 @@ class QuantizeWorld {
         budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path()),
         weights_(shape_->load(model_.checkpoint(), 0, *backend_)),
         broken_samples_(std::move(broken_samples)),
-        residual_(embed()) {}
+        residual_(embed()),
+        original_(embed()) {}
 
   BlockTask task() {
     return {.backend = *backend_,
             .team = team_,
+            .device_team = team_,
             .shape = *shape_,
             .block = 0,
             .weights = weights_,
             .samples = &samples_,
             .residual = residual_.get(),
+            .original = original_.get(),
             .budget = budget_,
             .monitor = monitor_};
   }
@@ -75,22 +78,16 @@ class QuantizeWorld {
     BlockTask work = task();
     return make_method(parse_recipe(recipe))->quantize(work);
   }
-  void forward() {
-    BlockTask work = task();
-    run_forward(work);
-  }
+  void forward() { run_forward(task(), weights_, *residual_); }
+  void forward_original(const BlockWeights& original) { run_forward(task(), original, *original_); }
   // Back to the block's input. Tasks made before are void.
-  void restart() { residual_ = embed(); }
-
-  ShardBytes residual() {
-    ShardBytes result;
-    const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
-    for (int shard = shards.begin; shard < shards.end; ++shard) {
-      const auto bytes = residual_->bytes(shard);
-      result[shard].assign(bytes.begin(), bytes.end());
-    }
-    return result;
+  void restart() {
+    residual_ = embed();
+    original_ = embed();
   }
+
+  ShardBytes residual() { return bytes_of(*residual_); }
+  ShardBytes original() { return bytes_of(*original_); }
 
   Backend& backend() { return *backend_; }
   const DecoderBlock& shape() const { return *shape_; }
@@ -99,6 +96,15 @@ class QuantizeWorld {
   const Samples& samples() const { return samples_; }
 
  private:
+  ShardBytes bytes_of(Activations& activations) {
+    ShardBytes result;
+    const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      const auto bytes = activations.bytes(shard);
+      result[shard].assign(bytes.begin(), bytes.end());
+    }
+    return result;
+  }
   // Embedding rows of this rank's shards; a broken sample begins with NaN.
   std::unique_ptr<Activations> embed() {
     auto residual =
@@ -108,7 +114,7 @@ class QuantizeWorld {
       const PartRange range = samples_.samples_of_shard(shard);
       residual->reserve(shard, (range.end - range.begin) * samples_.length());
       for (int sample = range.begin; sample < range.end; ++sample) {
-        Tensor rows = model_.embed(samples_.ids(sample, 1), *backend_);
+        Tensor rows = model_.embed(samples_.ids(sample, 1), samples_.length(), *backend_);
         if (std::ranges::find(broken_samples_, sample) != broken_samples_.end()) {
           const float nan = std::numeric_limits<float>::quiet_NaN();
           backend_->upload(std::as_bytes(std::span(&nan, 1)), rows.view().data);
@@ -129,6 +135,7 @@ class QuantizeWorld {
   BlockWeights weights_;
   std::vector<int> broken_samples_;
   std::unique_ptr<Activations> residual_;
+  std::unique_ptr<Activations> original_;
   RecordingMonitor monitor_;
 };
 
