@@ -45,6 +45,16 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
              {"o_proj", {kO}, attention, false},
              {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
              {"down_proj", {kDown}, config.intermediate_size, false}};
+  for (const char* norm : kNorms) norm_names_.push_back(std::string(norm) + ".weight");
+  scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0}});
+  // With grouped queries several columns of o read one row of v.
+  if (config.kv_heads == config.heads) {
+    scale_sets_.push_back({.group = kOut, .last_group = kOut, .norms = {}, .linear = kV});
+  }
+  scale_sets_.push_back({.group = kGateUp, .last_group = kDownProjection, .norms = {1}});
+  scale_sets_.push_back(
+      {.group = kDownProjection, .last_group = kDownProjection, .norms = {}, .linear = kUp});
+  score_linears_ = {kQ, kK};
 
   // Angle of pair j at position p: p theta^(-2j / head_dim). In double: at position 100,000 a float
   // angle is off by 0.004.

@@ -8,56 +8,6 @@
 namespace roundhouse {
 namespace {
 
-// w in F32, [rows, cols].
-TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const ClipSearch& clip,
-                      Backend& backend) {
-  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
-  Tensor scales(backend, DType::kF32, rows, groups);
-  Tensor zeros(backend, DType::kU8, rows, groups);
-  Tensor codes(backend, DType::kU8, rows, cols);
-  Tensor rounded(backend, DType::kF32, rows, cols);
-  backend.find_grid({.w = w.view(),
-                     .group_size = linear.group_size,
-                     .grid = linear.grid,
-                     .bits = linear.bits,
-                     .clip = clip,
-                     .scales = scales.view(),
-                     .zeros = zeros.view()});
-  backend.round_to_grid({.w = w.view(),
-                         .group_size = linear.group_size,
-                         .bits = linear.bits,
-                         .scales = scales.view(),
-                         .zeros = zeros.view(),
-                         .codes = codes.view()});
-  backend.dequantize({.codes = codes.view(),
-                      .group_size = linear.group_size,
-                      .scales = scales.view(),
-                      .zeros = zeros.view(),
-                      .group_of_column = {},
-                      .w = rounded.view()});
-
-  TileResult result{.codes = HostTensor(DType::kU8, {rows, cols}),
-                    .scales = HostTensor(DType::kF16, {rows, groups}),
-                    .zeros = HostTensor(DType::kU8, {rows, groups}),
-                    .error = {}};
-  HostTensor scales32(DType::kF32, {rows, groups});
-  HostTensor before(DType::kF32, {rows, cols}), after(DType::kF32, {rows, cols});
-  backend.download(codes.view().data, result.codes.bytes());
-  backend.download(scales.f32(), scales32.bytes());
-  backend.download(zeros.view().data, result.zeros.bytes());
-  backend.download(w.f32(), before.bytes());
-  backend.download(rounded.f32(), after.bytes());
-  convert(DType::kF32, scales32.bytes().data(), DType::kF16, result.scales.bytes().data(),
-          static_cast<std::size_t>(rows * groups));
-  const auto original = std::as_const(before).as<float>(), value = std::as_const(after).as<float>();
-  for (std::size_t i = 0; i < original.size(); ++i) {
-    const double w_i = original[i], difference = w_i - value[i];
-    result.error.error += 0.5 * difference * difference;
-    result.error.norm += 0.5 * w_i * w_i;
-  }
-  return result;
-}
-
 class Rtn final : public Method {
  public:
   Rtn(int bits, std::int64_t group_size, OptionReader& options)
@@ -107,10 +57,61 @@ ClipSearch clip_search_steps(bool clip_search) {
   return {.steps = clip_search ? 80 : 0, .norm = 2.4f};
 }
 
+TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
+                      const ClipSearch& clip, Backend& backend) {
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+  Tensor scales(backend, DType::kF32, rows, groups);
+  Tensor zeros(backend, DType::kU8, rows, groups);
+  Tensor codes(backend, DType::kU8, rows, cols);
+  Tensor rounded(backend, DType::kF32, rows, cols);
+  backend.find_grid({.w = w.view(),
+                     .group_size = linear.group_size,
+                     .grid = linear.grid,
+                     .bits = linear.bits,
+                     .clip = clip,
+                     .scales = scales.view(),
+                     .zeros = zeros.view()});
+  backend.round_to_grid({.w = w.view(),
+                         .group_size = linear.group_size,
+                         .bits = linear.bits,
+                         .scales = scales.view(),
+                         .zeros = zeros.view(),
+                         .codes = codes.view()});
+  backend.dequantize({.codes = codes.view(),
+                      .group_size = linear.group_size,
+                      .scales = scales.view(),
+                      .zeros = zeros.view(),
+                      .group_of_column = {},
+                      .w = rounded.view()});
+
+  TileResult result{.codes = HostTensor(DType::kU8, {rows, cols}),
+                    .scales = HostTensor(DType::kF16, {rows, groups}),
+                    .zeros = HostTensor(DType::kU8, {rows, groups}),
+                    .error = {}};
+  HostTensor scales32(DType::kF32, {rows, groups});
+  HostTensor before(DType::kF32, {rows, cols}), after(DType::kF32, {rows, cols});
+  backend.download(codes.view().data, result.codes.bytes());
+  backend.download(scales.f32(), scales32.bytes());
+  backend.download(zeros.view().data, result.zeros.bytes());
+  backend.download(original.f32(), before.bytes());
+  backend.download(rounded.f32(), after.bytes());
+  convert(DType::kF32, scales32.bytes().data(), DType::kF16, result.scales.bytes().data(),
+          static_cast<std::size_t>(rows * groups));
+  const auto unrounded = std::as_const(before).as<float>(),
+             value = std::as_const(after).as<float>();
+  for (std::size_t i = 0; i < unrounded.size(); ++i) {
+    const double w_i = unrounded[i], difference = w_i - value[i];
+    result.error.error += 0.5 * difference * difference;
+    result.error.norm += 0.5 * w_i * w_i;
+  }
+  return result;
+}
+
 SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
                             const ClipSearch& clip, Backend& backend) {
   return solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
-    return round_tile(linear, tile_weights(weights, first, rows, backend), clip, backend);
+    const Tensor w = tile_weights(weights, first, rows, backend);
+    return round_tile(linear, w, w, clip, backend);
   });
 }
 

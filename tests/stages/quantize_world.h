@@ -65,6 +65,7 @@ class QuantizeWorld {
     return {.backend = *backend_,
             .team = team_,
             .device_team = team_,
+            .checkpoint = model_.checkpoint(),
             .shape = *shape_,
             .block = 0,
             .weights = weights_,
