@@ -2,6 +2,7 @@
 // et al. 2022): for a query, m is the largest score so far, l the sum of exp(score - m) and o the
 // sum of exp(score - m) v; when a block raises m, l and o are multiplied by exp(old m - new m).
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 
@@ -81,10 +82,14 @@ void CpuBackend::attention(const Attention& op) {
               op.v.cols == op.k.cols,
           "attention: k or v have another shape");
   require(op.scale > 0.0f, "attention: the scale is not positive");
+  const bool keeps_sums = op.log_sum_exp.data != nullptr;
+  require(!keeps_sums || (op.log_sum_exp.rows == tokens && op.log_sum_exp.cols == op.heads),
+          "attention: log_sum_exp has another shape");
   const float* const q = op.q.f32();
   const float* const k = op.k.f32();
   const float* const v = op.v.f32();
   float* const out = op.out.f32();
+  float* const sums = keeps_sums ? op.log_sum_exp.f32() : nullptr;
 
   const std::int64_t blocks = (op.length + kQueries - 1) / kQueries;
   const std::int64_t sequences = tokens / op.length;
@@ -144,6 +149,9 @@ void CpuBackend::attention(const Attention& op) {
     }
     for (std::int64_t r = 0; r < queries; ++r) {
       divide_row(o + r * op.out.stride, mine.sum[r], head_dim);
+      if (sums == nullptr) continue;
+      sums[(start + begin + r) * op.log_sum_exp.stride + head] =
+          mine.largest[r] + std::log(mine.sum[r]);
     }
   });
 }

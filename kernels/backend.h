@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/activation_aware.h"
+#include "kernels/gradients.h"
 #include "kernels/linear_algebra.h"
 #include "kernels/memory.h"
 #include "kernels/quantization.h"
@@ -17,6 +18,7 @@ namespace roundhouse {
 class Backend : public Memory,
                 public LinearAlgebra,
                 public TransformerKernels,
+                public GradientKernels,
                 public QuantizationKernels,
                 public ActivationAwareKernels {
  public:

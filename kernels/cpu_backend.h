@@ -29,6 +29,8 @@ class CpuBackend : public Backend {
   void symmetrize(Matrix h) override;
   void reverse(ConstMatrix from, Matrix to) override;
   void add(ConstMatrix from, Matrix into) override;
+  void scale(float factor, Matrix m) override;
+  void gather(const Gather& op) override;
 
   void rms_norm(const RmsNorm& op) override;
   void layer_norm(const LayerNorm& op) override;
@@ -39,10 +41,18 @@ class CpuBackend : public Backend {
   void cross_entropy(const CrossEntropy& op) override;
   void check_finite(const CheckFinite& op) override;
 
+  void rms_norm_backward(const RmsNormBackward& op) override;
+  void layer_norm_backward(const LayerNormBackward& op) override;
+  void attention_backward(const AttentionBackward& op) override;
+  void silu_gate_backward(const SiluGateBackward& op) override;
+  void relu_backward(const ReluBackward& op) override;
+  [[nodiscard]] double squared_error(const SquaredError& op) override;
+
   void find_grid(const FindGrid& op) override;
   void round_to_grid(const RoundToGrid& op) override;
   void dequantize(const Dequantize& op) override;
   void gptq_panel(const GptqPanel& op) override;
+  void row_errors(const RowErrors& op) override;
 
   void column_magnitudes(const ColumnMagnitudes& op) override;
   void row_sums(const RowSums& op) override;

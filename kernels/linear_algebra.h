@@ -45,6 +45,14 @@ struct TriangularInverse {
   Matrix l;  // [n, n] F32
 };
 
+// to[i, j] = from[rows[i], cols[j]]; where an index is -1: 0.  Not in place.
+struct Gather {
+  ConstMatrix from;  // F32 or U8
+  ConstMatrix rows;  // [1, to.rows] I32, each in [-1, from.rows), or empty: 0, 1, 2, ...
+  ConstMatrix cols;  // [1, to.cols], the same for columns
+  Matrix to;         // the type of `from`
+};
+
 class LinearAlgebra {
  public:
   virtual ~LinearAlgebra() = default;
@@ -60,6 +68,8 @@ class LinearAlgebra {
   virtual void reverse(ConstMatrix from, Matrix to) = 0;
   // into += from, same shape, F32.
   virtual void add(ConstMatrix from, Matrix into) = 0;
+  virtual void scale(float factor, Matrix m) = 0;  // m *= factor, F32
+  virtual void gather(const Gather& op) = 0;
 };
 
 }  // namespace roundhouse

@@ -26,6 +26,34 @@ void for_each_tile(ThreadPool& threads, std::int64_t m, std::int64_t n, std::int
   });
 }
 
+// The index that Gather reads for place i.
+class Places {
+ public:
+  Places(const ConstMatrix& index, std::int64_t count, std::int64_t range)
+      : index_(index.data != nullptr && index.cols > 0
+                   ? static_cast<const std::int32_t*>(index.data)
+                   : nullptr) {
+    if (index_ == nullptr) {
+      require(count <= range, "gather: more rows or columns than there are");
+      return;
+    }
+    require(index.rows == 1 && index.cols == count && index.type == DType::kI32,
+            "gather: an index has another shape or type");
+    require(
+        std::all_of(index_, index_ + count, [&](std::int32_t i) { return -1 <= i && i < range; }),
+        "gather: an index is out of range");
+  }
+  std::int64_t operator[](std::int64_t i) const { return index_ == nullptr ? i : index_[i]; }
+
+ private:
+  const std::int32_t* index_;
+};
+
+template <class T>
+void gather_row(const T* from, const Places& cols, T* to, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; ++j) to[j] = cols[j] < 0 ? T{0} : from[cols[j]];
+}
+
 }  // namespace
 
 void CpuBackend::matmul(const Matmul& op) {
@@ -171,6 +199,43 @@ void CpuBackend::add(ConstMatrix from, Matrix into) {
                      for (std::int64_t col = 0; col < into.cols; ++col) out[col] += in[col];
                    }
                  });
+}
+
+void CpuBackend::scale(float factor, Matrix m) {
+  float* const data = m.f32();
+  for_each_range(threads_, m.rows, rows_per_piece(m.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     float* const values = data + row * m.stride;
+                     for (std::int64_t col = 0; col < m.cols; ++col) values[col] *= factor;
+                   }
+                 });
+}
+
+void CpuBackend::gather(const Gather& op) {
+  require(op.from.type == op.to.type && (op.to.type == DType::kF32 || op.to.type == DType::kU8),
+          "gather: both matrices are F32, or both are U8");
+  const Places rows(op.rows, op.to.rows, op.from.rows);
+  const Places cols(op.cols, op.to.cols, op.from.cols);
+  const auto gather_rows = [&](const auto* from, auto* to) {
+    for_each_range(threads_, op.to.rows, rows_per_piece(op.to.cols),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t row = begin; row < end; ++row) {
+                       auto* const target = to + row * op.to.stride;
+                       if (rows[row] < 0) {
+                         std::fill_n(target, op.to.cols, 0);
+                       } else {
+                         gather_row(from + rows[row] * op.from.stride, cols, target, op.to.cols);
+                       }
+                     }
+                   });
+  };
+  if (op.to.type == DType::kF32) {
+    gather_rows(op.from.f32(), op.to.f32());
+  } else {
+    gather_rows(static_cast<const std::uint8_t*>(op.from.data),
+                static_cast<std::uint8_t*>(op.to.data));
+  }
 }
 
 }  // namespace roundhouse

@@ -1,5 +1,6 @@
 #include "kernels/memory.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
@@ -77,6 +78,25 @@ Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
           static_cast<std::size_t>(rows * cols));
   memory.upload(converted, tensor.buffer_.get());
   memory.sync();
+  return tensor;
+}
+
+Memory::UploadTicket Memory::upload_ahead(std::span<const std::byte> from, void* to) {
+  upload(from, to);
+  return 0;
+}
+void Memory::await_upload(UploadTicket) {}
+void Memory::download_behind(const void* from, std::span<std::byte> to) { download(from, to); }
+void Memory::finish_downloads() {}
+void Memory::pin(std::span<std::byte>) {}
+void Memory::unpin(std::span<std::byte>) {}
+
+Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory) {
+  HostTensor host(DType::kI32, {1, static_cast<std::int64_t>(indices.size())});
+  std::ranges::transform(indices, host.as<std::int32_t>().begin(),
+                         [](std::int64_t i) { return static_cast<std::int32_t>(i); });
+  Tensor tensor = Tensor::upload(memory, host.view(), DType::kI32);
+  memory.sync();  // the host copy ends here
   return tensor;
 }
 

@@ -57,6 +57,22 @@ class Memory {
                     Matrix to) = 0;  // same shape; converts between F32, F16 and BF16
   virtual void zero(Matrix m) = 0;
   virtual void sync() = 0;
+
+  // Copies beside the queue, which overlap with kernels on a device that can (these here do not). What the host side points
+  // at must live until the copy is done, and should be pinned.
+  //
+  // Starts when the work queued so far is done with `to`; work queued after await_upload() finds the bytes there.
+  using UploadTicket = std::uint64_t;
+  virtual UploadTicket upload_ahead(std::span<const std::byte> from, void* to);
+  virtual void await_upload(UploadTicket ticket);
+  // Reads what the work queued so far leaves in `from`, which may be freed or overwritten (by queued work) at once. The bytes
+  // are in `to` after finish_downloads(). sync() does not wait for these.
+  virtual void download_behind(const void* from, std::span<std::byte> to);
+  virtual void finish_downloads();
+  // Makes copies to and from this host memory fast; unpin() before it is unmapped. Failure is not an error: copies are slower then.
+  virtual void pin(std::span<std::byte> host);
+  virtual void unpin(std::span<std::byte> host);
+
   // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
   virtual DType activation_type() const = 0;
 };
@@ -85,5 +101,8 @@ class Tensor {
   std::int64_t rows_ = 0;
   std::int64_t cols_ = 0;
 };
+
+// Indices for kernels that gather: [1, n] I32. Precondition: each fits.
+Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory);
 
 }  // namespace roundhouse

@@ -62,6 +62,14 @@ struct GptqPanel {
   Matrix row_loss;     // [rows, 1] F32: += sum_i e_i² / 2
 };
 
+// sums[r] = sum_c d[c] (w[r, c] - value[r, c])² / 2, columns in order, in F64 and then rounded.
+struct RowErrors {
+  ConstMatrix w;               // [rows, cols] F32
+  ConstMatrix value;           // the same, or empty: 0
+  ConstMatrix column_weights;  // d, [1, cols] F32, or empty: 1
+  Matrix sums;                 // [rows, 1] F32
+};
+
 class QuantizationKernels {
  public:
   virtual ~QuantizationKernels() = default;
@@ -69,6 +77,7 @@ class QuantizationKernels {
   virtual void round_to_grid(const RoundToGrid& op) = 0;
   virtual void dequantize(const Dequantize& op) = 0;
   virtual void gptq_panel(const GptqPanel& op) = 0;
+  virtual void row_errors(const RowErrors& op) = 0;
 };
 
 }  // namespace roundhouse

@@ -236,4 +236,31 @@ void CpuBackend::dequantize(const Dequantize& op) {
   });
 }
 
+void CpuBackend::row_errors(const RowErrors& op) {
+  const bool has_value = op.value.data != nullptr;
+  const bool weighted = op.column_weights.data != nullptr;
+  require(op.sums.rows == op.w.rows && op.sums.cols == 1, "row_errors: sums have another shape");
+  require(!has_value || (op.value.rows == op.w.rows && op.value.cols == op.w.cols),
+          "row_errors: the values have another shape");
+  require(!weighted || (op.column_weights.rows == 1 && op.column_weights.cols == op.w.cols),
+          "row_errors: the column weights have another shape");
+  const float* const all_w = op.w.f32();
+  const float* const all_values = has_value ? op.value.f32() : nullptr;
+  const float* const weights = weighted ? op.column_weights.f32() : nullptr;
+  float* const sums = op.sums.f32();
+  for_each_range(
+      threads_, op.w.rows, rows_per_piece(op.w.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const float* const w = all_w + row * op.w.stride;
+          const float* const value = has_value ? all_values + row * op.value.stride : nullptr;
+          double sum = 0;
+          for (std::int64_t col = 0; col < op.w.cols; ++col) {
+            const double d = static_cast<double>(w[col]) - (value ? value[col] : 0.0f);
+            sum += 0.5 * d * d * (weights ? weights[col] : 1.0f);
+          }
+          sums[row * op.sums.stride] = static_cast<float>(sum);
+        }
+      });
+}
+
 }  // namespace roundhouse

@@ -31,7 +31,7 @@ struct LayerNorm {
 };
 
 // Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head,
-// (a, b) <- (a cos - b sin, b cos + a sin).
+// (a, b) <- (a cos - b sin, b cos + a sin). Backward: by minus the angle, which takes dL/dy to dL/dx.
 struct Rope {
   Matrix x;         // [sequences * length, heads * head_dim]
   ConstMatrix cos;  // [>= length, head_dim / 2] F32
@@ -39,6 +39,7 @@ struct Rope {
   std::int64_t heads;
   std::int64_t head_dim;
   std::int64_t length;
+  bool backward = false;
 };
 
 // Causal softmax attention with grouped queries: query head h reads key/value head h / (heads / kv_heads).
@@ -55,6 +56,8 @@ struct Attention {
   std::int64_t length;
   std::int64_t window;  // 0: all earlier tokens
   float scale;          // 1 / sqrt(head_dim)
+  // [tokens, heads] F32 or empty: log(sum_j exp(scale q kᵀ)), what the backward pass starts from.
+  Matrix log_sum_exp = {};
 };
 
 // y = silu(gate) * up, silu(x) = x / (1 + exp(-x)).

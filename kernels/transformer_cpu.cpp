@@ -60,14 +60,16 @@ constexpr std::int64_t kChunk = 1024;
 }
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rotate_row(
-    float* x, const float* cos, const float* sin, std::int64_t heads, std::int64_t half) {
+    float* x, const float* cos, const float* sin, float direction, std::int64_t heads,
+    std::int64_t half) {
   for (std::int64_t head = 0; head < heads; ++head) {
     float* const a = x + 2 * half * head;
     float* const b = a + half;
 #pragma omp simd
     for (std::int64_t i = 0; i < half; ++i) {
-      const float first = a[i] * cos[i] - b[i] * sin[i];
-      const float second = b[i] * cos[i] + a[i] * sin[i];
+      const float turn = direction * sin[i];
+      const float first = a[i] * cos[i] - b[i] * turn;
+      const float second = b[i] * cos[i] + a[i] * turn;
       a[i] = first;
       b[i] = second;
     }
@@ -162,14 +164,14 @@ void CpuBackend::rope(const Rope& op) {
   float* const x = op.x.f32();
   const float* const cos = op.cos.f32();
   const float* const sin = op.sin.f32();
-  for_each_range(threads_, op.x.rows, rows_per_piece(op.x.cols),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t row = begin; row < end; ++row) {
-                     const std::int64_t position = row % op.length;
-                     rotate_row(x + row * op.x.stride, cos + position * op.cos.stride,
-                                sin + position * op.sin.stride, op.heads, half);
-                   }
-                 });
+  for_each_range(
+      threads_, op.x.rows, rows_per_piece(op.x.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int64_t position = row % op.length;
+          rotate_row(x + row * op.x.stride, cos + position * op.cos.stride,
+                     sin + position * op.sin.stride, op.backward ? -1.0f : 1.0f, op.heads, half);
+        }
+      });
 }
 
 void CpuBackend::silu_gate(const SiluGate& op) {

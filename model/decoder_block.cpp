@@ -1,10 +1,9 @@
 #include "model/decoder_block.h"
 
-#include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "model/llama_block.h"
-#include "model/weights.h"
 
 namespace roundhouse {
 
@@ -15,51 +14,45 @@ void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backe
   }
 }
 
-namespace {
-
-// Where a dense tensor of this name belongs; nothing if it is none.
-struct DensePlace {
-  bool norm;
-  std::size_t index;  // into norms, or into linears and biases
-  std::int64_t size;
-};
-
-std::optional<DensePlace> place_of(const std::string& name, const DecoderBlock& shape) {
-  for (std::size_t i = 0; i < shape.norm_names().size(); ++i) {
-    if (name == shape.norm_names()[i]) return DensePlace{true, i, shape.hidden_size()};
+SavedActivations DecoderBlock::forward_saving(const BlockWeights& weights, BlockState& state,
+                                              Save save, Backend& backend) const {
+  SavedActivations saved{
+      .input = Tensor(backend, state.residual.type(), state.residual.rows(), state.residual.cols()),
+      .inner = {},
+      .sequences = state.sequences,
+      .length = state.length};
+  backend.copy(std::as_const(state.residual).view(), saved.input.view());
+  if (save == Save::kAll) {
+    forward_saving_all(weights, state, saved, backend);
+  } else {
+    forward(weights, state, backend);
   }
-  for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-    const LinearSpec& linear = shape.linears()[i];
-    if (name == linear.name + ".bias") return DensePlace{false, i, linear.rows};
-  }
-  return std::nullopt;
+  return saved;
 }
 
-}  // namespace
-
-void validate(const DenseTensors& tensors, const DecoderBlock& shape) {
-  for (const auto& [name, tensor] : tensors) {
-    const std::optional<DensePlace> place = place_of(name, shape);
-    if (!place) throw Error(name + " is no norm and no bias of this model's blocks");
-    if (tensor.shape() != Shape{place->size}) throw Error(name + " has the wrong shape");
-    if (tensor.type() != DType::kF32 && tensor.type() != DType::kF16 &&
-        tensor.type() != DType::kBF16) {
-      throw Error(name + " is of type " + std::string(name_of(tensor.type())));
-    }
-    check_values(tensor.view(), tensor.type(), name);
+Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations saved, Tensor dy,
+                              const TakeGradient& take, InputGradient input_gradient,
+                              Backend& backend) const {
+  require(dy.rows() == saved.input.rows() && dy.cols() == hidden_size_,
+          "the gradient of a block's output has another shape");
+  if (saved.inner.empty()) {
+    BlockState again{.residual = std::move(saved.input),
+                     .input = {},
+                     .sequences = saved.sequences,
+                     .length = saved.length};
+    saved = forward_saving(weights, again, Save::kAll, backend);
   }
+  return backward_from_all(weights, std::move(saved), std::move(dy), take, input_gradient, backend);
 }
 
-void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& shape,
-             Backend& backend) {
-  for (const auto& [name, tensor] : tensors) {
-    const std::optional<DensePlace> place = place_of(name, shape);
-    require(place.has_value(), "replaced tensors are validated first");
-    Tensor& target = (place->norm ? weights.norms : weights.biases).at(place->index);
-    require(!target.empty(), "a tensor is replaced that the checkpoint does not have");
-    target = Tensor::upload(backend, tensor.view(), backend.activation_type());
-  }
-  backend.sync();  // the caller's tensors may end
+void DecoderBlock::forward_saving_all(const BlockWeights&, BlockState&, SavedActivations&,
+                                      Backend&) const {
+  throw Error("blocks of this architecture have no backward pass yet");
+}
+
+Tensor DecoderBlock::backward_from_all(const BlockWeights&, SavedActivations, Tensor,
+                                       const TakeGradient&, InputGradient, Backend&) const {
+  throw Error("blocks of this architecture have no backward pass yet");
 }
 
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,

@@ -14,7 +14,7 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -64,6 +64,22 @@ struct BlockState {
 
 enum class LoadLinears { kYes, kNo };
 
+// What a forward pass leaves for the backward pass of the same micro-batch.
+struct SavedActivations {
+  Tensor input;  // the residual before the block
+  std::vector<Tensor>
+      inner;  // by architecture; none: backward() computes them again from the input
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;
+};
+enum class Save {
+  kAll,   // in the memory of about six hidden and two intermediate activations a token (LLaMA)
+  kInput  // of one hidden activation a token, for one more forward pass
+};
+
+// Takes dL/dW [rows, cols] of a linear in F32.
+using TakeGradient = std::function<void(int linear, Tensor gradient)>;
+
 class DecoderBlock {
  public:
   virtual ~DecoderBlock() = default;
@@ -95,7 +111,25 @@ class DecoderBlock {
   // All groups in order: residual in, residual out.
   void forward(const BlockWeights& weights, BlockState& state, Backend& backend) const;
 
+  // The same with the same bits; returns what backward() needs.
+  SavedActivations forward_saving(const BlockWeights& weights, BlockState& state, Save save,
+                                  Backend& backend) const;
+  // From dy = dL/d output [tokens, hidden], in the activation type, the gradient of every linear's weight, each handed to
+  // `take` as soon as it exists, once, from the last linear of the block to the first: no more than one is alive here.
+  // Returns dL/d input, if it is asked for; else an empty tensor. The same bits whatever was saved.
+  enum class InputGradient { kYes, kNo };
+  Tensor backward(const BlockWeights& weights, SavedActivations saved, Tensor dy,
+                  const TakeGradient& take, InputGradient input_gradient, Backend& backend) const;
+
  protected:
+  // Residual in, residual out; fills saved.inner. saved.input is there.
+  virtual void forward_saving_all(const BlockWeights& weights, BlockState& state,
+                                  SavedActivations& saved, Backend& backend) const;
+  // backward() with everything saved.
+  virtual Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
+                                   const TakeGradient& take, InputGradient input_gradient,
+                                   Backend& backend) const;
+
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;
   std::vector<std::string> norm_names_;
@@ -103,15 +137,6 @@ class DecoderBlock {
   std::vector<int> score_linears_;
   std::int64_t hidden_size_ = 0;
 };
-
-// Norms and biases of a block by their name within it ("input_layernorm.weight", "fc1.bias"), in the checkpoint's type.
-using DenseTensors = std::map<std::string, HostTensor>;
-
-// Throws Error naming the tensor unless it is a norm or a bias of this block with its shape, F32, F16 or BF16, and finite.
-void validate(const DenseTensors& tensors, const DecoderBlock& shape);
-// Puts them in the place of those in `weights`.
-void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& shape,
-             Backend& backend);
 
 // The block of this architecture, for sequences of up to `max_length` tokens.
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,

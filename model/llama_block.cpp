@@ -11,7 +11,6 @@
 namespace roundhouse {
 namespace {
 
-enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown };
 enum GroupIndex { kQkv, kOut, kGateUp, kDownProjection, kGroups };
 constexpr std::array<const char*, 2> kNorms = {"input_layernorm", "post_attention_layernorm"};
 
@@ -117,44 +116,37 @@ void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& sta
         "the input of this group is what apply() of the group before leaves");
     return;
   }
-  state.input = Tensor(backend, backend.activation_type(), state.residual.rows(), hidden_size_);
-  backend.rms_norm({.x = std::as_const(state.residual).view(),
-                    .weight = weights.norms[group == kQkv ? 0 : 1].view(),
-                    .y = state.input.view(),
-                    .epsilon = config_.norm_epsilon});
+  state.input =
+      normalize(group == kQkv ? kBeforeAttention : kBeforeMlp, weights, state.residual, backend);
 }
 
 void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state,
                        Backend& backend) const {
-  const auto linear = [&](LinearIndex index, const Tensor& x, Matrix y, bool accumulate = false) {
-    const Tensor& bias = weights.biases[index];
-    backend.linear({.x = x.view(),
-                    .w = weights.linears[index].view(),
-                    .bias = bias.empty() ? ConstMatrix() : bias.view(),
-                    .y = y,
-                    .accumulate = accumulate});
-  };
   switch (group) {
-    case kQkv:
-      attend(weights, state, backend);
+    case kQkv: {
+      check_sequences(state.residual, state.sequences, state.length);
+      Tensor q = project(kQ, weights, state.input, backend);
+      Tensor k = project(kK, weights, state.input, backend);
+      const Tensor v = project(kV, weights, state.input, backend);
+      state.input = Tensor();
+      rotate(q, config_.heads, state.length, backend);
+      rotate(k, config_.kv_heads, state.length, backend);
+      state.input = attend(q, k, v, state.length, nullptr, backend);
       return;
+    }
     case kOut:
-      linear(kO, state.input, state.residual.view(), true);
+      project(kO, weights, state.input, state.residual.view(), backend, true);
       state.input = Tensor();
       return;
     case kGateUp: {
-      const DType type = backend.activation_type();
-      Tensor gate(backend, type, state.input.rows(), config_.intermediate_size);
-      Tensor up(backend, type, state.input.rows(), config_.intermediate_size);
-      linear(kGate, state.input, gate.view());
-      linear(kUp, state.input, up.view());
-      backend.silu_gate(
-          {.gate = std::as_const(gate).view(), .up = std::as_const(up).view(), .y = gate.view()});
+      Tensor gate = project(kGate, weights, state.input, backend);
+      const Tensor up = project(kUp, weights, state.input, backend);
+      backend.silu_gate({.gate = std::as_const(gate).view(), .up = up.view(), .y = gate.view()});
       state.input = std::move(gate);
       return;
     }
     case kDownProjection:
-      linear(kDown, state.input, state.residual.view(), true);
+      project(kDown, weights, state.input, state.residual.view(), backend, true);
       state.input = Tensor();
       return;
     default:
@@ -162,49 +154,70 @@ void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state
   }
 }
 
-// Queries, keys and values of state.input, rotated, and the attention between them, which becomes
-// state.input.
-void LlamaBlock::attend(const BlockWeights& weights, BlockState& state, Backend& backend) const {
-  require(state.length <= max_length_, "a sequence longer than this block was made for");
-  require(state.residual.rows() == state.sequences * state.length,
-          "rows are sequences times length");
-  const auto project = [&](LinearIndex index) {
-    Tensor y(backend, backend.activation_type(), state.input.rows(), linears_[index].rows);
-    const Tensor& bias = weights.biases[index];
-    backend.linear({.x = std::as_const(state.input).view(),
-                    .w = weights.linears[index].view(),
-                    .bias = bias.empty() ? ConstMatrix() : bias.view(),
-                    .y = y.view()});
-    return y;
-  };
-  Tensor q = project(kQ);
-  Tensor k = project(kK);
-  const Tensor v = project(kV);
-  state.input = Tensor();
+Tensor LlamaBlock::normalize(NormIndex norm, const BlockWeights& weights, const Tensor& x,
+                             Backend& backend) const {
+  Tensor y(backend, backend.activation_type(), x.rows(), hidden_size_);
+  backend.rms_norm({.x = x.view(),
+                    .weight = weights.norms[norm].view(),
+                    .y = y.view(),
+                    .epsilon = config_.norm_epsilon});
+  return y;
+}
 
-  const auto rotate = [&](Tensor& x, std::int64_t heads) {
-    backend.rope({.x = x.view(),
-                  .cos = std::as_const(cos_).view(),
-                  .sin = std::as_const(sin_).view(),
-                  .heads = heads,
-                  .head_dim = config_.head_dim,
-                  .length = state.length});
-  };
-  rotate(q, config_.heads);
-  rotate(k, config_.kv_heads);
+void LlamaBlock::project(LinearIndex linear, const BlockWeights& weights, const Tensor& x, Matrix y,
+                         Backend& backend, bool accumulate) const {
+  const Tensor& bias = weights.biases[linear];
+  backend.linear({.x = x.view(),
+                  .w = weights.linears[linear].view(),
+                  .bias = bias.empty() ? ConstMatrix() : bias.view(),
+                  .y = y,
+                  .accumulate = accumulate});
+}
 
+Tensor LlamaBlock::project(LinearIndex linear, const BlockWeights& weights, const Tensor& x,
+                           Backend& backend) const {
+  Tensor y(backend, backend.activation_type(), x.rows(), linears_[linear].rows);
+  project(linear, weights, x, y.view(), backend);
+  return y;
+}
+
+void LlamaBlock::rotate(Tensor& x, std::int64_t heads, std::int64_t length, Backend& backend,
+                        bool backward) const {
+  backend.rope({.x = x.view(),
+                .cos = cos_.view(),
+                .sin = sin_.view(),
+                .heads = heads,
+                .head_dim = config_.head_dim,
+                .length = length,
+                .backward = backward});
+}
+
+Tensor LlamaBlock::attend(const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t length,
+                          Tensor* log_sum_exp, Backend& backend) const {
   Tensor out(backend, backend.activation_type(), q.rows(), q.cols());
-  backend.attention({.q = std::as_const(q).view(),
-                     .k = std::as_const(k).view(),
+  if (log_sum_exp) *log_sum_exp = Tensor(backend, DType::kF32, q.rows(), config_.heads);
+  backend.attention({.q = q.view(),
+                     .k = k.view(),
                      .v = v.view(),
                      .out = out.view(),
                      .heads = config_.heads,
                      .kv_heads = config_.kv_heads,
                      .head_dim = config_.head_dim,
-                     .length = state.length,
+                     .length = length,
                      .window = config_.sliding_window,
-                     .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))});
-  state.input = std::move(out);
+                     .scale = attention_scale(),
+                     .log_sum_exp = log_sum_exp ? log_sum_exp->view() : Matrix()});
+  return out;
+}
+
+float LlamaBlock::attention_scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+}
+
+void LlamaBlock::check_sequences(const Tensor& residual, std::int64_t sequences,
+                                 std::int64_t length) const {
+  require(length <= max_length_, "a sequence longer than this block was made for");
+  require(residual.rows() == sequences * length, "rows are sequences times length");
 }
 
 }  // namespace roundhouse

@@ -14,7 +14,7 @@
 #include "base/tensor.h"
 #include "kernels/backend.h"
 #include "kernels/grid.h"
-#include "model/decoder_block.h"
+#include "model/dense_tensors.h"
 
 namespace roundhouse {
 

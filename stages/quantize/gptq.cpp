@@ -156,7 +156,7 @@ class BlockQuantizer {
 
     // All sums before the first factorization, all factorizations before the first factor is shared: both are collective, and
     // owners of different groups work at the same time.
-    std::vector<HostTensor> hessians;
+    std::vector<Tensor> hessians;
     for (const auto& collector : collectors) hessians.push_back(collector->finish(record_));
     std::vector<HessianFactor> factors;
     for (int g = 0; g < group_count(); ++g) {
@@ -174,7 +174,7 @@ class BlockQuantizer {
   }
 
   // At the owner; elsewhere nothing yet.
-  HessianFactor factor_of(int g, int owner, const HostTensor& hessian) {
+  HessianFactor factor_of(int g, int owner, const Tensor& hessian) {
     HessianFactor factor;
     if (task_.team.rank() == owner) {
       task_.monitor.phase(text_of(g) + ": factorization");
@@ -189,7 +189,8 @@ class BlockQuantizer {
   // Shares the factor, solves the group's linears and puts the result in place of the weights.
   void quantize_group(int g, HessianFactor factor, int owner) {
     clock_.measure("factor", [&] {
-      share(factor, group(g).cols, owner, task_.team, task_.backend, task_.monitor);
+      share(factor, group(g).cols, owner, task_.team, task_.device_team, task_.backend,
+            task_.monitor);
     });
     if (factor.status == FactorStatus::kNotFinite) {
       throw Error(text_of(g) + ": the Hessian is not finite: the inputs are beyond float32");

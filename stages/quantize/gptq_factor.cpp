@@ -15,47 +15,48 @@ constexpr double kMostDamping = 1.0;
 constexpr int kFloorRounds = 6;
 constexpr double kFirstFloor = 1e-6;  // of the largest diagonal value
 
-bool all_finite(std::span<const float> values) {
-  return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
+// The diagonal of a square matrix, as a column.
+Matrix diagonal_of(Matrix m) { return {m.data, m.type, m.rows, 1, m.stride + 1}; }
+ConstMatrix diagonal_of(ConstMatrix m) { return {m.data, m.type, m.rows, 1, m.stride + 1}; }
+
+std::vector<float> download_diagonal(const Tensor& matrix, Backend& backend) {
+  Tensor dense(backend, DType::kF32, matrix.rows(), 1);
+  backend.copy(diagonal_of(matrix.view()), dense.view());
+  std::vector<float> values(static_cast<std::size_t>(matrix.rows()));
+  backend.download(dense.f32(), std::as_writable_bytes(std::span(values)));
+  return values;
 }
 
-// The lower triangle of J P H Pᵀ J: row i is the column that is quantized i-th from last.
-HostTensor reversed(std::span<const float> hessian, std::span<const float> diagonal,
-                    std::span<const std::int64_t> order) {
-  const auto n = static_cast<std::int64_t>(order.size());
-  HostTensor result(DType::kF32, {n, n});
-  const std::span<float> to = result.as<float>();
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t column = order[static_cast<std::size_t>(n - 1 - i)];
-    const auto from = hessian.subspan(static_cast<std::size_t>(column * n));
-    const auto row = to.subspan(static_cast<std::size_t>(i * n));
-    for (std::int64_t j = 0; j < i; ++j) {
-      row[static_cast<std::size_t>(j)] =
-          from[static_cast<std::size_t>(order[static_cast<std::size_t>(n - 1 - j)])];
-    }
-    row[static_cast<std::size_t>(i)] = diagonal[static_cast<std::size_t>(column)];
-  }
-  return result;
+bool is_finite(const Tensor& matrix, Backend& backend) {
+  std::uint8_t finite = 0;
+  backend.check_finite(
+      {.x = matrix.view(), .rows_each = matrix.rows(), .finite = std::span(&finite, 1)});
+  return finite != 0;
 }
 
-// U of `matrix` (as reversed() gives it) with `raise` added to its diagonal; nothing where that is not positive definite.
-Tensor try_factor(const HostTensor& matrix, double raise, Backend& backend) {
-  const std::int64_t n = matrix.shape()[0];
-  HostTensor raised = matrix;
-  const std::span<float> values = raised.as<float>();
-  for (std::int64_t i = 0; i < n; ++i) {
-    float& value = values[static_cast<std::size_t>(i * n + i)];
-    value = static_cast<float>(value + raise);
+// U of the Hessian with `raise` added to its diagonal; nothing where that is not positive definite. `from_last`: [1, n] I32,
+// the column that is quantized i-th from last.
+Tensor try_factor(const Tensor& hessian, const HessianFactor& factor, const Tensor& from_last,
+                  double raise, Backend& backend) {
+  const std::int64_t n = hessian.rows();
+  Tensor lower(backend, DType::kF32, n, n);  // J P H Pᵀ J
+  backend.gather({.from = hessian.view(),
+                  .rows = from_last.view(),
+                  .cols = from_last.view(),
+                  .to = lower.view()});
+  HostTensor raised(DType::kF32, {n, 1});
+  for (std::size_t i = 0; i < factor.order.size(); ++i) {
+    const auto column = static_cast<std::size_t>(factor.order[factor.order.size() - 1 - i]);
+    raised.as<float>()[i] = static_cast<float>(factor.diagonal[column] + raise);
   }
-  Tensor lower = Tensor::upload(backend, raised.view(), DType::kF32);
+  const Tensor diagonal = Tensor::upload(backend, raised.view(), DType::kF32);
+  backend.copy(diagonal.view(), diagonal_of(lower.view()));
   if (!backend.cholesky({.a = lower.view()})) return {};
   backend.triangular_inverse({.l = lower.view()});
   Tensor upper(backend, DType::kF32, n, n);
   backend.reverse(lower.view(), upper.view());
   // A matrix that is only just positive definite may have an inverse beyond float32.
-  std::uint8_t finite = 0;
-  backend.check_finite({.x = upper.view(), .rows_each = n, .finite = std::span(&finite, 1)});
-  if (!finite) return {};
+  if (!is_finite(upper, backend)) return {};
   return upper;
 }
 
@@ -65,24 +66,18 @@ void broadcast_vector(std::vector<T>& values, std::int64_t n, int owner, Communi
   team.broadcast(std::as_writable_bytes(std::span(values)), owner);
 }
 
-// In pieces, so that no rank is silent for long and no second copy of U is needed.
-void broadcast_upper(Tensor& upper, int owner, Communicator& team, Backend& backend,
+// In pieces, so that no rank is silent for long.
+void broadcast_upper(Tensor& upper, int owner, Communicator& device_team, Backend& backend,
                      Monitor& monitor) {
-  constexpr std::int64_t kPieceBytes = 64 << 20;
-  const std::int64_t n = upper.rows();
-  const std::int64_t rows_each =
-      std::max<std::int64_t>(1, kPieceBytes / (n * static_cast<std::int64_t>(sizeof(float))));
-  for (std::int64_t first = 0; first < n; first += rows_each) {
-    const std::int64_t rows = std::min(rows_each, n - first);
-    std::vector<float> piece(static_cast<std::size_t>(rows * n));
-    const std::span<std::byte> bytes = std::as_writable_bytes(std::span(piece));
-    float* device = upper.view().row_range(first, first + rows).f32();
-    if (team.rank() == owner) backend.download(device, bytes);
-    team.broadcast(bytes, owner);
-    if (team.rank() != owner) {
-      backend.upload(bytes, device);
-      backend.sync();
-    }
+  constexpr std::int64_t kPieceBytes = 256 << 20;
+  const std::int64_t row_bytes = upper.cols() * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t rows_each = std::max<std::int64_t>(1, kPieceBytes / row_bytes);
+  backend.sync();  // messages do not wait for the queue
+  for (std::int64_t first = 0; first < upper.rows(); first += rows_each) {
+    const std::int64_t rows = std::min(rows_each, upper.rows() - first);
+    auto* const piece =
+        reinterpret_cast<std::byte*>(upper.view().row_range(first, first + rows).data);
+    device_team.broadcast({piece, static_cast<std::size_t>(rows * row_bytes)}, owner);
     monitor.tick();
   }
 }
@@ -96,10 +91,10 @@ bool HessianFactor::same_as_columns() const {
   return true;
 }
 
-HessianFactor factorize(const HostTensor& hessian, double damping, bool by_importance,
-                        Backend& backend, Monitor& monitor) {
-  const std::int64_t n = hessian.shape()[0];
-  const std::span<const float> h = hessian.as<float>();
+HessianFactor factorize(const Tensor& hessian, double damping, bool by_importance, Backend& backend,
+                        Monitor& monitor) {
+  const std::int64_t n = hessian.rows();
+  const std::vector<float> diagonal = download_diagonal(hessian, backend);
   HessianFactor factor;
   factor.damping = damping;
   factor.order.resize(static_cast<std::size_t>(n));
@@ -109,13 +104,12 @@ HessianFactor factorize(const HostTensor& hessian, double damping, bool by_impor
 
   double sum = 0, largest = 0;
   for (std::size_t k = 0; k < factor.diagonal.size(); ++k) {
-    const float value = h[k * static_cast<std::size_t>(n) + k];
-    factor.dead[k] = value == 0.0f;
-    factor.diagonal[k] = factor.dead[k] ? 1.0f : value;
+    factor.dead[k] = diagonal[k] == 0.0f;
+    factor.diagonal[k] = factor.dead[k] ? 1.0f : diagonal[k];
     sum += factor.diagonal[k];
     largest = std::max(largest, std::fabs(static_cast<double>(factor.diagonal[k])));
   }
-  if (!all_finite(h)) {
+  if (!is_finite(hessian, backend)) {
     factor.status = FactorStatus::kNotFinite;
     return factor;
   }
@@ -126,12 +120,14 @@ HessianFactor factorize(const HostTensor& hessian, double damping, bool by_impor
     });
   }
 
-  const HostTensor matrix = reversed(h, factor.diagonal, factor.order);
+  const Tensor from_last =
+      upload_index(std::vector<std::int64_t>(factor.order.rbegin(), factor.order.rend()), backend);
   const double mean = sum / static_cast<double>(n);
   const auto attempt = [&] {
     ++factor.tries;
     monitor.tick();
-    factor.upper = try_factor(matrix, factor.damping * mean + factor.diagonal_floor, backend);
+    factor.upper = try_factor(hessian, factor, from_last,
+                              factor.damping * mean + factor.diagonal_floor, backend);
     return !factor.upper.empty();
   };
   if (attempt()) return factor;
@@ -148,7 +144,7 @@ HessianFactor factorize(const HostTensor& hessian, double damping, bool by_impor
 }
 
 void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator& team,
-           Backend& backend, Monitor& monitor) {
+           Communicator& device_team, Backend& backend, Monitor& monitor) {
   if (team.size() == 1) return;
   struct Header {
     FactorStatus status;
@@ -165,7 +161,7 @@ void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator&
   broadcast_vector(factor.dead, columns, owner, team);
   if (factor.status != FactorStatus::kDone) return;
   if (team.rank() != owner) factor.upper = Tensor(backend, DType::kF32, columns, columns);
-  broadcast_upper(factor.upper, owner, team, backend, monitor);
+  broadcast_upper(factor.upper, owner, device_team, backend, monitor);
 }
 
 }  // namespace roundhouse

@@ -37,13 +37,14 @@ struct HessianFactor {
   bool same_as_columns() const;  // order[i] == i for all i
 };
 
-// `hessian`: F32 [n, n], symmetric. by_importance: order by descending diagonal, ties by column; else as the columns are.
+// `hessian`: F32 [n, n], symmetric, in the backend's memory. At most two more matrices of its size are held. by_importance: order by descending diagonal, ties by column; else as the columns are.
 // Not finite, or not positive definite whatever the damping: says so in `status`.
-HessianFactor factorize(const HostTensor& hessian, double damping, bool by_importance,
-                        Backend& backend, Monitor& monitor);
+HessianFactor factorize(const Tensor& hessian, double damping, bool by_importance, Backend& backend,
+                        Monitor& monitor);
 
-// Collective: what `factor` is at owner becomes what it is on every rank. Elsewhere any factor goes in.
+// Collective: what `factor` is at owner becomes what it is on every rank. Elsewhere any factor goes in. `team` moves host
+// memory, `device_team` (the same ranks) the backend's.
 void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator& team,
-           Backend& backend, Monitor& monitor);
+           Communicator& device_team, Backend& backend, Monitor& monitor);
 
 }  // namespace roundhouse

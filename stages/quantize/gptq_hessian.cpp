@@ -27,17 +27,14 @@ void HessianCollector::add(ConstMatrix input, const MicroBatch& batch) {
 
 void HessianCollector::end_shard(int shard) { sum_.end_shard(shard); }
 
-HostTensor HessianCollector::finish(nlohmann::json& block_record) {
+Tensor HessianCollector::finish(nlohmann::json& block_record) {
   const std::int64_t used = settle_dropped(task_, group_.name, dropped_, block_record);
-  HostTensor hessian;
+  Tensor hessian;
   clock_.measure("gram", [&] {
-    Tensor matrix = sum_.finish(owner_);
-    if (matrix.empty()) return;
-    task_.backend.symmetrize(matrix.view());
-    hessian = HostTensor(DType::kF32, {group_.cols, group_.cols});
-    task_.backend.download(matrix.f32(), hessian.bytes());
-    const float scale = 2.0f / static_cast<float>(used);
-    for (float& h : hessian.as<float>()) h *= scale;
+    hessian = sum_.finish(owner_);
+    if (hessian.empty()) return;
+    task_.backend.symmetrize(hessian.view());
+    task_.backend.scale(2.0f / static_cast<float>(used), hessian.view());
   });
   const double tokens = static_cast<double>(used) * static_cast<double>(task_.samples->length());
   const auto n = static_cast<double>(group_.cols);

@@ -22,9 +22,9 @@ class HessianCollector {
   void add(ConstMatrix input, const MicroBatch& batch);
   void end_shard(int shard);
 
-  // Collective: H at owner(), symmetric, F32 [cols, cols]; empty elsewhere. Adds what was left out to the block's record.
+  // Collective: H at owner(), symmetric, F32 [cols, cols], in the backend's memory; empty elsewhere. Adds what was left out to the block's record.
   // Throws Error on every rank if more than a tenth of the samples were.
-  HostTensor finish(nlohmann::json& block_record);
+  Tensor finish(nlohmann::json& block_record);
   int owner() const { return owner_; }
 
  private:

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "base/dtype.h"
 #include "stages/quantize/phase_clock.h"
 
 namespace roundhouse {
@@ -84,27 +83,12 @@ TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tens
                       .group_of_column = {},
                       .w = rounded.view()});
 
-  TileResult result{.codes = HostTensor(DType::kU8, {rows, cols}),
-                    .scales = HostTensor(DType::kF16, {rows, groups}),
-                    .zeros = HostTensor(DType::kU8, {rows, groups}),
-                    .error = {}};
-  HostTensor scales32(DType::kF32, {rows, groups});
-  HostTensor before(DType::kF32, {rows, cols}), after(DType::kF32, {rows, cols});
-  backend.download(codes.view().data, result.codes.bytes());
-  backend.download(scales.f32(), scales32.bytes());
-  backend.download(zeros.view().data, result.zeros.bytes());
-  backend.download(original.f32(), before.bytes());
-  backend.download(rounded.f32(), after.bytes());
-  convert(DType::kF32, scales32.bytes().data(), DType::kF16, result.scales.bytes().data(),
-          static_cast<std::size_t>(rows * groups));
-  const auto unrounded = std::as_const(before).as<float>(),
-             value = std::as_const(after).as<float>();
-  for (std::size_t i = 0; i < unrounded.size(); ++i) {
-    const double w_i = unrounded[i], difference = w_i - value[i];
-    result.error.error += 0.5 * difference * difference;
-    result.error.norm += 0.5 * w_i * w_i;
-  }
-  return result;
+  Tensor errors(backend, DType::kF32, rows, 1), norms(backend, DType::kF32, rows, 1);
+  backend.row_errors(
+      {.w = original.view(), .value = rounded.view(), .column_weights = {}, .sums = errors.view()});
+  backend.row_errors(
+      {.w = original.view(), .value = {}, .column_weights = {}, .sums = norms.view()});
+  return download_tile(codes, scales, zeros, errors, norms, backend);
 }
 
 SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,

@@ -78,8 +78,12 @@ Matrix ShardMatrixSum::matrix() { return sum_->matrix().view(); }
 void ShardMatrixSum::end_shard(int shard) { tree_.add(shard, std::move(sum_)); }
 
 Tensor ShardMatrixSum::finish(int owner) {
-  const std::unique_ptr<Summand> sum = tree_.finish(owner);
-  return sum ? std::move(static_cast<Sum&>(*sum).matrix()) : Tensor();
+  Tensor whole;
+  if (const std::unique_ptr<Summand> sum = tree_.finish(owner)) {
+    whole = std::move(static_cast<Sum&>(*sum).matrix());
+  }
+  spare_.clear();
+  return whole;
 }
 
 class ShardNumberSum::Sum final : public Summand {

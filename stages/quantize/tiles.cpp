@@ -1,7 +1,7 @@
 #include "stages/quantize/tiles.h"
 
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "base/error.h"
@@ -36,7 +36,33 @@ std::span<std::byte> rows_of(HostTensor& matrix, std::int64_t first, std::int64_
                                 static_cast<std::size_t>(rows) * stride);
 }
 
+void put(HostTensor& tile_rows, HostTensor& matrix, std::int64_t tile) {
+  std::ranges::copy(tile_rows.bytes(),
+                    rows_of(matrix, tile * kTileRows, tile_rows.shape()[0]).begin());
+}
+
 }  // namespace
+
+TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
+                         const Tensor& row_errors, const Tensor& row_norms, Backend& backend) {
+  const std::int64_t rows = codes.rows(), groups = scales.cols();
+  TileResult result{.codes = HostTensor(DType::kU8, {rows, codes.cols()}),
+                    .scales = HostTensor(DType::kF16, {rows, groups}),
+                    .zeros = HostTensor(DType::kU8, {rows, groups}),
+                    .error = {}};
+  Tensor halves(backend, DType::kF16, rows, groups);
+  backend.copy(scales.view(), halves.view());  // exact: a grid's scales are float16 already
+  backend.download(codes.view().data, result.codes.bytes());
+  backend.download(halves.view().data, result.scales.bytes());
+  backend.download(zeros.view().data, result.zeros.bytes());
+  const auto sum = [&](const Tensor& of_rows) {
+    std::vector<float> values(static_cast<std::size_t>(rows));
+    backend.download(of_rows.f32(), std::as_writable_bytes(std::span(values)));
+    return std::accumulate(values.begin(), values.end(), 0.0);
+  };
+  result.error = {.error = sum(row_errors), .norm = sum(row_norms)};
+  return result;
+}
 
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid) {
@@ -66,36 +92,46 @@ SolveError solve_in_tiles(
     return std::min(kTileRows, linear.rows - tile * kTileRows);
   };
 
-  // A rank's message holds its tiles in order, each as error, norm, codes, scales, zeros.
-  std::vector<std::byte> mine;
-  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
-    const TileResult result = solve(tile * kTileRows, rows_in(tile));
-    append(mine, std::as_bytes(std::span(&result.error.error, 1)));
-    append(mine, std::as_bytes(std::span(&result.error.norm, 1)));
-    append(mine, result.codes.bytes());
-    append(mine, result.scales.bytes());
-    append(mine, result.zeros.bytes());
-  }
-  const std::vector<std::vector<std::byte>> messages = team.all_gather(mine);
-
   linear.codes = HostTensor(DType::kU8, {linear.rows, linear.cols});
   linear.scales = HostTensor(DType::kF16, {linear.rows, linear.groups()});
   linear.zeros = HostTensor(DType::kU8, {linear.rows, linear.groups()});
-  std::vector<MessageReader> readers(messages.begin(), messages.end());
-  SolveError total;
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    MessageReader& reader = readers[static_cast<std::size_t>(tile % team.size())];
-    SolveError error;
-    reader.take(std::as_writable_bytes(std::span(&error.error, 1)));
-    reader.take(std::as_writable_bytes(std::span(&error.norm, 1)));
-    for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
-      reader.take(rows_of(*part, tile * kTileRows, rows_in(tile)));
+  std::vector<SolveError> errors(static_cast<std::size_t>(tiles));
+
+  // A rank's message holds its tiles in order, each as error, norm, codes, scales, zeros.
+  std::vector<std::byte> message;
+  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
+    TileResult result = solve(tile * kTileRows, rows_in(tile));
+    errors[static_cast<std::size_t>(tile)] = result.error;
+    if (team.size() > 1) {
+      append(message, std::as_bytes(std::span(&result.error, 1)));
+      append(message, result.codes.bytes());
+      append(message, result.scales.bytes());
+      append(message, result.zeros.bytes());
     }
+    put(result.codes, linear.codes, tile);
+    put(result.scales, linear.scales, tile);
+    put(result.zeros, linear.zeros, tile);
+  }
+
+  if (team.size() > 1) {
+    const std::vector<std::vector<std::byte>> messages = team.all_gather(message);
+    std::vector<MessageReader> readers(messages.begin(), messages.end());
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      MessageReader& reader = readers[static_cast<std::size_t>(tile % team.size())];
+      reader.take(std::as_writable_bytes(std::span(&errors[static_cast<std::size_t>(tile)], 1)));
+      for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
+        reader.take(rows_of(*part, tile * kTileRows, rows_in(tile)));
+      }
+    }
+    for (const MessageReader& reader : readers) {
+      require(reader.at_end(), "a rank sent too much of its tiles");
+    }
+  }
+
+  SolveError total;
+  for (const SolveError& error : errors) {
     total.error += error.error;
     total.norm += error.norm;
-  }
-  for (const MessageReader& reader : readers) {
-    require(reader.at_end(), "a rank sent too much of its tiles");
   }
   return total;
 }

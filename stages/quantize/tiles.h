@@ -28,6 +28,11 @@ struct TileResult {
   SolveError error;
 };
 
+// From the backend's memory to the host: codes U8 [rows, cols] and scales F32, zeros U8 [rows, groups]; the errors and norms of the
+// rows, F32 [rows, 1], are summed.
+TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
+                         const Tensor& row_errors, const Tensor& row_norms, Backend& backend);
+
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid);

@@ -242,6 +242,53 @@ TEST_P(LinearAlgebraTest, SymmetrizeReverseAndAddMoveElementsExactly) {
   }
 }
 
+TEST_P(LinearAlgebraTest, ScalesEachValueByOneMultiplication) {
+  const Matrix values = random_matrix(9, 70, 23);
+  Wide device(backend(), values);
+  backend().scale(0.3f, device);
+  const Matrix scaled = download(backend(), device);
+  for (std::size_t i = 0; i < scaled.values.size(); ++i) {
+    ASSERT_EQ(static_cast<float>(scaled.values[i]), 0.3f * static_cast<float>(values.values[i]));
+  }
+}
+
+TEST_P(LinearAlgebraTest, GathersRowsAndColumns) {
+  const auto index = [&](const std::vector<std::int32_t>& places) {
+    HostTensor host(DType::kI32, {1, static_cast<std::int64_t>(places.size())});
+    std::ranges::copy(places, host.as<std::int32_t>().begin());
+    Tensor tensor = Tensor::upload(backend(), host.view(), DType::kI32);
+    backend().sync();
+    return tensor;
+  };
+  for (const DType type : {DType::kF32, DType::kU8}) {
+    Matrix values(5, 40);
+    for (std::size_t i = 0; i < values.values.size(); ++i)
+      values.values[i] = static_cast<double>(i);
+    Wide from(backend(), values, type);
+    Random random(24);
+    std::vector<std::int32_t> rows{4, -1, 0, 0, 2, 3, 1}, cols(70);
+    for (std::int32_t& col : cols) col = static_cast<std::int32_t>(random.below(41)) - 1;
+    const Tensor row_index = index(rows), col_index = index(cols);
+    const auto check = [&](ConstMatrix row_places, ConstMatrix col_places, std::int64_t height,
+                           std::int64_t width) {
+      Wide to(backend(), constant_matrix(height, width, 9), type);
+      backend().gather({.from = from, .rows = row_places, .cols = col_places, .to = to});
+      const Matrix got = download(backend(), to);
+      for (std::int64_t i = 0; i < height; ++i) {
+        for (std::int64_t j = 0; j < width; ++j) {
+          const std::int64_t r = row_places.data ? rows[static_cast<std::size_t>(i)] : i;
+          const std::int64_t c = col_places.data ? cols[static_cast<std::size_t>(j)] : j;
+          ASSERT_EQ(got(i, j), r < 0 || c < 0 ? 0.0 : values(r, c)) << i << ", " << j;
+        }
+      }
+    };
+    check(row_index.view(), col_index.view(), 7, 70);
+    check({}, col_index.view(), 5, 70);
+    check(row_index.view(), {}, 7, 40);
+    check({}, {}, 5, 40);
+  }
+}
+
 // Shapes with several tiles, the last ones cut off.
 TEST_P(LinearAlgebraTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
   const Matrix x = random_matrix(700, 530, 20);

@@ -326,6 +326,31 @@ TEST_P(QuantizationTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
   });
 }
 
+TEST_P(QuantizationTest, RowErrorsAreHalfTheWeightedSquares) {
+  const Matrix w = random_matrix(6, 300, 31), value = random_matrix(6, 300, 32);
+  Matrix weights = random_matrix(1, 300, 33);
+  for (double& weight : weights.values) weight = std::abs(weight);
+  Wide device_w(backend(), w), device_value(backend(), value), device_weights(backend(), weights);
+  for (const bool with_value : {false, true}) {
+    for (const bool weighted : {false, true}) {
+      Wide sums(backend(), constant_matrix(6, 1, kNaN));
+      backend().row_errors(
+          {.w = device_w,
+           .value = with_value ? ConstMatrix(device_value) : ConstMatrix(),
+           .column_weights = weighted ? ConstMatrix(device_weights) : ConstMatrix(),
+           .sums = sums});
+      Matrix want(6, 1);
+      for (std::int64_t r = 0; r < 6; ++r) {
+        for (std::int64_t c = 0; c < 300; ++c) {
+          const double d = w(r, c) - (with_value ? value(r, c) : 0.0);
+          want(r, 0) += 0.5 * (weighted ? weights(0, c) : 1.0) * d * d;
+        }
+      }
+      expect_near(download(backend(), sums), want, 1e-6);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, QuantizationTest, testing::ValuesIn(built_backends()),
                          backend_name);
 

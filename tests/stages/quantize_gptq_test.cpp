@@ -57,7 +57,8 @@ std::vector<float> random_weights(std::int64_t n, std::uint64_t seed) {
 class GptqTest : public testing::Test {
  protected:
   HessianFactor factor_of(const HostTensor& h, double damping, bool by_importance) {
-    return factorize(h, damping, by_importance, *backend_, monitor_);
+    return factorize(Tensor::upload(*backend_, h.view(), DType::kF32), damping, by_importance,
+                     *backend_, monitor_);
   }
   QuantizedLinear solve(const std::vector<float>& w, std::int64_t rows, std::int64_t cols,
                         const GptqSettings& settings, const HessianFactor& factor) {

@@ -112,11 +112,12 @@ TEST_F(QuantizeRanksTest, AFactorIsSharedWhole) {
   const std::vector<float> values{2, 1, 0, 1, 3, 1, 0, 1, 4};
   HostTensor h(DType::kF32, {3, 3});
   std::ranges::copy(values, h.as<float>().begin());
-  const HessianFactor want = factorize(h, 0.01, true, *backend, monitor);
+  const Tensor hessian = Tensor::upload(*backend, h.view(), DType::kF32);
+  const HessianFactor want = factorize(hessian, 0.01, true, *backend, monitor);
   for (int owner = 0; owner < world.size(); ++owner) {
     HessianFactor factor;
-    if (world.rank() == owner) factor = factorize(h, 0.01, true, *backend, monitor);
-    share(factor, 3, owner, world, *backend, monitor);
+    if (world.rank() == owner) factor = factorize(hessian, 0.01, true, *backend, monitor);
+    share(factor, 3, owner, world, world, *backend, monitor);
     EXPECT_EQ(factor.order, want.order);
     EXPECT_EQ(factor.diagonal, want.diagonal);
     EXPECT_EQ(factor.dead, want.dead);

@@ -1,0 +1,93 @@
+// Backward passes of a decoder block's operations: from dy = dL/dy the gradient dx = dL/dx of each input, L any scalar.
+// Weights of norms get no gradient: nothing here learns them. A linear y = x wᵀ needs no kernel of its own; with matmul:
+//   dx (+)= dy w,   dw (+)= dyᵀ x.
+// RoPE is a rotation: its backward is the rotation back (Rope::backward). All matrices have the device's activation type
+// unless said otherwise; sums within a row are in F32 or better, and have the same bits for any number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/memory.h"
+
+namespace roundhouse {
+
+// Of RmsNorm: with r = 1 / sqrt(mean(x²) + epsilon) and g = dy * weight,  dx = r g - x r³ mean(g x).
+struct RmsNormBackward {
+  ConstMatrix x;
+  ConstMatrix weight;  // [1, cols]
+  ConstMatrix dy;
+  Matrix dx;  // may be dy, if it is not accumulated
+  float epsilon;
+  bool accumulate = false;  // dx += ..., for the gradient that passes the norm by
+};
+
+// Of LayerNorm, y = (x - mean) r weight + bias: with h = (x - mean) r and g = dy * weight,
+// dx = r (g - mean(g) - h mean(g h)).
+struct LayerNormBackward {
+  ConstMatrix x;
+  ConstMatrix weight;  // [1, cols]
+  ConstMatrix dy;
+  Matrix dx;  // may be dy, if it is not accumulated
+  float epsilon;
+  bool accumulate = false;
+};
+
+// Of Attention, block by block from the scores' logarithmic sums (Dao et al. 2022, algorithm 4), never a full
+// length x length matrix: with P = exp(scale q kᵀ - log_sum_exp), D = rows' sums of d_out * out,
+//   dv = Pᵀ d_out,   dS = P * (d_out vᵀ - D) scale,   dq = dS k,   dk = dSᵀ q;
+// dk and dv of a key/value head are the sums over its query heads, in their order.
+struct AttentionBackward {
+  ConstMatrix q;  // as Attention had them
+  ConstMatrix k;
+  ConstMatrix v;
+  ConstMatrix out;          // what it made of them
+  ConstMatrix log_sum_exp;  // [tokens, heads] F32, likewise
+  ConstMatrix d_out;        // like out
+  Matrix dq;                // like q
+  Matrix dk;
+  Matrix dv;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  std::int64_t length;
+  std::int64_t window;
+  float scale;
+};
+
+// Of SiluGate: with s = 1 / (1 + exp(-gate)),  d_up = dy gate s,  d_gate = dy up s (1 + gate (1 - s)).
+struct SiluGateBackward {
+  ConstMatrix gate;
+  ConstMatrix up;
+  ConstMatrix dy;
+  Matrix d_gate;  // may be gate, up or dy, as may d_up, but not the same
+  Matrix d_up;
+};
+
+// Of Relu, from its output: dx = dy where y > 0, else 0.
+struct ReluBackward {
+  ConstMatrix y;
+  ConstMatrix dy;
+  Matrix dx;  // may be y or dy
+};
+
+// The sum of (y - target)² over all elements, and dy = scale (y - target). With scale = 2 / elements that is the gradient
+// of the mean squared error. Each row is summed by itself, rows are added in order in double.
+struct SquaredError {
+  ConstMatrix y;
+  ConstMatrix target;
+  Matrix dy;  // may be y
+  float scale;
+};
+
+class GradientKernels {
+ public:
+  virtual ~GradientKernels() = default;
+  virtual void rms_norm_backward(const RmsNormBackward& op) = 0;
+  virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
+  virtual void attention_backward(const AttentionBackward& op) = 0;
+  virtual void silu_gate_backward(const SiluGateBackward& op) = 0;
+  virtual void relu_backward(const ReluBackward& op) = 0;
+  [[nodiscard]] virtual double squared_error(const SquaredError& op) = 0;  // waits for the device
+};
+
+}  // namespace roundhouse

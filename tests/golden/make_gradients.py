@@ -1,0 +1,126 @@
+"""Golden gradients from PyTorch's autograd, in float64.
+
+    python3 make_gradients.py         writes gradients.json beside this file
+
+Needs torch and numpy. "kernels": operands and gradients of each operation with a backward kernel, by torch's own functions
+(tests/kernels/gradients_test.cpp). "blocks": gradients of a whole decoder block whose weights follow from a formula
+(tests/model/decoder_block_gradient_test.cpp), by the forward pass of make_logits.py.
+"""
+
+import json
+import math
+import pathlib
+
+import torch
+import torch.nn.functional as F
+
+import make_logits
+from make_logits import formula_weight, integers
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def operand(name, *shape, scale=64):
+    """Numbers that float32 holds exactly, and JSON in few digits."""
+    values = torch.from_numpy(integers(name, math.prod(shape)).astype("float64")).reshape(shape) / scale
+    return values.requires_grad_()
+
+
+def listed(tensor):
+    tensor = tensor.detach()
+    return {"rows": tensor.shape[0], "cols": tensor.shape[1], "values": [float(f"{v:.9g}") for v in tensor.flatten()]}
+
+
+def case(y, dy, **operands):
+    """Operands, output and the gradient of each operand of an operation whose output has the gradient dy."""
+    y.backward(dy.detach())
+    entry = {name: listed(value) for name, value in operands.items()}
+    entry |= {"d_" + name: listed(value.grad) for name, value in operands.items() if value.grad is not None}
+    return entry | {"y": listed(y), "dy": listed(dy)}
+
+
+def norms():
+    x, dy = operand("x", 3, 11), operand("dy", 3, 11)
+    weight, bias = operand("weight", 1, 11), operand("bias", 1, 11)
+    rms = case(F.rms_norm(x, (11,), weight[0], eps=1e-5), dy, x=x, weight=weight)
+    x, weight = operand("x", 3, 11), operand("weight", 1, 11)
+    layer = case(F.layer_norm(x, (11,), weight[0], bias[0], eps=1e-5), dy, x=x, weight=weight, bias=bias)
+    return rms | {"epsilon": 1e-5}, layer | {"epsilon": 1e-5}
+
+
+def attention(window):
+    sequences, length, heads, kv_heads, dim = 2, 7, 4, 2, 6
+    tokens = sequences * length
+    q, k, v = operand("q", tokens, heads * dim), operand("k", tokens, kv_heads * dim), operand("v", tokens, kv_heads * dim)
+    dy = operand("dy", tokens, heads * dim)
+
+    def by_head(x, n):
+        return x.reshape(sequences, length, n, dim).transpose(1, 2)
+
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    seen = (j <= i) & ((j > i - window) | (window == 0))
+    y = F.scaled_dot_product_attention(by_head(q, heads), by_head(k, kv_heads), by_head(v, kv_heads), attn_mask=seen,
+                                       enable_gqa=True)
+    entry = case(y.transpose(1, 2).reshape(tokens, heads * dim), dy, q=q, k=k, v=v)
+    return entry | {"length": length, "heads": heads, "kv_heads": kv_heads, "window": window}
+
+
+def elementwise():
+    gate, up, dy = operand("gate", 3, 19, scale=32), operand("up", 3, 19), operand("dy", 3, 19)
+    silu = case(F.silu(gate) * up, dy, gate=gate, up=up)
+    x = operand("x", 3, 19)
+    relu = case(F.relu(x), dy, x=x)
+    y, target = operand("y", 3, 19), operand("target", 3, 19)
+    loss = F.mse_loss(y, target)
+    loss.backward()
+    error = {"y": listed(y), "target": listed(target), "d_y": listed(y.grad), "loss": float(loss)}
+    return silu, relu, error
+
+
+BLOCKS = {
+    "llama": {"num_key_value_heads": 1},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 3},
+}
+SEQUENCES, LENGTH, HIDDEN = 2, 6, 8
+
+
+def block(kind, keys):
+    """One block: its forward pass is that of a model without embedding and head."""
+    config = make_logits.config_of(kind, hidden_size=HIDDEN, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+                                   vocab_size=SEQUENCES * LENGTH, rms_norm_eps=1e-5, rope_theta=10000.0,
+                                   tie_word_embeddings=False, torch_dtype="float32", **keys)
+    weights = {name: formula_weight(name, shape) * (2 if "proj" in name else 1)
+               for name, shape in make_logits.shapes(config).items()}
+    x = operand("block input", SEQUENCES * LENGTH, HIDDEN)
+    target = operand("block target", SEQUENCES * LENGTH, HIDDEN)
+    linears = [name for name in weights if "proj" in name]
+    for name in linears:
+        weights[name].requires_grad_()
+
+    # Token t has row t of x as its embedding, the head is the identity, and the norm before it is left out.
+    ids = torch.arange(SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH).numpy()
+    given = weights | {"model.embed_tokens.weight": x, "lm_head.weight": torch.eye(HIDDEN, dtype=torch.float64),
+                       "model.norm.weight": None}
+    plain = make_logits.rms_norm
+    make_logits.rms_norm = lambda y, weight, epsilon: y if weight is None else plain(y, weight, epsilon)
+    y = make_logits.forward(config, given, ids).reshape(SEQUENCES * LENGTH, HIDDEN)
+    make_logits.rms_norm = plain
+    loss = F.mse_loss(y, target)
+    loss.backward()
+    return {"config": config, "sequences": SEQUENCES, "length": LENGTH, "x": listed(x), "target": listed(target),
+            "loss": float(loss), "d_x": listed(x.grad),
+            "linears": {name.removeprefix("model.layers.0.").removesuffix(".weight"):
+                        {"w": listed(weights[name]), "dw": listed(weights[name].grad)} for name in linears}}
+
+
+def main():
+    rms, layer = norms()
+    silu, relu, error = elementwise()
+    kernels = {"rms_norm": rms, "layer_norm": layer, "silu_gate": silu, "relu": relu, "squared_error": error,
+               "attention": attention(0), "attention_window": attention(3)}
+    blocks = {kind: block(kind, keys) for kind, keys in BLOCKS.items()}
+    (HERE / "gradients.json").write_text(json.dumps({"kernels": kernels, "blocks": blocks}, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()

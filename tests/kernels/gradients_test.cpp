@@ -1,0 +1,426 @@
+#include "kernels/gradients.h"
+
+#include <array>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "tests/kernels/backend_test.h"
+#include "tests/reference/gradients.h"
+
+namespace roundhouse {
+namespace {
+
+using GradientsTest = BackendTest;
+using reference::Matrix;
+using reference::numeric_gradient;
+
+// A few roundings of float32, relative to the largest element of the result.
+constexpr double kFewRoundings = 3e-6;
+const double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+Matrix sum(Matrix a, const Matrix& b) {
+  for (std::size_t i = 0; i < a.values.size(); ++i) a.values[i] += b.values[i];
+  return a;
+}
+
+// What torch's autograd said.
+class Golden {
+ public:
+  explicit Golden(const char* name) {
+    std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/gradients.json");
+    entry_ = nlohmann::json::parse(file).at("kernels").at(name);
+  }
+  Matrix matrix(const char* name) const {
+    const nlohmann::json& m = entry_.at(name);
+    Matrix matrix(m.at("rows"), m.at("cols"));
+    matrix.values = m.at("values").get<std::vector<double>>();
+    return matrix;
+  }
+  template <class T>
+  T value(const char* name) const {
+    return entry_.at(name).get<T>();
+  }
+
+ private:
+  nlohmann::json entry_;
+};
+
+Matrix rms_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight, const Matrix& dy,
+                         double epsilon, const Matrix* before = nullptr) {
+  Wide device_x(backend, x), device_weight(backend, weight), device_dy(backend, dy);
+  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN));
+  backend.rms_norm_backward({.x = device_x,
+                             .weight = device_weight,
+                             .dy = device_dy,
+                             .dx = dx,
+                             .epsilon = static_cast<float>(epsilon),
+                             .accumulate = before != nullptr});
+  return download(backend, dx);
+}
+
+Matrix layer_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight,
+                           const Matrix& dy, double epsilon, const Matrix* before = nullptr) {
+  Wide device_x(backend, x), device_weight(backend, weight), device_dy(backend, dy);
+  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN));
+  backend.layer_norm_backward({.x = device_x,
+                               .weight = device_weight,
+                               .dy = device_dy,
+                               .dx = dx,
+                               .epsilon = static_cast<float>(epsilon),
+                               .accumulate = before != nullptr});
+  return download(backend, dx);
+}
+
+constexpr std::array<std::pair<std::int64_t, std::int64_t>, 5> kNormShapes{
+    {{0, 8}, {1, 5}, {3, 17}, {12, 131}, {1, 1500}}};
+
+TEST_P(GradientsTest, RmsNormBackwardIsTheDifferenceQuotient) {
+  for (const auto& [rows, cols] : kNormShapes) {
+    const Matrix x = random_matrix(rows, cols, 1, 3.0);
+    const Matrix weight = random_matrix(1, cols, 2);
+    const Matrix dy = random_matrix(rows, cols, 3);
+    const Matrix want = numeric_gradient(
+        [&](const Matrix& at) { return reference::rms_norm(at, weight, 1e-5); }, x, dy);
+    expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5), want, kFewRoundings, "dx");
+    const Matrix before = random_matrix(rows, cols, 4);
+    expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, &before), sum(want, before),
+                kFewRoundings, "accumulated");
+  }
+}
+
+TEST_P(GradientsTest, LayerNormBackwardIsTheDifferenceQuotient) {
+  for (const auto& [rows, cols] : kNormShapes) {
+    Matrix x = random_matrix(rows, cols, 5, 3.0);
+    for (double& value : x.values) value = static_cast<double>(static_cast<float>(value + 5.0));
+    const Matrix weight = random_matrix(1, cols, 6);
+    const Matrix dy = random_matrix(rows, cols, 7);
+    const Matrix want = numeric_gradient(
+        [&](const Matrix& at) {
+          return reference::layer_norm(at, weight, Matrix(1, weight.cols), 1e-2);
+        },
+        x, dy);
+    // x - mean is a difference of float32 numbers around 5.
+    expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2), want, 1e-5, "dx");
+    const Matrix before = random_matrix(rows, cols, 8);
+    expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2, &before), sum(want, before),
+                1e-5, "accumulated");
+  }
+}
+
+TEST_P(GradientsTest, NormsOfZerosAndInPlace) {
+  const Matrix zeros(2, 20), weight = random_matrix(1, 20, 9), dy = random_matrix(2, 20, 10);
+  EXPECT_EQ(rms_norm_backward(backend(), zeros, weight, dy, 0.0).values, zeros.values);
+  EXPECT_EQ(layer_norm_backward(backend(), zeros, weight, dy, 0.0).values, zeros.values);
+
+  const Matrix x = random_matrix(2, 20, 11);
+  Wide device_x(backend(), x), device_weight(backend(), weight), device_dy(backend(), dy);
+  backend().rms_norm_backward(
+      {.x = device_x, .weight = device_weight, .dy = device_dy, .dx = device_dy, .epsilon = 1e-5f});
+  EXPECT_EQ(download(backend(), device_dy).values,
+            rms_norm_backward(backend(), x, weight, dy, 1e-5).values);
+}
+
+TEST_P(GradientsTest, RopeBackwardIsTheDifferenceQuotient) {
+  constexpr std::int64_t kHeads = 3, kLength = 5;
+  for (const std::int64_t half : {1, 8}) {
+    const Matrix x = random_matrix(2 * kLength, kHeads * 2 * half, 12);
+    const Matrix dy = random_matrix(x.rows, x.cols, 13);
+    const Matrix cos = random_matrix(kLength + 1, half, 14),
+                 sin = random_matrix(kLength + 1, half, 15);
+    Wide device(backend(), dy), device_cos(backend(), cos), device_sin(backend(), sin);
+    backend().rope({.x = device,
+                    .cos = device_cos,
+                    .sin = device_sin,
+                    .heads = kHeads,
+                    .head_dim = 2 * half,
+                    .length = kLength,
+                    .backward = true});
+    expect_near(
+        download(backend(), device),
+        numeric_gradient(
+            [&](const Matrix& at) { return reference::rope(at, cos, sin, kHeads, kLength); }, x,
+            dy),
+        kFewRoundings, "rope");
+  }
+}
+
+struct AttentionShape {
+  std::int64_t sequences, length, heads, kv_heads, head_dim, window;
+};
+
+struct AttentionCase {
+  AttentionShape shape;
+  Matrix q, k, v, d_out;
+  double scale;
+
+  explicit AttentionCase(const AttentionShape& s, double size = 1.0)
+      : shape(s),
+        q(random_matrix(s.sequences * s.length, s.heads * s.head_dim, 16, size)),
+        k(random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 17, size)),
+        v(random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 18)),
+        d_out(random_matrix(s.sequences * s.length, s.heads * s.head_dim, 19)),
+        scale(static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)))) {}
+};
+
+// Forward, then backward, on a backend.
+reference::AttentionGradient attention_gradient(Backend& backend, const AttentionCase& c) {
+  const AttentionShape& s = c.shape;
+  Wide q(backend, c.q), k(backend, c.k), v(backend, c.v), d_out(backend, c.d_out);
+  Wide out(backend, constant_matrix(c.q.rows, c.q.cols, kNaN));
+  Wide sums(backend, constant_matrix(c.q.rows, s.heads, kNaN));
+  backend.attention({.q = q,
+                     .k = k,
+                     .v = v,
+                     .out = out,
+                     .heads = s.heads,
+                     .kv_heads = s.kv_heads,
+                     .head_dim = s.head_dim,
+                     .length = s.length,
+                     .window = s.window,
+                     .scale = static_cast<float>(c.scale),
+                     .log_sum_exp = sums});
+  Wide dq(backend, constant_matrix(c.q.rows, c.q.cols, kNaN));
+  Wide dk(backend, constant_matrix(c.k.rows, c.k.cols, kNaN));
+  Wide dv(backend, constant_matrix(c.v.rows, c.v.cols, kNaN));
+  backend.attention_backward({.q = q,
+                              .k = k,
+                              .v = v,
+                              .out = out,
+                              .log_sum_exp = sums,
+                              .d_out = d_out,
+                              .dq = dq,
+                              .dk = dk,
+                              .dv = dv,
+                              .heads = s.heads,
+                              .kv_heads = s.kv_heads,
+                              .head_dim = s.head_dim,
+                              .length = s.length,
+                              .window = s.window,
+                              .scale = static_cast<float>(c.scale)});
+  return {download(backend, dq), download(backend, dk), download(backend, dv)};
+}
+
+reference::AttentionGradient reference_gradient(const AttentionCase& c) {
+  return reference::attention_backward(c.q, c.k, c.v, c.d_out, c.shape.heads, c.shape.kv_heads,
+                                       c.shape.length, c.shape.window, c.scale);
+}
+
+TEST(AttentionReference, BackwardIsTheDifferenceQuotient) {
+  for (const AttentionShape& s :
+       {AttentionShape{1, 1, 1, 1, 4, 0}, {2, 5, 4, 2, 3, 0}, {1, 6, 2, 1, 4, 3}}) {
+    const AttentionCase c(s);
+    const reference::AttentionGradient got = reference_gradient(c);
+    const auto attend = [&](const Matrix& q, const Matrix& k, const Matrix& v) {
+      return reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, c.scale);
+    };
+    constexpr double kTolerance = 1e-8;
+    const Matrix dv =
+        numeric_gradient([&](const Matrix& at) { return attend(c.q, c.k, at); }, c.v, c.d_out);
+    expect_near(got.dv, dv, kTolerance, "dv");
+    if (s.length == 1) continue;  // a softmax of one score has no slope
+    expect_near(
+        got.dq,
+        numeric_gradient([&](const Matrix& at) { return attend(at, c.k, c.v); }, c.q, c.d_out),
+        kTolerance, "dq");
+    expect_near(
+        got.dk,
+        numeric_gradient([&](const Matrix& at) { return attend(c.q, at, c.v); }, c.k, c.d_out),
+        kTolerance, "dk");
+  }
+}
+
+TEST_P(GradientsTest, AttentionBackwardEqualsTheReference) {
+  // Grouped queries; blocks cut off; windows shorter than a block, across blocks, and longer than the text.
+  constexpr std::array<AttentionShape, 8> kShapes{{{2, 5, 2, 1, 8, 0},
+                                                   {2, 5, 2, 2, 8, 2},
+                                                   {1, 130, 4, 2, 16, 0},
+                                                   {1, 130, 2, 2, 5, 7},
+                                                   {1, 400, 2, 1, 64, 0},
+                                                   {1, 400, 1, 1, 16, 30},
+                                                   {1, 700, 1, 1, 8, 300},
+                                                   {3, 17, 6, 2, 128, 100}}};
+  for (const AttentionShape& s : kShapes) {
+    const AttentionCase c(s);
+    const reference::AttentionGradient got = attention_gradient(backend(), c);
+    const reference::AttentionGradient want = reference_gradient(c);
+    const std::string what =
+        "length " + std::to_string(s.length) + ", window " + std::to_string(s.window);
+    expect_near(got.dq, want.dq, 1e-5, "dq, " + what);
+    expect_near(got.dk, want.dk, 1e-5, "dk, " + what);
+    expect_near(got.dv, want.dv, 1e-5, "dv, " + what);
+  }
+}
+
+TEST_P(GradientsTest, AttentionOfOneTokenHasNoSlopeButThatOfItsValue) {
+  const AttentionCase c({1, 1, 1, 1, 4, 0});
+  const reference::AttentionGradient got = attention_gradient(backend(), c);
+  expect_near(got.dv, c.d_out, kFewRoundings, "dv");
+  for (const double value : got.dq.values) EXPECT_NEAR(value, 0.0, 1e-6);
+  for (const double value : got.dk.values) EXPECT_NEAR(value, 0.0, 1e-6);
+}
+
+TEST_P(GradientsTest, AttentionBackwardBearsScoresThatOverflowAPlainExponential) {
+  const AttentionCase c({1, 150, 2, 1, 16, 0}, 20.0);  // scores reach 1600 and err by 1e-4
+  const reference::AttentionGradient got = attention_gradient(backend(), c);
+  const reference::AttentionGradient want = reference_gradient(c);
+  expect_near(got.dq, want.dq, 2e-3, "dq");
+  expect_near(got.dk, want.dk, 2e-3, "dk");
+  expect_near(got.dv, want.dv, 2e-3, "dv");
+}
+
+TEST_P(GradientsTest, SiluGateBackwardIsTheDifferenceQuotient) {
+  const Matrix gate = random_matrix(3, 37, 20, 4.0), up = random_matrix(3, 37, 21);
+  const Matrix dy = random_matrix(3, 37, 22);
+  const auto of_gate = [&](const Matrix& at) { return reference::silu_gate(at, up); };
+  const auto of_up = [&](const Matrix& at) { return reference::silu_gate(gate, at); };
+  // The results take the place of two operands.
+  Wide device_gate(backend(), gate), device_up(backend(), up), device_dy(backend(), dy);
+  backend().silu_gate_backward({.gate = device_gate,
+                                .up = device_up,
+                                .dy = device_dy,
+                                .d_gate = device_gate,
+                                .d_up = device_up});
+  expect_near(download(backend(), device_gate), numeric_gradient(of_gate, gate, dy), kFewRoundings,
+              "d_gate");
+  expect_near(download(backend(), device_up), numeric_gradient(of_up, up, dy), kFewRoundings,
+              "d_up");
+}
+
+TEST_P(GradientsTest, SiluGateBackwardOfLargeValues) {
+  Matrix gate(1, 3);
+  gate.values = {200.0, -200.0, 0.0};
+  Wide device_gate(backend(), gate), ones(backend(), constant_matrix(1, 3, 1.0));
+  Wide d_gate(backend(), Matrix(1, 3)), d_up(backend(), Matrix(1, 3));
+  backend().silu_gate_backward(
+      {.gate = device_gate, .up = ones, .dy = ones, .d_gate = d_gate, .d_up = d_up});
+  const Matrix got = download(backend(), d_gate);
+  EXPECT_EQ(got(0, 0), 1.0);
+  EXPECT_NEAR(got(0, 1), 0.0, 1e-35);
+  EXPECT_EQ(got(0, 2), 0.5);
+}
+
+TEST_P(GradientsTest, ReluBackwardPassesWhatWasPositive) {
+  Matrix y(1, 4), dy(1, 4);
+  y.values = {2.0, 0.0, 0.0, 1e-30};
+  dy.values = {3.0, 4.0, -5.0, -6.0};
+  Wide device_y(backend(), y), device_dy(backend(), dy);
+  backend().relu_backward({.y = device_y, .dy = device_dy, .dx = device_dy});
+  EXPECT_EQ(download(backend(), device_dy).values, (std::vector<double>{3.0, 0.0, 0.0, -6.0}));
+}
+
+TEST_P(GradientsTest, SquaredErrorOfAHandWorkedCaseAndOfManyRows) {
+  Matrix y(2, 2), target(2, 2);
+  y.values = {1.0, 2.0, 3.0, 4.0};
+  target.values = {1.0, 0.0, 6.0, 4.0};
+  Wide device_y(backend(), y), device_target(backend(), target);
+  EXPECT_EQ(backend().squared_error(
+                {.y = device_y, .target = device_target, .dy = device_y, .scale = 0.5f}),
+            13.0);
+  EXPECT_EQ(download(backend(), device_y).values, (std::vector<double>{0.0, 1.0, -1.5, 0.0}));
+
+  const Matrix many = random_matrix(300, 1031, 23), zero(300, 1031);
+  double want = 0.0;
+  for (const double value : many.values) want += value * value;
+  Wide device_many(backend(), many), device_zero(backend(), zero);
+  EXPECT_NEAR(backend().squared_error(
+                  {.y = device_many, .target = device_zero, .dy = device_zero, .scale = 1.0f}),
+              want, 1e-6 * want);
+}
+
+TEST_P(GradientsTest, NormsEqualTorchs) {
+  const Golden rms("rms_norm"), layer("layer_norm");
+  expect_near(rms_norm_backward(backend(), rms.matrix("x"), rms.matrix("weight"), rms.matrix("dy"),
+                                rms.value<double>("epsilon")),
+              rms.matrix("d_x"), kFewRoundings, "rms_norm");
+  expect_near(layer_norm_backward(backend(), layer.matrix("x"), layer.matrix("weight"),
+                                  layer.matrix("dy"), layer.value<double>("epsilon")),
+              layer.matrix("d_x"), kFewRoundings, "layer_norm");
+}
+
+TEST_P(GradientsTest, AttentionEqualsTorchs) {
+  for (const char* name : {"attention", "attention_window"}) {
+    const Golden golden(name);
+    const Matrix q = golden.matrix("q");
+    const auto heads = golden.value<std::int64_t>("heads");
+    const auto length = golden.value<std::int64_t>("length");
+    AttentionCase c({q.rows / length, length, heads, golden.value<std::int64_t>("kv_heads"),
+                     q.cols / heads, golden.value<std::int64_t>("window")});
+    c.q = q;
+    c.k = golden.matrix("k");
+    c.v = golden.matrix("v");
+    c.d_out = golden.matrix("dy");
+    const reference::AttentionGradient got = attention_gradient(backend(), c);
+    expect_near(got.dq, golden.matrix("d_q"), 5e-6, name);
+    expect_near(got.dk, golden.matrix("d_k"), 5e-6, name);
+    expect_near(got.dv, golden.matrix("d_v"), 5e-6, name);
+  }
+}
+
+TEST_P(GradientsTest, ElementwiseGradientsEqualTorchs) {
+  const Golden silu("silu_gate");
+  Wide gate(backend(), silu.matrix("gate")), up(backend(), silu.matrix("up"));
+  Wide dy(backend(), silu.matrix("dy"));
+  backend().silu_gate_backward({.gate = gate, .up = up, .dy = dy, .d_gate = gate, .d_up = up});
+  expect_near(download(backend(), gate), silu.matrix("d_gate"), kFewRoundings, "d_gate");
+  expect_near(download(backend(), up), silu.matrix("d_up"), kFewRoundings, "d_up");
+
+  const Golden relu("relu");
+  Wide y(backend(), relu.matrix("y")), relu_dy(backend(), relu.matrix("dy"));
+  backend().relu_backward({.y = y, .dy = relu_dy, .dx = y});
+  expect_near(download(backend(), y), relu.matrix("d_x"), kFewRoundings, "relu");
+
+  const Golden error("squared_error");
+  const Matrix of = error.matrix("y");
+  const auto n = static_cast<double>(of.values.size());
+  Wide error_y(backend(), of), target(backend(), error.matrix("target"));
+  const double squares = backend().squared_error(
+      {.y = error_y, .target = target, .dy = error_y, .scale = static_cast<float>(2.0 / n)});
+  EXPECT_NEAR(squares / n, error.value<double>("loss"), 1e-6 * squares / n);
+  expect_near(download(backend(), error_y), error.matrix("d_y"), kFewRoundings,
+              "mean squared error");
+}
+
+TEST_P(GradientsTest, SameBitsWithAnyNumberOfThreads) {
+  const AttentionCase c({2, 300, 4, 2, 32, 0});
+  const Matrix x = random_matrix(200, 700, 24), dy = random_matrix(200, 700, 25);
+  const Matrix weight = random_matrix(1, 700, 26);
+  expect_same_bits_with_any_threads([&](Backend& b) {
+    const reference::AttentionGradient g = attention_gradient(b, c);
+    Matrix all(1, 0);
+    for (const Matrix* m : {&g.dq, &g.dk, &g.dv}) {
+      all.values.insert(all.values.end(), m->values.begin(), m->values.end());
+    }
+    return all;
+  });
+  expect_same_bits_with_any_threads(
+      [&](Backend& b) { return rms_norm_backward(b, x, weight, dy, 1e-5); });
+  expect_same_bits_with_any_threads(
+      [&](Backend& b) { return layer_norm_backward(b, x, weight, dy, 1e-5); });
+  expect_same_bits_with_any_threads([&](Backend& b) {
+    Wide y(b, x), target(b, dy);
+    Matrix loss(1, 1);
+    loss(0, 0) = b.squared_error({.y = y, .target = target, .dy = y, .scale = 1.0f});
+    return loss;
+  });
+}
+
+TEST_P(GradientsTest, ShapesThatDoNotFitAreErrors) {
+  Wide a(backend(), Matrix(2, 4)), b(backend(), Matrix(2, 5)), weight(backend(), Matrix(1, 4));
+  EXPECT_THROW(
+      backend().rms_norm_backward({.x = a, .weight = weight, .dy = b, .dx = a, .epsilon = 0.0f}),
+      Error);
+  EXPECT_THROW(
+      backend().layer_norm_backward({.x = a, .weight = b, .dy = a, .dx = a, .epsilon = 0.0f}),
+      Error);
+  EXPECT_THROW(backend().relu_backward({.y = a, .dy = b, .dx = a}), Error);
+  EXPECT_THROW(backend().silu_gate_backward({.gate = a, .up = a, .dy = a, .d_gate = a, .d_up = b}),
+               Error);
+  EXPECT_THROW((void)backend().squared_error({.y = a, .target = b, .dy = a, .scale = 1.0f}), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, GradientsTest, testing::ValuesIn(built_backends()),
+                         backend_name);
+
+}  // namespace
+}  // namespace roundhouse

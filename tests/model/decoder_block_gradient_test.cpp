@@ -1,0 +1,244 @@
+// The backward pass of a whole block: against difference quotients of a plain forward pass in double, against torch's
+// autograd, and with the same bits however it is run.
+#include <cmath>
+#include <fstream>
+#include <map>
+
+#include <gmock/gmock.h>
+
+#include "model/causal_lm.h"
+#include "model/decoder_block.h"
+#include "tests/model/model_files.h"
+#include "tests/reference/gradients.h"
+
+namespace roundhouse {
+namespace {
+
+using nlohmann::json;
+using reference::Matrix;
+
+std::vector<float> floats(const Matrix& m) { return {m.values.begin(), m.values.end()}; }
+
+Matrix matrix_of(const json& m) {
+  Matrix matrix(m.at("rows"), m.at("cols"));
+  matrix.values = m.at("values").get<std::vector<double>>();
+  return matrix;
+}
+
+Matrix download(const Tensor& tensor, Backend& backend) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.rows() * tensor.cols()));
+  backend.download(tensor.f32(), std::as_writable_bytes(std::span(values)));
+  Matrix m(tensor.rows(), tensor.cols());
+  m.values.assign(values.begin(), values.end());
+  return m;
+}
+
+// Near, relative to the largest element that is wanted.
+void expect_near(const Matrix& got, const Matrix& want, const std::string& what) {
+  ASSERT_EQ(got.rows, want.rows) << what;
+  ASSERT_EQ(got.cols, want.cols) << what;
+  double largest = 0.0;
+  for (const double value : want.values) largest = std::max(largest, std::abs(value));
+  ASSERT_GT(largest, 0.0) << what;
+  for (std::size_t i = 0; i < want.values.size(); ++i) {
+    ASSERT_NEAR(got.values[i], want.values[i], 1e-5 * largest) << what << ", element " << i;
+  }
+}
+
+// What the backward pass of the squared error sum (y - target)² / n, n elements, gave.
+struct Gradients {
+  double loss = 0.0;
+  std::vector<int> order;  // in which linears were handed out
+  std::map<std::string, Matrix> linears;
+  Matrix dx, output;
+};
+
+// A model of one block whose linears are as in the golden file.
+class World {
+ public:
+  explicit World(const std::string& kind) {
+    std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/gradients.json");
+    golden_ = json::parse(file).at("blocks").at(kind);
+    const json& config = golden_.at("config");
+    Tensors tensors = formula_tensors(config, DType::kF32);
+    for (const auto& [name, linear] : golden_.at("linears").items()) {
+      const std::vector<float> w = floats(matrix_of(linear.at("w")));
+      std::ranges::copy(w, tensors.at("model.layers.0." + name + ".weight").as<float>().begin());
+    }
+    write_model(directory_.path(), config, tensors);
+    model_ = std::make_unique<CausalLM>(directory_.path());
+  }
+
+  const json& golden() const { return golden_; }
+  const ModelConfig& config() const { return model_->config(); }
+  Matrix norm(const char* name) const {
+    const auto values = formula_weight(std::string("model.layers.0.") + name + ".weight",
+                                       static_cast<std::size_t>(config().hidden_size));
+    Matrix m(1, config().hidden_size);
+    m.values.assign(values.begin(), values.end());
+    return m;
+  }
+
+  Gradients run(Save save, int threads = 1,
+                DecoderBlock::InputGradient input = DecoderBlock::InputGradient::kYes) const {
+    const auto backend = make_backend("cpu", {.threads = threads});
+    const auto block =
+        make_decoder_block(config(), golden_.at("length").get<std::int64_t>(), *backend);
+    const BlockWeights weights = block->load(model_->checkpoint(), 0, *backend);
+    const Matrix x = matrix_of(golden_.at("x")), target = matrix_of(golden_.at("target"));
+    const auto upload = [&](const Matrix& m) {
+      HostTensor host(DType::kF32, {m.rows, m.cols});
+      std::ranges::copy(floats(m), host.as<float>().begin());
+      Tensor tensor = Tensor::upload(*backend, host.view(), DType::kF32);
+      backend->sync();
+      return tensor;
+    };
+    BlockState state{.residual = upload(x),
+                     .input = {},
+                     .sequences = golden_.at("sequences"),
+                     .length = golden_.at("length")};
+    SavedActivations saved = block->forward_saving(weights, state, save, *backend);
+
+    Gradients result;
+    result.output = download(state.residual, *backend);
+    Tensor dy = std::move(state.residual);
+    const auto n = static_cast<double>(x.values.size());
+    const Tensor wanted = upload(target);
+    result.loss = backend->squared_error({.y = std::as_const(dy).view(),
+                                          .target = wanted.view(),
+                                          .dy = dy.view(),
+                                          .scale = static_cast<float>(2.0 / n)}) /
+                  n;
+    const Tensor dx = block->backward(
+        weights, std::move(saved), std::move(dy),
+        [&](int linear, Tensor gradient) {
+          result.order.push_back(linear);
+          result.linears[block->linears()[static_cast<std::size_t>(linear)].name] =
+              download(gradient, *backend);
+        },
+        input, *backend);
+    if (!dx.empty()) result.dx = download(dx, *backend);
+
+    // The plain forward pass has the same bits.
+    BlockState plain{
+        .residual = upload(x), .input = {}, .sequences = state.sequences, .length = state.length};
+    block->forward(weights, plain, *backend);
+    EXPECT_EQ(download(plain.residual, *backend).values, result.output.values);
+    return result;
+  }
+
+ private:
+  TemporaryFolder directory_;
+  json golden_;
+  std::unique_ptr<CausalLM> model_;
+};
+
+class BlockGradientTest : public testing::TestWithParam<const char*> {
+ protected:
+  World world_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradientTest, testing::Values("llama", "mistral"),
+                         [](const auto& instance) { return std::string(instance.param); });
+
+TEST_P(BlockGradientTest, EqualsTorchs) {
+  const Gradients got = world_.run(Save::kAll);
+  EXPECT_NEAR(got.loss, world_.golden().at("loss").get<double>(), 1e-6 * got.loss);
+  expect_near(got.dx, matrix_of(world_.golden().at("d_x")), "dx");
+  ASSERT_EQ(got.linears.size(), 7u);
+  for (const auto& [name, linear] : world_.golden().at("linears").items()) {
+    expect_near(got.linears.at(name), matrix_of(linear.at("dw")), name);
+  }
+}
+
+TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
+  const ModelConfig& config = world_.config();
+  const std::int64_t length = world_.golden().at("length"), half = config.head_dim / 2;
+  const Matrix x = matrix_of(world_.golden().at("x")),
+               target = matrix_of(world_.golden().at("target"));
+  Matrix cos(length, half), sin(length, half);
+  for (std::int64_t p = 0; p < length; ++p) {
+    for (std::int64_t j = 0; j < half; ++j) {
+      const double angle = static_cast<double>(p) *
+                           std::pow(config.rope_theta, -2.0 * static_cast<double>(j) /
+                                                           static_cast<double>(config.head_dim));
+      cos(p, j) = std::cos(angle);
+      sin(p, j) = std::sin(angle);
+    }
+  }
+  std::map<std::string, Matrix> weights;
+  for (const auto& [name, linear] : world_.golden().at("linears").items()) {
+    weights[name] = matrix_of(linear.at("w"));
+  }
+  const auto epsilon = static_cast<double>(config.norm_epsilon);
+  // [1, 1]: the loss.
+  const auto loss = [&](const Matrix& input) {
+    using namespace reference;
+    const auto linear = [&](const Matrix& in, const char* name) {
+      return product(in, reference::transpose(weights.at(name)));
+    };
+    const auto plus = [](Matrix a, const Matrix& b) {
+      for (std::size_t i = 0; i < a.values.size(); ++i) a.values[i] += b.values[i];
+      return a;
+    };
+    const Matrix n = rms_norm(input, world_.norm("input_layernorm"), epsilon);
+    const Matrix q = rope(linear(n, "self_attn.q_proj"), cos, sin, config.heads, length);
+    const Matrix k = rope(linear(n, "self_attn.k_proj"), cos, sin, config.kv_heads, length);
+    const Matrix mixed =
+        attention(q, k, linear(n, "self_attn.v_proj"), config.heads, config.kv_heads, length,
+                  config.sliding_window, 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+    const Matrix middle = plus(input, linear(mixed, "self_attn.o_proj"));
+    const Matrix m = rms_norm(middle, world_.norm("post_attention_layernorm"), epsilon);
+    const Matrix gated = silu_gate(linear(m, "mlp.gate_proj"), linear(m, "mlp.up_proj"));
+    const Matrix y = plus(middle, linear(gated, "mlp.down_proj"));
+    Matrix result(1, 1);
+    for (std::size_t i = 0; i < y.values.size(); ++i) {
+      const double difference = y.values[i] - target.values[i];
+      result(0, 0) += difference * difference / static_cast<double>(y.values.size());
+    }
+    return result;
+  };
+  Matrix one(1, 1);
+  one(0, 0) = 1.0;
+  const Gradients got = world_.run(Save::kAll);
+  expect_near(got.dx, reference::numeric_gradient(loss, x, one), "dx");
+  for (const auto& [name, gradient] : got.linears) {
+    const Matrix original = weights.at(name);
+    const Matrix want = reference::numeric_gradient(
+        [&, key = name](const Matrix& at) {
+          weights.at(key) = at;
+          return loss(x);
+        },
+        original, one);
+    weights.at(name) = original;
+    expect_near(gradient, want, name);
+  }
+}
+
+TEST_P(BlockGradientTest, SameBitsWithAnyThreadsAndFromTheInputAlone) {
+  const Gradients want = world_.run(Save::kAll, 1);
+  for (const int threads : {1, 2, 3}) {
+    for (const Save save : {Save::kAll, Save::kInput}) {
+      const Gradients got = world_.run(save, threads);
+      EXPECT_EQ(got.loss, want.loss);
+      EXPECT_EQ(got.output.values, want.output.values);
+      EXPECT_EQ(got.dx.values, want.dx.values);
+      for (const auto& [name, gradient] : want.linears) {
+        EXPECT_EQ(got.linears.at(name).values, gradient.values) << name;
+      }
+    }
+  }
+}
+
+TEST_P(BlockGradientTest, HandsOutEachLinearOnceAndTheInputsGradientWhenAsked) {
+  const Gradients with = world_.run(Save::kAll);
+  EXPECT_EQ(with.order, (std::vector<int>{6, 5, 4, 3, 2, 1, 0}));
+  const Gradients without = world_.run(Save::kAll, 1, DecoderBlock::InputGradient::kNo);
+  EXPECT_TRUE(without.dx.values.empty());
+  for (const auto& [name, gradient] : with.linears) {
+    EXPECT_EQ(without.linears.at(name).values, gradient.values) << name;
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse
