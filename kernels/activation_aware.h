@@ -20,7 +20,7 @@ struct ColumnMagnitudes {
 };
 
 // sums[i] = sum_j (a_ij - b_ij)², or with `product` sum_j a_ij b_ij.  a, b [rows, cols], sums [rows, 1] F32.
-struct RowSums {
+struct CompareRows {
   ConstMatrix a;
   ConstMatrix b;
   bool product = false;
@@ -73,7 +73,7 @@ class ActivationAwareKernels {
  public:
   virtual ~ActivationAwareKernels() = default;
   virtual void column_magnitudes(const ColumnMagnitudes& op) = 0;
-  virtual void row_sums(const RowSums& op) = 0;
+  virtual void compare_rows(const CompareRows& op) = 0;
   virtual void scaled_rounding(const ScaledRounding& op) = 0;
   virtual void fold_scales(const FoldScales& op) = 0;
   virtual void group_grams(const GroupGrams& op) = 0;

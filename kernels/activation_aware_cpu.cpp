@@ -83,9 +83,9 @@ void CpuBackend::column_magnitudes(const ColumnMagnitudes& op) {
   });
 }
 
-void CpuBackend::row_sums(const RowSums& op) {
-  require(op.a.rows == op.b.rows && op.a.cols == op.b.cols, "row_sums: shapes differ");
-  require(op.sums.rows == op.a.rows && op.sums.cols == 1, "row_sums: one sum a row");
+void CpuBackend::compare_rows(const CompareRows& op) {
+  require(op.a.rows == op.b.rows && op.a.cols == op.b.cols, "compare_rows: shapes differ");
+  require(op.sums.rows == op.a.rows && op.sums.cols == 1, "compare_rows: one sum a row");
   const float* const a = op.a.f32();
   const float* const b = op.b.f32();
   float* const sums = op.sums.f32();

@@ -55,7 +55,7 @@ class CpuBackend : public Backend {
   void row_errors(const RowErrors& op) override;
 
   void column_magnitudes(const ColumnMagnitudes& op) override;
-  void row_sums(const RowSums& op) override;
+  void compare_rows(const CompareRows& op) override;
   void scaled_rounding(const ScaledRounding& op) override;
   void fold_scales(const FoldScales& op) override;
   void group_grams(const GroupGrams& op) override;

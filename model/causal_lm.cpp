@@ -1,72 +1,134 @@
 #include "model/causal_lm.h"
 
-#include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
-#include "model/llama_block.h"
 #include "model/weights.h"
 
 namespace roundhouse {
 namespace {
 
-constexpr const char* kEmbedding = "model.embed_tokens.weight";
-constexpr const char* kNorm = "model.norm.weight";
+// Rows of a table in a file, as F32: row indices[i] becomes row i.
+HostTensor gather_rows(const HostView& table, std::span<const std::int64_t> indices) {
+  const std::int64_t cols = table.shape[1];
+  const std::size_t row_bytes = static_cast<std::size_t>(cols) * size_of(table.type);
+  HostTensor rows(DType::kF32, {std::ssize(indices), cols});
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    convert(table.type, table.bytes.data() + static_cast<std::size_t>(indices[i]) * row_bytes,
+            DType::kF32, rows.as<float>().data() + i * static_cast<std::size_t>(cols),
+            static_cast<std::size_t>(cols));
+  }
+  return rows;
+}
 
-const char* head_of(const ModelConfig& config) {
-  return config.tied_embeddings ? kEmbedding : "lm_head.weight";
+Tensor upload_rows(const HostTensor& rows, Backend& backend) {
+  Tensor tensor = Tensor::upload(backend, rows.view(), backend.activation_type());
+  backend.sync();  // the rows may end now
+  return tensor;
 }
 
 }  // namespace
 
 CausalLM::CausalLM(const std::filesystem::path& directory)
-    : config_(read_model_config(directory)), checkpoint_(directory) {
-  (void)checkpoint_.weight(kEmbedding, {config_.vocabulary, config_.hidden_size});
-  for (int block = 0; block < config_.blocks; ++block)
-    LlamaBlock::check(config_, checkpoint_, block);
-  (void)checkpoint_.weight(kNorm, {config_.hidden_size});
-  (void)checkpoint_.weight(head_of(config_), {config_.vocabulary, config_.hidden_size});
+    : config_(read_model_config(directory)),
+      layout_(outer_layout(config_)),
+      checkpoint_(directory) {
+  check_tensors(config_, checkpoint_);
 }
 
 Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
                        Backend& backend) const {
   require(length > 0 && std::ssize(ids) % length == 0, "ids are not whole sequences");
-  const HostView table = checkpoint_.weight(kEmbedding, {config_.vocabulary, config_.hidden_size});
-  const std::size_t row_bytes = static_cast<std::size_t>(config_.hidden_size) * size_of(table.type);
-  HostTensor rows(table.type, {static_cast<std::int64_t>(ids.size()), config_.hidden_size});
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= config_.vocabulary) {
-      throw Error("token id " + std::to_string(ids[i]) + " is outside the vocabulary of " +
+  const DType type = backend.activation_type();
+  std::vector<std::int64_t> indices(ids.begin(), ids.end());
+  for (const std::int64_t id : indices) {
+    if (id < 0 || id >= config_.vocabulary) {
+      throw Error("token id " + std::to_string(id) + " is outside the vocabulary of " +
                   std::to_string(config_.vocabulary));
     }
-    std::memcpy(rows.bytes().data() + i * row_bytes,
-                table.bytes.data() + static_cast<std::size_t>(ids[i]) * row_bytes, row_bytes);
   }
-  check_values(rows.view(), backend.activation_type(), kEmbedding);
-  Tensor residual = Tensor::upload(backend, rows.view(), backend.activation_type());
-  backend.sync();  // the rows end here
+  HostTensor rows = gather_rows(
+      checkpoint_.weight(layout_.embedding, {config_.vocabulary, config_.embedding_size}), indices);
+  check_values(rows.view(), type, layout_.embedding);
+  if (layout_.positions.empty()) return upload_rows(rows, backend);
+
+  if (length > config_.max_positions) {
+    throw Error("a sequence of " + std::to_string(length) + " tokens, but the model has only " +
+                std::to_string(config_.max_positions) + " positions");
+  }
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    indices[i] = layout_.position_offset + static_cast<std::int64_t>(i) % length;
+  }
+  const HostTensor positions = gather_rows(
+      checkpoint_.weight(layout_.positions,
+                         {layout_.position_offset + config_.max_positions, config_.hidden_size}),
+      indices);
+  check_values(positions.view(), type, layout_.positions);
+  if (layout_.project_in.empty()) {
+    const std::span<float> sum = rows.as<float>();
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += positions.as<float>()[i];
+    return upload_rows(rows, backend);
+  }
+  Tensor residual = upload_rows(positions, backend);
+  const Tensor narrow = upload_rows(rows, backend);
+  const Tensor projection = load_weight(checkpoint_, layout_.project_in,
+                                        {config_.hidden_size, config_.embedding_size}, backend);
+  backend.linear({.x = narrow.view(),
+                  .w = projection.view(),
+                  .bias = {},
+                  .y = residual.view(),
+                  .accumulate = true});
   return residual;
 }
 
 CausalLM::Head CausalLM::load_head(Backend& backend) const {
   Head head;
-  head.norm = load_weight(checkpoint_, kNorm, {config_.hidden_size}, backend);
-  head.weight = load_weight(checkpoint_, head_of(config_),
-                            {config_.vocabulary, config_.hidden_size}, backend);
+  if (!layout_.norm.empty()) {
+    head.norm = load_weight(checkpoint_, layout_.norm, {config_.hidden_size}, backend);
+  }
+  if (!layout_.norm_bias.empty()) {
+    head.norm_bias = load_weight(checkpoint_, layout_.norm_bias, {config_.hidden_size}, backend);
+  }
+  if (config_.final_norm && !config_.affine_norms) {
+    head.norm = constant_row(config_.hidden_size, 1.0f, backend);
+    head.norm_bias = constant_row(config_.hidden_size, 0.0f, backend);
+  }
+  if (!layout_.project_out.empty()) {
+    head.project_out = load_weight(checkpoint_, layout_.project_out,
+                                   {config_.embedding_size, config_.hidden_size}, backend);
+  }
+  head.weight =
+      load_weight(checkpoint_, layout_.head, {config_.vocabulary, config_.embedding_size}, backend);
   backend.sync();
   return head;
 }
 
 Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
-  Tensor normed(backend, backend.activation_type(), residual.rows, residual.cols);
-  backend.rms_norm({.x = residual,
-                    .weight = head.norm.view(),
-                    .y = normed.view(),
-                    .epsilon = config_.norm_epsilon});
-  Tensor logits(backend, DType::kF32, residual.rows, config_.vocabulary);
-  backend.linear(
-      {.x = std::as_const(normed).view(), .w = head.weight.view(), .bias = {}, .y = logits.view()});
+  const DType type = backend.activation_type();
+  ConstMatrix x = residual;
+  Tensor normed, projected;
+  if (!head.norm.empty()) {
+    normed = Tensor(backend, type, x.rows, x.cols);
+    const float epsilon = config_.norm_epsilon;
+    if (head.norm_bias.empty()) {
+      backend.rms_norm(
+          {.x = x, .weight = head.norm.view(), .y = normed.view(), .epsilon = epsilon});
+    } else {
+      backend.layer_norm({.x = x,
+                          .weight = head.norm.view(),
+                          .bias = head.norm_bias.view(),
+                          .y = normed.view(),
+                          .epsilon = epsilon});
+    }
+    x = std::as_const(normed).view();
+  }
+  if (!head.project_out.empty()) {
+    projected = Tensor(backend, type, x.rows, config_.embedding_size);
+    backend.linear({.x = x, .w = head.project_out.view(), .bias = {}, .y = projected.view()});
+    x = std::as_const(projected).view();
+  }
+  Tensor logits(backend, DType::kF32, x.rows, config_.vocabulary);
+  backend.linear({.x = x, .w = head.weight.view(), .bias = {}, .y = logits.view()});
   return logits;
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "model/checkpoint.h"
 #include "model/decoder_block.h"
+#include "model/layout.h"
 #include "model/model_config.h"
 
 namespace roundhouse {
@@ -24,14 +25,17 @@ class CausalLM {
   const ModelConfig& config() const { return config_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
-  // residual [ids.size(), hidden] of sequences of `length` tokens, one after another: where the architecture has learned
-  // positions, each token's is added. An id outside the vocabulary is an Error.
+  // residual [ids.size(), hidden] of sequences of `length` tokens, one after another; learned positions (OPT) are in it.
+  // An id outside the vocabulary is an Error, and so are more tokens than there are positions.
   Tensor embed(std::span<const std::int32_t> ids, std::int64_t length, Backend& backend) const;
 
-  // Final norm and head, loaded once by the caller (the head of a 70B model is 0.5 GB in 16 bits).
+  // Final norm and head, loaded once by the caller (the head of a 70B model is 0.5 GB in 16 bits). Empty: the architecture
+  // has none.
   struct Head {
     Tensor norm;
-    Tensor weight;  // [vocabulary, hidden]
+    Tensor norm_bias;    // with it a LayerNorm, without it an RMSNorm
+    Tensor project_out;  // [embedding_size, hidden]
+    Tensor weight;       // [vocabulary, embedding_size]
   };
   Head load_head(Backend& backend) const;
   Tensor logits(const Head& head, ConstMatrix residual,
@@ -39,6 +43,7 @@ class CausalLM {
 
  private:
   ModelConfig config_;
+  OuterLayout layout_;
   Checkpoint checkpoint_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "model/llama_block.h"
+#include "model/opt_block.h"
 
 namespace roundhouse {
 
@@ -61,6 +62,8 @@ std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std:
     case Architecture::kLlama:
     case Architecture::kMistral:
       return std::make_unique<LlamaBlock>(config, max_length, backend);
+    case Architecture::kOpt:
+      return std::make_unique<OptBlock>(config, max_length);
   }
   throw Error("this architecture has no decoder block");
 }

@@ -1,36 +1,15 @@
 #include "model/llama_block.h"
 
-#include <array>
 #include <cmath>
 #include <utility>
 
 #include "base/error.h"
-#include "model/json_file.h"
-#include "model/weights.h"
+#include "model/layout.h"
 
 namespace roundhouse {
 namespace {
 
 enum GroupIndex { kQkv, kOut, kGateUp, kDownProjection, kGroups };
-constexpr std::array<const char*, 2> kNorms = {"input_layernorm", "post_attention_layernorm"};
-
-std::string prefix_of(int block) { return "model.layers." + std::to_string(block); }
-
-std::vector<LinearSpec> linears_of(const ModelConfig& c) {
-  const std::int64_t q = c.heads * c.head_dim;
-  const std::int64_t kv = c.kv_heads * c.head_dim;
-  return {{"self_attn.q_proj", q, c.hidden_size},
-          {"self_attn.k_proj", kv, c.hidden_size},
-          {"self_attn.v_proj", kv, c.hidden_size},
-          {"self_attn.o_proj", c.hidden_size, q},
-          {"mlp.gate_proj", c.intermediate_size, c.hidden_size},
-          {"mlp.up_proj", c.intermediate_size, c.hidden_size},
-          {"mlp.down_proj", c.hidden_size, c.intermediate_size}};
-}
-
-std::string weight_name(int block, const std::string& module) {
-  return prefix_of(block) + "." + module + ".weight";
-}
 
 }  // namespace
 
@@ -38,13 +17,13 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
     : config_(config), max_length_(max_length) {
   require(max_length > 0, "a block for sequences without a token");
   hidden_size_ = config.hidden_size;
-  linears_ = linears_of(config);
+  linears_ = block_layout(config).linears;
+  norm_names_ = block_layout(config).norms;
   const std::int64_t attention = config.heads * config.head_dim;
   groups_ = {{"q_proj, k_proj, v_proj", {kQ, kK, kV}, config.hidden_size, true},
              {"o_proj", {kO}, attention, false},
              {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
              {"down_proj", {kDown}, config.intermediate_size, false}};
-  for (const char* norm : kNorms) norm_names_.push_back(std::string(norm) + ".weight");
   scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0}});
   // With grouped queries several columns of o read one row of v.
   if (config.kv_heads == config.heads) {
@@ -74,37 +53,13 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
   backend.sync();  // the host tables end here
 }
 
-std::string LlamaBlock::prefix(int block) const { return prefix_of(block); }
+std::string LlamaBlock::prefix(int block) const {
+  return block_layout(config_).prefix + std::to_string(block);
+}
 
 BlockWeights LlamaBlock::load(const Checkpoint& checkpoint, int block, Backend& backend,
                               LoadLinears linears) const {
-  BlockWeights weights;
-  if (linears == LoadLinears::kNo) weights.linears.resize(linears_.size());
-  for (const LinearSpec& linear : linears_) {
-    if (linears == LoadLinears::kNo) break;
-    weights.linears.push_back(load_weight(checkpoint, weight_name(block, linear.name),
-                                          {linear.rows, linear.cols}, backend));
-  }
-  weights.biases.resize(linears_.size());
-  for (const char* norm : kNorms) {
-    weights.norms.push_back(
-        load_weight(checkpoint, weight_name(block, norm), {hidden_size_}, backend));
-  }
-  backend.sync();
-  return weights;
-}
-
-void LlamaBlock::check(const ModelConfig& config, const Checkpoint& checkpoint, int block) {
-  for (const LinearSpec& linear : linears_of(config)) {
-    (void)checkpoint.weight(weight_name(block, linear.name), {linear.rows, linear.cols});
-    const std::string bias = prefix_of(block) + "." + linear.name + ".bias";
-    if (checkpoint.has(bias)) {
-      throw InputError(checkpoint.directory().string() + ": tensor " + in_quotes(bias) +
-                       ": biases are not supported");
-    }
-  }
-  for (const char* norm : kNorms)
-    (void)checkpoint.weight(weight_name(block, norm), {config.hidden_size});
+  return load_block(config_, checkpoint, block, backend, linears);
 }
 
 void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& state,

@@ -22,10 +22,6 @@ class LlamaBlock : public DecoderBlock {
   void apply(int group, const BlockWeights& weights, BlockState& state,
              Backend& backend) const override;
 
-  // Throws InputError unless every tensor of this block is in the checkpoint with its shape; reads
-  // no values.
-  static void check(const ModelConfig& config, const Checkpoint& checkpoint, int block);
-
  private:
   enum LinearIndex { kQ, kK, kV, kO, kGate, kUp, kDown };
   enum NormIndex { kBeforeAttention, kBeforeMlp };

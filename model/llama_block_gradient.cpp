@@ -1,31 +1,10 @@
-// The backward pass of LlamaBlock. For a linear y = x wᵀ: dw = dyᵀ x and dx = dy w.
+// The backward pass of LlamaBlock.
 #include <utility>
 
+#include "model/linear_gradient.h"
 #include "model/llama_block.h"
 
 namespace roundhouse {
-namespace {
-
-// dyᵀ x in F32.
-Tensor weight_gradient(const Tensor& dy, const Tensor& x, Backend& backend) {
-  Tensor dw(backend, DType::kF32, dy.cols(), x.cols());
-  backend.matmul({.a = dy.view(), .transpose_a = true, .b = x.view(), .c = dw.view()});
-  return dw;
-}
-
-// dx (+)= dy w
-void add_input_gradient(const Tensor& dy, const Tensor& w, Matrix dx, bool accumulate,
-                        Backend& backend) {
-  backend.matmul({.a = dy.view(), .b = w.view(), .c = dx, .beta = accumulate ? 1.0f : 0.0f});
-}
-Tensor input_gradient_of(const Tensor& dy, const Tensor& w, Backend& backend) {
-  Tensor dx(backend, backend.activation_type(), dy.rows(), w.cols());
-  add_input_gradient(dy, w, dx.view(), false, backend);
-  return dx;
-}
-
-}  // namespace
-
 void LlamaBlock::forward_saving_all(const BlockWeights& weights, BlockState& state,
                                     SavedActivations& saved, Backend& backend) const {
   check_sequences(state.residual, state.sequences, state.length);

@@ -1,5 +1,7 @@
 #include "model/model_config.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -78,27 +80,34 @@ class Keys {
   json object_;
 };
 
+struct Name {
+  Architecture architecture;
+  const char* model_type;
+  const char* class_name;
+};
+constexpr std::array<Name, 3> kNames = {{{Architecture::kLlama, "llama", "LlamaForCausalLM"},
+                                         {Architecture::kMistral, "mistral", "MistralForCausalLM"},
+                                         {Architecture::kOpt, "opt", "OPTForCausalLM"}}};
+
 Architecture read_architecture(const Keys& keys) {
   constexpr const char* kSupported =
-      " is not supported (LlamaForCausalLM and MistralForCausalLM are)";
-  std::optional<std::string> type = keys.string("model_type");
+      " is not supported (LlamaForCausalLM, MistralForCausalLM and OPTForCausalLM are)";
+  const std::optional<std::string> type = keys.string("model_type");
   if (const json* list = keys.find("architectures")) {
     if (!list->is_array() || list->size() != 1 || !list->front().is_string()) {
       keys.fail("architectures", "must be a list of one name");
     }
     const auto name = list->front().get<std::string>();
-    const auto named = name == "LlamaForCausalLM"     ? std::optional("llama")
-                       : name == "MistralForCausalLM" ? std::optional("mistral")
-                                                      : std::nullopt;
-    if (!named) keys.fail("architectures", in_quotes(name) + kSupported);
-    if (type && *type != *named)
+    const auto* found = std::ranges::find(kNames, name, &Name::class_name);
+    if (found == kNames.end()) keys.fail("architectures", in_quotes(name) + kSupported);
+    if (type && *type != found->model_type)
       keys.fail("model_type", in_quotes(*type) + " does not go with " + in_quotes(name));
-    type = *named;
+    return found->architecture;
   }
   if (!type) keys.fail("model_type", "is missing, and so is architectures");
-  if (*type == "llama") return Architecture::kLlama;
-  if (*type == "mistral") return Architecture::kMistral;
-  keys.fail("model_type", in_quotes(*type) + kSupported);
+  const auto* found = std::ranges::find(kNames, *type, &Name::model_type);
+  if (found == kNames.end()) keys.fail("model_type", in_quotes(*type) + kSupported);
+  return found->architecture;
 }
 
 // The base of the rotary frequencies. Three spellings: rope_theta beside rope_scaling (null, or a
@@ -147,32 +156,21 @@ DType read_dtype(const Keys& keys) {
   return DType::kF16;
 }
 
-void reject_unsupported(const Keys& keys) {
-  if (keys.find("quantization_config") != nullptr) {
-    keys.fail("quantization_config", "this model is quantized already; give the original one");
-  }
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    if (keys.boolean(key, false)) keys.fail(key, "biases are not supported");
-  }
-  if (const auto activation = keys.string("hidden_act"); activation && *activation != "silu") {
-    keys.fail("hidden_act", in_quotes(*activation) + " is not supported (silu is)");
+void require_activation(const Keys& keys, const char* key, const char* supported) {
+  const auto activation = keys.string(key);
+  if (activation && *activation != supported) {
+    keys.fail(key, in_quotes(*activation) + " is not supported (" + supported + " is)");
   }
 }
 
-}  // namespace
-
-ModelConfig read_model_config(const std::filesystem::path& directory) {
-  const std::filesystem::path file = directory / "config.json";
-  const Keys keys(file, read_json_file(file, kMaxConfigBytes));
-  ModelConfig config;
-  config.architecture = read_architecture(keys);
+void read_llama(const Keys& keys, ModelConfig& config) {
   const bool mistral = config.architecture == Architecture::kMistral;
-  reject_unsupported(keys);
+  for (const char* key : {"attention_bias", "mlp_bias"}) {
+    if (keys.boolean(key, false)) keys.fail(key, "biases are not supported");
+  }
+  require_activation(keys, "hidden_act", "silu");
 
-  config.hidden_size = keys.size("hidden_size");
   config.intermediate_size = keys.size("intermediate_size");
-  config.blocks = keys.size("num_hidden_layers", kMaxBlocks);
-  config.heads = keys.size("num_attention_heads");
   // Absence takes the default of transformers' MistralConfig, null means one key/value head for
   // each query head.
   const bool mistral_default = mistral && keys.absent("num_key_value_heads");
@@ -188,10 +186,9 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
     keys.fail("head_dim", "must be even (rotary embedding turns pairs)");
   if (config.heads * config.head_dim > kMaxSize)
     keys.fail("head_dim", "times num_attention_heads is too large");
-  config.vocabulary = keys.size("vocab_size");
+  config.embedding_size = config.hidden_size;
   config.max_positions =
       keys.size("max_position_embeddings", kMaxPositions, mistral ? 131072 : 2048);
-
   if (mistral) {
     config.sliding_window =
         keys.absent("sliding_window") ? 4096 : keys.size("sliding_window", kMaxPositions, 0);
@@ -202,6 +199,48 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
                             : static_cast<float>(keys.number("rms_norm_eps", *epsilon, 1e-12, 0.1));
   config.rope_theta = read_rope_theta(keys);
   config.tied_embeddings = keys.boolean("tie_word_embeddings", false);
+  config.bos = 1;
+}
+
+void read_opt(const Keys& keys, ModelConfig& config) {
+  require_activation(keys, "activation_function", "relu");
+  config.intermediate_size = keys.size("ffn_dim");
+  if (config.hidden_size % config.heads != 0) {
+    keys.fail("num_attention_heads", "must divide hidden_size");
+  }
+  config.kv_heads = config.heads;
+  config.head_dim = config.hidden_size / config.heads;
+  config.embedding_size = keys.size("word_embed_proj_dim", kMaxSize, config.hidden_size);
+  // Positions are rows of a table here, not angles.
+  config.max_positions = keys.size("max_position_embeddings", kMaxSize, 2048);
+  config.norm_epsilon = 1e-5f;  // torch's own, which no key changes
+  config.linear_bias = keys.boolean("enable_bias", true);
+  config.norm_first = keys.boolean("do_layer_norm_before", true);
+  config.affine_norms = keys.boolean("layer_norm_elementwise_affine", true);
+  config.final_norm = config.norm_first && !keys.boolean("_remove_final_layer_norm", false);
+  config.tied_embeddings = keys.boolean("tie_word_embeddings", true);
+  config.bos = 2;
+}
+
+}  // namespace
+
+ModelConfig read_model_config(const std::filesystem::path& directory) {
+  const std::filesystem::path file = directory / "config.json";
+  const Keys keys(file, read_json_file(file, kMaxConfigBytes));
+  ModelConfig config;
+  config.architecture = read_architecture(keys);
+  if (keys.find("quantization_config") != nullptr) {
+    keys.fail("quantization_config", "this model is quantized already; give the original one");
+  }
+  config.hidden_size = keys.size("hidden_size");
+  config.blocks = keys.size("num_hidden_layers", kMaxBlocks);
+  config.heads = keys.size("num_attention_heads");
+  config.vocabulary = keys.size("vocab_size");
+  if (config.architecture == Architecture::kOpt) {
+    read_opt(keys, config);
+  } else {
+    read_llama(keys, config);
+  }
   config.dtype = read_dtype(keys);
 
   const auto token = [&](const char* key, const json& value) {

@@ -10,7 +10,7 @@
 
 namespace roundhouse {
 
-enum class Architecture { kLlama, kMistral };
+enum class Architecture { kLlama, kMistral, kOpt };
 
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
@@ -24,7 +24,12 @@ struct ModelConfig {
   std::int64_t max_positions = 0;
   std::int64_t sliding_window = 0;  // 0: none
   float norm_epsilon = 0;
-  double rope_theta = 10000.0;
+  double rope_theta = 10000.0;      // LLaMA and Mistral
+  std::int64_t embedding_size = 0;  // width of embedding and head: hidden_size, but in opt-350m
+  bool linear_bias = false;         // the linears of blocks have biases
+  bool norm_first = true;           // OPT: norms before attention and MLP, or after the sums
+  bool affine_norms = true;         // OPT: norms have weights and biases
+  bool final_norm = true;           // there is one after the last block
   bool tied_embeddings = false;
   DType dtype = DType::kF16;
   int bos = 1;

@@ -58,4 +58,12 @@ Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const 
   return weight;
 }
 
+Tensor constant_row(std::int64_t cols, float value, Backend& backend) {
+  HostTensor row(DType::kF32, {cols});
+  std::ranges::fill(row.as<float>(), value);
+  Tensor tensor = Tensor::upload(backend, row.view(), backend.activation_type());
+  backend.sync();  // the row ends here
+  return tensor;
+}
+
 }  // namespace roundhouse

@@ -17,4 +17,7 @@ void check_values(const HostView& view, DType type, const std::string& name);
 Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
                    Backend& backend);
 
+// [1, cols] of one value, in the backend's activation type.
+Tensor constant_row(std::int64_t cols, float value, Backend& backend);
+
 }  // namespace roundhouse

@@ -97,10 +97,10 @@ class Search {
                                      .out = delta.view()});
       task_.backend.matmul(
           {.a = std::as_const(delta).view(), .b = gram.view(), .c = product.view()});
-      task_.backend.row_sums({.a = std::as_const(delta).view(),
-                              .b = std::as_const(product).view(),
-                              .product = true,
-                              .sums = sums.view()});
+      task_.backend.compare_rows({.a = std::as_const(delta).view(),
+                                  .b = std::as_const(product).view(),
+                                  .product = true,
+                                  .sums = sums.view()});
       losses.push_back(total(sums, {}));
     }
     return losses;
@@ -211,9 +211,9 @@ class Search {
       std::int64_t row = 0;
       for (std::size_t b = 0; b < states.size(); ++b) {
         const Tensor output = module_output(set, states[b]);
-        task_.backend.row_sums({.a = std::as_const(original[b]).view(),
-                                .b = output.view(),
-                                .sums = sums.view().row_range(row, row + output.rows())});
+        task_.backend.compare_rows({.a = std::as_const(original[b]).view(),
+                                    .b = output.view(),
+                                    .sums = sums.view().row_range(row, row + output.rows())});
         row += output.rows();
         task_.monitor.tick();
       }

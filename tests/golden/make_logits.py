@@ -63,7 +63,36 @@ def formula_tokens(name, sequences, length, vocabulary):
     return (z % np.uint64(vocabulary)).astype(np.int64).reshape(sequences, length)
 
 
+def opt_shapes(config):
+    hidden, ffn, vocabulary = config["hidden_size"], config["ffn_dim"], config["vocab_size"]
+    width = config.get("word_embed_proj_dim", hidden)
+    result = {
+        "model.decoder.embed_tokens.weight": (vocabulary, width),
+        "model.decoder.embed_positions.weight": (config["max_position_embeddings"] + 2, hidden),
+    }
+    if width != hidden:
+        result |= {"model.decoder.project_in.weight": (hidden, width), "model.decoder.project_out.weight": (width, hidden)}
+    norms, linears = [], {}
+    if config["do_layer_norm_before"] and not config.get("_remove_final_layer_norm", False):
+        norms.append("model.decoder.final_layer_norm")
+    for i in range(config["num_hidden_layers"]):
+        block = f"model.decoder.layers.{i}."
+        norms += [block + "self_attn_layer_norm", block + "final_layer_norm"]
+        linears |= {block + f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
+        linears |= {block + "fc1": (ffn, hidden), block + "fc2": (hidden, ffn)}
+    result |= {name + ".weight": shape for name, shape in linears.items()}
+    if config.get("enable_bias", True):
+        result |= {name + ".bias": shape[:1] for name, shape in linears.items()}
+    if config.get("layer_norm_elementwise_affine", True):
+        result |= {f"{name}.{part}": (hidden,) for name in norms for part in ("weight", "bias")}
+    if not config.get("tie_word_embeddings", True):
+        result["lm_head.weight"] = (vocabulary, width)
+    return result
+
+
 def shapes(config):
+    if config["model_type"] == "opt":
+        return opt_shapes(config)
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
@@ -136,7 +165,51 @@ def attention(q, k, v, window):
     return out
 
 
+def layer_norm(x, weights, module):
+    """In a model whose norms have no weights they are 1 and 0."""
+    d = x - x.mean(dim=-1, keepdim=True)
+    y = d / torch.sqrt((d * d).mean(dim=-1, keepdim=True) + 1e-5)
+    return y * weights.get(module + ".weight", 1.0) + weights.get(module + ".bias", 0.0)
+
+
+def opt_block(config, weights, prefix, x):
+    """x [sequence, position, hidden]"""
+    sequences, length, hidden = x.shape
+    heads, first = config["num_attention_heads"], config["do_layer_norm_before"]
+
+    def linear(y, module):
+        return y @ weights[f"{prefix}{module}.weight"].T + weights.get(f"{prefix}{module}.bias", 0.0)
+
+    def half(x, norm, function):
+        norm = prefix + norm
+        return x + function(layer_norm(x, weights, norm)) if first else layer_norm(x + function(x), weights, norm)
+
+    def attend(n):
+        q, k, v = (linear(n, f"self_attn.{m}_proj").reshape(sequences, length, heads, hidden // heads) for m in "qkv")
+        return linear(attention(q, k, v, None).reshape(sequences, length, hidden), "self_attn.out_proj")
+
+    x = half(x, "self_attn_layer_norm", attend)
+    return half(x, "final_layer_norm", lambda m: linear(torch.clamp(linear(m, "fc1"), min=0), "fc2"))
+
+
+def opt_forward(config, weights, tokens):
+    decoder = "model.decoder."
+    x = weights[decoder + "embed_tokens.weight"][torch.from_numpy(tokens)]
+    if decoder + "project_in.weight" in weights:
+        x = x @ weights[decoder + "project_in.weight"].T
+    x = x + weights[decoder + "embed_positions.weight"][2 : 2 + tokens.shape[1]]  # the first two rows are never used
+    for i in range(config["num_hidden_layers"]):
+        x = opt_block(config, weights, f"{decoder}layers.{i}.", x)
+    if config["do_layer_norm_before"] and not config.get("_remove_final_layer_norm", False):
+        x = layer_norm(x, weights, decoder + "final_layer_norm")
+    if decoder + "project_out.weight" in weights:
+        x = x @ weights[decoder + "project_out.weight"].T
+    return x @ weights.get("lm_head.weight", weights[decoder + "embed_tokens.weight"]).T
+
+
 def forward(config, weights, tokens):
+    if config["model_type"] == "opt":
+        return opt_forward(config, weights, tokens)
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -169,6 +242,16 @@ def forward(config, weights, tokens):
 
 def config_of(kind, **keys):
     names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+    if kind == "opt":
+        return {
+            "architectures": ["OPTForCausalLM"],
+            "model_type": "opt",
+            "activation_function": "relu",
+            "max_position_embeddings": 64,
+            "bos_token_id": 2,
+            "eos_token_id": 2,
+            "pad_token_id": 1,
+        } | keys
     base = {
         "architectures": [names[kind]],
         "model_type": kind,
@@ -239,6 +322,76 @@ MODELS = {
             torch_dtype="float16",
         ),
     ),
+    # As opt-125m and those from 1.3b on: norms first, biases everywhere, tied head; as many tokens as there are positions.
+    "opt": dict(
+        dtype="F16",
+        shards=1,
+        length=64,
+        config=config_of(
+            "opt",
+            hidden_size=64,
+            ffn_dim=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            vocab_size=96,
+            do_layer_norm_before=True,
+            word_embed_proj_dim=64,
+            torch_dtype="float16",
+        ),
+    ),
+    # As opt-350m: norms after the sums, no final one, embeddings narrower than the blocks.
+    "opt-norm-last": dict(
+        dtype="F32",
+        shards=2,
+        length=21,
+        config=config_of(
+            "opt",
+            hidden_size=64,
+            ffn_dim=128,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            vocab_size=80,
+            do_layer_norm_before=False,
+            word_embed_proj_dim=32,
+            torch_dtype="float32",
+        ),
+    ),
+    # What the config allows besides: no biases, norms without weights, an untied head, an odd width of heads.
+    "opt-bare": dict(
+        dtype="BF16",
+        shards=1,
+        length=20,
+        config=config_of(
+            "opt",
+            hidden_size=60,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=64,
+            do_layer_norm_before=True,
+            enable_bias=False,
+            layer_norm_elementwise_affine=False,
+            tie_word_embeddings=False,
+            torch_dtype="bfloat16",
+        ),
+    ),
+    # Without the last norm: made before transformers 4.20.1.
+    "opt-no-final-norm": dict(
+        dtype="F16",
+        shards=1,
+        length=12,
+        config=config_of(
+            "opt",
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=64,
+            do_layer_norm_before=True,
+            _remove_final_layer_norm=True,
+            torch_dtype="float16",
+        ),
+    ),
 }
 SEQUENCES = 2
 
@@ -278,13 +431,15 @@ def check_against_transformers(name):
     import transformers
 
     config, weights, tokens = build(name)
-    cls = {"llama": transformers.LlamaForCausalLM, "mistral": transformers.MistralForCausalLM}[config["model_type"]]
+    cls = getattr(transformers, config["architectures"][0])
     keys = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "torch_dtype")}
     model = cls(cls.config_class(**keys, attn_implementation="eager")).double()
     state = dict(weights)
-    if config["tie_word_embeddings"]:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    if "lm_head.weight" not in state:
+        embedding = "model.decoder.embed_tokens" if config["model_type"] == "opt" else "model.embed_tokens"
+        state["lm_head.weight"] = state[embedding + ".weight"]
     model.load_state_dict(state)
+    model.eval()  # OPT has dropout
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.double()
     ours = forward(config, weights, tokens)

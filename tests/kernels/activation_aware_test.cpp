@@ -44,13 +44,13 @@ TEST_P(ActivationAwareTest, ColumnMagnitudesAreAddedToWhatIsThere) {
   }
 }
 
-TEST_P(ActivationAwareTest, RowSumsOfProductsAndOfSquaredDifferences) {
+TEST_P(ActivationAwareTest, RowsAreComparedByProductsAndBySquaredDifferences) {
   for (const auto& [rows, cols] : kShapes) {
     const Matrix a = random_matrix(rows, cols, 1), b = random_matrix(rows, cols, 2);
     Wide left(backend(), a), right(backend(), b);
     for (const bool product : {false, true}) {
       Wide sums(backend(), constant_matrix(rows, 1, kNaN));
-      backend().row_sums({.a = left, .b = right, .product = product, .sums = sums});
+      backend().compare_rows({.a = left, .b = right, .product = product, .sums = sums});
       Matrix want(rows, 1);
       double size = 0;
       for (std::int64_t i = 0; i < rows; ++i) {
@@ -70,7 +70,7 @@ TEST_P(ActivationAwareTest, ADifferenceOfLargeNumbersIsNotLost) {
   Wide a(backend(), constant_matrix(1, 1000, 4096.0 + 0x1p-11));
   Wide b(backend(), constant_matrix(1, 1000, 4096.0));
   Wide sums(backend(), Matrix(1, 1));
-  backend().row_sums({.a = a, .b = b, .sums = sums});
+  backend().compare_rows({.a = a, .b = b, .sums = sums});
   EXPECT_EQ(download(backend(), sums.view())(0, 0), 1000 * 0x1p-22);
 }
 

@@ -26,26 +26,35 @@ std::vector<float> download(const Tensor& tensor, Backend& backend) {
   return values;
 }
 
+// As opt-350m: norms last, and an embedding narrower than the blocks.
+json narrow_opt_config() {
+  json config = small_opt_config();
+  config.update({{"do_layer_norm_before", false}, {"word_embed_proj_dim", 16}});
+  return config;
+}
+
 TEST(CausalLmTest, EveryTensorIsMissedByName) {
-  const json config = small_config();
-  const Tensors tensors = formula_tensors(config, DType::kF16);
-  EXPECT_EQ(error_of(config, tensors), "(no InputError)");
-  for (const auto& [name, tensor] : tensors) {
-    Tensors fewer = tensors;
-    fewer.erase(name);
-    EXPECT_THAT(error_of(config, fewer), HasSubstr("no tensor \"" + name + "\""));
+  for (const json& config : {small_config(), small_opt_config(), narrow_opt_config()}) {
+    const Tensors tensors = formula_tensors(config, DType::kF16);
+    EXPECT_EQ(error_of(config, tensors), "(no InputError)");
+    for (const auto& [name, tensor] : tensors) {
+      Tensors fewer = tensors;
+      fewer.erase(name);
+      EXPECT_THAT(error_of(config, fewer), HasSubstr("no tensor \"" + name + "\""));
+    }
   }
 }
 
 TEST(CausalLmTest, EveryWrongShapeIsFoundBeforeAnyWork) {
-  const json config = small_config();
-  for (const auto& [name, shape] : tensor_shapes(config)) {
-    Tensors tensors = formula_tensors(config, DType::kF16);
-    Shape wrong = shape;
-    ++wrong.back();
-    tensors[name] = HostTensor(DType::kF16, wrong);
-    EXPECT_THAT(error_of(config, tensors),
-                AllOf(HasSubstr("\"" + name + "\""), HasSubstr("shape")));
+  for (const json& config : {small_config(), small_opt_config(), narrow_opt_config()}) {
+    for (const auto& [name, shape] : tensor_shapes(config)) {
+      Tensors tensors = formula_tensors(config, DType::kF16);
+      Shape wrong = shape;
+      ++wrong.back();
+      tensors[name] = HostTensor(DType::kF16, wrong);
+      EXPECT_THAT(error_of(config, tensors),
+                  AllOf(HasSubstr("\"" + name + "\""), HasSubstr("shape")));
+    }
   }
 }
 
@@ -98,8 +107,34 @@ TEST(CausalLmTest, EmbeddingIsTheRowsOfTheTable) {
   }
 }
 
+TEST(CausalLmTest, LearnedPositionsBeginAgainInEachSequence) {
+  const TemporaryFolder directory;
+  write_model(directory.path(), small_opt_config(),
+              formula_tensors(small_opt_config(), DType::kF16));
+  const auto backend = make_backend("cpu", {});
+  const CausalLM model(directory.path());
+  const std::vector<std::int32_t> ids = {39, 0, 7, 7, 1, 2};
+  const std::vector<float> rows = download(model.embed(ids, 3, *backend), *backend);
+  const std::vector<float> table = formula_weight("model.decoder.embed_tokens.weight", 40 * 32);
+  const std::vector<float> positions =
+      formula_weight("model.decoder.embed_positions.weight", 66 * 32);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    for (std::size_t j = 0; j < 32; ++j) {
+      // Two rows of the table belong to no position.
+      ASSERT_EQ(rows[i * 32 + j],
+                table[static_cast<std::size_t>(ids[i]) * 32 + j] + positions[(2 + i % 3) * 32 + j])
+          << "token " << i << " element " << j;
+    }
+  }
+  EXPECT_NO_THROW((void)model.embed(std::vector<std::int32_t>(64, 1), 64, *backend));
+  EXPECT_THROW((void)model.embed(std::vector<std::int32_t>(65, 1), 65, *backend), Error)
+      << "no such position";
+}
+
+// In the row of token 2, and in that of the first position where the tensor is the table of positions.
+constexpr std::size_t kElement = 2 * 32 + 3;
+
 TEST(CausalLmTest, NotANumberIsNamedWhereItIsRead) {
-  const json config = small_config();
   const auto backend = make_backend("cpu", {});
   const std::map<DType, std::vector<std::uint32_t>> bad_bits = {
       {DType::kF16, {0x7c00, 0xfc00, 0x7e01}},
@@ -109,15 +144,24 @@ TEST(CausalLmTest, NotANumberIsNamedWhereItIsRead) {
     for (const std::uint32_t bits : all_bits) {
       for (const std::string name :
            {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
-            "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight"}) {
+            "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight",
+            "model.decoder.embed_positions.weight", "model.decoder.project_in.weight",
+            "model.decoder.project_out.weight", "model.decoder.layers.1.fc2.bias",
+            "model.decoder.layers.1.final_layer_norm.bias"}) {
+        const json config =
+            name.starts_with("model.decoder") ? narrow_opt_config() : small_config();
         Tensors tensors = formula_tensors(config, type);
-        std::memcpy(tensors[name].bytes().data() + 3 * size_of(type), &bits, size_of(type));
+        std::memcpy(tensors[name].bytes().data() +
+                        std::min<std::size_t>(kElement,
+                                              static_cast<std::size_t>(tensors[name].count() - 1)) *
+                            size_of(type),
+                    &bits, size_of(type));
         const TemporaryFolder directory;
         write_model(directory.path(), config, tensors);
         const CausalLM model(directory.path());
         const auto block = make_decoder_block(model.config(), 8, *backend);
         const std::string message = input_error_of([&] {
-          (void)model.embed(std::vector<std::int32_t>{0}, 1, *backend);
+          (void)model.embed(std::vector<std::int32_t>{2}, 1, *backend);
           (void)block->load(model.checkpoint(), 1, *backend);
           (void)model.load_head(*backend);
         });

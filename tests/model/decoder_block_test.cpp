@@ -24,15 +24,23 @@ std::vector<float> download(const Tensor& tensor, Backend& backend) {
   return values;
 }
 
-// The contract of a block, on the CPU, for LLaMA and for Mistral with a window.
-class DecoderBlockTest : public testing::TestWithParam<bool> {
+// The contract of a block, on the CPU: of each architecture, Mistral with a window, OPT with norms
+// first and last.
+class DecoderBlockTest : public testing::TestWithParam<const char*> {
  protected:
+  bool is_opt() const { return std::string_view(GetParam()).starts_with("Opt"); }
+  bool has_window() const { return std::string_view(GetParam()) == "Mistral"; }
+
   DecoderBlockTest() {
-    json config = small_config();
-    if (GetParam())
+    json config = is_opt() ? small_opt_config() : small_config();
+    if (has_window()) {
       config.update({{"architectures", {"MistralForCausalLM"}},
                      {"model_type", "mistral"},
                      {"sliding_window", kWindow}});
+    }
+    if (std::string_view(GetParam()) == "OptNormLast") {
+      config.update({{"do_layer_norm_before", false}, {"word_embed_proj_dim", 16}});
+    }
     write_model(directory_.path(), config, formula_tensors(config, DType::kF16));
     model_ = std::make_unique<CausalLM>(directory_.path());
     block_ = make_decoder_block(model_->config(), kLength, *backend_);
@@ -61,16 +69,23 @@ class DecoderBlockTest : public testing::TestWithParam<bool> {
   BlockWeights weights_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Architectures, DecoderBlockTest, testing::Bool(),
-                         [](const auto& instance) { return instance.param ? "Mistral" : "Llama"; });
+INSTANTIATE_TEST_SUITE_P(Architectures, DecoderBlockTest,
+                         testing::Values("Llama", "Mistral", "Opt", "OptNormLast"),
+                         [](const auto& instance) { return std::string(instance.param); });
 
 TEST_P(DecoderBlockTest, DescribesItsLinears) {
   std::vector<std::string> names;
   for (const LinearSpec& linear : block_->linears()) names.push_back(linear.name);
-  EXPECT_THAT(names,
-              ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                          "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"));
-  EXPECT_EQ(block_->prefix(7), "model.layers.7");
+  if (is_opt()) {
+    EXPECT_THAT(names, ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                   "self_attn.out_proj", "fc1", "fc2"));
+    EXPECT_EQ(block_->prefix(7), "model.decoder.layers.7");
+  } else {
+    EXPECT_THAT(names,
+                ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                            "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"));
+    EXPECT_EQ(block_->prefix(7), "model.layers.7");
+  }
   EXPECT_EQ(block_->hidden_size(), kHidden);
   ASSERT_EQ(block_->groups().size(), 4u);
   for (const InputGroup& group : block_->groups()) {
@@ -80,7 +95,7 @@ TEST_P(DecoderBlockTest, DescribesItsLinears) {
   for (std::size_t i = 0; i < weights_.linears.size(); ++i) {
     EXPECT_EQ(weights_.linears[i].rows(), block_->linears()[i].rows);
     EXPECT_EQ(weights_.linears[i].cols(), block_->linears()[i].cols);
-    EXPECT_TRUE(weights_.biases[i].empty());
+    EXPECT_EQ(weights_.biases[i].empty(), !is_opt());
   }
 }
 
@@ -164,7 +179,7 @@ TEST_P(DecoderBlockTest, TokensSeeEarlierTokensWithinTheWindow) {
     other[static_cast<std::size_t>(changed)] = (other[static_cast<std::size_t>(changed)] + 1) % 40;
     const std::vector<float> after = forward(other, 1);
     for (std::int64_t row = 0; row < kLength; ++row) {
-      const bool sees = row >= changed && (!GetParam() || changed > row - kWindow);
+      const bool sees = row >= changed && (!has_window() || changed > row - kWindow);
       const auto at = [&](const std::vector<float>& values) {
         return values.begin() + row * kHidden;
       };

@@ -78,7 +78,8 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenLogitsTest,
-                         testing::Values("tiny-world", "mha-tied", "gqa-sharded", "sliding-window"),
+                         testing::Values("tiny-world", "mha-tied", "gqa-sharded", "sliding-window",
+                                         "opt", "opt-norm-last", "opt-bare", "opt-no-final-norm"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

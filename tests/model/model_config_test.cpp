@@ -95,6 +95,55 @@ TEST(ModelConfigTest, MistralWithoutKeyValueHeadsHasEight) {
   EXPECT_EQ(read(with(config, {{"num_key_value_heads", nullptr}})).kv_heads, 16);
 }
 
+json opt() { return small_opt_config(); }
+
+TEST(ModelConfigTest, ReadsOpt) {
+  const ModelConfig c = read(opt());
+  EXPECT_EQ(c.architecture, Architecture::kOpt);
+  EXPECT_EQ(c.intermediate_size, 48);
+  EXPECT_EQ(c.kv_heads, 4);
+  EXPECT_EQ(c.head_dim, 8);
+  EXPECT_EQ(c.max_positions, 64);
+  EXPECT_EQ(c.norm_epsilon, 1e-5f);
+  EXPECT_EQ(c.embedding_size, 32);
+  EXPECT_TRUE(c.linear_bias);
+  EXPECT_TRUE(c.norm_first);
+  EXPECT_TRUE(c.affine_norms);
+  EXPECT_TRUE(c.final_norm);
+  EXPECT_TRUE(c.tied_embeddings) << "unless the config says otherwise";
+  EXPECT_EQ(c.bos, 2);
+  EXPECT_EQ(read(without(opt(), "bos_token_id")).bos, 2);
+}
+
+TEST(ModelConfigTest, Opt350mHasNormsLastAndNarrowEmbeddings) {
+  const ModelConfig c =
+      read(with(opt(), {{"do_layer_norm_before", false}, {"word_embed_proj_dim", 16}}));
+  EXPECT_FALSE(c.norm_first);
+  EXPECT_FALSE(c.final_norm);
+  EXPECT_EQ(c.embedding_size, 16);
+}
+
+TEST(ModelConfigTest, KeysThatOnlyOptHas) {
+  EXPECT_FALSE(read(with(opt(), {{"_remove_final_layer_norm", true}})).final_norm);
+  EXPECT_FALSE(read(with(opt(), {{"enable_bias", false}})).linear_bias);
+  EXPECT_FALSE(read(with(opt(), {{"layer_norm_elementwise_affine", false}})).affine_norms);
+  EXPECT_FALSE(read(with(opt(), {{"tie_word_embeddings", false}})).tied_embeddings);
+  EXPECT_EQ(read(without(opt(), "word_embed_proj_dim")).embedding_size, 32);
+  EXPECT_EQ(read(without(opt(), "max_position_embeddings")).max_positions, 2048);
+  const auto error_of = [](const json& changes) {
+    return input_error_of([&] { (void)read(with(opt(), changes)); });
+  };
+  EXPECT_THAT(error_of({{"activation_function", "gelu"}}),
+              HasSubstr("activation_function: \"gelu\""));
+  EXPECT_THAT(error_of({{"ffn_dim", nullptr}}), HasSubstr("ffn_dim: is missing"));
+  EXPECT_THAT(error_of({{"num_attention_heads", 5}}),
+              HasSubstr("num_attention_heads: must divide"));
+  EXPECT_THAT(error_of({{"word_embed_proj_dim", 0}}), HasSubstr("word_embed_proj_dim"));
+  EXPECT_THAT(error_of({{"enable_bias", 1}}), HasSubstr("enable_bias: must be true or false"));
+  EXPECT_THAT(error_of({{"max_position_embeddings", 1 << 30}}),
+              HasSubstr("max_position_embeddings"));
+}
+
 TEST(ModelConfigTest, RopeMayBeSpelledInThreeWays) {
   const json bare = without(small_config(), "rope_theta");
   EXPECT_EQ(read(with(bare, {{"rope_theta", 1000000}})).rope_theta, 1e6);
@@ -144,9 +193,9 @@ INSTANTIATE_TEST_SUITE_P(
     Keys, WrongConfigTest,
     testing::Values(
         Wrong{"OtherArchitecture",
-              {{"architectures", {"OPTForCausalLM"}}},
+              {{"architectures", {"GPT2LMHeadModel"}}},
               "architectures",
-              "OPTForCausalLM"},
+              "GPT2LMHeadModel"},
         Wrong{"ClassifierOfLlama",
               {{"architectures", {"LlamaForSequenceClassification"}}},
               "architectures",

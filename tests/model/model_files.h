@@ -93,7 +93,47 @@ inline std::vector<std::int32_t> formula_tokens(const std::string& model, std::s
   return tokens;
 }
 
+inline std::map<std::string, Shape> opt_tensor_shapes(const nlohmann::json& config) {
+  const std::int64_t hidden = config.at("hidden_size"), ffn = config.at("ffn_dim");
+  const std::int64_t width = config.value("word_embed_proj_dim", hidden);
+  const std::int64_t vocabulary = config.at("vocab_size");
+  const std::int64_t positions = config.at("max_position_embeddings");
+  const std::string decoder = "model.decoder.";
+  std::map<std::string, Shape> shapes = {
+      {decoder + "embed_tokens.weight", {vocabulary, width}},
+      {decoder + "embed_positions.weight", {positions + 2, hidden}}};
+  if (width != hidden) {
+    shapes[decoder + "project_in.weight"] = {hidden, width};
+    shapes[decoder + "project_out.weight"] = {width, hidden};
+  }
+  if (!config.value("tie_word_embeddings", true)) shapes["lm_head.weight"] = {vocabulary, width};
+  const auto add_norm = [&](const std::string& name) {
+    if (!config.value("layer_norm_elementwise_affine", true)) return;
+    for (const char* part : {".weight", ".bias"}) shapes[name + part] = {hidden};
+  };
+  const auto add_linear = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    shapes[name + ".weight"] = {rows, cols};
+    if (config.value("enable_bias", true)) shapes[name + ".bias"] = {rows};
+  };
+  if (config.value("do_layer_norm_before", true) &&
+      !config.value("_remove_final_layer_norm", false)) {
+    add_norm(decoder + "final_layer_norm");
+  }
+  for (int i = 0; i < config.at("num_hidden_layers").get<int>(); ++i) {
+    const std::string block = decoder + "layers." + std::to_string(i) + ".";
+    add_norm(block + "self_attn_layer_norm");
+    add_norm(block + "final_layer_norm");
+    for (const char* name : {"q", "k", "v", "out"}) {
+      add_linear(block + "self_attn." + name + "_proj", hidden, hidden);
+    }
+    add_linear(block + "fc1", ffn, hidden);
+    add_linear(block + "fc2", hidden, ffn);
+  }
+  return shapes;
+}
+
 inline std::map<std::string, Shape> tensor_shapes(const nlohmann::json& config) {
+  if (config.at("model_type") == "opt") return opt_tensor_shapes(config);
   const std::int64_t hidden = config.at("hidden_size"), ffn = config.at("intermediate_size");
   const std::int64_t heads = config.at("num_attention_heads"), vocabulary = config.at("vocab_size");
   const std::int64_t kv_heads = config.value("num_key_value_heads", heads);
@@ -177,6 +217,24 @@ inline nlohmann::json small_config() {
           {"rope_theta", 10000.0},
           {"hidden_act", "silu"},
           {"tie_word_embeddings", false},
+          {"torch_dtype", "float16"}};
+}
+
+inline nlohmann::json small_opt_config() {
+  return {{"architectures", {"OPTForCausalLM"}},
+          {"model_type", "opt"},
+          {"hidden_size", 32},
+          {"ffn_dim", 48},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"vocab_size", 40},
+          {"max_position_embeddings", 64},
+          {"activation_function", "relu"},
+          {"do_layer_norm_before", true},
+          {"word_embed_proj_dim", 32},
+          {"_remove_final_layer_norm", false},
+          {"bos_token_id", 2},
+          {"eos_token_id", 2},
           {"torch_dtype", "float16"}};
 }
 

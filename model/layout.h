@@ -1,0 +1,50 @@
+// The tensors of a checkpoint, by architecture: their names and shapes, and which of them are the linears of a block.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/checkpoint.h"
+#include "model/decoder_block.h"
+#include "model/model_config.h"
+
+namespace roundhouse {
+
+struct BlockLayout {
+  std::string prefix;  // of all its tensors, before the block's number: "model.layers."
+  std::vector<LinearSpec> linears;
+  bool biased = false;  // every linear has a bias
+  std::vector<std::string>
+      norms;  // [hidden], in the order of BlockWeights::norms: "input_layernorm.weight"
+};
+
+// Names outside the blocks, in the order in which data flows. Empty: the architecture has no such tensor.
+struct OuterLayout {
+  std::string embedding;   // [vocabulary, embedding_size]
+  std::string project_in;  // [hidden, embedding_size]
+  std::string positions;   // [position_offset + max_positions, hidden]
+  std::int64_t position_offset = 0;
+  std::string norm;         // [hidden]
+  std::string norm_bias;    // [hidden]
+  std::string project_out;  // [embedding_size, hidden]
+  std::string head;         // [vocabulary, embedding_size]; the embedding if they are tied
+};
+
+BlockLayout block_layout(const ModelConfig& config);
+OuterLayout outer_layout(const ModelConfig& config);
+
+// Every tensor, its type that of the config, in the order in which data flows. A tied head is not there twice.
+std::vector<TensorInfo> tensors_before_blocks(const ModelConfig& config);
+std::vector<TensorInfo> tensors_of_block(const ModelConfig& config, std::int64_t block);
+std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& config);
+
+// Throws InputError naming the tensor unless all are in the checkpoint with their shapes, and no linear has a bias that
+// the config does not know. Reads no values.
+void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
+
+// The weights of one block; see DecoderBlock::load().
+BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,
+                        Backend& backend, LoadLinears linears);
+
+}  // namespace roundhouse
