@@ -27,21 +27,29 @@ class Ticket {
   virtual bool done() = 0;  // also lets the transport make progress
 };
 
-// Collectives and point-to-point over one group of ranks. Every rank makes the same collective calls in the same order.
-// Spans are in the memory that the implementation was made for: host for Local and MPI, device for NCCL.
-class Communicator {
+// Moves bytes between the memories of a group of ranks: host memory (every Communicator), or the memory of one device a rank
+// (comm/device_transport.h). A device's queue does not know of messages: Memory::sync() must lie between what was queued
+// for a span (freeing its last owner included) and start() or broadcast(); work queued after wait() finds what arrived.
+class Transport {
  public:
-  virtual ~Communicator() = default;
+  virtual ~Transport() = default;
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
   // Starts all transfers at once; each progresses by itself. Between two ranks messages match in the order of their
-  // calls and within a call in the order given; both sides must agree on the size. A rank may send to itself.
+  // calls and within a call in the order given; both sides must agree on the size. Between host memories a
+  // rank may send to itself.
   [[nodiscard]] virtual std::unique_ptr<Ticket> start(std::span<const Send> sends,
                                                       std::span<const Receive> receives) = 0;
 
+  // Collective, like all of Communicator: every rank makes the same calls in the same order.
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
+};
+
+// The same between host memories, and collectives on small values.
+class Communicator : public Transport {
+ public:
   // At root: each rank's bytes by rank (sizes may differ). Elsewhere: empty.
   virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> mine, int root) = 0;
   virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine) = 0;

@@ -1,16 +1,15 @@
 #include "comm/mpi_communicator.h"
 
 #include <mpi.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "base/error.h"
+#include "comm/backoff.h"
 #include "comm/launcher.h"
 #include "comm/mpi_error.h"
 #include "comm/self_messages.h"
@@ -27,37 +26,9 @@ void throw_mpi_error(int status, const std::string& doing) {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using std::chrono::microseconds;
 
 constexpr int kMessageTag = 0;  // start()
 constexpr int kGatherTag = 1;   // the payload of gathers, which must not match a pending start()
-
-// Between two looks at a request. MPI's own waits spin; with more ranks than cores that takes the
-// core from the rank that is waited for. So long waits sleep, about a sixteenth of what they have
-// lasted. But MPI moves a message only while somebody looks, some 64 KiB a look: a transfer that is
-// under way must not sleep. `bytes` under way earn the time that they take at 1 GB/s.
-class Backoff {
- public:
-  explicit Backoff(std::size_t bytes)
-      : awake_(microseconds(320) + std::chrono::nanoseconds(bytes)) {}
-
-  void restart() { begin_ = Clock::now(); }  // something has moved
-
-  void pause() {
-    const auto waited = Clock::now() - begin_;
-    if (waited < microseconds(80)) return;
-    if (waited < awake_) {
-      sched_yield();
-      return;
-    }
-    std::this_thread::sleep_for(
-        std::clamp<Clock::duration>(waited / 16, microseconds(20), microseconds(200)));
-  }
-
- private:
-  Clock::duration awake_;
-  Clock::time_point begin_ = Clock::now();
-};
 
 struct Transfer {
   bool receives;

@@ -30,7 +30,7 @@ struct PartRange {
 PartRange parts_of_rank(int parts, int rank, int ranks);
 int rank_of_part(int parts, int part, int ranks);
 
-// What the tree needs of a partial sum's memory (the communicator's kind: host or device).
+// What the tree needs of a partial sum: its memory, of the transport's kind, ready for a message (on a device: after a sync()).
 class Summand {
  public:
   virtual ~Summand() = default;
@@ -41,7 +41,8 @@ class Summand {
 class TreeSum {
  public:
   // make() gives an uninitialised summand of the common size. Collective over `team` only in finish().
-  TreeSum(Communicator& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  TreeSum(TreeSum&&) noexcept;
   ~TreeSum();
 
   // Parts of this rank, in order, each once.
@@ -50,10 +51,15 @@ class TreeSum {
   // Collective: the whole sum at `owner`, nullptr elsewhere. Every part must have been added by the rank that
   // parts_of_rank() names.
   std::unique_ptr<Summand> finish(int owner);
+  // Collective: the same for several sums of one team, sum i at owners[i], in one group of messages, so that owners receive
+  // at the same time. An owner holds all partial sums of others at once.
+  static std::vector<std::unique_ptr<Summand>> finish_all(std::span<TreeSum> sums,
+                                                          std::span<const int> owners);
 
  private:
   struct Node;
-  Communicator& team_;
+  std::vector<Node> take_nodes();  // throws unless every part of this rank was added
+  Transport& team_;
   int parts_;
   std::function<std::unique_ptr<Summand>()> make_;
   std::vector<Node> nodes_;  // complete subtrees of this rank's run, left to right

@@ -1,4 +1,4 @@
-// The contract of every device: memory and four families of kernels. A stage is written once against this.
+// The contract of every device: memory and five families of kernels. A stage is written once against this.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 
 #include "kernels/activation_aware.h"
 #include "kernels/gradients.h"
+#include "kernels/learned_rounding.h"
 #include "kernels/linear_algebra.h"
 #include "kernels/memory.h"
 #include "kernels/quantization.h"
@@ -20,7 +21,8 @@ class Backend : public Memory,
                 public TransformerKernels,
                 public GradientKernels,
                 public QuantizationKernels,
-                public ActivationAwareKernels {
+                public ActivationAwareKernels,
+                public LearnedRoundingKernels {
  public:
   virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"
 };

@@ -9,6 +9,7 @@
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
 #include "kernels/grid_point.h"
+#include "kernels/group_range_cpu.h"
 #include "kernels/sgemm_cpu.h"
 #include "kernels/weight_group_cpu.h"
 

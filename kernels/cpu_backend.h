@@ -19,6 +19,7 @@ class CpuBackend : public Backend {
   void copy(ConstMatrix from, Matrix to) override;
   void zero(Matrix m) override;
   void sync() override {}
+  bool is_host_memory() const override { return true; }
   DType activation_type() const override { return DType::kF32; }
 
   void matmul(const Matmul& op) override;
@@ -52,6 +53,10 @@ class CpuBackend : public Backend {
   void round_to_grid(const RoundToGrid& op) override;
   void dequantize(const Dequantize& op) override;
   void gptq_panel(const GptqPanel& op) override;
+
+  void find_ranges(const FindRanges& op) override;
+  void round_learned(const RoundLearned& op) override;
+  void learn_rounding(const LearnRounding& op) override;
   void row_errors(const RowErrors& op) override;
 
   void column_magnitudes(const ColumnMagnitudes& op) override;

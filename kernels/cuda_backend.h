@@ -67,6 +67,10 @@ class CudaBackend : public Backend {
   void group_grams(const GroupGrams& op) override;
   void clip_groups(const ClipGroups& op) override;
 
+  void find_ranges(const FindRanges& op) override;
+  void round_learned(const RoundLearned& op) override;
+  void learn_rounding(const LearnRounding& op) override;
+
  private:
   std::unique_ptr<CudaDevice> device_;
 };

@@ -73,6 +73,8 @@ class Memory {
   virtual void pin(std::span<std::byte> host);
   virtual void unpin(std::span<std::byte> host);
 
+  // Whether the host can read and write it in place, and messages between hosts move it.
+  virtual bool is_host_memory() const { return false; }
   // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
   virtual DType activation_type() const = 0;
 };

@@ -5,14 +5,6 @@
 
 namespace roundhouse {
 
-struct Range {
-  float lo;
-  float hi;
-};
-
-// NaN if there is one among them. Precondition: n > 0.
-Range range_of(const float* w, std::int64_t n);
-
 // sum a_i b_i: float32 in 16 lanes inside a chunk, double over lanes and chunks.
 double dot_product(const float* a, const float* b, std::int64_t n);
 

@@ -12,8 +12,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "model/json_file.h"
-#include "model/model_config.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer_files.h"
+#include "model/utf8.h"
 
 // Exported by the library, but in none of its installed headers.
 namespace sentencepiece::logging {
@@ -24,7 +24,6 @@ namespace roundhouse {
 namespace {
 
 constexpr std::size_t kMaxModelBytes = std::size_t{1} << 26;
-constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 
 // One field of a protocol buffer message: a number (varint) or bytes (a string or a message
@@ -108,29 +107,6 @@ void check_model(std::string_view model, const std::filesystem::path& path) {
   if (type != kBpe) fail("not a BPE model of SentencePiece");
 }
 
-bool is_utf8(std::string_view text) {
-  const auto* s = reinterpret_cast<const unsigned char*>(text.data());
-  const std::size_t n = text.size();
-  for (std::size_t i = 0; i < n;) {
-    const unsigned char lead = s[i];
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return false;
-    // The second byte excludes overlong forms, surrogates and what lies beyond U+10FFFF.
-    const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (s[i + 1] < low || s[i + 1] > high) return false;
-    for (std::size_t j = 2; j < length; ++j) {
-      if ((s[i + j] & 0xc0) != 0x80) return false;
-    }
-    i += length;
-  }
-  return true;
-}
-
 class SentencePieceTokenizer : public Tokenizer {
  public:
   explicit SentencePieceTokenizer(const std::filesystem::path& path) {
@@ -182,47 +158,11 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory) {
-  const std::filesystem::path path = directory / "tokenizer.model";
-  if (!std::filesystem::exists(path)) {
-    const bool has_json = std::filesystem::exists(directory / "tokenizer.json");
-    throw InputError(path.string() + ": missing" +
-                     (has_json ? " (tokenizer.json alone is not supported)" : ""));
-  }
-  auto tokenizer = std::make_unique<SentencePieceTokenizer>(path);
-
-  const std::filesystem::path config_path = directory / "tokenizer_config.json";
-  bool add_bos = true;  // the default of Hugging Face's LlamaTokenizer
-  std::optional<std::string> bos;
-  if (std::filesystem::exists(config_path)) {
-    const nlohmann::json config = read_json_file(config_path, kMaxConfigBytes);
-    const auto fail = [&](const char* what) {
-      throw InputError(config_path.string() + ": " + what);
-    };
-    if (!config.is_object()) fail("not a JSON object");
-    if (const auto found = config.find("add_bos_token");
-        found != config.end() && !found->is_null()) {
-      if (!found->is_boolean()) fail("add_bos_token: must be true or false");
-      add_bos = found->get<bool>();
-    }
-    if (const auto found = config.find("bos_token"); found != config.end() && !found->is_null()) {
-      // A name, or an object that describes the token.
-      const bool described = found->is_object() && found->contains("content");
-      const nlohmann::json& name = described ? found->at("content") : *found;
-      if (!name.is_string())
-        fail("bos_token: must be a string, or an object with a string \"content\"");
-      bos = name.get<std::string>();
-    }
-  }
-  if (add_bos) tokenizer->set_bos(bos, config_path);
-
-  if (std::filesystem::exists(directory / "config.json")) {
-    const std::int64_t rows = read_model_config(directory).vocabulary;
-    if (tokenizer->vocabulary() > rows) {
-      throw InputError(path.string() + ": " + std::to_string(tokenizer->vocabulary()) +
-                       " pieces, but vocab_size in config.json is " + std::to_string(rows));
-    }
-  }
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file,
+                                              const TokenizerConfig& config) {
+  auto tokenizer = std::make_unique<SentencePieceTokenizer>(file);
+  // Hugging Face's LlamaTokenizer adds it unless told otherwise.
+  if (config.add_bos.value_or(true)) tokenizer->set_bos(config.bos, config.file);
   return tokenizer;
 }
 

@@ -23,7 +23,8 @@ class Tokenizer {
   std::vector<std::int32_t> encode_with_bos(std::string_view text) const;
 };
 
-// From DIRECTORY/tokenizer.model (SentencePiece) and tokenizer_config.json. Throws InputError naming the file.
+// From DIRECTORY/tokenizer.model (SentencePiece), else vocab.json and merges.txt, else tokenizer.json (byte-level BPE), and
+// tokenizer_config.json. Throws InputError naming the file.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory);
 
 // Files that an exported checkpoint must carry along (those that exist): tokenizer.model, tokenizer.json, ...

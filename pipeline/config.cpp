@@ -306,9 +306,8 @@ std::vector<Recipe> read_recipes(Section& top) {
 
 void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
-  const auto needy = std::ranges::find_if(config.recipes, [](const Recipe& recipe) {
-    return make_method(recipe)->streams().any();
-  });
+  const auto needy = std::ranges::find_if(
+      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
   if (!section.text("text", "").empty()) {
     options.text = section.file("text", files);
   } else if (needy != config.recipes.end()) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "pipeline/device_relay.h"
 #include "pipeline/job_monitor.h"
 #include "pipeline/mesh.h"
 #include "stages/calibrate/streams.h"
@@ -16,7 +17,8 @@ namespace roundhouse {
 // Each set is announced by one number: kActivations, or kStopped when the stage before ends early; after that nothing comes.
 class Handover {
  public:
-  Handover(const Mesh& mesh, JobMonitor& monitor) : mesh_(mesh), monitor_(monitor) {}
+  Handover(const Mesh& mesh, Memory& memory, JobMonitor& monitor)
+      : mesh_(mesh), memory_(memory), monitor_(monitor) {}
 
   // To the next stage, all streams shard by shard. Returns once the set before has arrived.
   void send(StreamActivations activations, PartRange shards);
@@ -31,17 +33,18 @@ class Handover {
   static constexpr std::int64_t kActivations = 1;
   static constexpr std::int64_t kStopped = 2;
 
-  void wait(Ticket& ticket);
   void receive_all(const std::vector<Receive>& receives);
   void release();
 
   const Mesh& mesh_;
+  Memory& memory_;
   JobMonitor& monitor_;
   bool upstream_stopped_ = false;
   bool stop_sent_ = false;
   std::int64_t header_ = 0;
   StreamActivations sending_;
   std::unique_ptr<Ticket> ticket_;
+  std::unique_ptr<RelaySender> relay_;  // where devices are connected
 };
 
 }  // namespace roundhouse

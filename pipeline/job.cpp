@@ -140,9 +140,8 @@ std::string Job::share(std::string text) {
 }
 
 bool needs_calibration(const RunConfig& config) {
-  return std::ranges::any_of(config.recipes, [](const Recipe& recipe) {
-    return make_method(recipe)->streams().any();
-  });
+  return std::ranges::any_of(
+      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
 }
 
 std::vector<std::string> complete_recipes(Job& job) {

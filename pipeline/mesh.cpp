@@ -1,7 +1,7 @@
 #include "pipeline/mesh.h"
 
 #include <algorithm>
-#include <string>
+#include <span>
 
 #include "base/error.h"
 
@@ -38,7 +38,23 @@ MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks)
   return shape;
 }
 
-Mesh::Mesh(Communicator& world, MeshShape shape, int blocks)
-    : world_(world), shape_(shape), blocks_(blocks), team_(world.split(stage(), world.rank())) {}
+Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
+    : world_(world), shape_(shape), blocks_(blocks), team_(world.split(stage(), world.rank())) {
+  if (memory.is_host_memory()) return;
+  const DeviceCopies copies{
+      .download = [&memory](std::span<const std::byte> device,
+                            std::span<std::byte> host) { memory.download(device.data(), host); },
+      .upload =
+          [&memory](std::span<const std::byte> host, std::span<std::byte> device) {
+            memory.upload(host, device.data());
+            memory.sync();
+          }};
+  device_world_ = make_device_transport(world_, copies);
+  device_team_ = make_device_transport(*team_, copies);
+}
+
+std::string Mesh::traffic() const {
+  return device_world_.transport ? device_world_.description : "MPI";
+}
 
 }  // namespace roundhouse

@@ -8,9 +8,12 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "comm/communicator.h"
+#include "comm/device_transport.h"
 #include "comm/tree_sum.h"
+#include "kernels/memory.h"
 
 namespace roundhouse {
 
@@ -25,10 +28,21 @@ MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks)
 
 class Mesh {
  public:
-  Mesh(Communicator& world, MeshShape shape, int blocks);  // collective
+  // Collective. `memory`: of this rank's device.
+  Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory);
 
   Communicator& world() const { return world_; }
   Communicator& team() const { return *team_; }
+  // The team's messages between device memories; the team itself where that is host memory.
+  Transport& device_team() const {
+    return device_team_.transport ? *device_team_.transport : *team_;
+  }
+  // All ranks, from device to device; nullptr where there is no faster way than between the hosts.
+  Transport* device_world() const {
+    return device_world_.direct ? device_world_.transport.get() : nullptr;
+  }
+  // How activations and sums travel, for the log: "MPI", "NCCL", ...
+  std::string traffic() const;
   MeshShape shape() const { return shape_; }
   int stage() const { return world_.rank() / shape_.data; }
   PartRange blocks() const { return parts_of_rank(blocks_, stage(), shape_.pipeline); }
@@ -43,6 +57,8 @@ class Mesh {
   MeshShape shape_;
   int blocks_;
   std::unique_ptr<Communicator> team_;
+  DeviceTransport device_team_;   // empty where device memory is host memory
+  DeviceTransport device_world_;  // the same
 };
 
 }  // namespace roundhouse

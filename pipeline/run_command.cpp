@@ -104,12 +104,13 @@ bool quantize(Job& job) {
 
   const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
                                       config.calibration.shards, blocks);
-  const Mesh mesh(job.world(), shape, blocks);
+  const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     job.monitor().event({{"event", "quantize"},
                          {"ranks", job.world().size()},
                          {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
                          {"device", job.backend().description()},
+                         {"traffic", mesh.traffic()},
                          {"units", total},
                          {"units_done", total - missing}});
     job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
@@ -118,7 +119,8 @@ bool quantize(Job& job) {
                       " units done before; " + std::to_string(job.world().size()) +
                       (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " +
                       std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
-                      job.backend().description());
+                      job.backend().description() +
+                      (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
   }
 
   Schedule schedule{.backend = job.backend(),

@@ -142,7 +142,7 @@ class RecipeWalk {
   BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
     return {.backend = s_.backend,
             .team = s_.mesh.team(),
-            .device_team = s_.mesh.team(),
+            .device_team = s_.mesh.device_team(),
             .checkpoint = s_.model.checkpoint(),
             .shape = s_.shape,
             .block = block,
@@ -281,7 +281,7 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int sna
 
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   const std::vector<RecipeState>& states) {
-  Handover handover(schedule.mesh, schedule.monitor);
+  Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
   schedule.monitor.on_tick([&] { handover.progress(); });
   bool finished = true;
   for (std::size_t r = 0; r < recipes.size(); ++r) {

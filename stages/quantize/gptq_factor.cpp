@@ -67,7 +67,7 @@ void broadcast_vector(std::vector<T>& values, std::int64_t n, int owner, Communi
 }
 
 // In pieces, so that no rank is silent for long.
-void broadcast_upper(Tensor& upper, int owner, Communicator& device_team, Backend& backend,
+void broadcast_upper(Tensor& upper, int owner, Transport& device_team, Backend& backend,
                      Monitor& monitor) {
   constexpr std::int64_t kPieceBytes = 256 << 20;
   const std::int64_t row_bytes = upper.cols() * static_cast<std::int64_t>(sizeof(float));
@@ -144,7 +144,7 @@ HessianFactor factorize(const Tensor& hessian, double damping, bool by_importanc
 }
 
 void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator& team,
-           Communicator& device_team, Backend& backend, Monitor& monitor) {
+           Transport& device_team, Backend& backend, Monitor& monitor) {
   if (team.size() == 1) return;
   struct Header {
     FactorStatus status;

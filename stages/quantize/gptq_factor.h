@@ -45,6 +45,6 @@ HessianFactor factorize(const Tensor& hessian, double damping, bool by_importanc
 // Collective: what `factor` is at owner becomes what it is on every rank. Elsewhere any factor goes in. `team` moves host
 // memory, `device_team` (the same ranks) the backend's.
 void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator& team,
-           Communicator& device_team, Backend& backend, Monitor& monitor);
+           Transport& device_team, Backend& backend, Monitor& monitor);
 
 }  // namespace roundhouse

@@ -7,6 +7,7 @@
 #include "stages/quantize/awq.h"
 #include "stages/quantize/gptq.h"
 #include "stages/quantize/rtn.h"
+#include "stages/quantize/signround.h"
 
 namespace roundhouse {
 namespace {
@@ -21,6 +22,7 @@ constexpr Entry kMethods[] = {
     {"rtn", make_rtn},
     {"gptq", make_gptq},
     {"awq", make_awq},
+    {"signround", make_signround},
 };
 
 }  // namespace

@@ -24,9 +24,9 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;         // the ranks that share this block; moves host memory
-  Communicator& device_team;  // the same ranks; moves the backend's memory
-  const Checkpoint& checkpoint;  // what the weights below were read from, in its own types
+  Communicator& team;      // the ranks that share this block; moves host memory
+  Transport& device_team;  // the same ranks; moves the backend's memory
+  const Checkpoint& checkpoint;  // what the weights were read from, in its own types
   const DecoderBlock& shape;
   int block;               // which one
   BlockWeights& weights;   // the original weights; the method may replace them as it goes

@@ -62,7 +62,6 @@ TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tens
   Tensor scales(backend, DType::kF32, rows, groups);
   Tensor zeros(backend, DType::kU8, rows, groups);
   Tensor codes(backend, DType::kU8, rows, cols);
-  Tensor rounded(backend, DType::kF32, rows, cols);
   backend.find_grid({.w = w.view(),
                      .group_size = linear.group_size,
                      .grid = linear.grid,
@@ -76,19 +75,7 @@ TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tens
                          .scales = scales.view(),
                          .zeros = zeros.view(),
                          .codes = codes.view()});
-  backend.dequantize({.codes = codes.view(),
-                      .group_size = linear.group_size,
-                      .scales = scales.view(),
-                      .zeros = zeros.view(),
-                      .group_of_column = {},
-                      .w = rounded.view()});
-
-  Tensor errors(backend, DType::kF32, rows, 1), norms(backend, DType::kF32, rows, 1);
-  backend.row_errors(
-      {.w = original.view(), .value = rounded.view(), .column_weights = {}, .sums = errors.view()});
-  backend.row_errors(
-      {.w = original.view(), .value = {}, .column_weights = {}, .sums = norms.view()});
-  return download_tile(codes, scales, zeros, errors, norms, backend);
+  return download_rounded_tile(original, linear.group_size, codes, scales, zeros, backend);
 }
 
 SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,

@@ -29,6 +29,7 @@ class ShardMatrixSum::Sum final : public Summand {
   }
 
   std::span<std::byte> bytes() override {
+    of_.backend_.sync();
     return {static_cast<std::byte*>(matrix_.view().data), matrix_.bytes()};
   }
   void add(Summand& other) override {

@@ -64,6 +64,22 @@ TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor
   return result;
 }
 
+TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const Tensor& codes,
+                                 const Tensor& scales, const Tensor& zeros, Backend& backend) {
+  Tensor value(backend, DType::kF32, w.rows(), w.cols());
+  backend.dequantize({.codes = codes.view(),
+                      .group_size = group_size,
+                      .scales = scales.view(),
+                      .zeros = zeros.view(),
+                      .group_of_column = {},
+                      .w = value.view()});
+  Tensor errors(backend, DType::kF32, w.rows(), 1), norms(backend, DType::kF32, w.rows(), 1);
+  backend.row_errors(
+      {.w = w.view(), .value = value.view(), .column_weights = {}, .sums = errors.view()});
+  backend.row_errors({.w = w.view(), .value = {}, .column_weights = {}, .sums = norms.view()});
+  return download_tile(codes, scales, zeros, errors, norms, backend);
+}
+
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid) {
   QuantizedLinear linear;

@@ -33,6 +33,10 @@ struct TileResult {
 TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
                          const Tensor& row_errors, const Tensor& row_norms, Backend& backend);
 
+// The same for codes whose error is that of the rounding alone: sum (w - value)² / 2, its norm sum w² / 2. w [rows, cols] in F32.
+TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const Tensor& codes,
+                                 const Tensor& scales, const Tensor& zeros, Backend& backend);
+
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid);

@@ -39,7 +39,7 @@ class Walker {
   // Everything that is missing in the store; false if stopped.
   bool run(RunStore& store, MeshShape shape,
            std::function<void(JobMonitor&, int)> on_unit = nullptr) {
-    const Mesh mesh(world_, shape, kBlocks);
+    const Mesh mesh(world_, shape, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     std::vector<RecipeState> states;

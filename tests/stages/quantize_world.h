@@ -100,6 +100,7 @@ class QuantizeWorld {
   BlockWeights& weights() { return weights_; }
   RecordingMonitor& monitor() { return monitor_; }
   const Samples& samples() const { return samples_; }
+  const Checkpoint& checkpoint() const { return model_.checkpoint(); }
 
  private:
   ShardBytes bytes_of(Activations& activations) {

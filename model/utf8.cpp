@@ -1,0 +1,61 @@
+#include "model/utf8.h"
+
+namespace roundhouse {
+
+bool is_utf8(std::string_view text) {
+  const auto* s = reinterpret_cast<const unsigned char*>(text.data());
+  const std::size_t n = text.size();
+  for (std::size_t i = 0; i < n;) {
+    const unsigned char lead = s[i];
+    if (lead < 0x80) {
+      ++i;
+      continue;
+    }
+    const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return false;
+    // The second byte excludes overlong forms, surrogates and what lies beyond U+10FFFF.
+    const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    if (s[i + 1] < low || s[i + 1] > high) return false;
+    for (std::size_t j = 2; j < length; ++j) {
+      if ((s[i + j] & 0xc0) != 0x80) return false;
+    }
+    i += length;
+  }
+  return true;
+}
+
+CodePoint code_point_at(std::string_view text, std::size_t i) {
+  const auto byte = [&](std::size_t j) {
+    return static_cast<char32_t>(static_cast<unsigned char>(text[i + j]));
+  };
+  const char32_t lead = byte(0);
+  if (lead < 0x80) return {lead, 1};
+  if (lead < 0xe0) return {(lead & 0x1f) << 6 | (byte(1) & 0x3f), 2};
+  if (lead < 0xf0) {
+    return {(lead & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f), 3};
+  }
+  return {(lead & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f),
+          4};
+}
+
+void append_utf8(std::string& text, char32_t value) {
+  const auto add = [&](char32_t byte) { text += static_cast<char>(byte); };
+  if (value < 0x80) {
+    add(value);
+  } else if (value < 0x800) {
+    add(0xc0 | value >> 6);
+    add(0x80 | (value & 0x3f));
+  } else if (value < 0x10000) {
+    add(0xe0 | value >> 12);
+    add(0x80 | (value >> 6 & 0x3f));
+    add(0x80 | (value & 0x3f));
+  } else {
+    add(0xf0 | value >> 18);
+    add(0x80 | (value >> 12 & 0x3f));
+    add(0x80 | (value >> 6 & 0x3f));
+    add(0x80 | (value & 0x3f));
+  }
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,22 @@
+// Text as code points.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+namespace roundhouse {
+
+// No overlong form, no surrogate, nothing beyond U+10FFFF, nothing cut off.
+bool is_utf8(std::string_view text);
+
+// The code point that begins at byte i < text.size(), and its length in bytes. Precondition: text is UTF-8.
+struct CodePoint {
+  char32_t value;
+  std::size_t bytes;
+};
+CodePoint code_point_at(std::string_view text, std::size_t i);
+
+void append_utf8(std::string& text, char32_t value);
+
+}  // namespace roundhouse

@@ -1,0 +1,88 @@
+#include "pipeline/device_relay.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "comm/backoff.h"
+
+namespace roundhouse {
+namespace {
+
+template <class Bytes, class Take>
+void cut(std::span<Bytes> bytes, std::int64_t piece_bytes, const Take& take) {
+  const auto step = static_cast<std::size_t>(piece_bytes);
+  for (std::size_t at = 0; at < bytes.size(); at += step) {
+    take(bytes.subspan(at, std::min(step, bytes.size() - at)));
+  }
+}
+
+std::span<std::byte> front(Tensor& buffer, std::size_t bytes) {
+  return {static_cast<std::byte*>(buffer.view().data), bytes};
+}
+
+}  // namespace
+
+RelaySender::RelaySender(Transport& transport, Memory& memory, int to, std::int64_t piece_bytes)
+    : transport_(transport), memory_(memory), to_(to), piece_bytes_(piece_bytes) {
+  for (Slot& slot : slots_) slot.buffer = Tensor(memory, DType::kU8, 1, piece_bytes);
+}
+
+void RelaySender::add(std::span<const std::byte> host) {
+  cut(host, piece_bytes_, [&](std::span<const std::byte> piece) { pieces_.push_back(piece); });
+}
+
+bool RelaySender::done() {
+  bool idle = true;
+  for (Slot& slot : slots_) {
+    if (slot.ticket && slot.ticket->done()) slot.ticket.reset();
+    if (!slot.ticket && !pieces_.empty()) {
+      const std::span<std::byte> device = front(slot.buffer, pieces_.front().size());
+      memory_.upload(pieces_.front(), device.data());
+      memory_.sync();
+      const Send send{device, to_};
+      slot.ticket = transport_.start({&send, 1}, {});
+      pieces_.pop_front();
+    }
+    idle = idle && !slot.ticket;
+  }
+  return idle && pieces_.empty();
+}
+
+void RelaySender::wait() {
+  Backoff backoff(static_cast<std::size_t>(piece_bytes_));
+  for (std::size_t left = pieces_.size(); !done(); left = pieces_.size()) {
+    if (pieces_.size() < left) backoff.restart();
+    backoff.pause();
+  }
+}
+
+void receive_relayed(Transport& transport, Memory& memory, int from,
+                     std::span<const std::span<std::byte>> host, std::int64_t piece_bytes) {
+  struct Slot {
+    Tensor buffer;
+    std::unique_ptr<Ticket> ticket;
+  };
+  std::array<Slot, 2> slots;
+  for (Slot& slot : slots) slot.buffer = Tensor(memory, DType::kU8, 1, piece_bytes);
+  memory.sync();  // what the buffers' memory was used for before
+
+  std::vector<std::span<std::byte>> pieces;
+  for (const std::span<std::byte> bytes : host) {
+    cut(bytes, piece_bytes, [&](std::span<std::byte> piece) { pieces.push_back(piece); });
+  }
+  const auto post = [&](std::size_t i) {
+    if (i >= pieces.size()) return;
+    Slot& slot = slots[i % slots.size()];
+    const Receive receive{front(slot.buffer, pieces[i].size()), from};
+    slot.ticket = transport.start({}, {&receive, 1});
+  };
+  for (std::size_t i = 0; i < slots.size(); ++i) post(i);
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    Slot& slot = slots[i % slots.size()];
+    slot.ticket->wait();
+    memory.download(slot.buffer.view().data, pieces[i]);
+    post(i + slots.size());
+  }
+}
+
+}  // namespace roundhouse
