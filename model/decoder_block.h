@@ -10,7 +10,8 @@
 //
 // A method that needs the input of each group (GPTQ's Hessians, AWQ's activation means) walks the groups:
 //   prepare(0); use state.input; apply(0); prepare(1); use state.input; apply(1); ...
-// and may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
+// Each apply() either makes the next group's input, which is then not `from_residual`, or changes the residual, never both.
+// The walk may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
 #pragma once
 
 #include <cstdint>
