@@ -81,6 +81,7 @@ TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summa
   require(parts > 0, "a tree sum needs a part");
 }
 
+TreeSum::TreeSum(TreeSum&&) noexcept = default;
 TreeSum::~TreeSum() = default;
 
 void TreeSum::add(int part, std::unique_ptr<Summand> value) {
@@ -90,13 +91,17 @@ void TreeSum::add(int part, std::unique_ptr<Summand> value) {
   push(nodes_, Node{part, part + 1, std::move(value)}, parts_, Node::join);
 }
 
+std::vector<TreeSum::Node> TreeSum::take_nodes() {
+  const PartRange mine = parts_of_rank(parts_, team_.rank(), team_.size());
+  require((nodes_.empty() ? mine.begin : nodes_.back().end) == mine.end,
+          "tree sum: a part of this rank is missing");
+  return std::exchange(nodes_, {});
+}
+
 std::unique_ptr<Summand> TreeSum::finish(int owner) {
   const int rank = team_.rank(), size = team_.size();
   require(owner >= 0 && owner < size, "tree sum: no such owner");
-  const PartRange mine = parts_of_rank(parts_, rank, size);
-  require((nodes_.empty() ? mine.begin : nodes_.back().end) == mine.end,
-          "tree sum: a part of this rank is missing");
-  std::vector<Node> held = std::exchange(nodes_, {});
+  std::vector<Node> held = take_nodes();
 
   // One call a message on both sides: calls match calls, whatever the transport makes of a group.
   if (rank != owner) {
@@ -124,6 +129,46 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
     }
   }
   return std::move(nodes.front().value);
+}
+
+std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sums,
+                                                          std::span<const int> owners) {
+  require(sums.size() == owners.size(), "tree sums: an owner each");
+  std::vector<std::unique_ptr<Summand>> results(sums.size());
+  if (sums.empty()) return results;
+  Transport& team = sums.front().team_;
+  const int rank = team.rank(), size = team.size();
+
+  std::vector<std::vector<Node>> held(sums.size());  // of this rank; at an owner, of all ranks
+  std::vector<Send> sends;
+  std::vector<Receive> receives;
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    require(owners[i] >= 0 && owners[i] < size, "tree sum: no such owner");
+    std::vector<Node> mine = sums[i].take_nodes();
+    for (int from = 0; from < size && rank == owners[i]; ++from) {
+      if (from == rank) {
+        for (Node& node : mine) held[i].push_back(std::move(node));
+        continue;
+      }
+      const int parts = sums[i].parts_;
+      for (const PartRange& subtree : subtrees_of(parts_of_rank(parts, from, size), parts)) {
+        held[i].push_back(Node{subtree.begin, subtree.end, sums[i].make_()});
+        receives.push_back({held[i].back().value->bytes(), from});
+      }
+    }
+    if (rank == owners[i]) continue;
+    for (const Node& node : mine) sends.push_back({node.value->bytes(), owners[i]});
+    held[i] = std::move(mine);
+  }
+  if (size > 1) team.start(sends, receives)->wait();
+
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    if (rank != owners[i]) continue;
+    std::vector<Node> nodes;
+    for (Node& node : held[i]) push(nodes, std::move(node), sums[i].parts_, Node::join);
+    results[i] = std::move(nodes.front().value);
+  }
+  return results;
 }
 
 }  // namespace roundhouse

@@ -42,6 +42,7 @@ class TreeSum {
  public:
   // make() gives an uninitialised summand of the common size. Collective over `team` only in finish().
   TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  TreeSum(TreeSum&&) noexcept;
   ~TreeSum();
 
   // Parts of this rank, in order, each once.
@@ -50,9 +51,14 @@ class TreeSum {
   // Collective: the whole sum at `owner`, nullptr elsewhere. Every part must have been added by the rank that
   // parts_of_rank() names.
   std::unique_ptr<Summand> finish(int owner);
+  // Collective: the same for several sums of one team, sum i at owners[i], in one group of messages, so that owners receive
+  // at the same time. An owner holds all partial sums of others at once.
+  static std::vector<std::unique_ptr<Summand>> finish_all(std::span<TreeSum> sums,
+                                                          std::span<const int> owners);
 
  private:
   struct Node;
+  std::vector<Node> take_nodes();  // throws unless every part of this rank was added
   Transport& team_;
   int parts_;
   std::function<std::unique_ptr<Summand>()> make_;

@@ -1,4 +1,4 @@
-// The contract of every device: memory and four families of kernels. A stage is written once against this.
+// The contract of every device: memory and five families of kernels. A stage is written once against this.
 #pragma once
 
 #include <memory>
@@ -6,7 +6,9 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/activation_aware.h"
 #include "kernels/gradients.h"
+#include "kernels/learned_rounding.h"
 #include "kernels/linear_algebra.h"
 #include "kernels/memory.h"
 #include "kernels/quantization.h"
@@ -18,7 +20,9 @@ class Backend : public Memory,
                 public LinearAlgebra,
                 public TransformerKernels,
                 public GradientKernels,
-                public QuantizationKernels {
+                public QuantizationKernels,
+                public ActivationAwareKernels,
+                public LearnedRoundingKernels {
  public:
   virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"
 };

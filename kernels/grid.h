@@ -38,12 +38,16 @@ struct GridPoint {
 // Throws Error if they are not finite or the scale exceeds float16's range. Device code: see grid_point.h.
 GridPoint make_grid_point(Grid grid, int bits, float lo, float hi);
 
-ROUNDHOUSE_HD inline int code_of(float w, float scale, int zero, int qmax) {
+// The code of w / s, to which learned rounding adds its offset.
+ROUNDHOUSE_HD inline int code_at(float quotient, int zero, int qmax) {
   // Clamped as a float first: w / s may exceed the range of int. Comparisons, since they become vector code; NaN gives 0.
-  const float code = rintf(w / scale) + static_cast<float>(zero);
+  const float code = rintf(quotient) + static_cast<float>(zero);
   const float top = static_cast<float>(qmax);
   const float above = code > 0.0f ? code : 0.0f;
   return static_cast<int>(above < top ? above : top);
+}
+ROUNDHOUSE_HD inline int code_of(float w, float scale, int zero, int qmax) {
+  return code_at(w / scale, zero, qmax);
 }
 ROUNDHOUSE_HD inline float value_of(int code, float scale, int zero) {
   return scale * static_cast<float>(code - zero);

@@ -8,15 +8,35 @@
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
 #include "kernels/grid_point.h"
+#include "kernels/group_range_cpu.h"
 #include "kernels/vector_math_cpu.h"
+#include "kernels/weight_group_cpu.h"
 
 namespace roundhouse {
-namespace {
 
 std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
   require(group_size > 0, "a group has at least one column");
   return (cols + group_size - 1) / group_size;
 }
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double dot_product(
+    const float* a, const float* b, std::int64_t n) {
+  constexpr std::int64_t kChunk = 1024;
+  double sum = 0.0;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    Lanes lanes = {};
+    std::int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      lanes += *reinterpret_cast<const Lanes*>(a + i) * *reinterpret_cast<const Lanes*>(b + i);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(lanes[lane]);
+    for (; i < end; ++i) sum += static_cast<double>(a[i] * b[i]);
+  }
+  return sum;
+}
+
+namespace {
 
 void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64_t rows,
                  std::int64_t groups) {
@@ -24,43 +44,6 @@ void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64
   require(zeros.rows == rows && zeros.cols == groups, "zeros have another shape");
   require(scales.type == DType::kF32 && zeros.type == DType::kU8,
           "scales are F32 and zeros are U8");
-}
-
-struct Range {
-  float lo;
-  float hi;
-};
-
-// NaN if there is one among them. Precondition: n > 0.
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] Range range_of(
-    const float* w, std::int64_t n) {
-  float lo = w[0];
-  float hi = w[0];
-  bool has_nan = false;
-  std::int64_t done = 0;
-  if (n >= kLanes) {
-    Lanes low = *reinterpret_cast<const Lanes*>(w);
-    Lanes high = low;
-    Lanes nan_where_nan = low - low;
-    for (; done + kLanes <= n; done += kLanes) {
-      const Lanes x = *reinterpret_cast<const Lanes*>(w + done);
-      low = x < low ? x : low;
-      high = x > high ? x : high;
-      nan_where_nan += x - x;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      lo = low[lane] < lo ? low[lane] : lo;
-      hi = high[lane] > hi ? high[lane] : hi;
-      has_nan = has_nan || nan_where_nan[lane] != 0.0f;
-    }
-  }
-  for (; done < n; ++done) {
-    lo = w[done] < lo ? w[done] : lo;
-    hi = w[done] > hi ? w[done] : hi;
-    has_nan = has_nan || w[done] != w[done];
-  }
-  if (has_nan) lo = hi = std::numeric_limits<float>::quiet_NaN();
-  return {lo, hi};
 }
 
 // sum |value - w|^norm over a group: float32 in 16 lanes inside a chunk, double over chunks.
@@ -127,6 +110,37 @@ GridPoint best_grid_point(const FindGrid& op, const float* w, std::int64_t n) {
 }
 
 }  // namespace
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] GroupRange range_of(
+    const float* w, std::int64_t n) {
+  float lo = w[0];
+  float hi = w[0];
+  bool has_nan = false;
+  std::int64_t done = 0;
+  if (n >= kLanes) {
+    Lanes low = *reinterpret_cast<const Lanes*>(w);
+    Lanes high = low;
+    Lanes nan_where_nan = low - low;
+    for (; done + kLanes <= n; done += kLanes) {
+      const Lanes x = *reinterpret_cast<const Lanes*>(w + done);
+      low = x < low ? x : low;
+      high = x > high ? x : high;
+      nan_where_nan += x - x;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lo = low[lane] < lo ? low[lane] : lo;
+      hi = high[lane] > hi ? high[lane] : hi;
+      has_nan = has_nan || nan_where_nan[lane] != 0.0f;
+    }
+  }
+  for (; done < n; ++done) {
+    lo = w[done] < lo ? w[done] : lo;
+    hi = w[done] > hi ? w[done] : hi;
+    has_nan = has_nan || w[done] != w[done];
+  }
+  if (has_nan) lo = hi = std::numeric_limits<float>::quiet_NaN();
+  return {lo, hi};
+}
 
 void CpuBackend::find_grid(const FindGrid& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);

@@ -1,20 +1,29 @@
 #include "model/checkpoint.h"
 
+#include <array>
 #include <string_view>
 #include <utility>
 
 #include "base/error.h"
 #include "model/json_file.h"
+#include "model/pytorch_file.h"
+#include "model/safetensors.h"
 
 namespace roundhouse {
 namespace {
 
-constexpr const char* kSingleFile = "model.safetensors";
-constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr std::array<const char*, 2> kSingleFiles = {"model.safetensors", "pytorch_model.bin"};
 constexpr std::size_t kMaxIndexBytes = std::size_t{1} << 28;
 
-// Early LLaMA files carry the rotary frequencies, which follow from the config.
-bool is_ignored(std::string_view tensor) { return tensor.ends_with(".rotary_emb.inv_freq"); }
+// Early LLaMA files carry the rotary frequencies, which follow from the config, and those of OPT a version number.
+bool is_ignored(std::string_view tensor) {
+  return tensor.ends_with(".rotary_emb.inv_freq") || tensor == "decoder.version" ||
+         tensor == "model.decoder.version";
+}
+
+std::string canonical_name(const std::string& name) {
+  return name.starts_with("decoder.") ? "model." + name : name;
+}
 
 bool is_plain_file_name(std::string_view name) {
   return !name.empty() && name != "." && name != ".." &&
@@ -31,23 +40,23 @@ std::string shape_text(const Shape& shape) {
 }  // namespace
 
 Checkpoint::Checkpoint(const std::filesystem::path& directory) : directory_(directory) {
-  if (std::filesystem::exists(directory / kSingleFile)) {
-    const auto& file = files_[kSingleFile] =
-        std::make_unique<SafetensorsFile>(directory / kSingleFile);
-    for (const std::string& name : file->names()) {
-      if (!is_ignored(name)) file_of_[name] = file.get();
+  for (const std::string single : kSingleFiles) {
+    if (std::filesystem::exists(directory / single)) {
+      const TensorFile& file = open(single);
+      for (const std::string& name : file.names()) add(name, file);
+      return;
     }
-    return;
+    if (const auto index = directory / (single + ".index.json"); std::filesystem::exists(index)) {
+      read_index(index);
+      return;
+    }
   }
+  throw InputError(directory.string() +
+                   ": no model.safetensors, no pytorch_model.bin, and no index of either "
+                   "(model.safetensors.index.json, pytorch_model.bin.index.json)");
+}
 
-  const std::filesystem::path index_path = directory / kIndexFile;
-  if (!std::filesystem::exists(index_path)) {
-    const bool has_bin = std::filesystem::exists(directory / "pytorch_model.bin") ||
-                         std::filesystem::exists(directory / "pytorch_model.bin.index.json");
-    throw InputError(
-        directory.string() + ": no " + kSingleFile + " and no " + kIndexFile +
-        (has_bin ? " (pytorch_model.bin is not read: convert it to safetensors)" : ""));
-  }
+void Checkpoint::read_index(const std::filesystem::path& index_path) {
   const nlohmann::json index = read_json_file(index_path, kMaxIndexBytes);
   const auto fail = [&](const std::string& what) {
     throw InputError(index_path.string() + ": " + what);
@@ -62,33 +71,50 @@ Checkpoint::Checkpoint(const std::filesystem::path& directory) : directory_(dire
            (value.is_string() ? in_quotes(value.get<std::string>()) : "this") +
            " is not a plain file name");
     }
-    auto& file = files_[value.get<std::string>()];
-    if (!file) file = std::make_unique<SafetensorsFile>(directory / value.get<std::string>());
-    if (!file->has(name))
-      fail("weight_map: tensor " + in_quotes(name) + " is not in " + file->path().string());
-    file_of_[name] = file.get();
+    const TensorFile& file = open(value.get<std::string>());
+    if (!file.has(name))
+      fail("weight_map: tensor " + in_quotes(name) + " is not in " + file.path().string());
+    add(name, file);
+  }
+}
+
+// Of an index, those of the other kind too: which it is is in the name.
+const TensorFile& Checkpoint::open(const std::string& name) {
+  auto& file = files_[name];
+  if (!file && name.ends_with(".bin")) file = std::make_unique<PytorchFile>(directory_ / name);
+  if (!file) file = std::make_unique<SafetensorsFile>(directory_ / name);
+  return *file;
+}
+
+void Checkpoint::add(const std::string& name, const TensorFile& file) {
+  if (is_ignored(name)) return;
+  const auto [place, is_new] = places_.emplace(canonical_name(name), Place{&file, name});
+  if (!is_new) {
+    throw InputError(file.path().string() + ": tensor " + in_quotes(place->first) +
+                     " is there twice, as " + in_quotes(place->second.name) + " and as " +
+                     in_quotes(name));
   }
 }
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
-  for (const auto& [name, file] : file_of_) names.push_back(name);
+  for (const auto& [name, place] : places_) names.push_back(name);
   return names;
 }
 
-bool Checkpoint::has(const std::string& name) const { return file_of_.contains(name); }
+bool Checkpoint::has(const std::string& name) const { return places_.contains(name); }
 
 HostView Checkpoint::view(const std::string& name) const {
-  const auto found = file_of_.find(name);
-  if (found == file_of_.end())
+  const auto found = places_.find(name);
+  if (found == places_.end())
     throw InputError(directory_.string() + ": no tensor " + in_quotes(name));
-  return found->second->view(name);
+  return found->second.file->view(found->second.name);
 }
 
 HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
   const HostView found = view(name);
   const auto fail = [&](const std::string& what) {
-    throw InputError(file_of_.at(name)->path().string() + ": tensor " + in_quotes(name) + ": " +
+    throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) + ": " +
                      what);
   };
   if (found.shape != shape)

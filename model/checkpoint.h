@@ -1,4 +1,8 @@
-// The weights of a Hugging Face model directory: model.safetensors, or model.safetensors.index.json and its shards.
+// The weights of a Hugging Face model directory: model.safetensors, or model.safetensors.index.json and its shards; else
+// pytorch_model.bin, or pytorch_model.bin.index.json and its shards.
+//
+// Tensors have the names that transformers gives them. The first files of OPT call theirs "decoder..." where those since say
+// "model.decoder...": here they are the same.
 #pragma once
 
 #include <filesystem>
@@ -7,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "model/safetensors.h"
+#include "model/tensor_file.h"
 
 namespace roundhouse {
 
@@ -25,9 +29,17 @@ class Checkpoint {
   HostView weight(const std::string& name, const Shape& shape) const;
 
  private:
+  struct Place {
+    const TensorFile* file;
+    std::string name;  // in the file
+  };
+  void read_index(const std::filesystem::path& index_path);
+  const TensorFile& open(const std::string& name);
+  void add(const std::string& name, const TensorFile& file);
+
   std::filesystem::path directory_;
-  std::map<std::string, std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, const SafetensorsFile*> file_of_;
+  std::map<std::string, std::unique_ptr<TensorFile>> files_;
+  std::map<std::string, Place> places_;
 };
 
 }  // namespace roundhouse

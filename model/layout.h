@@ -8,6 +8,7 @@
 #include "model/checkpoint.h"
 #include "model/decoder_block.h"
 #include "model/model_config.h"
+#include "model/safetensors.h"
 
 namespace roundhouse {
 

@@ -109,7 +109,8 @@ void check_metadata(const json& metadata) {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path), file_(path) {
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
+    : TensorFile(path), file_(path) {
   const auto fail = [&](const std::string& what) { throw InputError(path.string() + ": " + what); };
   const std::span<const std::byte> bytes = file_.bytes();
   if (bytes.size() < kLengthBytes) fail("not a safetensors file: shorter than 8 bytes");
@@ -153,29 +154,12 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
       tensors_[entry.name] = {*type, std::move(entry.shape),
                               data.subspan(entry.begin, end - entry.begin)};
     } else {
-      unsupported_[entry.name] = entry.type;
+      unsupported_[entry.name] = "the type " + entry.type + " is not supported";
     }
   }
   if (end != data.size()) {
     fail(std::to_string(data.size() - end) + " bytes after the last tensor");
   }
-}
-
-std::vector<std::string> SafetensorsFile::names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, view] : tensors_) names.push_back(name);
-  for (const auto& [name, type] : unsupported_) names.push_back(name);
-  std::ranges::sort(names);
-  return names;
-}
-
-HostView SafetensorsFile::view(const std::string& name) const {
-  if (const auto found = tensors_.find(name); found != tensors_.end()) return found->second;
-  if (const auto found = unsupported_.find(name); found != unsupported_.end()) {
-    throw InputError(path_.string() + ": tensor " + in_quotes(name) + ": the type " +
-                     found->second + " is not supported");
-  }
-  throw InputError(path_.string() + ": no tensor " + in_quotes(name));
 }
 
 void sort_for_file(std::vector<TensorInfo>& tensors) {

@@ -16,28 +16,17 @@
 
 #include "base/file.h"
 #include "base/tensor.h"
+#include "model/tensor_file.h"
 
 namespace roundhouse {
 
-class SafetensorsFile {
+class SafetensorsFile : public TensorFile {
  public:
   // Maps and validates the whole header. Throws InputError naming the file and, where it applies, the tensor.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
-  const std::filesystem::path& path() const { return path_; }
-  std::vector<std::string> names() const;  // of all tensors, those of unsupported types too
-  bool has(const std::string& name) const {
-    return tensors_.contains(name) || unsupported_.contains(name);
-  }
-  // A view into the mapping, which lives as long as this object. Throws InputError if there is none of that name or its
-  // type is none of DType's.
-  HostView view(const std::string& name) const;
-
  private:
-  std::filesystem::path path_;
   MappedFile file_;
-  std::map<std::string, HostView> tensors_;         // only dtypes that DType knows
-  std::map<std::string, std::string> unsupported_;  // name -> dtype
 };
 
 struct TensorInfo {

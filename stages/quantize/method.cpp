@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "base/error.h"
+#include "stages/quantize/awq.h"
 #include "stages/quantize/gptq.h"
 #include "stages/quantize/rtn.h"
+#include "stages/quantize/signround.h"
 
 namespace roundhouse {
 namespace {
@@ -20,6 +22,8 @@ struct Entry {
 constexpr Entry kMethods[] = {
     {"rtn", make_rtn},
     {"gptq", make_gptq},
+    {"awq", make_awq},
+    {"signround", make_signround},
 };
 
 }  // namespace

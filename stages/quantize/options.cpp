@@ -110,7 +110,12 @@ Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& 
     throw RecipeError{"symmetric", "must be true or false"};
   }
 
-  Grid grid = symmetric_given && symmetric_given->get<bool>() ? symmetric : fallback;
+  Grid grid = fallback;
+  if (symmetric_given && symmetric_given->get<bool>() != is_symmetric(fallback)) {
+    grid = symmetric_given->get<bool>()
+               ? symmetric
+               : *std::ranges::find_if_not(choices, [](Grid g) { return is_symmetric(g); });
+  }
   if (grid_given) {
     std::vector<std::string> names;
     for (const Grid choice : choices) names.emplace_back(name_of(choice));

@@ -28,8 +28,8 @@ class OptionReader {
   std::string one_of(const std::string& key, const std::string& fallback,
                      const std::vector<std::string>& choices, const std::string& if_true,
                      const std::string& if_false);
-  // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`. It is an
-  // error if the two contradict each other.
+  // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`, or
+  // `symmetric: false` for the first other choice if the fallback is symmetric. It is an error if the two contradict each other.
   Grid grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
 
   // After the last option: throws RecipeError for a key that nothing asked for.

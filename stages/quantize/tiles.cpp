@@ -64,6 +64,22 @@ TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor
   return result;
 }
 
+TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const Tensor& codes,
+                                 const Tensor& scales, const Tensor& zeros, Backend& backend) {
+  Tensor value(backend, DType::kF32, w.rows(), w.cols());
+  backend.dequantize({.codes = codes.view(),
+                      .group_size = group_size,
+                      .scales = scales.view(),
+                      .zeros = zeros.view(),
+                      .group_of_column = {},
+                      .w = value.view()});
+  Tensor errors(backend, DType::kF32, w.rows(), 1), norms(backend, DType::kF32, w.rows(), 1);
+  backend.row_errors(
+      {.w = w.view(), .value = value.view(), .column_weights = {}, .sums = errors.view()});
+  backend.row_errors({.w = w.view(), .value = {}, .column_weights = {}, .sums = norms.view()});
+  return download_tile(codes, scales, zeros, errors, norms, backend);
+}
+
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid) {
   QuantizedLinear linear;
@@ -134,6 +150,28 @@ SolveError solve_in_tiles(
     total.norm += error.norm;
   }
   return total;
+}
+
+std::vector<double> sum_over_tiles(
+    Communicator& team, std::int64_t rows, std::size_t count,
+    const std::function<std::vector<double>(std::int64_t first, std::int64_t rows)>& numbers) {
+  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  std::vector<std::byte> mine;
+  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
+    const std::int64_t first = tile * kTileRows;
+    const std::vector<double> values = numbers(first, std::min(kTileRows, rows - first));
+    require(values.size() == count, "a tile has another count of numbers");
+    append(mine, std::as_bytes(std::span(values)));
+  }
+  const std::vector<std::vector<std::byte>> messages = team.all_gather(mine);
+  std::vector<MessageReader> readers(messages.begin(), messages.end());
+  std::vector<double> sums(count), values(count);
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    readers[static_cast<std::size_t>(tile % team.size())].take(
+        std::as_writable_bytes(std::span(values)));
+    for (std::size_t i = 0; i < count; ++i) sums[i] += values[i];
+  }
+  return sums;
 }
 
 }  // namespace roundhouse

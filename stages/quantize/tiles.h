@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
@@ -32,6 +33,10 @@ struct TileResult {
 TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
                          const Tensor& row_errors, const Tensor& row_norms, Backend& backend);
 
+// The same for codes whose error is that of the rounding alone: sum (w - value)² / 2, its norm sum w² / 2. w [rows, cols] in F32.
+TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const Tensor& codes,
+                                 const Tensor& scales, const Tensor& zeros, Backend& backend);
+
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
 QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
                                 Grid grid);
@@ -44,5 +49,10 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 SolveError solve_in_tiles(
     Communicator& team, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve);
+
+// The sum over tiles of `count` numbers each, in tile order, on every rank of the team; tiles belong to ranks as above. Collective.
+std::vector<double> sum_over_tiles(
+    Communicator& team, std::int64_t rows, std::size_t count,
+    const std::function<std::vector<double>(std::int64_t first, std::int64_t rows)>& numbers);
 
 }  // namespace roundhouse

@@ -92,6 +92,34 @@ TEST(TreeSumTest, HasTheBitsOfTheSequentialTreeOnAnyNumberOfRanks) {
   }
 }
 
+TEST(TreeSumTest, SeveralSumsFinishTogetherWithTheSameBits) {
+  Communicator& world = test_world();
+  for (const int parts : {1, 4, 7, 8}) {
+    std::vector<TreeSum> sums;
+    std::vector<int> owners;
+    const PartRange mine = parts_of_rank(parts, world.rank(), world.size());
+    for (int i = 0; i < 5; ++i) {  // sum i is that of values i + 1 times as large
+      sums.emplace_back(world, parts, [] { return std::make_unique<Floats>(); });
+      owners.push_back((2 * i + 1) % world.size());
+      for (int part = mine.begin; part < mine.end; ++part) {
+        std::vector<float> values = part_values(part);
+        for (float& value : values) value *= static_cast<float>(1 << i);
+        sums.back().add(part, std::make_unique<Floats>(values));
+      }
+    }
+    const auto results = TreeSum::finish_all(sums, owners);
+    ASSERT_EQ(results.size(), sums.size());
+    for (int i = 0; i < 5; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      ASSERT_EQ(results[at] != nullptr, world.rank() == owners[at]);
+      if (!results[at]) continue;
+      std::vector<float> want = sequential_tree(0, parts);
+      for (float& value : want) value *= static_cast<float>(1 << i);  // a power of two: exact
+      EXPECT_EQ(bits(dynamic_cast<Floats&>(*results[at]).values), bits(want)) << parts << ", " << i;
+    }
+  }
+}
+
 TEST(TreeSumTest, TheseNumbersTellTheTreeFromASumLeftToRight) {
   for (int parts = 1; parts <= 17; ++parts) {
     std::vector<float> left_to_right = part_values(0);

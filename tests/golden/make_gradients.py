@@ -77,6 +77,55 @@ def elementwise():
     return silu, relu, error
 
 
+class Replace(torch.autograd.Function):
+    """The second argument's value, exactly, with the first one's gradient (x + (y - x) may miss y by a rounding)."""
+
+    @staticmethod
+    def forward(context, x, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient, None
+
+
+def straight_through(x):
+    return Replace.apply(x, torch.round(x.detach()))
+
+
+def to_half(x):
+    return Replace.apply(x, x.detach().to(torch.float16).to(torch.float64))
+
+
+def learned_rounding(grid, bits):
+    """SignRound's fake quantization, from its formulas (kernels/learned_rounding.h)."""
+    rows, group, groups = 6, 8, 2
+    w = operand("w", rows, groups * group, scale=512).detach()
+    v = (operand("v", rows, groups * group, scale=256)).detach().requires_grad_()
+    alpha = (31 / 32 - (operand("alpha", rows, groups).detach().abs() / 4)).requires_grad_()
+    beta = (31 / 32 - (operand("beta", rows, groups).detach().abs() / 4)).requires_grad_()
+    by_group = w.reshape(rows, groups, group)
+    lo, hi = by_group.amin(-1).clamp(max=0), by_group.amax(-1).clamp(min=0)
+    qmax, middle = 2**bits - 1, 2 ** (bits - 1)
+    if grid == "A-ar":
+        scale = torch.clamp(to_half((beta * hi - alpha * lo) / qmax), min=1e-5)
+        zero = straight_through(-alpha * lo / scale)
+        least, most = 0, qmax
+    else:
+        below, above = -alpha * lo, beta * hi
+        scale = to_half(torch.where(below > above, below, -above) / middle)
+        scale = torch.where(scale < 0, scale.clamp(max=-1e-5), scale.clamp(min=1e-5))
+        zero = torch.zeros_like(scale)
+        least, most = -middle, middle - 1
+    code = straight_through(by_group / scale[..., None] + v.reshape(by_group.shape)) + zero[..., None]
+    # The bounds let the gradient pass, as torch.clamp did when the paper was written (2.15 stops it there).
+    kept = torch.where((code >= least) & (code <= most), code, code.detach().clamp(least, most))
+    values = scale[..., None] * (kept - zero[..., None])
+    gradient = operand("gradient", rows, groups * group)
+    entry = case(values.reshape(rows, groups * group), gradient, v=v, alpha=alpha, beta=beta)
+    return entry | {"w": listed(w), "bits": bits, "group_size": group}
+
+
 BLOCKS = {
     "llama": {"num_key_value_heads": 1},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 3},
@@ -117,6 +166,7 @@ def main():
     rms, layer = norms()
     silu, relu, error = elementwise()
     kernels = {"rms_norm": rms, "layer_norm": layer, "silu_gate": silu, "relu": relu, "squared_error": error,
+               "A-ar": learned_rounding("A-ar", 2), "S-full": learned_rounding("S-full", 2),
                "attention": attention(0), "attention_window": attention(3)}
     blocks = {kind: block(kind, keys) for kind, keys in BLOCKS.items()}
     (HERE / "gradients.json").write_text(json.dumps({"kernels": kernels, "blocks": blocks}, separators=(",", ":")) + "\n")

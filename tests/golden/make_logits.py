@@ -392,6 +392,40 @@ MODELS = {
             torch_dtype="float16",
         ),
     ),
+    # Read from bin/, where make_bin.py writes them as PyTorch does: named as in the first files of OPT, and in two shards.
+    "opt-bin": dict(
+        directory="bin/opt",
+        length=16,
+        config=config_of(
+            "opt",
+            hidden_size=16,
+            ffn_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=32,
+            max_position_embeddings=16,
+            do_layer_norm_before=True,
+            torch_dtype="float16",
+        ),
+    ),
+    "mistral-bin-sharded": dict(
+        directory="bin/mistral",
+        length=16,
+        config=config_of(
+            "mistral",
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=32,
+            rms_norm_eps=1e-5,
+            rope_theta=10000.0,
+            sliding_window=3,
+            tie_word_embeddings=False,
+            torch_dtype="bfloat16",
+        ),
+    ),
 }
 SEQUENCES = 2
 
@@ -414,7 +448,7 @@ def golden(name):
     vocabulary, length = config["vocab_size"], tokens.shape[1]
     positions = sorted({0, 1, 4, 5, 6, length // 2, length - 2, length - 1})
     ids = sorted({0, 1, 2, vocabulary // 3, vocabulary // 2, vocabulary - 2, vocabulary - 1})
-    entry = {} if name == "tiny-world" else {k: MODELS[name][k] for k in ("config", "dtype", "shards")}
+    entry = {k: v for k, v in MODELS.get(name, {}).items() if k in ("config", "dtype", "shards", "directory")}
     print(f"{name}: logits up to {logits.abs().max():.2f}")
     return entry | {
         "sequences": SEQUENCES,

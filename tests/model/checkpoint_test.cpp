@@ -69,8 +69,44 @@ TEST(CheckpointTest, DirectoryWithoutWeightsSaysWhatIsMissing) {
   const TemporaryFolder directory;
   EXPECT_THAT(error_of(directory.path()),
               AllOf(HasSubstr(directory.path().string()), HasSubstr("model.safetensors")));
-  write_file(directory / "pytorch_model.bin", "");
-  EXPECT_THAT(error_of(directory.path()), HasSubstr("convert it to safetensors"));
+  EXPECT_THAT(error_of(directory.path()), HasSubstr("pytorch_model.bin"));
+}
+
+const std::filesystem::path kBin =
+    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/bin";
+
+TEST(CheckpointTest, ReadsPytorchFilesWhereThereAreNoSafetensors) {
+  EXPECT_EQ(Checkpoint(kBin / "mistral").view("model.norm.weight").type, DType::kBF16);
+  const TemporaryFolder directory;
+  std::filesystem::copy(kBin / "opt", directory.path(), std::filesystem::copy_options::recursive);
+  EXPECT_TRUE(Checkpoint(directory.path()).has("lm_head.weight"));
+  write_safetensors(directory / "model.safetensors", {{"a", tensor_of(1)}});
+  EXPECT_THAT(Checkpoint(directory.path()).names(), ElementsAre("a"));
+}
+
+TEST(CheckpointTest, IndexOfPytorchFilesMayOnlyNameFilesBesideIt) {
+  const TemporaryFolder directory;
+  const auto name_file = [&](const char* file) {
+    write_file(directory / "pytorch_model.bin.index.json",
+               json{{"weight_map", {{"tensor.a", file}}}}.dump());
+  };
+  name_file("../x.bin");
+  EXPECT_THAT(error_of(directory.path()),
+              AllOf(HasSubstr("pytorch_model.bin.index.json"), HasSubstr("plain file name")));
+  name_file("gone.bin");
+  EXPECT_THAT(error_of(directory.path()), HasSubstr("gone.bin"));
+}
+
+TEST(CheckpointTest, TheFirstNamesOfOptAreThoseOfTransformers) {
+  const Checkpoint checkpoint(kBin / "opt");
+  EXPECT_TRUE(checkpoint.has("model.decoder.layers.0.fc1.bias"));
+  EXPECT_FALSE(checkpoint.has("decoder.layers.0.fc1.bias"));
+  EXPECT_FALSE(checkpoint.has("model.decoder.version"));
+
+  const TemporaryFolder directory;
+  write_safetensors(directory / "model.safetensors",
+                    {{"decoder.a", tensor_of(1)}, {"model.decoder.a", tensor_of(2)}});
+  EXPECT_THAT(error_of(directory.path()), AllOf(HasSubstr("\"decoder.a\""), HasSubstr("twice")));
 }
 
 TEST(CheckpointTest, IndexMayOnlyNameFilesBesideIt) {

@@ -23,7 +23,10 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
                           .at(name);
   const TemporaryFolder directory;
   std::filesystem::path path = tiny_world();
-  if (golden.contains("config")) {
+  if (golden.contains("directory")) {
+    path = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden" /
+           golden.at("directory").get<std::string>();
+  } else if (golden.contains("config")) {
     path = directory.path();
     const DType type = dtype_from_name(golden.at("dtype").get<std::string>()).value();
     write_model(path, golden.at("config"), formula_tensors(golden.at("config"), type),
@@ -79,7 +82,8 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenLogitsTest,
                          testing::Values("tiny-world", "mha-tied", "gqa-sharded", "sliding-window",
-                                         "opt", "opt-norm-last", "opt-bare", "opt-no-final-norm"),
+                                         "opt", "opt-norm-last", "opt-bare", "opt-no-final-norm",
+                                         "opt-bin", "mistral-bin-sharded"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

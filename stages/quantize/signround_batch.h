@@ -1,0 +1,76 @@
+// The batches of SignRound: which samples each step looks at, how a batch is cut into parts, and how its activations reach the
+// ranks that work on them.
+//
+// A batch's gradient is the sum over its parts, added in a fixed tree (comm/tree_sum.h). The cut follows from the problem alone:
+// a part is about a thousand tokens, and there are four parts at least. Parts are dealt to ranks in runs; any rank may
+// compute any sample's gradient, so samples travel from the rank that holds their shard to the one that has their part.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/random.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+
+enum class Sampling {
+  kIndependent,  // each batch is drawn by itself (Cheng et al. 2023)
+  kEpochs  // consecutive runs of a random order, made anew when less than a batch of it is left (auto-round today)
+};
+
+// The same on every rank: follows from its arguments.
+class BatchSampler {
+ public:
+  // Batches of min(batch_size, samples) different samples out of [0, samples).
+  BatchSampler(Sampling sampling, int samples, int batch_size, std::uint64_t seed, int block);
+  std::vector<int> next();
+
+ private:
+  Sampling sampling_;
+  std::size_t size_;
+  Random random_;
+  std::vector<int> order_;
+  std::size_t used_ = 0;  // of order_, in this epoch
+};
+
+// Parts of a batch of `batch_size` sequences; part p has the slots parts_of_rank(batch_size, p, parts).
+int parts_of_batch(int batch_size, std::int64_t length);
+
+// One part of a batch in the backend's memory: [samples of the part * length, hidden].
+struct BatchPart {
+  int part;
+  std::int64_t sequences;
+  Tensor input;
+  Tensor target;
+};
+
+// Brings the activations of batches to where they are needed, out of two streams of which each rank holds its shards.
+class BatchLoader {
+ public:
+  BatchLoader(const BlockTask& task, Activations& input, Activations& target);
+
+  // Collective: after it, load() knows the samples of this rank's parts.
+  void fetch(const std::vector<int>& batch, int parts);
+  BatchPart load(int part);
+
+ private:
+  // The rows of one sample in one stream: in a shard of this rank, or received.
+  using Rows = std::span<std::byte>;
+  struct Slot {
+    Rows input, target;
+  };
+  Rows rows_of(Activations& stream, int sample) const;
+  int holder_of(int sample) const;
+
+  const BlockTask& task_;
+  Activations& input_;
+  Activations& target_;
+  std::size_t sample_bytes_;
+  int parts_ = 0;
+  std::vector<Slot> slots_;  // of the batch; empty where another rank has the part
+  std::vector<std::vector<std::byte>>
+      received_;  // memory of what was received, kept from batch to batch
+};
+
+}  // namespace roundhouse
