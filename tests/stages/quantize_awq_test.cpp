@@ -257,7 +257,10 @@ TEST_F(AwqTest, WithoutAFiniteLossNothingIsScaledAndThatIsSaid) {
     EXPECT_EQ(sets[i].at("ratio"), 0.0);
   }
   EXPECT_THAT(world.monitor().said, testing::Contains(HasSubstr("not scaled")));
-  EXPECT_EQ(block.linears.size(), 7u);
+  ASSERT_EQ(block.linears.size(), 7u);
+  for (const QuantizedLinear& linear : block.linears) {
+    EXPECT_EQ(linear.record.contains("fallback"), linear.name.starts_with("mlp")) << linear.name;
+  }
 }
 
 TEST_F(AwqTest, ClippingTakesEvenlySpacedTokens) {
