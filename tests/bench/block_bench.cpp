@@ -1,7 +1,8 @@
-// Quantizes whole blocks of a synthetic model with GPTQ, as a run does, and prints for each part of the work its seconds, its
-// GFLOP/s, and its share of the matrix-product rate that this machine was measured to have.
+// Quantizes whole blocks of a synthetic model as a run does, and prints for each part of the work its seconds, its GFLOP/s, and
+// its share of the matrix-product rate that this machine was measured to have.
 //
-//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--bits 4] [--threads N]
+//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
+//   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
 #include <CLI/CLI.hpp>
 
 #include <unistd.h>
@@ -44,8 +45,8 @@ double matmul_rate(Backend& backend, std::int64_t n) {
 }
 
 struct Options {
-  std::string like = "llama-1.1b";
-  int blocks = 2, samples = 32, length = 512, bits = 4, threads = 0;
+  std::string like = "llama-1.1b", recipe = R"({"method": "gptq"})";
+  int blocks = 2, samples = 32, length = 512, threads = 0;
 };
 
 void run(const Options& options) {
@@ -72,25 +73,26 @@ void run(const Options& options) {
   const Samples samples(options.samples, options.length, std::min(16, options.samples), ids);
   ActivationBudget budget(std::size_t{1} << 40, folder);
   Activations residual(budget, backend->activation_type(), model.config().hidden_size);
+  Activations original(budget, backend->activation_type(), model.config().hidden_size);
   for (int shard = 0; shard < samples.shards(); ++shard) {
     const PartRange range = samples.samples_of_shard(shard);
     const Tensor rows =
         model.embed(samples.ids(range.begin, range.end - range.begin), options.length, *backend);
-    residual.reserve(shard, rows.rows());
-    residual.store(shard, 0, rows.view(), *backend);
+    for (Activations* stream : {&residual, &original}) {
+      stream->reserve(shard, rows.rows());
+      stream->store(shard, 0, rows.view(), *backend);
+    }
   }
+  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
+  const auto method = make_method(recipe);
 
   const double rate = matmul_rate(*backend, 4096);
-  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, gptq-w%dg128\n",
-              backend->description().c_str(), options.like.c_str(),
-              static_cast<long long>(model.config().hidden_size),
+  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, %s\n", backend->description().c_str(),
+              options.like.c_str(), static_cast<long long>(model.config().hidden_size),
               static_cast<long long>(model.config().intermediate_size), options.samples,
-              options.length, options.bits);
+              options.length, recipe.name.c_str());
   std::printf("matrix products of this machine (4096 x 4096 x 4096): %.1f GFLOP/s\n\n", rate / 1e9);
 
-  const Recipe recipe =
-      parse_recipe({{"method", "gptq"}, {"bits", options.bits}, {"group_size", 128}});
-  const auto method = make_method(recipe);
   NullMonitor monitor;
   for (int block = 0; block < options.blocks; ++block) {
     const double start = now();
@@ -105,7 +107,7 @@ void run(const Options& options) {
                    .weights = weights,
                    .samples = &samples,
                    .residual = &residual,
-                   .original = nullptr,
+                   .original = &original,
                    .budget = budget,
                    .monitor = monitor};
     const QuantizedBlock result = method->quantize(task);
@@ -123,9 +125,9 @@ void run(const Options& options) {
     };
     double total = 0;
     line("load", loaded - start, 0);
-    for (const char* part : {"forward", "gram", "factor", "solve"}) {
-      const double flops = result.record["flops"].value(part, 0.0);
-      line(part, result.record["time"].value(part, 0.0), flops);
+    for (const auto& [part, seconds] : result.record.at("time").items()) {
+      const double flops = result.record.at("flops").value(part, 0.0);
+      line(part.c_str(), seconds, flops);
       total += flops;
     }
     line("commit", end - quantized, 0);
@@ -139,12 +141,12 @@ void run(const Options& options) {
 
 int main(int argc, char** argv) {
   roundhouse::Options options;
-  CLI::App app("GPTQ on whole blocks of a synthetic model, split by phase");
+  CLI::App app("A method on whole blocks of a synthetic model, split by phase");
   app.add_option("--like", options.like, "published shape")->capture_default_str();
   app.add_option("--blocks", options.blocks)->capture_default_str();
   app.add_option("--samples", options.samples)->capture_default_str();
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
-  app.add_option("--bits", options.bits)->capture_default_str();
+  app.add_option("--recipe", options.recipe, "JSON")->capture_default_str();
   app.add_option("--threads", options.threads, "0: all")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
