@@ -125,11 +125,11 @@ class DecoderBlock {
  protected:
   // Residual in, residual out; fills saved.inner. saved.input is there.
   virtual void forward_saving_all(const BlockWeights& weights, BlockState& state,
-                                  SavedActivations& saved, Backend& backend) const;
+                                  SavedActivations& saved, Backend& backend) const = 0;
   // backward() with everything saved.
   virtual Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
                                    const TakeGradient& take, InputGradient input_gradient,
-                                   Backend& backend) const;
+                                   Backend& backend) const = 0;
 
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;

@@ -2,7 +2,8 @@
 // floor: the seconds that its floating-point operations take at the rate that this machine was measured to multiply matrices
 // at (16-bit inputs for what works on activations, F32 for factorizations and solving; on a CPU both are F32).
 //
-//   block_bench [--like llama-1.1b] [--method gptq] [--blocks 2] [--samples 32] [--length 512] [--bits 4] [--threads N]
+//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
+//   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
 //   block_bench --like llama-2-70b --samples 512 --length 2048 --floors 790,50,55     the floors alone, for a machine
 //                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing
 #include <CLI/CLI.hpp>
@@ -95,9 +96,9 @@ GptqCost gptq_cost(const DecoderBlock& shape, double tokens) {
 }
 
 struct Options {
-  std::string like = "llama-1.1b", method = "gptq";
+  std::string like = "llama-1.1b", recipe = R"({"method": "gptq"})";
   std::vector<double> floors;
-  int blocks = 2, samples = 32, length = 512, bits = 4, threads = 0;
+  int blocks = 2, samples = 32, length = 512, threads = 0;
 };
 
 void print_floors(const Options& options) {
@@ -169,8 +170,7 @@ void run(const Options& options) {
   const std::int64_t n = backend->is_host_memory() ? 4096 : 8192;
   const Rates rates{matmul_rate(*backend, backend->activation_type(), n),
                     matmul_rate(*backend, DType::kF32, n), upload_rate(*backend)};
-  const Recipe recipe =
-      parse_recipe({{"method", options.method}, {"bits", options.bits}, {"group_size", 128}});
+  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
   std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, %s\n", backend->description().c_str(),
               options.like.c_str(), static_cast<long long>(model.config().hidden_size),
               static_cast<long long>(model.config().intermediate_size), options.samples,
@@ -241,8 +241,7 @@ int main(int argc, char** argv) {
   app.add_option("--blocks", options.blocks)->capture_default_str();
   app.add_option("--samples", options.samples)->capture_default_str();
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
-  app.add_option("--bits", options.bits)->capture_default_str();
-  app.add_option("--method", options.method, "any method, with its defaults")
+  app.add_option("--recipe", options.recipe, "as in a configuration, as JSON")
       ->capture_default_str();
   app.add_option("--floors", options.floors, "only the floors of GPTQ: TFLOP/s, F32 TFLOP/s, GB/s")
       ->delimiter(',')
