@@ -27,7 +27,8 @@ struct Team {
   int n;               // columns
 
   // The last block may have teams without a group, which are not `there`. Precondition: w has columns.
-  __device__ Team(const ConstMatrix& w, std::int64_t group_size, std::int64_t groups)
+  template <class M>  // Matrix or ConstMatrix
+  __device__ Team(const M& w, std::int64_t group_size, std::int64_t groups)
       : thread(static_cast<int>(threadIdx.x) % kTeam),
         index(static_cast<std::int64_t>(blockIdx.x) * (kGroupThreads / kTeam) +
               static_cast<int>(threadIdx.x) / kTeam),
@@ -54,20 +55,27 @@ struct FoundRange {
   bool finite;
 };
 
-template <class T, int kTeam>
-__device__ FoundRange range_of(const Team<kTeam>& team, const ConstMatrix& w) {
-  float lo = load<T, 1>(w, team.row, team.first).at[0];
+// Of value(0) .. value(n - 1), n the columns of the team's group.
+template <int kTeam, class Value>
+__device__ FoundRange range_of_values(const Team<kTeam>& team, const Value& value) {
+  float lo = value(0);
   float hi = lo;
   float bad = 0.0f;
   for (int i = team.thread; i < team.n; i += kTeam) {
-    const float value = load<T, 1>(w, team.row, team.first + i).at[0];
-    lo = Smaller()(value, lo);
-    hi = Larger()(value, hi);
-    bad = value - value == 0.0f ? bad : 1.0f;  // NaN or infinity
+    const float x = value(i);
+    lo = Smaller()(x, lo);
+    hi = Larger()(x, hi);
+    bad = x - x == 0.0f ? bad : 1.0f;  // NaN or infinity
   }
   lo = team.reduce(lo, Smaller());
   hi = team.reduce(hi, Larger());
   return {lo, hi, team.reduce(bad, Larger()) == 0.0f};
+}
+
+template <class T, int kTeam>
+__device__ FoundRange range_of(const Team<kTeam>& team, const ConstMatrix& w) {
+  return range_of_values(team,
+                         [&](int i) { return load<T, 1>(w, team.row, team.first + i).at[0]; });
 }
 
 // Which of a kernel's two forms, <kWarp> or <kGroupThreads>, to launch, and how.

@@ -11,7 +11,7 @@ for architecture in "${architectures[@]}"; do
   printf '%s\n| kernel | registers | spilled bytes |\n|---|---|---|\n' "$architecture"
   for source in kernels/*_cuda.cu; do
     flags=()
-    case $source in */quantization_cuda.cu | */learned_rounding_cuda.cu | */gptq_cuda.cu) flags=(--fmad=false) ;; esac
+    case $source in */activation_aware_cuda.cu | */quantization_cuda.cu | */learned_rounding_cuda.cu | */gptq_cuda.cu) flags=(--fmad=false) ;; esac
     nvcc -std=c++20 -arch="$architecture" -I. "${flags[@]}" -Xptxas -v -c "$source" -o /dev/null 2>&1 | c++filt
   done | awk '
     /Compiling entry function/ {
