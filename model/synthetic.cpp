@@ -11,30 +11,81 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/random.h"
+#include "model/layout.h"
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 
 namespace roundhouse {
 namespace {
 
-struct Shapes {
-  std::int64_t hidden, intermediate, blocks, heads, kv_heads, vocabulary, positions;
-  double epsilon;
-  std::int64_t window = 0;
-};
+// What read_model_config() would find in the config.json of each.
+ModelConfig llama(std::int64_t hidden, std::int64_t intermediate, std::int64_t blocks,
+                  std::int64_t heads, std::int64_t kv_heads, std::int64_t positions,
+                  float epsilon) {
+  ModelConfig config;
+  config.hidden_size = hidden;
+  config.intermediate_size = intermediate;
+  config.blocks = blocks;
+  config.heads = heads;
+  config.kv_heads = kv_heads;
+  config.head_dim = hidden / heads;
+  config.vocabulary = 32000;
+  config.max_positions = positions;
+  config.norm_epsilon = epsilon;
+  config.embedding_size = hidden;
+  config.eos = {2};
+  return config;
+}
 
-const std::map<std::string, Shapes>& table() {
-  static const std::map<std::string, Shapes> shapes{
-      {"llama-7b", {4096, 11008, 32, 32, 32, 32000, 2048, 1e-6}},
-      {"llama-13b", {5120, 13824, 40, 40, 40, 32000, 2048, 1e-6}},
-      {"llama-30b", {6656, 17920, 60, 52, 52, 32000, 2048, 1e-6}},
-      {"llama-65b", {8192, 22016, 80, 64, 64, 32000, 2048, 1e-6}},
-      {"llama-2-7b", {4096, 11008, 32, 32, 32, 32000, 4096, 1e-5}},
-      {"llama-2-13b", {5120, 13824, 40, 40, 40, 32000, 4096, 1e-5}},
-      {"llama-2-70b", {8192, 28672, 80, 64, 8, 32000, 4096, 1e-5}},
-      {"mistral-7b", {4096, 14336, 32, 32, 8, 32000, 32768, 1e-5, 4096}},
-      {"llama-1.1b", {2048, 5632, 22, 32, 4, 32000, 2048, 1e-5}},
-      {"tiny-world", {256, 768, 6, 8, 4, 1024, 512, 1e-5}},
+ModelConfig mistral_7b() {
+  ModelConfig config = llama(4096, 14336, 32, 32, 8, 32768, 1e-5f);
+  config.architecture = Architecture::kMistral;
+  config.sliding_window = 4096;
+  return config;
+}
+
+ModelConfig tiny_world() {
+  ModelConfig config = llama(256, 768, 6, 8, 4, 512, 1e-5f);
+  config.vocabulary = 1024;
+  return config;
+}
+
+ModelConfig opt(std::int64_t hidden, std::int64_t blocks, std::int64_t heads) {
+  ModelConfig config = llama(hidden, 4 * hidden, blocks, heads, heads, 2048, 1e-5f);
+  config.architecture = Architecture::kOpt;
+  config.vocabulary = 50272;
+  config.linear_bias = true;
+  config.tied_embeddings = true;
+  config.bos = 2;
+  return config;
+}
+
+ModelConfig opt_350m() {
+  ModelConfig config = opt(1024, 24, 16);
+  config.embedding_size = 512;
+  config.norm_first = false;
+  config.final_norm = false;
+  return config;
+}
+
+const std::map<std::string, ModelConfig>& table() {
+  static const std::map<std::string, ModelConfig> shapes{
+      {"llama-7b", llama(4096, 11008, 32, 32, 32, 2048, 1e-6f)},
+      {"llama-13b", llama(5120, 13824, 40, 40, 40, 2048, 1e-6f)},
+      {"llama-30b", llama(6656, 17920, 60, 52, 52, 2048, 1e-6f)},
+      {"llama-65b", llama(8192, 22016, 80, 64, 64, 2048, 1e-6f)},
+      {"llama-2-7b", llama(4096, 11008, 32, 32, 32, 4096, 1e-5f)},
+      {"llama-2-13b", llama(5120, 13824, 40, 40, 40, 4096, 1e-5f)},
+      {"llama-2-70b", llama(8192, 28672, 80, 64, 8, 4096, 1e-5f)},
+      {"llama-1.1b", llama(2048, 5632, 22, 32, 4, 2048, 1e-5f)},
+      {"mistral-7b", mistral_7b()},
+      {"opt-125m", opt(768, 12, 12)},
+      {"opt-350m", opt_350m()},
+      {"opt-1.3b", opt(2048, 24, 32)},
+      {"opt-2.7b", opt(2560, 32, 32)},
+      {"opt-6.7b", opt(4096, 32, 32)},
+      {"opt-13b", opt(5120, 40, 40)},
+      {"tiny-world", tiny_world()},
   };
   return shapes;
 }
@@ -79,9 +130,10 @@ class Writer {
 
   void write(SafetensorsWriter& file, const TensorInfo& tensor) {
     Random random(seed_ ^ std::stoull(xxh3_hex(tensor.name).substr(0, 16), nullptr, 16));
-    const bool norm = tensor.shape.size() == 1;
+    const bool bias = tensor.name.ends_with(".bias");
+    const bool norm = tensor.shape.size() == 1 && !bias;
     const std::int64_t cols = tensor.shape.back();
-    const std::int64_t rows = norm ? 1 : tensor.shape[0];
+    const std::int64_t rows = norm || bias ? 1 : tensor.shape[0];
     const std::vector<float> channels = channel_scales(random, cols, norm ? 8.0f : 4.0f);
     std::vector<float> values(static_cast<std::size_t>(cols));
     std::vector<std::uint16_t> halves(values.size());
@@ -90,8 +142,9 @@ class Writer {
       const float scale = static_cast<float>(std::exp(0.3 * random.normal()) /
                                              std::sqrt(static_cast<double>(cols)));
       for (std::size_t i = 0; i < values.size(); ++i) {
-        values[i] =
-            norm ? channels[i] * (1.0f + 0.1f * values[i]) : channels[i] * scale * values[i];
+        values[i] = norm   ? channels[i] * (1.0f + 0.1f * values[i])
+                    : bias ? 0.1f * values[i]
+                           : channels[i] * scale * values[i];
       }
       convert(DType::kF32, values.data(), DType::kF16, halves.data(), values.size());
       file.write(tensor.name, std::as_bytes(std::span(halves)));
@@ -103,32 +156,38 @@ class Writer {
   Normals normals_;
 };
 
-std::vector<TensorInfo> tensors_of(const ModelConfig& c) {
-  std::vector<TensorInfo> tensors;
-  const auto add = [&](const std::string& name, Shape shape) {
-    tensors.push_back({name, DType::kF16, std::move(shape)});
+std::vector<TensorInfo> tensors_of(const ModelConfig& config) {
+  std::vector<TensorInfo> tensors = tensors_before_blocks(config);
+  const auto add = [&](const std::vector<TensorInfo>& more) {
+    tensors.insert(tensors.end(), more.begin(), more.end());
   };
-  add("model.embed_tokens.weight", {c.vocabulary, c.hidden_size});
-  for (std::int64_t i = 0; i < c.blocks; ++i) {
-    const std::string p = "model.layers." + std::to_string(i) + ".";
-    add(p + "input_layernorm.weight", {c.hidden_size});
-    add(p + "self_attn.q_proj.weight", {c.heads * c.head_dim, c.hidden_size});
-    add(p + "self_attn.k_proj.weight", {c.kv_heads * c.head_dim, c.hidden_size});
-    add(p + "self_attn.v_proj.weight", {c.kv_heads * c.head_dim, c.hidden_size});
-    add(p + "self_attn.o_proj.weight", {c.hidden_size, c.heads * c.head_dim});
-    add(p + "post_attention_layernorm.weight", {c.hidden_size});
-    add(p + "mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size});
-    add(p + "mlp.up_proj.weight", {c.intermediate_size, c.hidden_size});
-    add(p + "mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
-  }
-  add("model.norm.weight", {c.hidden_size});
-  add("lm_head.weight", {c.vocabulary, c.hidden_size});
+  for (std::int64_t block = 0; block < config.blocks; ++block) add(tensors_of_block(config, block));
+  add(tensors_after_blocks(config));
   return tensors;
 }
 
 std::int64_t bytes_of(const TensorInfo& tensor) { return element_count(tensor.shape) * 2; }
 
+nlohmann::ordered_json opt_config(const ModelConfig& c) {
+  return {{"architectures", {"OPTForCausalLM"}},
+          {"model_type", "opt"},
+          {"hidden_size", c.hidden_size},
+          {"ffn_dim", c.intermediate_size},
+          {"num_hidden_layers", c.blocks},
+          {"num_attention_heads", c.heads},
+          {"vocab_size", c.vocabulary},
+          {"word_embed_proj_dim", c.embedding_size},
+          {"max_position_embeddings", c.max_positions},
+          {"do_layer_norm_before", c.norm_first},
+          {"activation_function", "relu"},
+          {"pad_token_id", 1},
+          {"bos_token_id", 2},
+          {"eos_token_id", 2},
+          {"torch_dtype", "float16"}};
+}
+
 std::string config_json(const ModelConfig& c) {
+  if (c.architecture == Architecture::kOpt) return opt_config(c).dump(1) + "\n";
   const bool mistral = c.architecture == Architecture::kMistral;
   nlohmann::ordered_json json{
       {"architectures", {mistral ? "MistralForCausalLM" : "LlamaForCausalLM"}},
@@ -156,7 +215,7 @@ std::string config_json(const ModelConfig& c) {
 
 std::vector<std::string> known_shapes() {
   std::vector<std::string> names;
-  for (const auto& [name, shapes] : table()) names.push_back(name);
+  for (const auto& [name, config] : table()) names.push_back(name);
   return names;
 }
 
@@ -167,21 +226,7 @@ ModelConfig shape_like(const std::string& name) {
     for (const std::string& each : known_shapes()) names += (names.empty() ? "" : ", ") + each;
     throw InputError("--like " + name + ": not one of " + names);
   }
-  const Shapes& s = found->second;
-  ModelConfig config;
-  config.architecture = s.window > 0 ? Architecture::kMistral : Architecture::kLlama;
-  config.hidden_size = s.hidden;
-  config.intermediate_size = s.intermediate;
-  config.blocks = s.blocks;
-  config.heads = s.heads;
-  config.kv_heads = s.kv_heads;
-  config.head_dim = s.hidden / s.heads;
-  config.vocabulary = s.vocabulary;
-  config.max_positions = s.positions;
-  config.sliding_window = s.window;
-  config.norm_epsilon = static_cast<float>(s.epsilon);
-  config.eos = {2};
-  return config;
+  return found->second;
 }
 
 void write_synthetic_model(const SyntheticOptions& options,

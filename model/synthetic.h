@@ -24,7 +24,7 @@ struct SyntheticOptions {
 
 // Writes config.json and float16 safetensors. Weights are normal with standard deviation 1 / sqrt(inputs), rows scaled by
 // exp(0.3 normal) (heavy tails), one input channel in 200 four times as large; norm weights have outliers of 8 in one
-// channel of 200, so that activations have outlier channels as those of large models do. The same seed gives the same
+// channel of 200, so that activations have outlier channels as those of large models do; biases are small. The same seed gives the same
 // bytes. Throws InputError if `directory` exists and is not empty.
 void write_synthetic_model(const SyntheticOptions& options, const std::filesystem::path& directory);
 

@@ -74,14 +74,10 @@ class CompressedTensors final : public ExportFormat {
                                           {"weights", weights},
                                           {"input_activations", nullptr},
                                           {"output_activations", nullptr}};
-    return {{"quant_method", "compressed-tensors"},
-            {"format", "pack-quantized"},
-            {"quantization_status", "compressed"},
-            {"config_groups", {{"group_0", group}}},
-            {"ignore", nlohmann::ordered_json::array({"lm_head"})},
-            {"kv_cache_scheme", nullptr},
-            {"global_compression_ratio", nullptr},
-            {"version", kVersion}};
+    return {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},  {"config_groups", {{"group_0", group}}},
+            {"ignore", scheme.dense_modules},       {"kv_cache_scheme", nullptr},
+            {"global_compression_ratio", nullptr},  {"version", kVersion}};
   }
 
  private:

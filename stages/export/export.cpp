@@ -8,12 +8,14 @@
 #include <cstdio>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/unique.h"
+#include "model/layout.h"
 #include "model/tokenizer.h"
 #include "stages/export/format.h"
 #include "stages/quantize/block_record.h"
@@ -70,6 +72,16 @@ void together(Communicator& world, const std::function<void()>& work,
   }
 }
 
+// Linears outside the blocks stay as they are.
+std::vector<std::string> dense_modules(const ModelConfig& config) {
+  const OuterLayout outer = outer_layout(config);
+  std::vector<std::string> modules = {"lm_head"};  // also where it is the embedding
+  for (std::string name : {outer.project_in, outer.project_out}) {
+    if (!name.empty()) modules.push_back(name.substr(0, name.rfind(".weight")));
+  }
+  return modules;
+}
+
 // Everything an export needs to know; does the work of one rank.
 class Exporter {
  public:
@@ -88,7 +100,8 @@ class Exporter {
 
   // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
   void plan(bool symmetric) {
-    scheme_ = {recipe_.bits, recipe_.group_size, symmetric, is_reordered(recipe_)};
+    scheme_ = {recipe_.bits, recipe_.group_size, symmetric, is_reordered(recipe_),
+               dense_modules(model_.config())};
     cut(list_pieces());
   }
 
@@ -163,14 +176,18 @@ class Exporter {
   }
 
   std::vector<Piece> list_pieces() const {
-    std::vector<std::string> names = model_.checkpoint().names();
-    std::ranges::sort(names);
     std::vector<Piece> pieces;
-    add_kept(pieces, "model.embed_tokens.weight");
-    for (int block = 0; block < static_cast<int>(model_.config().blocks); ++block) {
+    const auto keep = [&](const std::vector<TensorInfo>& tensors) {
+      for (const TensorInfo& tensor : tensors) add_kept(pieces, tensor.name);
+    };
+    const ModelConfig& config = model_.config();
+    keep(tensors_before_blocks(config));
+    for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
       const std::string prefix = shape_.prefix(block) + ".";
+      std::set<std::string> weights;
       for (std::size_t i = 0; i < shape_.linears().size(); ++i) {
         const LinearSpec& linear = shape_.linears()[i];
+        weights.insert(prefix + linear.name + ".weight");
         Piece piece;
         piece.block = block;
         piece.linear = i;
@@ -180,24 +197,13 @@ class Exporter {
         }
         pieces.push_back(std::move(piece));
       }
-      for (const std::string& name : names) {
-        if (name.starts_with(prefix) && is_kept(name.substr(prefix.size()))) {
-          add_kept(pieces, name, block);
-        }
+      // Norms and biases.
+      for (const TensorInfo& tensor : tensors_of_block(config, block)) {
+        if (!weights.contains(tensor.name)) add_kept(pieces, tensor.name, block);
       }
     }
-    add_kept(pieces, "model.norm.weight");
-    if (!model_.config().tied_embeddings) add_kept(pieces, "lm_head.weight");
+    keep(tensors_after_blocks(config));
     return pieces;
-  }
-
-  // Norms and biases. Old checkpoints carry a table of rotary frequencies, which readers compute
-  // themselves.
-  bool is_kept(const std::string& name_in_block) const {
-    for (const LinearSpec& linear : shape_.linears()) {
-      if (name_in_block == linear.name + ".weight") return false;
-    }
-    return !name_in_block.ends_with(".inv_freq");
   }
 
   // First fit in order: a file ends where the next piece would exceed the limit. A piece above it

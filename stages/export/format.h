@@ -22,6 +22,7 @@ struct Scheme {
   std::int64_t group_size = -1;  // -1: the whole row
   bool symmetric = false;        // every zero point is 2^(bits-1)
   bool reordered = false;  // a column's group is not column / group_size: the layout needs a table
+  std::vector<std::string> dense_modules = {"lm_head"};  // linears that stay as they are
 };
 
 class ExportFormat {

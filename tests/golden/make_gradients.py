@@ -129,37 +129,53 @@ def learned_rounding(grid, bits):
 BLOCKS = {
     "llama": {"num_key_value_heads": 1},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 3},
+    "opt": {"do_layer_norm_before": True},
+    "opt-norm-last": {"do_layer_norm_before": False},
 }
 SEQUENCES, LENGTH, HIDDEN = 2, 6, 8
 
 
-def block(kind, keys):
-    """One block: its forward pass is that of a model without embedding and head."""
-    config = make_logits.config_of(kind, hidden_size=HIDDEN, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-                                   vocab_size=SEQUENCES * LENGTH, rms_norm_eps=1e-5, rope_theta=10000.0,
-                                   tie_word_embeddings=False, torch_dtype="float32", **keys)
-    weights = {name: formula_weight(name, shape) * (2 if "proj" in name else 1)
-               for name, shape in make_logits.shapes(config).items()}
-    x = operand("block input", SEQUENCES * LENGTH, HIDDEN)
-    target = operand("block target", SEQUENCES * LENGTH, HIDDEN)
-    linears = [name for name in weights if "proj" in name]
-    for name in linears:
-        weights[name].requires_grad_()
-
-    # Token t has row t of x as its embedding, the head is the identity, and the norm before it is left out.
+def llama_output(config, weights, x):
+    """The forward pass of a model around its block: token t has row t of x as its embedding, the head is the identity, and
+    the norm before it is left out."""
     ids = torch.arange(SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH).numpy()
     given = weights | {"model.embed_tokens.weight": x, "lm_head.weight": torch.eye(HIDDEN, dtype=torch.float64),
                        "model.norm.weight": None}
     plain = make_logits.rms_norm
     make_logits.rms_norm = lambda y, weight, epsilon: y if weight is None else plain(y, weight, epsilon)
-    y = make_logits.forward(config, given, ids).reshape(SEQUENCES * LENGTH, HIDDEN)
+    y = make_logits.forward(config, given, ids)
     make_logits.rms_norm = plain
-    loss = F.mse_loss(y, target)
+    return y
+
+
+def block(name, keys):
+    """One block, and the gradient of the mean squared error of its output."""
+    kind = name.split("-")[0]
+    shared = dict(hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2, vocab_size=SEQUENCES * LENGTH,
+                  torch_dtype="float32", **keys)
+    if kind == "opt":
+        prefix = "model.decoder.layers.0."
+        config = make_logits.config_of(kind, ffn_dim=12, **shared)
+    else:
+        prefix = "model.layers.0."
+        config = make_logits.config_of(kind, intermediate_size=12, rms_norm_eps=1e-5, rope_theta=10000.0,
+                                       tie_word_embeddings=False, **shared)
+    weights = {tensor: formula_weight(tensor, shape) for tensor, shape in make_logits.shapes(config).items()}
+    linears = [tensor for tensor in weights if tensor.startswith(prefix) and weights[tensor].dim() == 2]
+    for tensor in linears:
+        weights[tensor] = (weights[tensor] * 2).requires_grad_()
+    x = operand("block input", SEQUENCES * LENGTH, HIDDEN)
+    target = operand("block target", SEQUENCES * LENGTH, HIDDEN)
+    if kind == "opt":
+        y = make_logits.opt_block(config, weights, prefix, x.reshape(SEQUENCES, LENGTH, HIDDEN))
+    else:
+        y = llama_output(config, weights, x)
+    loss = F.mse_loss(y.reshape(SEQUENCES * LENGTH, HIDDEN), target)
     loss.backward()
-    return {"config": config, "sequences": SEQUENCES, "length": LENGTH, "x": listed(x), "target": listed(target),
-            "loss": float(loss), "d_x": listed(x.grad),
-            "linears": {name.removeprefix("model.layers.0.").removesuffix(".weight"):
-                        {"w": listed(weights[name]), "dw": listed(weights[name].grad)} for name in linears}}
+    return {"config": config, "prefix": prefix, "sequences": SEQUENCES, "length": LENGTH, "x": listed(x),
+            "target": listed(target), "loss": float(loss), "d_x": listed(x.grad),
+            "linears": {tensor.removeprefix(prefix).removesuffix(".weight"):
+                        {"w": listed(weights[tensor]), "dw": listed(weights[tensor].grad)} for tensor in linears}}
 
 
 def main():

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <numeric>
 
 #include <gmock/gmock.h>
 
@@ -63,7 +64,7 @@ class World {
     Tensors tensors = formula_tensors(config, DType::kF32);
     for (const auto& [name, linear] : golden_.at("linears").items()) {
       const std::vector<float> w = floats(matrix_of(linear.at("w")));
-      std::ranges::copy(w, tensors.at("model.layers.0." + name + ".weight").as<float>().begin());
+      std::ranges::copy(w, tensors.at(prefix() + name + ".weight").as<float>().begin());
     }
     write_model(directory_.path(), config, tensors);
     model_ = std::make_unique<CausalLM>(directory_.path());
@@ -71,10 +72,11 @@ class World {
 
   const json& golden() const { return golden_; }
   const ModelConfig& config() const { return model_->config(); }
-  Matrix norm(const char* name) const {
-    const auto values = formula_weight(std::string("model.layers.0.") + name + ".weight",
-                                       static_cast<std::size_t>(config().hidden_size));
-    Matrix m(1, config().hidden_size);
+  std::string prefix() const { return golden_.at("prefix").get<std::string>(); }
+  // A norm or a bias: one row.
+  Matrix row(const std::string& name, std::int64_t size) const {
+    const auto values = formula_weight(prefix() + name, static_cast<std::size_t>(size));
+    Matrix m(1, size);
     m.values.assign(values.begin(), values.end());
     return m;
   }
@@ -138,24 +140,38 @@ class BlockGradientTest : public testing::TestWithParam<const char*> {
   World world_{GetParam()};
 };
 
-INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradientTest, testing::Values("llama", "mistral"),
-                         [](const auto& instance) { return std::string(instance.param); });
+INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradientTest,
+                         testing::Values("llama", "mistral", "opt", "opt-norm-last"),
+                         [](const auto& instance) {
+                           std::string name = instance.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 TEST_P(BlockGradientTest, EqualsTorchs) {
   const Gradients got = world_.run(Save::kAll);
   EXPECT_NEAR(got.loss, world_.golden().at("loss").get<double>(), 1e-6 * got.loss);
   expect_near(got.dx, matrix_of(world_.golden().at("d_x")), "dx");
-  ASSERT_EQ(got.linears.size(), 7u);
+  ASSERT_EQ(got.linears.size(), world_.golden().at("linears").size());
   for (const auto& [name, linear] : world_.golden().at("linears").items()) {
     expect_near(got.linears.at(name), matrix_of(linear.at("dw")), name);
   }
 }
 
-TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
-  const ModelConfig& config = world_.config();
-  const std::int64_t length = world_.golden().at("length"), half = config.head_dim / 2;
-  const Matrix x = matrix_of(world_.golden().at("x")),
-               target = matrix_of(world_.golden().at("target"));
+// Plain forward passes in double.
+using Weights = std::map<std::string, Matrix>;
+
+Matrix plus(Matrix a, const Matrix& b) {
+  for (std::size_t i = 0; i < a.values.size(); ++i) {
+    a.values[i] += b.values[b.rows == 1 ? i % b.values.size() : i];
+  }
+  return a;
+}
+
+Matrix llama_block(const World& world, const Weights& weights, const Matrix& input) {
+  using namespace reference;
+  const ModelConfig& config = world.config();
+  const std::int64_t length = world.golden().at("length"), half = config.head_dim / 2;
   Matrix cos(length, half), sin(length, half);
   for (std::int64_t p = 0; p < length; ++p) {
     for (std::int64_t j = 0; j < half; ++j) {
@@ -166,31 +182,60 @@ TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
       sin(p, j) = std::sin(angle);
     }
   }
-  std::map<std::string, Matrix> weights;
+  const auto epsilon = static_cast<double>(config.norm_epsilon);
+  const auto linear = [&](const Matrix& in, const char* name) {
+    return product(in, reference::transpose(weights.at(name)));
+  };
+  const auto norm = [&](const char* name) { return world.row(name, config.hidden_size); };
+  const Matrix n = rms_norm(input, norm("input_layernorm.weight"), epsilon);
+  const Matrix q = rope(linear(n, "self_attn.q_proj"), cos, sin, config.heads, length);
+  const Matrix k = rope(linear(n, "self_attn.k_proj"), cos, sin, config.kv_heads, length);
+  const Matrix mixed =
+      attention(q, k, linear(n, "self_attn.v_proj"), config.heads, config.kv_heads, length,
+                config.sliding_window, 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  const Matrix middle = plus(input, linear(mixed, "self_attn.o_proj"));
+  const Matrix m = rms_norm(middle, norm("post_attention_layernorm.weight"), epsilon);
+  const Matrix gated = silu_gate(linear(m, "mlp.gate_proj"), linear(m, "mlp.up_proj"));
+  return plus(middle, linear(gated, "mlp.down_proj"));
+}
+
+Matrix opt_block(const World& world, const Weights& weights, const Matrix& input) {
+  using namespace reference;
+  const ModelConfig& config = world.config();
+  const auto linear = [&](const Matrix& in, const std::string& name) {
+    const Matrix& w = weights.at(name);
+    return plus(product(in, reference::transpose(w)), world.row(name + ".bias", w.rows));
+  };
+  const auto normalize = [&](const Matrix& x, const std::string& name) {
+    return layer_norm(x, world.row(name + ".weight", config.hidden_size),
+                      world.row(name + ".bias", config.hidden_size), 1e-5);
+  };
+  const auto half = [&](const Matrix& x, const std::string& norm, const auto& function) {
+    return config.norm_first ? plus(x, function(normalize(x, norm)))
+                             : normalize(plus(x, function(x)), norm);
+  };
+  const Matrix middle = half(input, "self_attn_layer_norm", [&](const Matrix& n) {
+    return linear(attention(linear(n, "self_attn.q_proj"), linear(n, "self_attn.k_proj"),
+                            linear(n, "self_attn.v_proj"), config.heads, config.heads,
+                            world.golden().at("length"), 0,
+                            1.0 / std::sqrt(static_cast<double>(config.head_dim))),
+                  "self_attn.out_proj");
+  });
+  return half(middle, "final_layer_norm",
+              [&](const Matrix& m) { return linear(relu(linear(m, "fc1")), "fc2"); });
+}
+
+TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
+  const Matrix x = matrix_of(world_.golden().at("x")),
+               target = matrix_of(world_.golden().at("target"));
+  Weights weights;
   for (const auto& [name, linear] : world_.golden().at("linears").items()) {
     weights[name] = matrix_of(linear.at("w"));
   }
-  const auto epsilon = static_cast<double>(config.norm_epsilon);
   // [1, 1]: the loss.
   const auto loss = [&](const Matrix& input) {
-    using namespace reference;
-    const auto linear = [&](const Matrix& in, const char* name) {
-      return product(in, reference::transpose(weights.at(name)));
-    };
-    const auto plus = [](Matrix a, const Matrix& b) {
-      for (std::size_t i = 0; i < a.values.size(); ++i) a.values[i] += b.values[i];
-      return a;
-    };
-    const Matrix n = rms_norm(input, world_.norm("input_layernorm"), epsilon);
-    const Matrix q = rope(linear(n, "self_attn.q_proj"), cos, sin, config.heads, length);
-    const Matrix k = rope(linear(n, "self_attn.k_proj"), cos, sin, config.kv_heads, length);
-    const Matrix mixed =
-        attention(q, k, linear(n, "self_attn.v_proj"), config.heads, config.kv_heads, length,
-                  config.sliding_window, 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
-    const Matrix middle = plus(input, linear(mixed, "self_attn.o_proj"));
-    const Matrix m = rms_norm(middle, world_.norm("post_attention_layernorm"), epsilon);
-    const Matrix gated = silu_gate(linear(m, "mlp.gate_proj"), linear(m, "mlp.up_proj"));
-    const Matrix y = plus(middle, linear(gated, "mlp.down_proj"));
+    const bool opt = world_.config().architecture == Architecture::kOpt;
+    const Matrix y = (opt ? opt_block : llama_block)(world_, weights, input);
     Matrix result(1, 1);
     for (std::size_t i = 0; i < y.values.size(); ++i) {
       const double difference = y.values[i] - target.values[i];
@@ -232,7 +277,9 @@ TEST_P(BlockGradientTest, SameBitsWithAnyThreadsAndFromTheInputAlone) {
 
 TEST_P(BlockGradientTest, HandsOutEachLinearOnceAndTheInputsGradientWhenAsked) {
   const Gradients with = world_.run(Save::kAll);
-  EXPECT_EQ(with.order, (std::vector<int>{6, 5, 4, 3, 2, 1, 0}));
+  std::vector<int> last_to_first(with.linears.size());
+  std::iota(last_to_first.rbegin(), last_to_first.rend(), 0);
+  EXPECT_EQ(with.order, last_to_first);
   const Gradients without = world_.run(Save::kAll, 1, DecoderBlock::InputGradient::kNo);
   EXPECT_TRUE(without.dx.values.empty());
   for (const auto& [name, gradient] : with.linears) {
