@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/activation_aware.h"
 #include "kernels/gradients.h"
 #include "kernels/learned_rounding.h"
 #include "kernels/linear_algebra.h"
@@ -20,6 +21,7 @@ class Backend : public Memory,
                 public TransformerKernels,
                 public GradientKernels,
                 public QuantizationKernels,
+                public ActivationAwareKernels,
                 public LearnedRoundingKernels {
  public:
   virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"

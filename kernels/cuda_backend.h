@@ -60,6 +60,13 @@ class CudaBackend : public Backend {
   void gptq_panel(const GptqPanel& op) override;
   void row_errors(const RowErrors& op) override;
 
+  void column_magnitudes(const ColumnMagnitudes& op) override;
+  void compare_rows(const CompareRows& op) override;
+  void scaled_rounding(const ScaledRounding& op) override;
+  void fold_scales(const FoldScales& op) override;
+  void group_grams(const GroupGrams& op) override;
+  void clip_groups(const ClipGroups& op) override;
+
   void find_ranges(const FindRanges& op) override;
   void round_learned(const RoundLearned& op) override;
   void learn_rounding(const LearnRounding& op) override;

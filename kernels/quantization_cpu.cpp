@@ -10,14 +10,33 @@
 #include "kernels/grid_point.h"
 #include "kernels/group_range_cpu.h"
 #include "kernels/vector_math_cpu.h"
+#include "kernels/weight_group_cpu.h"
 
 namespace roundhouse {
-namespace {
 
 std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
   require(group_size > 0, "a group has at least one column");
   return (cols + group_size - 1) / group_size;
 }
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double dot_product(
+    const float* a, const float* b, std::int64_t n) {
+  constexpr std::int64_t kChunk = 1024;
+  double sum = 0.0;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = begin + kChunk < n ? begin + kChunk : n;
+    Lanes lanes = {};
+    std::int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      lanes += *reinterpret_cast<const Lanes*>(a + i) * *reinterpret_cast<const Lanes*>(b + i);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(lanes[lane]);
+    for (; i < end; ++i) sum += static_cast<double>(a[i] * b[i]);
+  }
+  return sum;
+}
+
+namespace {
 
 void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64_t rows,
                  std::int64_t groups) {

@@ -38,6 +38,15 @@ struct InputGroup {
   bool from_residual;        // prepare() computes the input from the residual
 };
 
+// Input columns that may be multiplied with a vector s if what makes the input is divided by s: the block's output stays
+// what it was, W x = (W diag(s)) (diag(1/s) x). What AWQ searches; its table of these sets is llm-awq's.
+struct ScaleSet {
+  int group;       // whose linears share s: an index into groups()
+  int last_group;  // the outputs of `group`, or of the module from it to here, are what a good s keeps
+  std::vector<int> norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norm_names()
+  int linear = -1;         // or the rows (and the bias) of this linear: an index into linears()
+};
+
 // Weights of one block in a backend's memory, in its activation type. Quantizing replaces linears one by one.
 struct BlockWeights {
   std::vector<Tensor> linears;  // by DecoderBlock::linears()
@@ -77,6 +86,12 @@ class DecoderBlock {
 
   const std::vector<LinearSpec>& linears() const { return linears_; }
   const std::vector<InputGroup>& groups() const { return groups_; }
+  // Tensors of BlockWeights::norms, by the same index: "input_layernorm.weight". Each has hidden_size() values.
+  const std::vector<std::string>& norm_names() const { return norm_names_; }
+  const std::vector<ScaleSet>& scale_sets() const { return scale_sets_; }
+  // Queries and keys: their outputs only enter attention's scores, which clipped weights would change beyond what the
+  // error of the linear itself says.
+  const std::vector<int>& score_linears() const { return score_linears_; }
   std::int64_t hidden_size() const { return hidden_size_; }
   // The module path in the checkpoint: "model.layers.7" + "." + "self_attn.q_proj".
   virtual std::string prefix(int block) const = 0;
@@ -117,6 +132,9 @@ class DecoderBlock {
 
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;
+  std::vector<std::string> norm_names_;
+  std::vector<ScaleSet> scale_sets_;
+  std::vector<int> score_linears_;
   std::int64_t hidden_size_ = 0;
 };
 

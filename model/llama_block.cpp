@@ -18,11 +18,21 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
   require(max_length > 0, "a block for sequences without a token");
   hidden_size_ = config.hidden_size;
   linears_ = block_layout(config).linears;
+  norm_names_ = block_layout(config).norms;
   const std::int64_t attention = config.heads * config.head_dim;
   groups_ = {{"q_proj, k_proj, v_proj", {kQ, kK, kV}, config.hidden_size, true},
              {"o_proj", {kO}, attention, false},
              {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
              {"down_proj", {kDown}, config.intermediate_size, false}};
+  scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0}});
+  // With grouped queries several columns of o read one row of v.
+  if (config.kv_heads == config.heads) {
+    scale_sets_.push_back({.group = kOut, .last_group = kOut, .norms = {}, .linear = kV});
+  }
+  scale_sets_.push_back({.group = kGateUp, .last_group = kDownProjection, .norms = {1}});
+  scale_sets_.push_back(
+      {.group = kDownProjection, .last_group = kDownProjection, .norms = {}, .linear = kUp});
+  score_linears_ = {kQ, kK};
 
   // Angle of pair j at position p: p theta^(-2j / head_dim). In double: at position 100,000 a float
   // angle is off by 0.004.

@@ -19,10 +19,19 @@ OptBlock::OptBlock(const ModelConfig& config, std::int64_t max_length)
   require(max_length > 0, "a block for sequences without a token");
   hidden_size_ = config.hidden_size;
   linears_ = block_layout(config).linears;
+  norm_names_ = block_layout(config).norms;
   groups_ = {{"q_proj, k_proj, v_proj", {kQ, kK, kV}, config.hidden_size, true},
              {"out_proj", {kOutProjection}, config.hidden_size, false},
              {"fc1", {kFc1}, config.hidden_size, true},
              {"fc2", {kFc2}, config.intermediate_size, false}};
+  // Only a norm in front of the linears, and one with weights, can take up their scales.
+  const bool norms = config.norm_first && config.affine_norms;
+  if (norms) scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0, 1}});
+  scale_sets_.push_back({.group = kOut, .last_group = kOut, .norms = {}, .linear = kV});
+  if (norms) scale_sets_.push_back({.group = kUp, .last_group = kUp, .norms = {2, 3}});
+  // relu(x / s) = relu(x) / s for positive s.
+  scale_sets_.push_back({.group = kDown, .last_group = kDown, .norms = {}, .linear = kFc1});
+  score_linears_ = {kQ, kK};
 }
 
 std::string OptBlock::prefix(int block) const {

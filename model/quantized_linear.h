@@ -14,6 +14,7 @@
 #include "base/tensor.h"
 #include "kernels/backend.h"
 #include "kernels/grid.h"
+#include "model/dense_tensors.h"
 
 namespace roundhouse {
 
@@ -47,6 +48,7 @@ struct QuantizedBlock {
   int block = 0;
   std::vector<QuantizedLinear> linears;  // in the order of DecoderBlock::linears()
   nlohmann::json record;                 // of the whole block: samples dropped, ...
+  DenseTensors replaced = {};  // norms and biases that are no longer the checkpoint's: AWQ folds scales into them
 };
 
 }  // namespace roundhouse

@@ -143,6 +143,7 @@ class RecipeWalk {
     return {.backend = s_.backend,
             .team = s_.mesh.team(),
             .device_team = s_.mesh.device_team(),
+            .checkpoint = s_.model.checkpoint(),
             .shape = s_.shape,
             .block = block,
             .weights = weights,

@@ -32,7 +32,7 @@ constexpr const char* kSums = "SHA256SUMS";
 struct Piece {
   std::vector<TensorInfo> tensors;
   std::string source;      // tensor of the original checkpoint; empty for a linear
-  int block = -1;          // of a linear
+  int block = -1;          // where it is; -1: outside the blocks
   std::size_t linear = 0;  // index into DecoderBlock::linears()
 
   std::int64_t bytes() const {
@@ -162,7 +162,7 @@ class Exporter {
   }
 
  private:
-  void add_kept(std::vector<Piece>& pieces, const std::string& name) const {
+  void add_kept(std::vector<Piece>& pieces, const std::string& name, int block = -1) const {
     const HostView view = model_.checkpoint().view(name);
     if (view.type != DType::kF32 && view.type != DType::kF16 && view.type != DType::kBF16) {
       throw InputError(model_.checkpoint().directory().string() + ": " + name + " is " +
@@ -171,6 +171,7 @@ class Exporter {
     Piece piece;
     piece.tensors = {{name, options_.dtype, view.shape}};
     piece.source = name;
+    piece.block = block;
     pieces.push_back(std::move(piece));
   }
 
@@ -198,7 +199,7 @@ class Exporter {
       }
       // Norms and biases.
       for (const TensorInfo& tensor : tensors_of_block(config, block)) {
-        if (!weights.contains(tensor.name)) add_kept(pieces, tensor.name);
+        if (!weights.contains(tensor.name)) add_kept(pieces, tensor.name, block);
       }
     }
     keep(tensors_after_blocks(config));
@@ -254,6 +255,12 @@ class Exporter {
         throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
                     " holds block " + std::to_string(loaded.block));
       }
+      for (const auto& [name, tensor] : loaded.replaced) {
+        if (!model_.checkpoint().has(shape_.prefix(block) + "." + name)) {
+          throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) + " replaces " +
+                      name + ", which the original does not have");
+        }
+      }
       block_ = std::move(loaded);
     }
     return *block_;
@@ -290,10 +297,20 @@ class Exporter {
     }
   }
 
+  // What a method changed, else what the checkpoint has.
+  HostView kept(const Piece& piece) {
+    if (piece.block >= 0) {
+      const DenseTensors& replaced = load_block(piece.block).replaced;
+      const auto found = replaced.find(piece.source.substr(shape_.prefix(piece.block).size() + 1));
+      if (found != replaced.end()) return found->second.view();
+    }
+    return model_.checkpoint().view(piece.source);
+  }
+
   // In slices: an embedding may be larger than a block.
-  void write_kept(SafetensorsWriter& writer, const Piece& piece) const {
+  void write_kept(SafetensorsWriter& writer, const Piece& piece) {
     constexpr std::size_t kSlice = std::size_t{4} << 20;  // elements
-    const HostView view = model_.checkpoint().view(piece.source);
+    const HostView view = kept(piece);
     const std::size_t from_size = size_of(view.type), to_size = size_of(options_.dtype);
     const auto count = static_cast<std::size_t>(element_count(view.shape));
     std::vector<std::byte> slice(std::min(count, kSlice) * to_size);

@@ -15,7 +15,7 @@
 namespace roundhouse {
 
 struct ExportOptions {
-  std::string format;         // "compressed-tensors", "gptq" or "dense"
+  std::string format;         // "compressed-tensors", "gptq", "awq" or "dense"
   DType dtype = DType::kF16;  // of "dense" weights, and of all that is not quantized: F16 or F32
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };

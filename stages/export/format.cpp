@@ -15,6 +15,7 @@ struct Entry {
 constexpr std::array kFormats = {
     Entry{"compressed-tensors", make_compressed_tensors},
     Entry{"gptq", make_gptq},
+    Entry{"awq", make_awq_gemm},
     Entry{"dense", make_dense},
 };
 

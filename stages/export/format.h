@@ -53,6 +53,7 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name);  // throws I
 
 std::unique_ptr<ExportFormat> make_compressed_tensors();
 std::unique_ptr<ExportFormat> make_gptq();
+std::unique_ptr<ExportFormat> make_awq_gemm();
 std::unique_ptr<ExportFormat> make_dense();
 
 // For check(): what every packed layout asks of a linear. Throws InputError.

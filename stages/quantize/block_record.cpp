@@ -1,7 +1,14 @@
 // One record a block. For each linear, under its name:
-//   NAME.codes            U32 [rows, packed_words(cols)], each row its own bit stream, unused high
-//   bits 0 NAME.scales           F16 [rows, groups] NAME.zeros            U8  [rows, groups]
+//
+//   NAME.codes            U32 [rows, packed_words(cols)], each row its own bit stream, unused high bits 0
+//   NAME.scales           F16 [rows, groups]
+//   NAME.zeros            U8  [rows, groups]
 //   NAME.group_of_column  I32 [cols], only where a column's group is not column / group_size
+//
+// for each norm or bias that is no longer the checkpoint's
+//
+//   replaced.NAME         its values, in the checkpoint's type
+//
 // and as attributes everything else, so that a record can be read without knowing its recipe.
 #include "stages/quantize/block_record.h"
 
@@ -15,6 +22,7 @@ namespace roundhouse {
 namespace {
 
 constexpr int kVersion = 1;
+constexpr const char* kReplaced = "replaced.";
 constexpr std::array kGrids = {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
                                Grid::kSymGptq, Grid::kSymFull};
 
@@ -70,6 +78,16 @@ class RecordReader {
     return found->second;
   }
   bool has(const std::string& name) const { return record_.tensors.contains(name); }
+  // Those whose name begins with `prefix`, named by the rest.
+  DenseTensors all_of(const std::string& prefix) {
+    DenseTensors found;
+    for (const auto& [name, tensor] : record_.tensors) {
+      if (!name.starts_with(prefix)) continue;
+      found[name.substr(prefix.size())] = tensor;
+      ++used_;
+    }
+    return found;
+  }
   bool all_used() const { return used_ == record_.tensors.size(); }
 
  private:
@@ -137,6 +155,8 @@ QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
   for (std::size_t i = 0; i < linears.size(); ++i) {
     block.linears.push_back(read_linear(linears[i], shape.linears()[i], reader));
   }
+  block.replaced = reader.all_of(kReplaced);
+  validate(block.replaced, shape);
   if (!reader.all_used()) throw Error("has tensors that belong to no linear");
   return block;
 }
@@ -162,6 +182,7 @@ Record to_record(const QuantizedBlock& block) {
                        {"group_size", linear.group_size},
                        {"record", linear.record}});
   }
+  for (const auto& [name, tensor] : block.replaced) record.tensors[kReplaced + name] = tensor;
   record.attributes = {{"version", kVersion},
                        {"block", block.block},
                        {"linears", std::move(linears)},

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "stages/quantize/awq.h"
 #include "stages/quantize/gptq.h"
 #include "stages/quantize/rtn.h"
 #include "stages/quantize/signround.h"
@@ -20,6 +21,7 @@ struct Entry {
 constexpr Entry kMethods[] = {
     {"rtn", make_rtn},
     {"gptq", make_gptq},
+    {"awq", make_awq},
     {"signround", make_signround},
 };
 

@@ -9,6 +9,7 @@
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
+#include "model/checkpoint.h"
 #include "model/decoder_block.h"
 #include "model/quantized_linear.h"
 #include "stages/calibrate/activations.h"
@@ -25,8 +26,9 @@ struct BlockTask {
   Backend& backend;
   Communicator& team;      // the ranks that share this block; moves host memory
   Transport& device_team;  // the same ranks; moves the backend's memory
+  const Checkpoint& checkpoint;  // what the weights were read from, in its own types
   const DecoderBlock& shape;
-  int block;               // which one, for messages
+  int block;               // which one
   BlockWeights& weights;   // the original weights; the method may replace them as it goes
   const Samples* samples;  // nullptr if the method asks for no stream
   // This rank's shards (parts_of_rank): the block's input on entry, its output on return. nullptr if not asked for.

@@ -16,6 +16,7 @@ BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& s
   for (std::size_t i = 0; i < quantized.linears.size(); ++i) {
     weights.linears[i] = dequantize(quantized.linears[i], backend);
   }
+  replace(weights, quantized.replaced, shape, backend);
   return weights;
 }
 

@@ -9,7 +9,7 @@
 
 namespace roundhouse {
 
-// Norms and biases from the original model, linears dequantized from the store. Throws Error if the block is missing.
+// Linears dequantized from the store; norms and biases from the original model, but for those that the method replaced. Throws Error if the block is missing.
 BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
                                     RunStore& store, const std::string& recipe, int block,
                                     Backend& backend);

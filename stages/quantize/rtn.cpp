@@ -7,29 +7,6 @@
 namespace roundhouse {
 namespace {
 
-// w in F32, [rows, cols].
-TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const ClipSearch& clip,
-                      Backend& backend) {
-  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
-  Tensor scales(backend, DType::kF32, rows, groups);
-  Tensor zeros(backend, DType::kU8, rows, groups);
-  Tensor codes(backend, DType::kU8, rows, cols);
-  backend.find_grid({.w = w.view(),
-                     .group_size = linear.group_size,
-                     .grid = linear.grid,
-                     .bits = linear.bits,
-                     .clip = clip,
-                     .scales = scales.view(),
-                     .zeros = zeros.view()});
-  backend.round_to_grid({.w = w.view(),
-                         .group_size = linear.group_size,
-                         .bits = linear.bits,
-                         .scales = scales.view(),
-                         .zeros = zeros.view(),
-                         .codes = codes.view()});
-  return download_rounded_tile(w, linear.group_size, codes, scales, zeros, backend);
-}
-
 class Rtn final : public Method {
  public:
   Rtn(int bits, std::int64_t group_size, OptionReader& options)
@@ -79,10 +56,33 @@ ClipSearch clip_search_steps(bool clip_search) {
   return {.steps = clip_search ? 80 : 0, .norm = 2.4f};
 }
 
+TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
+                      const ClipSearch& clip, Backend& backend) {
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+  Tensor scales(backend, DType::kF32, rows, groups);
+  Tensor zeros(backend, DType::kU8, rows, groups);
+  Tensor codes(backend, DType::kU8, rows, cols);
+  backend.find_grid({.w = w.view(),
+                     .group_size = linear.group_size,
+                     .grid = linear.grid,
+                     .bits = linear.bits,
+                     .clip = clip,
+                     .scales = scales.view(),
+                     .zeros = zeros.view()});
+  backend.round_to_grid({.w = w.view(),
+                         .group_size = linear.group_size,
+                         .bits = linear.bits,
+                         .scales = scales.view(),
+                         .zeros = zeros.view(),
+                         .codes = codes.view()});
+  return download_rounded_tile(original, linear.group_size, codes, scales, zeros, backend);
+}
+
 SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
                             const ClipSearch& clip, Backend& backend) {
   return solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
-    return round_tile(linear, tile_weights(weights, first, rows, backend), clip, backend);
+    const Tensor w = tile_weights(weights, first, rows, backend);
+    return round_tile(linear, w, w, clip, backend);
   });
 }
 

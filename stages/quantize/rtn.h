@@ -17,6 +17,11 @@ std::unique_ptr<Method> make_rtn(int bits, std::int64_t group_size, OptionReader
 // GPTQ's `mse` search where clip_search is on, else none.
 ClipSearch clip_search_steps(bool clip_search);
 
+// Rows w of a linear (F32), each weight to the nearest point. The error is that of the result against `original`, the rows
+// before whatever a method did to w.
+TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
+                      const ClipSearch& clip, Backend& backend);
+
 // One linear, tile by tile. Collective over the team.
 SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
                             const ClipSearch& clip, Backend& backend);

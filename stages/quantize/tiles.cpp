@@ -152,4 +152,26 @@ SolveError solve_in_tiles(
   return total;
 }
 
+std::vector<double> sum_over_tiles(
+    Communicator& team, std::int64_t rows, std::size_t count,
+    const std::function<std::vector<double>(std::int64_t first, std::int64_t rows)>& numbers) {
+  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  std::vector<std::byte> mine;
+  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
+    const std::int64_t first = tile * kTileRows;
+    const std::vector<double> values = numbers(first, std::min(kTileRows, rows - first));
+    require(values.size() == count, "a tile has another count of numbers");
+    append(mine, std::as_bytes(std::span(values)));
+  }
+  const std::vector<std::vector<std::byte>> messages = team.all_gather(mine);
+  std::vector<MessageReader> readers(messages.begin(), messages.end());
+  std::vector<double> sums(count), values(count);
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    readers[static_cast<std::size_t>(tile % team.size())].take(
+        std::as_writable_bytes(std::span(values)));
+    for (std::size_t i = 0; i < count; ++i) sums[i] += values[i];
+  }
+  return sums;
+}
+
 }  // namespace roundhouse

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
@@ -48,5 +49,10 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 SolveError solve_in_tiles(
     Communicator& team, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve);
+
+// The sum over tiles of `count` numbers each, in tile order, on every rank of the team; tiles belong to ranks as above. Collective.
+std::vector<double> sum_over_tiles(
+    Communicator& team, std::int64_t rows, std::size_t count,
+    const std::function<std::vector<double>(std::int64_t first, std::int64_t rows)>& numbers);
 
 }  // namespace roundhouse

@@ -100,6 +100,7 @@ void run(const Options& options) {
     BlockTask task{.backend = *backend,
                    .team = *team,
                    .device_team = *team,
+                   .checkpoint = model.checkpoint(),
                    .shape = *shape,
                    .block = block,
                    .weights = weights,

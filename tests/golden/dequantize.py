@@ -165,7 +165,30 @@ def read_gptq(tensors, module, config):
     return Linear(unpack_stream(words.T, cols, bits), scales.T, zeros.T, group_of)
 
 
-READERS = {"compressed-tensors": (".weight_packed", read_compressed_tensors), "gptq": (".qweight", read_gptq)}
+def read_awq(tensors, module, config):
+    expect(config["version"] == "gemm" and config["bits"] == 4 and config["zero_point"] is True, "version gemm")
+    cols = tensors[module + ".qweight"].shape[0]
+    groups, size = group_count(cols, config["group_size"])
+    rows = tensors[module + ".scales"].shape[1]
+    words = take(tensors, module + ".qweight", "<i4", [cols, rows // 8])
+    packed = take(tensors, module + ".qzeros", "<i4", [groups, rows // 8])
+    scales = take(tensors, module + ".scales", "<f2", [groups, rows])
+    expect(module + ".g_idx" not in tensors, f"{module}: a g_idx")
+    # Output j of a word's eight is in the j-th of these nibbles.
+    nibble = [0, 4, 1, 5, 2, 6, 3, 7]
+
+    def eights(rows_of_words):
+        fours = unpack_stream(rows_of_words, 8 * rows_of_words.shape[1], 4).reshape(len(rows_of_words), -1, 8)
+        return fours[:, :, nibble].reshape(len(rows_of_words), -1)
+
+    return Linear(eights(words).T, scales.T, eights(packed).T, np.arange(cols) // size)
+
+
+READERS = {
+    "compressed-tensors": (".weight_packed", read_compressed_tensors),
+    "gptq": (".qweight", read_gptq),
+    "awq": (".qweight", read_awq),
+}
 
 
 class Export:
@@ -239,6 +262,8 @@ def matrix(program, model):
             dense, half = Export(out / "dense"), Export(out / "dense-float16")
             compare(dense, half)
             formats = ["gptq"] if more else ["gptq", "compressed-tensors"]
+            if bits == 4 and not more:
+                formats.append("awq")
             for name in formats:
                 export = Export(out / name)
                 linears = check_canonical(export, out / "canonical.safetensors")

@@ -184,6 +184,32 @@ TEST_F(ExportTest, DenseReadsBackAsTheQuantizedModel) {
   }
 }
 
+TEST_F(ExportTest, WritesTheNormsThatTheMethodReplaced) {
+  prepare();
+  HostTensor norm(DType::kF32, {64});
+  for (float& value : norm.as<float>()) value = 0.25f;
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  block.replaced["post_attention_layernorm.weight"] = norm;
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  for (const char* format : {"dense", "compressed-tensors", "gptq", "awq"}) {
+    write(out() / format, {.format = format, .dtype = DType::kF32});
+    const SafetensorsFile file(out() / format / "model.safetensors");
+    for (const char* name : {"0.post_attention_layernorm.weight", "1.input_layernorm.weight",
+                             "1.post_attention_layernorm.weight"}) {
+      const std::string full = std::string("model.layers.") + name;
+      const HostView want =
+          name[0] == '1' && name[2] == 'p' ? norm.view() : model_->checkpoint().view(full);
+      EXPECT_TRUE(std::ranges::equal(file.view(full).bytes, want.bytes)) << format << " " << name;
+    }
+  }
+
+  // A bias for a linear that has none would be lost.
+  block.replaced["mlp.up_proj.bias"] = HostTensor(DType::kF32, {96});
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  EXPECT_THAT(failure(out() / "other", {.format = "dense"}),
+              HasSubstr("replaces mlp.up_proj.bias, which the original does not have"));
+}
+
 TEST_F(ExportTest, LeavesOutATiedHead) {
   prepare({.tied = true});
   write(out(), {.format = "compressed-tensors"});

@@ -186,6 +186,40 @@ TEST(GptqTest, DescribesItself) {
   EXPECT_EQ(format->config_copy(), "quantize_config.json");
 }
 
+TEST(AwqTest, HasTheShapesOfTheFormat) {
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .symmetric = false}),
+              ElementsAre("qweight I32 256 8", "qzeros I32 2 8", "scales F16 2 64"));
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = -1, .symmetric = true}),
+              ElementsAre("qweight I32 256 8", "qzeros I32 1 8", "scales F16 1 64"));
+}
+
+TEST(AwqTest, PacksEightOutputsToAWordInTheOrderOfTheKernel) {
+  const std::vector<HostTensor> tensors = filled("awq", example(4, 16, Grid::kAsymAwq));
+  ASSERT_EQ(tensors.size(), 3u);
+  // qweight [32, 4]: input 0 of outputs 0..7 and 8..15, then input 1.
+  EXPECT_THAT(words(tensors[0], 0, 2), ElementsAre(0x75316420, 0xfdb9eca8));
+  EXPECT_THAT(words(tensors[0], 4, 2), ElementsAre(0x86427531, 0x0ecafdb9));
+  // Zero points as they are. qzeros [2, 4], scales [2, 32].
+  EXPECT_THAT(words(tensors[1], 0, 2), ElementsAre(0x75316420, 0xfdb9eca8));
+  EXPECT_THAT(words(tensors[1], 4, 2), ElementsAre(0x75316420, 0xfdb9eca8));
+  EXPECT_THAT(tensors[2].as<std::uint16_t>().subspan(0, 5),
+              ElementsAre(0x3c00, 0x3800, 0x3400, 0x3000, 0x3c00));
+  EXPECT_THAT(tensors[2].as<std::uint16_t>().subspan(32, 2), ElementsAre(0xbc00, 0xb800));
+}
+
+TEST(AwqTest, StoresZeroPointsOfSymmetricGridsToo) {
+  const std::vector<HostTensor> tensors = filled("awq", example(4, 16, Grid::kSymGptq));
+  EXPECT_THAT(tensors[1].as<std::uint32_t>(), testing::Each(0x88888888u));
+}
+
+TEST(AwqTest, DescribesItself) {
+  EXPECT_EQ(make_format("awq")->quantization_config(
+                rounding_recipe(4, 128), {.bits = 4, .group_size = 128, .symmetric = true}),
+            nlohmann::ordered_json::parse(
+                R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
+                    "zero_point": true, "modules_to_not_convert": null})"));
+}
+
 TEST(DenseTest, BakesTheQuantizationIn) {
   const QuantizedLinear linear = example(4, 16, Grid::kAsymGptq);
   const std::vector<HostTensor> tensors = filled("dense", linear, DType::kF32);
@@ -258,6 +292,7 @@ class CheckExportableTest : public testing::Test {
 TEST_F(CheckExportableTest, AcceptsWhatFits) {
   for (const std::string& format : export_formats()) {
     for (const int bits : {2, 3, 4, 8}) {
+      if (format == "awq" && bits != 4) continue;
       for (const std::int64_t group : {-1, 32, 128}) {
         EXPECT_EQ(refusal(rounding_recipe(bits, group), 64, 256, format), "")
             << format << " " << bits << " " << group;
@@ -267,7 +302,7 @@ TEST_F(CheckExportableTest, AcceptsWhatFits) {
 }
 
 TEST_F(CheckExportableTest, RefusesGroupsThatDoNotDivideTheRow) {
-  for (const char* format : {"compressed-tensors", "gptq"}) {
+  for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
     const std::string why = refusal(rounding_recipe(4, 96), 64, 256, format);
     EXPECT_THAT(why, HasSubstr("rtn-w4g96"));
     EXPECT_THAT(why, HasSubstr(format));
@@ -277,11 +312,17 @@ TEST_F(CheckExportableTest, RefusesGroupsThatDoNotDivideTheRow) {
 }
 
 TEST_F(CheckExportableTest, RefusesSidesOffThirtyTwo) {
-  for (const char* format : {"compressed-tensors", "gptq"}) {
+  for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
     EXPECT_THAT(refusal(rounding_recipe(4, -1), 40, 64, format), HasSubstr("40 x 64"));
     EXPECT_THAT(refusal(rounding_recipe(4, -1), 64, 40, format), HasSubstr("64 x 40"));
   }
   EXPECT_EQ(refusal(rounding_recipe(4, -1), 40, 40, "dense"), "");
+}
+
+TEST_F(CheckExportableTest, RefusesOtherThanFourBitsInAwq) {
+  EXPECT_THAT(refusal(rounding_recipe(3, 128), 64, 256, "awq"), HasSubstr("4 bits only, not of 3"));
+  EXPECT_THAT(refusal(rounding_recipe(4, 128, true), 64, 256, "awq"),
+              HasSubstr("act_order: dynamic"));
 }
 
 TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {

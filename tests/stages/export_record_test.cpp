@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <limits>
 
 #include "base/error.h"
 #include "stages/memory_store.h"
@@ -16,7 +17,11 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 struct TwoLinears final : DecoderBlock {
-  TwoLinears() { linears_ = {{"self_attn.q_proj", 32, 64}, {"mlp.down_proj", 5, 43}}; }
+  TwoLinears() {
+    linears_ = {{"self_attn.q_proj", 32, 64}, {"mlp.down_proj", 5, 43}};
+    norm_names_ = {"input_layernorm.weight", "input_layernorm.bias"};
+    hidden_size_ = 7;
+  }
   std::string prefix(int) const override { return "model.layers.3"; }
   BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
   void prepare(int, const BlockWeights&, BlockState&, Backend&) const override {}
@@ -34,6 +39,9 @@ QuantizedBlock example(int bits) {
   block.linears[0].group_of_column = HostTensor(DType::kI32, {64});
   for (std::int32_t k = 0; k < 64; ++k)
     block.linears[0].group_of_column.as<std::int32_t>()[k] = k % 4;
+  block.replaced["input_layernorm.weight"] = HostTensor(DType::kBF16, {7});
+  block.replaced["mlp.down_proj.bias"] = HostTensor(DType::kF32, {5});
+  block.replaced["mlp.down_proj.bias"].as<float>()[4] = 0.5f;
   return block;
 }
 
@@ -62,6 +70,10 @@ TEST(BlockRecordTest, GivesBackWhatItWasMadeOf) {
       expect_equal(b.scales, a.scales, what);
       expect_equal(b.zeros, a.zeros, what);
       expect_equal(b.group_of_column, a.group_of_column, what);
+    }
+    ASSERT_EQ(back.replaced.size(), 2u);
+    for (const auto& [name, tensor] : block.replaced) {
+      expect_equal(back.replaced.at(name), tensor, name);
     }
   }
 }
@@ -105,6 +117,30 @@ TEST(BlockRecordTest, RefusesWhatDoesNotFit) {
        "group size 44"},
       {"other groups than stored", [&](Record& r) { linear(r, 1)["group_size"] = 8; },
        "down_proj.scales"},
+      {"a replaced tensor that the block does not have",
+       [](Record& r) { r.tensors["replaced.norm.weight"] = HostTensor(DType::kF16, {7}); },
+       "norm.weight is no norm and no bias"},
+      {"a replaced linear",
+       [](Record& r) {
+         r.tensors["replaced.mlp.down_proj.weight"] = HostTensor(DType::kF16, {5, 43});
+       },
+       "mlp.down_proj.weight is no norm and no bias"},
+      {"a replaced norm of another size",
+       [](Record& r) {
+         r.tensors["replaced.input_layernorm.weight"] = HostTensor(DType::kBF16, {8});
+       },
+       "input_layernorm.weight has the wrong shape"},
+      {"a replaced norm of whole numbers",
+       [](Record& r) {
+         r.tensors["replaced.input_layernorm.weight"] = HostTensor(DType::kI32, {7});
+       },
+       "input_layernorm.weight is of type I32"},
+      {"a replaced bias that is not finite",
+       [](Record& r) {
+         r.tensors["replaced.mlp.down_proj.bias"].as<float>()[0] =
+             std::numeric_limits<float>::infinity();
+       },
+       "mlp.down_proj.bias"},
       {"missing codes", [](Record& r) { r.tensors.erase("mlp.down_proj.codes"); },
        "down_proj.codes is missing"},
       {"zeros of another type",

@@ -43,6 +43,12 @@ class QuantizeRanksTest : public testing::Test {
       want_record.erase("time");
       EXPECT_EQ(got_record, want_record) << recipe;
     }
+    if (test_world().rank() == 0) {
+      ASSERT_EQ(got.replaced.size(), want.replaced.size());
+      for (const auto& [name, tensor] : want.replaced) {
+        EXPECT_TRUE(std::ranges::equal(got.replaced.at(name).bytes(), tensor.bytes())) << name;
+      }
+    }
     const ShardBytes output = one.residual(), original = one.original();
     for (const auto& [shard, bytes] : team.residual()) {
       EXPECT_EQ(bytes, output.at(shard)) << "shard " << shard << ", " << recipe;
@@ -73,6 +79,20 @@ TEST_F(QuantizeRanksTest, GptqWithSeveralMicroBatchesAShard) {
 
 TEST_F(QuantizeRanksTest, GptqWithABrokenSampleAndNoDamping) {
   expect_same_bits(json::parse(R"({"method": "gptq", "damping": 0})"), 5, {4});
+}
+
+TEST_F(QuantizeRanksTest, Awq) {
+  expect_same_bits(json::parse(R"({"method": "awq", "bits": 3, "group_size": 100})"), 5, {4});
+}
+
+TEST_F(QuantizeRanksTest, AwqWithFewerShardsThanRanksAndClippingOverAllTokens) {
+  expect_same_bits(json::parse(R"({"method": "awq", "group_size": -1, "clip_tokens": 0,
+                                   "grid_points": 5})"),
+                   3);
+}
+
+TEST_F(QuantizeRanksTest, AwqWithSeveralMicroBatchesAShard) {
+  expect_same_bits(json::parse(R"({"method": "awq", "grid_points": 4})"), 2, {5}, 512);
 }
 
 TEST_F(QuantizeRanksTest, Rtn) {

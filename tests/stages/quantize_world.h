@@ -47,12 +47,16 @@ class QuantizeWorld {
  public:
   static constexpr std::int64_t kSamples = 12;
 
+  static std::filesystem::path bundled_model() {
+    return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+  }
   // Samples of 96 tokens go through a block in one micro-batch a shard, those of 512 in several.
   explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
-                         std::vector<int> broken_samples = {}, std::int64_t length = 96)
+                         std::vector<int> broken_samples = {}, std::int64_t length = 96,
+                         const std::filesystem::path& model = bundled_model())
       : team_(team),
         backend_(make_backend("cpu", {.threads = threads})),
-        model_(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world"),
+        model_(model),
         shape_(make_decoder_block(model_.config(), length, *backend_)),
         samples_(kSamples, length, shards, random_ids(kSamples * length, 7)),
         budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path()),
@@ -65,6 +69,7 @@ class QuantizeWorld {
     return {.backend = *backend_,
             .team = team_,
             .device_team = team_,
+            .checkpoint = model_.checkpoint(),
             .shape = *shape_,
             .block = 0,
             .weights = weights_,
@@ -90,6 +95,7 @@ class QuantizeWorld {
   ShardBytes original() { return bytes_of(*original_); }
 
   Backend& backend() { return *backend_; }
+  const CausalLM& model() const { return model_; }
   const DecoderBlock& shape() const { return *shape_; }
   BlockWeights& weights() { return weights_; }
   RecordingMonitor& monitor() { return monitor_; }
