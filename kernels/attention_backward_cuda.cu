@@ -48,7 +48,7 @@ struct WarpScratch {
 // With kOfKeys a warp has a key and meets the queries that see it, of all heads of its group, in order: dk and dv. Without,
 // it has a query and meets the keys that it sees: dq. A lane takes one of the others for the scores, and columns for the sums.
 template <class T, bool kOfKeys>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;

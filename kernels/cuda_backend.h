@@ -25,6 +25,12 @@ class CudaBackend : public Backend {
   void copy(ConstMatrix from, Matrix to) override;
   void zero(Matrix m) override;
   void sync() override;
+  UploadTicket upload_ahead(std::span<const std::byte> from, void* to) override;
+  void await_upload(UploadTicket ticket) override;
+  void download_behind(const void* from, std::span<std::byte> to) override;
+  void finish_downloads() override;
+  void pin(std::span<std::byte> host) override;
+  void unpin(std::span<std::byte> host) override;
   DType activation_type() const override { return DType::kBF16; }
 
   void matmul(const Matmul& op) override;

@@ -17,6 +17,7 @@ class CudaDevice {
   cusolverDnParams_t solver_params() const { return solver_params_.get(); }
   CudaPool& pool() { return *pool_; }
   CudaStaging& staging() { return staging_; }
+  CudaSideCopies& side_copies() { return side_copies_; }
   int index() const { return index_; }
 
   void sync();
@@ -32,6 +33,7 @@ class CudaDevice {
   int index_;
   std::shared_ptr<CudaPool> pool_;
   CudaStaging staging_;
+  CudaSideCopies side_copies_;
   Unique<cublasHandle_t, &cublasDestroy> blas_;
   Buffer blas_workspace_;
   Unique<cusolverDnHandle_t, &cusolverDnDestroy> solver_;

@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstddef>
+#include <map>
 #include <memory>
+#include <set>
 #include <span>
 
 #include "base/unique.h"
@@ -13,6 +15,9 @@
 #include "kernels/thread_pool_cpu.h"
 
 namespace roundhouse {
+
+Unique<cudaStream_t, &cudaStreamDestroy> make_cuda_stream();
+Unique<cudaEvent_t, &cudaEventDestroy> make_cuda_event();
 
 // CUDA's stream-ordered allocator with a pool of our own that keeps what is freed: allocating costs microseconds, a buffer is
 // freed in the order of the stream that used it, and, unlike blocks cached over cudaMalloc, free memory never goes to waste
@@ -68,6 +73,33 @@ class CudaStaging {
   std::size_t current_ = 0;  // the half that uploads fill
   std::size_t used_ = 0;     // bytes of it that copies still queued may read
   ThreadPool threads_;       // one core copies at a quarter of PCIe 5's speed
+};
+
+// Copies beside the stream of the kernels, on two streams of their own: see Memory::upload_ahead() and its neighbours.
+class CudaSideCopies {
+ public:
+  explicit CudaSideCopies(std::shared_ptr<CudaPool> pool);
+  ~CudaSideCopies();
+  CudaSideCopies(const CudaSideCopies&) = delete;
+  CudaSideCopies& operator=(const CudaSideCopies&) = delete;
+
+  Memory::UploadTicket upload(std::span<const std::byte> from, void* to);
+  void await_upload(Memory::UploadTicket ticket);
+  void download(const void* from, std::span<std::byte> to);
+  void finish_downloads();
+  void pin(std::span<std::byte> host);
+  void unpin(std::span<std::byte> host);
+
+ private:
+  using Event = Unique<cudaEvent_t, &cudaEventDestroy>;
+  Event record(cudaStream_t stream);
+
+  std::shared_ptr<CudaPool> pool_;
+  Unique<cudaStream_t, &cudaStreamDestroy> in_;
+  Unique<cudaStream_t, &cudaStreamDestroy> out_;
+  std::map<Memory::UploadTicket, Event> uploads_;  // that nobody has awaited yet
+  Memory::UploadTicket next_ticket_ = 1;
+  std::set<const std::byte*> pinned_;
 };
 
 }  // namespace roundhouse

@@ -95,6 +95,7 @@ CudaDevice::CudaDevice(int index)
     : index_(checked_index(index)),
       pool_(std::make_shared<CudaPool>(index)),
       staging_(pool_->stream()),
+      side_copies_(pool_),
       blas_(created<cublasHandle_t, &cublasDestroy>([](auto* h) { return cublasCreate(h); },
                                                     "cublasCreate")),
       blas_workspace_(pool_->allocate(kBlasWorkspace)),

@@ -65,8 +65,8 @@ class Memory {
   using UploadTicket = std::uint64_t;
   virtual UploadTicket upload_ahead(std::span<const std::byte> from, void* to);
   virtual void await_upload(UploadTicket ticket);
-  // Reads what the work queued so far leaves in `from`, which may be freed or overwritten (by queued work) at once. The bytes
-  // are in `to` after finish_downloads(). sync() does not wait for these.
+  // Reads what the work queued so far leaves in `from`, which may be freed at once, but not overwritten. The bytes are in `to`
+  // after finish_downloads(). sync() does not wait for these.
   virtual void download_behind(const void* from, std::span<std::byte> to);
   virtual void finish_downloads();
   // Makes copies to and from this host memory fast; unpin() before it is unmapped. Failure is not an error: copies are slower then.

@@ -34,12 +34,6 @@ cudaMemPool_t make_pool(int device) {
   return pool;
 }
 
-cudaStream_t make_stream() {
-  cudaStream_t stream;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-  return stream;
-}
-
 std::size_t attribute_of(cudaMemPool_t pool, cudaMemPoolAttr attribute) {
   std::uint64_t bytes = 0;
   check(cudaMemPoolGetAttribute(pool, attribute, &bytes), "cudaMemPoolGetAttribute");
@@ -57,7 +51,20 @@ struct Convert {
 
 }  // namespace
 
-CudaPool::CudaPool(int device) : device_(device), pool_(make_pool(device)), stream_(make_stream()) {
+Unique<cudaStream_t, &cudaStreamDestroy> make_cuda_stream() {
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  return Unique<cudaStream_t, &cudaStreamDestroy>(stream);
+}
+
+Unique<cudaEvent_t, &cudaEventDestroy> make_cuda_event() {
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  return Unique<cudaEvent_t, &cudaEventDestroy>(event);
+}
+
+CudaPool::CudaPool(int device)
+    : device_(device), pool_(make_pool(device)), stream_(make_cuda_stream()) {
   std::uint64_t keep_all = std::numeric_limits<std::uint64_t>::max();
   check(cudaMemPoolSetAttribute(pool_.get(), cudaMemPoolAttrReleaseThreshold, &keep_all),
         "cudaMemPoolSetAttribute");
@@ -113,9 +120,7 @@ void CudaStaging::make_halves() {
     void* memory = nullptr;
     check(cudaHostAlloc(&memory, kStagingBytes, cudaHostAllocDefault), "cudaHostAlloc");
     half.memory = Unique<void*, &cudaFreeHost>(memory);
-    cudaEvent_t event = nullptr;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-    half.copied = Unique<cudaEvent_t, &cudaEventDestroy>(event);
+    half.copied = make_cuda_event();
   }
 }
 
@@ -186,6 +191,30 @@ void CudaBackend::download(const void* from, std::span<std::byte> to) {
 }
 
 void CudaBackend::sync() { device_->sync(); }
+
+Memory::UploadTicket CudaBackend::upload_ahead(std::span<const std::byte> from, void* to) {
+  (void)device_->stream();
+  return device_->side_copies().upload(from, to);
+}
+
+void CudaBackend::await_upload(UploadTicket ticket) {
+  (void)device_->stream();
+  device_->side_copies().await_upload(ticket);
+}
+
+void CudaBackend::download_behind(const void* from, std::span<std::byte> to) {
+  (void)device_->stream();
+  device_->side_copies().download(from, to);
+}
+
+void CudaBackend::finish_downloads() { device_->side_copies().finish_downloads(); }
+
+void CudaBackend::pin(std::span<std::byte> host) {
+  (void)device_->stream();
+  device_->side_copies().pin(host);
+}
+
+void CudaBackend::unpin(std::span<std::byte> host) { device_->side_copies().unpin(host); }
 
 void CudaBackend::copy(ConstMatrix from, Matrix to) {
   require(from.rows == to.rows && from.cols == to.cols, "copy: shapes differ");

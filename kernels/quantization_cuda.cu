@@ -1,6 +1,5 @@
 // Compiled without fused multiply-add (see CMakeLists.txt): codes have to be the CPU's.
 #include <algorithm>
-#include <cfloat>
 #include <limits>
 #include <string>
 #include <vector>
@@ -11,17 +10,13 @@
 #include "kernels/cuda_device.cuh"
 #include "kernels/cuda_elementwise.cuh"
 #include "kernels/cuda_float.cuh"
-#include "kernels/grid_point.h"
+#include "kernels/cuda_groups.cuh"
 
 namespace roundhouse {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-// Groups of up to so many columns have a warp each, longer ones a block.
-constexpr std::int64_t kWarpGroup = 1024;
-using Index = unsigned long long;  // of a group; what atomicMin knows
-constexpr Index kNone = ~Index{0};
 
 std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
   require(group_size > 0, "a group has at least one column");
@@ -36,77 +31,43 @@ void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64
           "scales are F32 and zeros are U8");
 }
 
-// What a team of kTeam threads, a warp or the block, works with.
-template <int kTeam>
-struct Team {
-  int thread;
-  float* parts;
-  template <class Combine>
-  __device__ float reduce(float value, Combine combine) const {
-    if constexpr (kTeam == kWarp) return warp_reduce(value, combine);
-    return block_reduce<kTeam>(value, parts, combine);
-  }
-};
-
 // sum |value - w|^norm over a group.
 template <int kTeam>
-__device__ float rounding_error(const Team<kTeam>& team, const float* w, int n, GridPoint point,
-                                int qmax, float norm) {
+__device__ float rounding_error(const Team<kTeam>& team, const float* w, GridPoint point, int qmax,
+                                float norm) {
   float error = 0.0f;
-  for (int i = team.thread; i < n; i += kTeam) {
+  for (int i = team.thread; i < team.n; i += kTeam) {
     const int code = code_of(w[i], point.scale, point.zero, qmax);
     error += powf(fabsf(value_of(code, point.scale, point.zero) - w[i]), norm);
   }
   return team.reduce(error, Plus());
 }
 
-// One team a group. *first_bad becomes the least index of a group that has no grid.
 template <int kTeam>
-__global__ void __launch_bounds__(kThreads)
-    find_grid_kernel(FindGrid op, std::int64_t groups, Index* first_bad) {
-  constexpr int kTeams = kThreads / kTeam;
-  const std::int64_t index =
-      static_cast<std::int64_t>(blockIdx.x) * kTeams + static_cast<int>(threadIdx.x) / kTeam;
-  if (index >= op.w.rows * groups) return;
-  const std::int64_t row = index / groups;
-  const std::int64_t group = index % groups;
-  const std::int64_t first = group * op.group_size;
-  const int n =
-      static_cast<int>(op.w.cols - first < op.group_size ? op.w.cols - first : op.group_size);
-  const float* const w = static_cast<const float*>(op.w.data) + row * op.w.stride + first;
-  const Team<kTeam> team{static_cast<int>(threadIdx.x) % kTeam, shared_memory<float[kWarps]>()};
-
-  float lo = w[0];
-  float hi = w[0];
-  float nan = 0.0f;
-  for (int i = team.thread; i < n; i += kTeam) {
-    lo = Smaller()(w[i], lo);
-    hi = Larger()(w[i], hi);
-    nan = w[i] != w[i] ? 1.0f : nan;
-  }
-  lo = team.reduce(lo, Smaller());
-  hi = team.reduce(hi, Larger());
-  nan = team.reduce(nan, Larger());
-
+__global__ void __launch_bounds__(kGroupThreads)
+    find_grid_kernel(FindGrid op, std::int64_t groups, BadGroups::Index* least_bad) {
+  const Team<kTeam> team(op.w, op.group_size, groups);
+  if (!team.there()) return;
+  const auto [lo, hi, finite] = range_of<float>(team, op.w);
   GridPoint best = grid_point_of(op.grid, op.bits, lo, hi);
-  const bool good =
-      nan == 0.0f && fabsf(lo) <= FLT_MAX && fabsf(hi) <= FLT_MAX && is_usable(best.scale);
+  const bool good = finite && is_usable(best.scale);
+  const float* const w = static_cast<const float*>(op.w.data) + team.row * op.w.stride + team.first;
   const int qmax = (1 << op.bits) - 1;
   float least = INFINITY;
   for (int i = 0; i < op.clip.steps && good; ++i) {
     const float p = static_cast<float>(1.0 - 0.01 * i);
     const GridPoint point = grid_point_of(op.grid, op.bits, p * lo, p * hi);
-    const float error = rounding_error(team, w, n, point, qmax, op.clip.norm);
+    const float error = rounding_error(team, w, point, qmax, op.clip.norm);
     if (error < least) {
       least = error;
       best = point;
     }
   }
   if (team.thread != 0) return;
-  static_cast<float*>(op.scales.data)[row * op.scales.stride + group] = best.scale;
-  static_cast<std::uint8_t*>(op.zeros.data)[row * op.zeros.stride + group] =
+  static_cast<float*>(op.scales.data)[team.row * op.scales.stride + team.group] = best.scale;
+  static_cast<std::uint8_t*>(op.zeros.data)[team.row * op.zeros.stride + team.group] =
       static_cast<std::uint8_t>(best.zero);
-  if (!good) atomicMin(first_bad, static_cast<Index>(index));
+  if (!good) atomicMin(least_bad, static_cast<BadGroups::Index>(team.index));
 }
 
 template <int kWidth>
@@ -182,6 +143,40 @@ void check_columns(std::int64_t cols, std::int64_t group_size) {
 
 }  // namespace
 
+BadGroups::BadGroups(CudaDevice& device)
+    : device_(device), least_(device.pool().allocate(sizeof(Index))) {
+  roundhouse::check(cudaMemsetAsync(least_.get(), 0xff, sizeof(Index), device.stream()),
+                    "cudaMemsetAsync");
+}
+
+void BadGroups::check(const ConstMatrix& w, std::int64_t group_size, std::int64_t groups, Grid grid,
+                      int bits) {
+  constexpr Index kNone = ~Index{0};
+  const Index index = device_.download<Index>(least_.get());
+  if (index == kNone) return;
+  const std::int64_t row = static_cast<std::int64_t>(index) / groups;
+  const std::int64_t first = static_cast<std::int64_t>(index) % groups * group_size;
+  const std::int64_t end = std::min(first + group_size, w.cols);
+  const ConstMatrix group = w.row_range(row, row + 1).col_range(first, end);
+  std::vector<std::byte> stored(static_cast<std::size_t>(group.cols) * size_of(w.type));
+  device_.staging().download(group.data, stored);
+  std::vector<float> values(static_cast<std::size_t>(group.cols));
+  convert(w.type, stored.data(), DType::kF32, values.data(), values.size());
+  float lo = values[0];
+  float hi = values[0];
+  for (const float value : values) {
+    lo = value < lo || value != value ? value : lo;  // NaN stays
+    hi = value > hi || value != value ? value : hi;
+  }
+  try {
+    (void)make_grid_point(grid, bits, lo, hi);
+  } catch (const Error& e) {
+    throw Error("row " + std::to_string(row) + ", columns from " + std::to_string(first) + ": " +
+                e.what());
+  }
+  require(false, "the GPU finds no grid for a group where the CPU does");
+}
+
 void CudaBackend::find_grid(const FindGrid& op) {
   const std::int64_t rows = op.w.rows;
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
@@ -191,36 +186,11 @@ void CudaBackend::find_grid(const FindGrid& op) {
           "find_grid: weights are F32, grids have 1 to 8 bits");
   check_columns(op.w.cols, 0);
   if (rows == 0 || groups == 0) return;
-  const Buffer first_bad = allocate(sizeof(Index));
-  check(cudaMemsetAsync(first_bad.get(), 0xff, sizeof(Index), device_->stream()),
-        "cudaMemsetAsync");
-  const bool warps = std::min(op.group_size, op.w.cols) <= kWarpGroup;
-  launch(warps ? find_grid_kernel<kWarp> : find_grid_kernel<kThreads>,
-         {.grid = blocks_for(rows * groups, warps ? kWarps : 1),
-          .threads = kThreads,
-          .shared_bytes = sizeof(float[kWarps]),
-          .stream = device_->stream()},
-         op, groups, reinterpret_cast<Index*>(first_bad.get()));
-  const Index bad = device_->download<Index>(first_bad.get());
-  if (bad == kNone) return;
-
-  const std::int64_t row = static_cast<std::int64_t>(bad) / groups;
-  const std::int64_t first = static_cast<std::int64_t>(bad) % groups * op.group_size;
-  std::vector<float> w(static_cast<std::size_t>(std::min(op.group_size, op.w.cols - first)));
-  download(op.w.f32() + row * op.w.stride + first, std::as_writable_bytes(std::span(w)));
-  float lo = w[0];
-  float hi = w[0];
-  for (const float value : w) {
-    lo = value < lo || value != value ? value : lo;  // NaN stays
-    hi = value > hi || value != value ? value : hi;
-  }
-  try {
-    (void)make_grid_point(op.grid, op.bits, lo, hi);
-  } catch (const Error& e) {
-    throw Error("row " + std::to_string(row) + ", columns from " + std::to_string(first) + ": " +
-                e.what());
-  }
-  require(false, "find_grid: the GPU finds no grid for a group where the CPU does");
+  BadGroups bad(*device_);
+  launch(teams_are_warps(op.w, op.group_size) ? find_grid_kernel<kWarp>
+                                              : find_grid_kernel<kGroupThreads>,
+         launch_of_groups(op.w, op.group_size, groups, device_->stream()), op, groups, bad.least());
+  bad.check(op.w, op.group_size, groups, op.grid, op.bits);
 }
 
 void CudaBackend::round_to_grid(const RoundToGrid& op) {

@@ -60,7 +60,7 @@ __device__ void add_product(const float (&a)[kOthers / 8][4], Rows<kHeadDim, kOt
 }
 
 template <int kHeadDim, int kOthers, bool kOfKeys>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 2)
     tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
   using Memory = Shared<kHeadDim, kOthers>;
   Memory& shared = shared_memory<Memory>();
@@ -85,13 +85,11 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const int first = (kOfKeys ? begin : first_seen) / kOthers * kOthers;
   const int last = kOfKeys ? begin + kOwn - 1 + window : begin + kOwn;
   const int end = last < length ? last : length;
-  const int tiles = (end - first + kOthers - 1) / kOthers;
-  const int steps = tiles * (kOfKeys ? group : 1);
-  const auto head_at = [&](int step) { return kOfKeys ? my_head * group + step / tiles : my_head; };
-  const auto copy_others = [&](int step, int stage) {
-    const std::int64_t column =
-        static_cast<std::int64_t>(kOfKeys ? head_at(step) : my_head / group) * kHeadDim;
-    const int row = first + step % tiles * kOthers;
+  // Tiles of the others, of one head after another.
+  const int heads_of_others = kOfKeys ? group : 1;
+  const int first_head = kOfKeys ? my_head * group : my_head;
+  const auto copy_others = [&](int head, int row, int stage) {
+    const std::int64_t column = static_cast<std::int64_t>(kOfKeys ? head : head / group) * kHeadDim;
     copy_rows(shared.y_first[stage], kOfKeys ? op.q : op.k, start, column, row, length);
     copy_rows(shared.y_second[stage], kOfKeys ? op.d_out : op.v, start, column, row, length);
     commit_copies();
@@ -100,7 +98,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const std::int64_t my_column = static_cast<std::int64_t>(my_head) * kHeadDim;
   copy_rows(shared.x_first, kOfKeys ? op.k : op.q, start, my_column, begin, length);
   copy_rows(shared.x_second, kOfKeys ? op.v : op.d_out, start, my_column, begin, length);
-  copy_others(0, 0);
+  copy_others(first_head, first, 0);
 
   const int my_first = begin + warp * kFragmentRows;
   const int my_last = my_first + kFragmentRows - 1;
@@ -116,19 +114,15 @@ __global__ void __launch_bounds__(kAttentionThreads)
   float d_first[kHeadDim / 8][4] = {};
   float d_second[kOfKeys ? kHeadDim / 8 : 1][4] = {};
 
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % 2;
-    wait_for_copies<0>();
-    __syncthreads();  // this stage is there for all, and nobody works on the other one any more
-    if (step + 1 < steps) copy_others(step + 1, 1 - stage);
-    const int other = first + step % tiles * kOthers;
+  // What one tile of the others adds.
+  const auto work = [&](int head, int other, int stage) {
     const bool none = kOfKeys ? other + kOthers - 1 < my_first || other >= my_last + window
                               : other > my_last || other + kOthers - 1 <= my_first - window;
-    if (none) continue;
+    if (none) return;
 
     float p[kOthers / 8][4] = {};      // scores first
     float slope[kOthers / 8][4] = {};  // x_second y_secondᵀ first
-#pragma unroll 2                       // more would cost registers
+#pragma unroll 1                       // more would cost registers
     for (int col = 0; col < kHeadDim; col += 16) {
       unsigned a[4];
       unsigned a_second[4];
@@ -149,28 +143,50 @@ __global__ void __launch_bounds__(kAttentionThreads)
       }
     }
 
+    const RowSums* const of_others = sums + (sequence * heads + head) * length + other + pair;
 #pragma unroll
     for (int j = 0; j < kOthers / 8; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int mine = my_row + i / 2 * 8;
-        const int theirs = other + j * 8 + pair + i % 2;
-        const int query = kOfKeys ? theirs : mine;
-        const int key = kOfKeys ? mine : theirs;
-        const bool seen = key <= query && key > query - window && query < length;
-        RowSums of_query = of_mine[i / 2];
+      for (int side = 0; side < 2; ++side) {
+        const int theirs = other + j * 8 + pair + side;
+        RowSums of_query = {};
         if constexpr (kOfKeys) {
-          of_query = seen ? sums[(sequence * heads + head_at(step)) * length + query] : RowSums{};
+          if (theirs < length) of_query = of_others[j * 8 + side];
         }
-        const float softmax = exp2f(p[j][i] * to_log2 - of_query.log_sum_exp * kLog2E);
-        p[j][i] = seen ? softmax : 0.0f;
-        slope[j][i] = seen ? softmax * (slope[j][i] - of_query.d) * op.scale : 0.0f;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int mine = my_row + half * 8;
+          const int query = kOfKeys ? theirs : mine;
+          const int key = kOfKeys ? mine : theirs;
+          const bool seen = key <= query && key > query - window && query < length;
+          if constexpr (!kOfKeys) of_query = of_mine[half];
+          float& score = p[j][2 * half + side];
+          float& dp = slope[j][2 * half + side];
+          const float softmax = exp2f(score * to_log2 - of_query.log_sum_exp * kLog2E);
+          score = seen ? softmax : 0.0f;
+          dp = seen ? softmax * (dp - of_query.d) * op.scale : 0.0f;
+        }
       }
     }
     add_product(slope, shared.y_first[stage], lane, d_first);
     if constexpr (kOfKeys) add_product(p, shared.y_second[stage], lane, d_second);
-  }
+  };
 
+  int stage = 0;
+  int head = first_head;
+  int other = first;
+  while (head < first_head + heads_of_others) {
+    const bool last_of_head = other + kOthers >= end;
+    const int next_head = last_of_head ? head + 1 : head;
+    const int next_other = last_of_head ? first : other + kOthers;
+    wait_for_copies<0>();
+    __syncthreads();  // this stage is there for all, and nobody works on the other one any more
+    if (next_head < first_head + heads_of_others) copy_others(next_head, next_other, 1 - stage);
+    work(head, other, stage);
+    stage = 1 - stage;
+    head = next_head;
+    other = next_other;
+  }
   store_rows<kHeadDim>(d_first, kOfKeys ? op.dk : op.dq, start, my_column + pair, my_row, length);
   if constexpr (kOfKeys) {
     store_rows<kHeadDim>(d_second, op.dv, start, my_column + pair, my_row, length);

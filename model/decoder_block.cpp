@@ -46,16 +46,6 @@ Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations save
   return backward_from_all(weights, std::move(saved), std::move(dy), take, input_gradient, backend);
 }
 
-void DecoderBlock::forward_saving_all(const BlockWeights&, BlockState&, SavedActivations&,
-                                      Backend&) const {
-  throw Error("blocks of this architecture have no backward pass yet");
-}
-
-Tensor DecoderBlock::backward_from_all(const BlockWeights&, SavedActivations, Tensor,
-                                       const TakeGradient&, InputGradient, Backend&) const {
-  throw Error("blocks of this architecture have no backward pass yet");
-}
-
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,
                                                  Backend& backend) {
   switch (config.architecture) {

@@ -10,7 +10,8 @@
 //
 // A method that needs the input of each group (GPTQ's Hessians, AWQ's activation means) walks the groups:
 //   prepare(0); use state.input; apply(0); prepare(1); use state.input; apply(1); ...
-// and may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
+// Each apply() either makes the next group's input, which is then not `from_residual`, or changes the residual, never both.
+// The walk may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
 #pragma once
 
 #include <cstdint>
@@ -124,11 +125,11 @@ class DecoderBlock {
  protected:
   // Residual in, residual out; fills saved.inner. saved.input is there.
   virtual void forward_saving_all(const BlockWeights& weights, BlockState& state,
-                                  SavedActivations& saved, Backend& backend) const;
+                                  SavedActivations& saved, Backend& backend) const = 0;
   // backward() with everything saved.
   virtual Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
                                    const TakeGradient& take, InputGradient input_gradient,
-                                   Backend& backend) const;
+                                   Backend& backend) const = 0;
 
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;

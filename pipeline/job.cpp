@@ -87,7 +87,8 @@ Job::Job(LaunchSession& session, RunConfig config)
           ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
           : available_memory_bytes() / 2 / static_cast<std::size_t>(session.local_size());
   budget_ = std::make_unique<ActivationBudget>(
-      budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch);
+      budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch,
+      backend_->is_host_memory() ? nullptr : backend_.get());
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);

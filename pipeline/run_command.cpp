@@ -102,6 +102,9 @@ bool quantize(Job& job) {
   const int total = blocks * static_cast<int>(config.recipes.size());
   job.monitor().plan_units(total, total - missing);
 
+  if (job.first() && missing > 0) {
+    settle_device(config.run, job.backend().is_host_memory() ? "cpu" : "cuda");
+  }
   const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
                                       config.calibration.shards, blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());

@@ -134,9 +134,10 @@ RunLock::RunLock(RunLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {
 void settle_config(const RunConfig& config, const std::string& fingerprint) {
   const fs::path path = config.run / "identity.json";
   std::map<std::string, std::string> keys = result_keys(config);
+  nlohmann::json identity;
   std::error_code error;
   if (fs::exists(path, error)) {
-    const nlohmann::json identity = read_identity(path);
+    identity = read_identity(path);
     const auto before = identity["keys"].get<std::map<std::string, std::string>>();
     std::vector<std::string> other = differences(before, keys);
     if (identity["model"] != fingerprint) {
@@ -152,7 +153,24 @@ void settle_config(const RunConfig& config, const std::string& fingerprint) {
     keys.insert(before.begin(), before.end());
   }
   write_if_other(config.run / "config.yaml", to_yaml(config));
-  write_if_other(path, nlohmann::json{{"model", fingerprint}, {"keys", keys}}.dump(1) + "\n");
+  identity["model"] = fingerprint;
+  identity["keys"] = keys;
+  write_if_other(path, identity.dump(1) + "\n");
+}
+
+void settle_device(const fs::path& run, const std::string& device) {
+  const fs::path path = run / "identity.json";
+  nlohmann::json identity = read_identity(path);
+  const nlohmann::json& before = identity["device"];
+  if (before.is_string() && before != device) {
+    throw InputError(
+        fmt::format("{} was quantized with device {}, this would go on with {}: the two differ in "
+                    "their last bits. "
+                    "Use another run folder, or go on where there is such a device",
+                    run.string(), before.get<std::string>(), device));
+  }
+  identity["device"] = device;
+  write_if_other(path, identity.dump(1) + "\n");
 }
 
 std::string model_fingerprint(const fs::path& model) {

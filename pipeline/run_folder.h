@@ -31,6 +31,10 @@ class RunLock {
 // `fingerprint` is that of the model's files (model_fingerprint()).
 void settle_config(const RunConfig& config, const std::string& fingerprint);
 
+// Before the first block is quantized: notes the kind of device ("cpu", "cuda") in identity.json, after settle_config() wrote
+// it. Throws InputError if blocks were quantized on another kind, whose arithmetic differs. Exporting and evaluating go anywhere.
+void settle_device(const std::filesystem::path& run, const std::string& device);
+
 // Changes when the model does: its config.json, the name, type and shape of every tensor, and its
 // first 4 KiB. Another cut into files is the same model.
 std::string model_fingerprint(const std::filesystem::path& model);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/weight_prefetch.h"
 #include "pipeline/handover.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
@@ -29,7 +30,8 @@ class RecipeWalk {
         recipe_(recipe),
         state_(state),
         method_(make_method(recipe)),
-        streams_(method_->streams()) {}
+        streams_(method_->streams()),
+        prefetch_(schedule.model.checkpoint()) {}
 
   // False: stopped early.
   bool run() {
@@ -158,6 +160,7 @@ class RecipeWalk {
     const auto start = std::chrono::steady_clock::now();
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block));
     BlockWeights weights = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
+    if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
     BlockTask block_task = task(block, weights, activations);
     QuantizedBlock result = method_->quantize(block_task);
     if (s_.mesh.team().rank() != 0) return;
@@ -238,6 +241,7 @@ class RecipeWalk {
   const RecipeState& state_;
   std::unique_ptr<Method> method_;
   Streams streams_;
+  WeightPrefetch prefetch_;
 };
 
 }  // namespace

@@ -50,15 +50,20 @@ class BlockQuantizer {
       folding.column_factors.resize(task_.shape.linears().size());
       folding.row_divisors.resize(task_.shape.linears().size());
     }
-    for (ChosenScales& set : chosen) {
-      block.record["scale_sets"].push_back(std::move(set.record));
-    }
-
     block.linears.resize(task_.shape.linears().size());
     for (int g = 0; g < static_cast<int>(task_.shape.groups().size()); ++g) {
       for (const int i : task_.shape.groups()[static_cast<std::size_t>(g)].linears) {
         block.linears[static_cast<std::size_t>(i)] = quantize_linear(i, g, folding);
         task_.monitor.tick();
+      }
+    }
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      const nlohmann::json& record =
+          block.record["scale_sets"].emplace_back(std::move(chosen[i].record));
+      if (!record.contains("fallback")) continue;
+      const int group = task_.shape.scale_sets()[i].group;
+      for (const int linear : task_.shape.groups()[static_cast<std::size_t>(group)].linears) {
+        block.linears[static_cast<std::size_t>(linear)].record["fallback"] = record.at("fallback");
       }
     }
     clock_.write(block.record);

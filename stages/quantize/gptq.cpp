@@ -1,5 +1,6 @@
 #include "stages/quantize/gptq.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -50,29 +51,38 @@ class BlockQuantizer {
     return "block " + std::to_string(task_.block) + ", " + group(g).name;
   }
 
-  // Calls visit(batch) for every micro-batch of this rank, in order; before and after each shard the collectors are told.
+  // Calls visit(batch, rows) for every micro-batch of this rank, in order, with its rows of `from`; before and after each shard
+  // the collectors are told.
   template <class Visit>
-  void for_each_batch(std::vector<HessianCollector*> collectors, Visit visit) {
+  void for_each_batch(std::vector<HessianCollector*> collectors,
+                      std::vector<const Activations*> from, Visit visit) {
+    BatchReader reader(task_, std::move(from));
     const PartRange shards = shards_of_rank(task_);
     for (int shard = shards.begin; shard < shards.end; ++shard) {
       for (HessianCollector* collector : collectors) collector->begin_shard();
-      for (const MicroBatch& batch : micro_batches_of_shard(*task_.samples, shard)) {
-        visit(batch);
+      while (!reader.at_end() && reader.batch().shard == shard) {
+        const MicroBatch batch = reader.batch();
+        visit(batch, reader.next());
         task_.monitor.tick();
       }
       clock_.measure("gram", [&] {
         for (HessianCollector* collector : collectors) collector->end_shard(shard);
       });
     }
+    clock_.measure("forward", [&] { task_.backend.finish_downloads(); });
   }
 
-  // The state just before the linears of group g, as kept after the group before it: its input included.
-  BlockState load_before(int g, const MicroBatch& batch) {
-    BlockState state = load_state(task_, *task_.residual, batch);
+  // What holds the state just before the linears of group g.
+  std::vector<const Activations*> sources_of(int g) const {
+    if (group(g).from_residual) return {task_.residual};
+    return {task_.residual, carried_.get()};
+  }
+  BlockState state_before(int g, const MicroBatch& batch, std::vector<Tensor> rows) {
+    BlockState state = state_of(batch, std::move(rows[0]));
     if (group(g).from_residual) {
       task_.shape.prepare(g, task_.weights, state, task_.backend);
     } else {
-      state.input = carried_->load(batch.shard, batch.first_row, batch.rows(), task_.backend);
+      state.input = std::move(rows[1]);
     }
     return state;
   }
@@ -88,11 +98,13 @@ class BlockQuantizer {
         next = std::make_unique<Activations>(task_.budget, task_.backend.activation_type(),
                                              group(g).cols);
       }
-      for_each_batch({&collector}, [&](const MicroBatch& batch) {
+      const auto visit = [&](const MicroBatch& batch, std::vector<Tensor> rows) {
         BlockState state;
-        clock_.measure("forward", [&] { state = advance_to(g, batch, next.get()); });
+        clock_.measure("forward",
+                       [&] { state = advance_to(g, batch, std::move(rows), next.get()); });
         clock_.measure("gram", [&] { collector.add(state.input.view(), batch); });
-      });
+      };
+      for_each_batch({&collector}, sources_of(std::max(0, g - 1)), visit);
       carried_ = std::move(next);
       if (g > 0) count_forward(g - 1);
       // The Hessian is gone before solving begins: it is as large as its factor.
@@ -101,11 +113,12 @@ class BlockQuantizer {
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
     const int last = group_count() - 1;
-    for_each_batch({}, [&](const MicroBatch& batch) {
+    for_each_batch({}, sources_of(last), [&](const MicroBatch& batch, std::vector<Tensor> rows) {
       clock_.measure("forward", [&] {
-        BlockState state = load_before(last, batch);
+        BlockState state = state_before(last, batch, std::move(rows));
         task_.shape.apply(last, task_.weights, state, task_.backend);
-        task_.residual->store(batch.shard, batch.first_row, state.residual.view(), task_.backend);
+        task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                     task_.backend);
       });
     });
     count_forward(last);
@@ -113,19 +126,17 @@ class BlockQuantizer {
   }
 
   // Applies group g - 1, keeps what comes out, and leaves the input of group g in the state.
-  BlockState advance_to(int g, const MicroBatch& batch, Activations* next) {
-    BlockState state;
-    if (g == 0) {
-      state = load_before(0, batch);
-    } else {
-      state = load_before(g - 1, batch);
-      task_.shape.apply(g - 1, task_.weights, state, task_.backend);
-      task_.residual->store(batch.shard, batch.first_row, state.residual.view(), task_.backend);
-      if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
-    }
-    if (next) {
+  BlockState advance_to(int g, const MicroBatch& batch, std::vector<Tensor> rows,
+                        Activations* next) {
+    BlockState state = state_before(std::max(0, g - 1), batch, std::move(rows));
+    if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+    if (next) {  // the residual is as it was
       next->reserve(batch.shard, task_.residual->tokens(batch.shard));
-      next->store(batch.shard, batch.first_row, state.input.view(), task_.backend);
+      next->store_behind(batch.shard, batch.first_row, state.input.view(), task_.backend);
+    } else if (g > 0) {
+      task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                   task_.backend);
+      task_.shape.prepare(g, task_.weights, state, task_.backend);
     }
     return state;
   }
@@ -139,11 +150,10 @@ class BlockQuantizer {
       all.push_back(collectors.back().get());
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": Hessians");
-    for_each_batch(all, [&](const MicroBatch& batch) {
-      BlockState state;
+    for_each_batch(all, {task_.residual}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+      BlockState state = state_of(batch, std::move(rows.front()));
       for (int g = 0; g < group_count(); ++g) {
         clock_.measure("forward", [&] {
-          if (g == 0) state = load_state(task_, *task_.residual, batch);
           if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
           if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
         });

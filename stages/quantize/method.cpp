@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
 #include "stages/quantize/awq.h"
@@ -64,8 +65,12 @@ PartRange shards_of_rank(const BlockTask& task) {
 }
 
 BlockState load_state(const BlockTask& task, const Activations& stream, const MicroBatch& batch) {
+  return state_of(batch, stream.load(batch.shard, batch.first_row, batch.rows(), task.backend));
+}
+
+BlockState state_of(const MicroBatch& batch, Tensor residual) {
   BlockState state;
-  state.residual = stream.load(batch.shard, batch.first_row, batch.rows(), task.backend);
+  state.residual = std::move(residual);
   state.sequences = batch.sequences;
   state.length = batch.length;
   return state;
@@ -73,15 +78,47 @@ BlockState load_state(const BlockTask& task, const Activations& stream, const Mi
 
 void run_forward(const BlockTask& task, const BlockWeights& weights, Activations& stream) {
   require(task.samples != nullptr, "a forward pass needs samples");
+  BatchReader reader(task, {&stream});
+  while (!reader.at_end()) {
+    const MicroBatch batch = reader.batch();
+    BlockState state = state_of(batch, std::move(reader.next().front()));
+    task.shape.forward(weights, state, task.backend);
+    stream.store_behind(batch.shard, batch.first_row, state.residual.view(), task.backend);
+    task.monitor.tick();
+  }
+  task.backend.finish_downloads();
+}
+
+BatchReader::BatchReader(const BlockTask& task, std::vector<const Activations*> from)
+    : task_(task), from_(std::move(from)) {
   const PartRange shards = shards_of_rank(task);
   for (int shard = shards.begin; shard < shards.end; ++shard) {
-    for (const MicroBatch& batch : micro_batches_of_shard(*task.samples, shard)) {
-      BlockState state = load_state(task, stream, batch);
-      task.shape.forward(weights, state, task.backend);
-      stream.store(shard, batch.first_row, state.residual.view(), task.backend);
-      task.monitor.tick();
-    }
+    const auto batches = micro_batches_of_shard(*task.samples, shard);
+    batches_.insert(batches_.end(), batches.begin(), batches.end());
   }
+  load_ahead();
+}
+
+void BatchReader::load_ahead() {
+  ahead_.clear();
+  if (at_end()) return;
+  for (const Activations* activations : from_) {
+    ahead_.push_back(
+        activations->load_ahead(batch().shard, batch().first_row, batch().rows(), task_.backend));
+  }
+}
+
+std::vector<Tensor> BatchReader::next() {
+  require(!at_end(), "there is no further micro-batch");
+  std::vector<Activations::Loading> now = std::move(ahead_);
+  ++at_;
+  load_ahead();
+  std::vector<Tensor> rows;
+  for (Activations::Loading& loading : now) {
+    task_.backend.await_upload(loading.ticket);
+    rows.push_back(std::move(loading.rows));
+  }
+  return rows;
 }
 
 }  // namespace roundhouse

@@ -69,7 +69,29 @@ struct MicroBatch {
 };
 std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard);
 PartRange shards_of_rank(const BlockTask& task);
+// Rows of some activations, micro-batch by micro-batch of this rank in order, each copied to the device while the one before
+// is worked on. What is stored meanwhile goes by store_behind(); finish_downloads() at the end.
+class BatchReader {
+ public:
+  BatchReader(const BlockTask& task, std::vector<const Activations*> from);
+
+  bool at_end() const { return at_ == batches_.size(); }
+  const MicroBatch& batch() const { return batches_[at_]; }  // that next() is about to give
+  std::vector<Tensor> next();                                // by `from`
+
+ private:
+  void load_ahead();
+
+  const BlockTask& task_;
+  std::vector<const Activations*> from_;
+  std::vector<MicroBatch> batches_;
+  std::size_t at_ = 0;
+  std::vector<Activations::Loading> ahead_;  // of batches_[at_]
+};
+
 BlockState load_state(const BlockTask& task, const Activations& stream,
                       const MicroBatch& batch);  // residual only
+
+BlockState state_of(const MicroBatch& batch, Tensor residual);
 
 }  // namespace roundhouse

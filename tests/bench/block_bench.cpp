@@ -1,7 +1,11 @@
-// Quantizes whole blocks of a synthetic model with GPTQ, as a run does, and prints for each part of the work its seconds, its
-// GFLOP/s, and its share of the matrix-product rate that this machine was measured to have.
+// Quantizes whole blocks of a synthetic model, as a run does, and prints for each part of the work its seconds beside its
+// floor: the seconds that its floating-point operations take at the rate that this machine was measured to multiply matrices
+// at (16-bit inputs for what works on activations, F32 for factorizations and solving; on a CPU both are F32).
 //
-//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--bits 4] [--threads N]
+//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
+//   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
+//   block_bench --like llama-2-70b --samples 512 --length 2048 --floors 790,50,55     the floors alone, for a machine
+//                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing
 #include <CLI/CLI.hpp>
 
 #include <unistd.h>
@@ -10,7 +14,8 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <thread>
+#include <string>
+#include <vector>
 
 #include "base/random.h"
 #include "comm/launcher.h"
@@ -28,9 +33,8 @@ double now() {
 }
 
 // The best of five products of two n x n matrices, in FLOP/s.
-double matmul_rate(Backend& backend, std::int64_t n) {
-  Tensor a(backend, backend.activation_type(), n, n), b(backend, backend.activation_type(), n, n);
-  Tensor c(backend, backend.activation_type(), n, n);
+double matmul_rate(Backend& backend, DType type, std::int64_t n) {
+  Tensor a(backend, type, n, n), b(backend, type, n, n), c(backend, type, n, n);
   backend.zero(a.view());
   backend.zero(b.view());
   double best = 1e30;
@@ -43,10 +47,85 @@ double matmul_rate(Backend& backend, std::int64_t n) {
   return 2.0 * static_cast<double>(n * n * n) / best;
 }
 
-struct Options {
-  std::string like = "llama-1.1b";
-  int blocks = 2, samples = 32, length = 512, bits = 4, threads = 0;
+// What the machine can do, measured or given.
+struct Rates {
+  double activations;         // FLOP/s of products with inputs of the activation type
+  double f32;                 // FLOP/s of products in F32
+  double host_to_device = 0;  // bytes/s; 0: the host's memory is the device's
 };
+
+double upload_rate(Backend& backend) {
+  if (backend.is_host_memory()) return 0;
+  constexpr std::size_t kBytes = std::size_t{256} << 20;
+  ActivationBudget budget(2 * kBytes, std::filesystem::temp_directory_path(), &backend);
+  Activations pinned(budget, DType::kU8, 1 << 20);
+  pinned.reserve(0, kBytes >> 20);
+  double best = 1e30;
+  for (int i = 0; i < 4; ++i) {
+    const double start = now();
+    const Tensor rows = pinned.load(0, 0, kBytes >> 20, backend);
+    backend.sync();
+    if (i > 0) best = std::min(best, now() - start);
+  }
+  return static_cast<double>(kBytes) / best;
+}
+
+// The floating-point operations of GPTQ on one block (stages/quantize/phase_clock.h counts them alike) and the bytes of
+// activations that it moves each way: the residual in for each group and out where it changes, the inputs that are kept.
+struct GptqCost {
+  double forward = 0, gram = 0, factor = 0, solve = 0, bytes_up = 0, bytes_down = 0;
+};
+
+GptqCost gptq_cost(const DecoderBlock& shape, double tokens) {
+  GptqCost cost;
+  const auto residual = 2 * tokens * static_cast<double>(shape.hidden_size());
+  cost.bytes_up = residual;
+  for (const InputGroup& group : shape.groups()) {
+    const auto n = static_cast<double>(group.cols);
+    cost.gram += tokens * n * n;
+    cost.factor += 2 * n * n * n / 3;
+    for (const int i : group.linears) {
+      const auto rows = static_cast<double>(shape.linears()[static_cast<std::size_t>(i)].rows);
+      cost.forward += 2 * tokens * rows * n;
+      cost.solve += rows * n * n;
+    }
+    cost.bytes_up += residual + (group.from_residual ? 0 : 2 * tokens * n);
+    cost.bytes_down += group.from_residual ? 0 : 2 * tokens * n + residual;
+  }
+  return cost;
+}
+
+struct Options {
+  std::string like = "llama-1.1b", recipe = R"({"method": "gptq"})";
+  std::vector<double> floors;
+  int blocks = 2, samples = 32, length = 512, threads = 0;
+};
+
+void print_floors(const Options& options) {
+  const Rates rates{options.floors.at(0) * 1e12, options.floors.at(1) * 1e12,
+                    options.floors.at(2) * 1e9};
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
+  const GptqCost cost =
+      gptq_cost(*shape, static_cast<double>(options.samples) * static_cast<double>(options.length));
+  std::printf("%s, gptq, %d x %d tokens, one block on one device\n", options.like.c_str(),
+              options.samples, options.length);
+  double total = 0;
+  const auto line = [&](const char* part, double flops, double rate) {
+    std::printf("  %-10s %10.1f TFLOP at %6.1f TFLOP/s %8.2f s\n", part, flops / 1e12, rate / 1e12,
+                flops / rate);
+    total += flops / rate;
+  };
+  line("forward", cost.forward, rates.activations);
+  line("gram", cost.gram, rates.activations);
+  line("factor", cost.factor, rates.f32);
+  line("solve", cost.solve, rates.f32);
+  std::printf("  %-50s %6.2f s\n", "together", total);
+  std::printf(
+      "  %-10s %10.1f GB to and %.1f GB from the device at %.0f GB/s %6.2f s, beside the rest\n",
+      "copies", cost.bytes_up / 1e9, cost.bytes_down / 1e9, rates.host_to_device / 1e9,
+      std::max(cost.bytes_up, cost.bytes_down) / rates.host_to_device);
+}
 
 void run(const Options& options) {
   const auto folder =
@@ -70,26 +149,40 @@ void run(const Options& options) {
     id = static_cast<std::int32_t>(
         random.below(static_cast<std::uint64_t>(model.config().vocabulary)));
   const Samples samples(options.samples, options.length, std::min(16, options.samples), ids);
-  ActivationBudget budget(std::size_t{1} << 40, folder);
-  Activations residual(budget, backend->activation_type(), model.config().hidden_size);
-  for (int shard = 0; shard < samples.shards(); ++shard) {
-    const PartRange range = samples.samples_of_shard(shard);
-    const Tensor rows =
-        model.embed(samples.ids(range.begin, range.end - range.begin), options.length, *backend);
-    residual.reserve(shard, rows.rows());
-    residual.store(shard, 0, rows.view(), *backend);
-  }
+  ActivationBudget budget(std::size_t{1} << 40, folder,
+                          backend->is_host_memory() ? nullptr : backend.get());
+  const auto embed = [&] {
+    Activations stream(budget, backend->activation_type(), model.config().hidden_size);
+    for (int shard = 0; shard < samples.shards(); ++shard) {
+      const PartRange range = samples.samples_of_shard(shard);
+      stream.reserve(shard, (range.end - range.begin) * samples.length());
+      for (const MicroBatch& batch : micro_batches_of_shard(samples, shard)) {
+        const Tensor rows =
+            model.embed(samples.ids(batch.first_sample, batch.sequences), options.length, *backend);
+        stream.store(shard, batch.first_row, rows.view(), *backend);
+      }
+    }
+    return stream;
+  };
+  Activations residual = embed(), original = embed();
 
-  const double rate = matmul_rate(*backend, 4096);
-  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, gptq-w%dg128\n",
-              backend->description().c_str(), options.like.c_str(),
-              static_cast<long long>(model.config().hidden_size),
+  // Large enough for a GPU to be busy, small enough for a CPU.
+  const std::int64_t n = backend->is_host_memory() ? 4096 : 8192;
+  const Rates rates{matmul_rate(*backend, backend->activation_type(), n),
+                    matmul_rate(*backend, DType::kF32, n), upload_rate(*backend)};
+  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
+  std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, %s\n", backend->description().c_str(),
+              options.like.c_str(), static_cast<long long>(model.config().hidden_size),
               static_cast<long long>(model.config().intermediate_size), options.samples,
-              options.length, options.bits);
-  std::printf("matrix products of this machine (4096 x 4096 x 4096): %.1f GFLOP/s\n\n", rate / 1e9);
+              options.length, recipe.name.c_str());
+  std::printf(
+      "matrix products of this machine (n = %lld): %.1f GFLOP/s with %s inputs, %.1f in F32",
+      static_cast<long long>(n), rates.activations / 1e9,
+      std::string(name_of(backend->activation_type())).c_str(), rates.f32 / 1e9);
+  if (rates.host_to_device > 0)
+    std::printf("; host to device %.1f GB/s", rates.host_to_device / 1e9);
+  std::printf("\n\n");
 
-  const Recipe recipe =
-      parse_recipe({{"method", "gptq"}, {"bits", options.bits}, {"group_size", 128}});
   const auto method = make_method(recipe);
   NullMonitor monitor;
   for (int block = 0; block < options.blocks; ++block) {
@@ -106,7 +199,7 @@ void run(const Options& options) {
                    .weights = weights,
                    .samples = &samples,
                    .residual = &residual,
-                   .original = nullptr,
+                   .original = &original,
                    .budget = budget,
                    .monitor = monitor};
     const QuantizedBlock result = method->quantize(task);
@@ -114,23 +207,25 @@ void run(const Options& options) {
     store.commit(block_key(recipe.name, block), to_record(result));
     const double end = now();
 
-    std::printf("block %d            seconds     GFLOP   GFLOP/s   share of the rate\n", block);
-    const auto line = [&](const char* part, double seconds, double flops) {
-      std::printf("  %-14s %9.3f", part, seconds);
+    std::printf("block %d            seconds     floor   share     GFLOP\n", block);
+    const auto line = [&](const std::string& part, double seconds, double flops, double floor) {
+      std::printf("  %-14s %9.3f", part.c_str(), seconds);
       if (flops > 0)
-        std::printf(" %9.1f %9.1f   %5.1f %%", flops / 1e9, flops / seconds / 1e9,
-                    100 * flops / seconds / rate);
+        std::printf(" %9.3f %5.1f %% %9.1f", floor, 100 * floor / seconds, flops / 1e9);
       std::printf("\n");
     };
-    double total = 0;
-    line("load", loaded - start, 0);
-    for (const char* part : {"forward", "gram", "factor", "solve"}) {
+    double total = 0, floors = 0;
+    line("load", loaded - start, 0, 0);
+    for (const auto& [part, seconds] : result.record["time"].items()) {
       const double flops = result.record["flops"].value(part, 0.0);
-      line(part, result.record["time"].value(part, 0.0), flops);
+      const bool in_f32 = part == "factor" || part == "solve";
+      const double floor = flops / (in_f32 ? rates.f32 : rates.activations);
+      line(part, seconds.get<double>(), flops, floor);
       total += flops;
+      floors += floor;
     }
-    line("commit", end - quantized, 0);
-    line("whole block", end - start, total);
+    line("commit", end - quantized, 0, 0);
+    line("whole block", end - start, total, floors);
   }
   std::filesystem::remove_all(folder);
 }
@@ -140,16 +235,25 @@ void run(const Options& options) {
 
 int main(int argc, char** argv) {
   roundhouse::Options options;
-  CLI::App app("GPTQ on whole blocks of a synthetic model, split by phase");
+  CLI::App app(
+      "Quantizes whole blocks of a synthetic model; seconds by phase, beside their floors");
   app.add_option("--like", options.like, "published shape")->capture_default_str();
   app.add_option("--blocks", options.blocks)->capture_default_str();
   app.add_option("--samples", options.samples)->capture_default_str();
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
-  app.add_option("--bits", options.bits)->capture_default_str();
+  app.add_option("--recipe", options.recipe, "as in a configuration, as JSON")
+      ->capture_default_str();
+  app.add_option("--floors", options.floors, "only the floors of GPTQ: TFLOP/s, F32 TFLOP/s, GB/s")
+      ->delimiter(',')
+      ->expected(3);
   app.add_option("--threads", options.threads, "0: all")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
-    roundhouse::run(options);
+    if (options.floors.empty()) {
+      roundhouse::run(options);
+    } else {
+      roundhouse::print_floors(options);
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "block_bench: %s\n", error.what());
     return 1;

@@ -1,7 +1,8 @@
 // Runs the blocks of a grid one after another, and the threads of a block in turns.
 //
 // A thread runs until it has to wait for others; who runs next is drawn at random (with a fixed seed), among the threads of
-// a block as among the blocks of a grid, so that code which needs an order it has not asked for does not get it.
+// a block as among the blocks of a grid, or is the warp that ran last, so that code which needs an order it has not asked for
+// does not get it.
 #pragma once
 
 #include <cstddef>

@@ -268,6 +268,18 @@ cudaError_t cudaFreeHost(void* memory) {
   std::free(memory);
   return cudaSuccess;
 }
+cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
+  if (bytes == 0 || emulation::pinned.contains(static_cast<std::byte*>(memory))) {
+    return report(cudaErrorInvalidValue);
+  }
+  emulation::pinned[static_cast<std::byte*>(memory)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void* memory) {
+  return report(emulation::pinned.erase(static_cast<std::byte*>(memory)) == 1
+                    ? cudaSuccess
+                    : cudaErrorInvalidValue);
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {

@@ -3,6 +3,7 @@
     python3 -m venv venv
     venv/bin/pip install torch transformers compressed-tensors safetensors sentencepiece
     venv/bin/pip install gptqmodel --no-build-isolation
+    venv/bin/pip install --no-deps autoawq
     venv/bin/python verify_exports.py [--windows 20] [--text test.txt] EXPORT_DIR...
 
 For each directory: codes, zero points, scales and weights as the library unpacks them, against dequantize.py beside this
@@ -11,6 +12,7 @@ of the text, the mean over windows of the mean over 511 predictions). Not part o
 """
 
 import argparse
+import importlib.util
 import math
 import os
 import pathlib
@@ -149,6 +151,34 @@ def plain_config(export):
     return config
 
 
+def load_awq(export, results):
+    """AutoAWQ's unpacking and its arithmetic, in a model of dense weights: its own linears need a GPU."""
+    # The file alone: the package as a whole wants a transformers of early 2025.
+    folder = pathlib.Path(importlib.util.find_spec("awq").origin).parent
+    spec = importlib.util.spec_from_file_location("packing_utils", folder / "utils" / "packing_utils.py")
+    awq = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(awq)
+
+    stored = dequantize.read_tensors(export.directory)
+    group_size = export.config["quantization_config"]["group_size"]
+    state = {name: torch.from_numpy(tensor.copy()).float() for name, tensor in export.tensors.items()}
+    for module, linear in export.linears.items():
+        words, packed, scales = (torch.from_numpy(stored[f"{module}.{part}"].copy())
+                                 for part in ("qweight", "qzeros", "scales"))
+        codes, zeros = awq.reverse_awq_order(*awq.unpack_awq(words, packed, 4), 4)
+        check(results, "codes", same(linear.codes, (codes & 15).T))
+        check(results, "zeros", same(linear.zeros, (zeros & 15).T))
+        size = linear.codes.shape[1] if group_size == -1 else group_size
+        half = awq.dequantize_gemm(words, packed, scales, 4, size).T
+        check(results, "weights in float16", same(linear.weight().astype(np.float16), half))
+        exact = awq.dequantize_gemm(words, packed, scales.float(), 4, size).T
+        check(results, "weights", same(linear.weight(), exact))
+        state[module + ".weight"] = exact.contiguous()
+    dense = transformers.AutoModelForCausalLM.from_config(plain_config(export), dtype=torch.float32)
+    dense.load_state_dict(state)
+    return dense
+
+
 def load_dense(export, results):
     model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float32)
     for name, tensor in export.tensors.items():
@@ -188,6 +218,8 @@ def main():
         elif method == "gptq":
             check_gptq(export, results)
             model = load_gptq(export, results)
+        elif method == "awq":
+            model = load_awq(export, results)
         else:
             model = load_dense(export, results)
         ppl = perplexity(model, directory, text, arguments.windows)

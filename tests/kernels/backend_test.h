@@ -76,23 +76,59 @@ inline reference::Matrix positive_definite(std::int64_t n, std::uint64_t seed) {
   return a;
 }
 
+// How a test lays a matrix out: its type, and how many elements lie between its rows. Kernels for a GPU have one path for
+// rows that begin at multiples of 16 bytes and one for all others.
+struct Layout {
+  DType type = DType::kF32;
+  std::int64_t extra = 3;
+};
+
+// All in which this backend takes weights and activations.
+inline std::vector<Layout> layouts(const Backend& backend) {
+  if (backend.activation_type() == DType::kF32) return {{}};
+  return {{DType::kF32, 3}, {DType::kF32, 8}, {DType::kBF16, 3}, {DType::kBF16, 8}};
+}
+
+// The values that the type can hold, so that a reference starts from what a kernel sees.
+inline reference::Matrix rounded(DType type, reference::Matrix m) {
+  for (double& value : m.values) {
+    const float single = static_cast<float>(value);
+    float stored = single;
+    if (type == DType::kBF16) stored = bfloat16_to_float(float_to_bfloat16(single));
+    if (type == DType::kF16) stored = round_to_half(single);
+    value = static_cast<double>(stored);
+  }
+  return m;
+}
+
+// For expect_near, with what a result in F32 may be off: one in BF16 is rounded by up to 2^-9 of itself, and so may be a
+// factor within (attention's probabilities).
+inline double tolerance(DType type, double of_f32) {
+  return type == DType::kF32 ? of_f32 : std::max(of_f32, 0x1p-8);
+}
+
 // A matrix on a backend, as a column range of a wider one: kernels have to mind the stride. Rows
 // end in NaN, which shows where something reads past them.
 class Wide {
  public:
   Wide(Memory& memory, const reference::Matrix& values, DType type = DType::kF32)
-      : tensor_(memory, type, values.rows, values.cols + kExtra), cols_(values.cols) {
-    const std::size_t width = static_cast<std::size_t>(values.cols + kExtra);
-    if (type == DType::kF32) {
-      std::vector<float> host(static_cast<std::size_t>(values.rows) * width,
-                              std::numeric_limits<float>::quiet_NaN());
+      : Wide(memory, values, Layout{.type = type}) {}
+  Wide(Memory& memory, const reference::Matrix& values, const Layout& layout)
+      : tensor_(memory, layout.type, values.rows, values.cols + layout.extra), cols_(values.cols) {
+    const std::size_t width = static_cast<std::size_t>(values.cols + layout.extra);
+    const std::size_t count = static_cast<std::size_t>(values.rows) * width;
+    if (layout.type == DType::kU8) {
+      std::vector<std::uint8_t> host(count, 255);
       fill(host, values, width);
       memory.upload(std::as_bytes(std::span(host)), tensor_.view().data);
-    } else {
-      std::vector<std::uint8_t> host(static_cast<std::size_t>(values.rows) * width, 255);
-      fill(host, values, width);
-      memory.upload(std::as_bytes(std::span(host)), tensor_.view().data);
+      memory.sync();
+      return;
     }
+    std::vector<float> host(count, std::numeric_limits<float>::quiet_NaN());
+    fill(host, values, width);
+    std::vector<std::byte> converted(count * size_of(layout.type));
+    convert(DType::kF32, host.data(), layout.type, converted.data(), count);
+    memory.upload(converted, tensor_.view().data);
     memory.sync();
   }
   Matrix view() { return tensor_.view().col_range(0, cols_); }
@@ -100,7 +136,6 @@ class Wide {
   operator ConstMatrix() { return view(); }  // NOLINT
 
  private:
-  static constexpr std::int64_t kExtra = 3;
   template <class T>
   static void fill(std::vector<T>& host, const reference::Matrix& values, std::size_t width) {
     for (std::int64_t i = 0; i < values.rows; ++i) {

@@ -47,9 +47,11 @@ class Golden {
 };
 
 Matrix rms_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight, const Matrix& dy,
-                         double epsilon, const Matrix* before = nullptr) {
-  Wide device_x(backend, x), device_weight(backend, weight), device_dy(backend, dy);
-  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN));
+                         double epsilon, const Matrix* before = nullptr,
+                         const Layout& layout = {}) {
+  Wide device_x(backend, x, layout), device_weight(backend, weight, layout),
+      device_dy(backend, dy, layout);
+  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN), layout);
   backend.rms_norm_backward({.x = device_x,
                              .weight = device_weight,
                              .dy = device_dy,
@@ -60,9 +62,11 @@ Matrix rms_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight
 }
 
 Matrix layer_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight,
-                           const Matrix& dy, double epsilon, const Matrix* before = nullptr) {
-  Wide device_x(backend, x), device_weight(backend, weight), device_dy(backend, dy);
-  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN));
+                           const Matrix& dy, double epsilon, const Matrix* before = nullptr,
+                           const Layout& layout = {}) {
+  Wide device_x(backend, x, layout), device_weight(backend, weight, layout),
+      device_dy(backend, dy, layout);
+  Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN), layout);
   backend.layer_norm_backward({.x = device_x,
                                .weight = device_weight,
                                .dy = device_dy,
@@ -73,38 +77,47 @@ Matrix layer_norm_backward(Backend& backend, const Matrix& x, const Matrix& weig
 }
 
 constexpr std::array<std::pair<std::int64_t, std::int64_t>, 5> kNormShapes{
-    {{0, 8}, {1, 5}, {3, 17}, {12, 131}, {1, 1500}}};
+    {{0, 8}, {1, 5}, {3, 16}, {12, 131}, {1, 1504}}};
 
 TEST_P(GradientsTest, RmsNormBackwardIsTheDifferenceQuotient) {
-  for (const auto& [rows, cols] : kNormShapes) {
-    const Matrix x = random_matrix(rows, cols, 1, 3.0);
-    const Matrix weight = random_matrix(1, cols, 2);
-    const Matrix dy = random_matrix(rows, cols, 3);
-    const Matrix want = numeric_gradient(
-        [&](const Matrix& at) { return reference::rms_norm(at, weight, 1e-5); }, x, dy);
-    expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5), want, kFewRoundings, "dx");
-    const Matrix before = random_matrix(rows, cols, 4);
-    expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, &before), sum(want, before),
-                kFewRoundings, "accumulated");
+  for (const Layout& layout : layouts(backend())) {
+    for (const auto& [rows, cols] : kNormShapes) {
+      const Matrix x = rounded(layout.type, random_matrix(rows, cols, 1, 3.0));
+      const Matrix weight = rounded(layout.type, random_matrix(1, cols, 2));
+      const Matrix dy = rounded(layout.type, random_matrix(rows, cols, 3));
+      const Matrix want = numeric_gradient(
+          [&](const Matrix& at) { return reference::rms_norm(at, weight, 1e-5); }, x, dy);
+      const double near = tolerance(layout.type, kFewRoundings);
+      expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, nullptr, layout), want, near,
+                  "dx");
+      const Matrix before = rounded(layout.type, random_matrix(rows, cols, 4));
+      expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, &before, layout),
+                  sum(want, before), near, "accumulated");
+    }
   }
 }
 
 TEST_P(GradientsTest, LayerNormBackwardIsTheDifferenceQuotient) {
-  for (const auto& [rows, cols] : kNormShapes) {
-    Matrix x = random_matrix(rows, cols, 5, 3.0);
-    for (double& value : x.values) value = static_cast<double>(static_cast<float>(value + 5.0));
-    const Matrix weight = random_matrix(1, cols, 6);
-    const Matrix dy = random_matrix(rows, cols, 7);
-    const Matrix want = numeric_gradient(
-        [&](const Matrix& at) {
-          return reference::layer_norm(at, weight, Matrix(1, weight.cols), 1e-2);
-        },
-        x, dy);
-    // x - mean is a difference of float32 numbers around 5.
-    expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2), want, 1e-5, "dx");
-    const Matrix before = random_matrix(rows, cols, 8);
-    expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2, &before), sum(want, before),
-                1e-5, "accumulated");
+  for (const Layout& layout : layouts(backend())) {
+    for (const auto& [rows, cols] : kNormShapes) {
+      Matrix x = random_matrix(rows, cols, 5, 3.0);
+      for (double& value : x.values) value += 5.0;
+      x = rounded(layout.type, x);
+      const Matrix weight = rounded(layout.type, random_matrix(1, cols, 6));
+      const Matrix dy = rounded(layout.type, random_matrix(rows, cols, 7));
+      const Matrix want = numeric_gradient(
+          [&](const Matrix& at) {
+            return reference::layer_norm(at, weight, Matrix(1, weight.cols), 1e-2);
+          },
+          x, dy);
+      // x - mean is a difference of float32 numbers around 5.
+      const double near = tolerance(layout.type, 1e-5);
+      expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2, nullptr, layout), want, near,
+                  "dx");
+      const Matrix before = rounded(layout.type, random_matrix(rows, cols, 8));
+      expect_near(layer_norm_backward(backend(), x, weight, dy, 1e-2, &before, layout),
+                  sum(want, before), near, "accumulated");
+    }
   }
 }
 
@@ -154,20 +167,22 @@ struct AttentionCase {
   Matrix q, k, v, d_out;
   double scale;
 
-  explicit AttentionCase(const AttentionShape& s, double size = 1.0)
+  explicit AttentionCase(const AttentionShape& s, double size = 1.0, DType type = DType::kF32)
       : shape(s),
-        q(random_matrix(s.sequences * s.length, s.heads * s.head_dim, 16, size)),
-        k(random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 17, size)),
-        v(random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 18)),
-        d_out(random_matrix(s.sequences * s.length, s.heads * s.head_dim, 19)),
+        q(rounded(type, random_matrix(s.sequences * s.length, s.heads * s.head_dim, 16, size))),
+        k(rounded(type, random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 17, size))),
+        v(rounded(type, random_matrix(s.sequences * s.length, s.kv_heads * s.head_dim, 18))),
+        d_out(rounded(type, random_matrix(s.sequences * s.length, s.heads * s.head_dim, 19))),
         scale(static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)))) {}
 };
 
 // Forward, then backward, on a backend.
-reference::AttentionGradient attention_gradient(Backend& backend, const AttentionCase& c) {
+reference::AttentionGradient attention_gradient(Backend& backend, const AttentionCase& c,
+                                                const Layout& layout = {}) {
   const AttentionShape& s = c.shape;
-  Wide q(backend, c.q), k(backend, c.k), v(backend, c.v), d_out(backend, c.d_out);
-  Wide out(backend, constant_matrix(c.q.rows, c.q.cols, kNaN));
+  Wide q(backend, c.q, layout), k(backend, c.k, layout), v(backend, c.v, layout),
+      d_out(backend, c.d_out, layout);
+  Wide out(backend, constant_matrix(c.q.rows, c.q.cols, kNaN), layout);
   Wide sums(backend, constant_matrix(c.q.rows, s.heads, kNaN));
   backend.attention({.q = q,
                      .k = k,
@@ -180,9 +195,9 @@ reference::AttentionGradient attention_gradient(Backend& backend, const Attentio
                      .window = s.window,
                      .scale = static_cast<float>(c.scale),
                      .log_sum_exp = sums});
-  Wide dq(backend, constant_matrix(c.q.rows, c.q.cols, kNaN));
-  Wide dk(backend, constant_matrix(c.k.rows, c.k.cols, kNaN));
-  Wide dv(backend, constant_matrix(c.v.rows, c.v.cols, kNaN));
+  Wide dq(backend, constant_matrix(c.q.rows, c.q.cols, kNaN), layout);
+  Wide dk(backend, constant_matrix(c.k.rows, c.k.cols, kNaN), layout);
+  Wide dv(backend, constant_matrix(c.v.rows, c.v.cols, kNaN), layout);
   backend.attention_backward({.q = q,
                               .k = k,
                               .v = v,
@@ -231,24 +246,31 @@ TEST(AttentionReference, BackwardIsTheDifferenceQuotient) {
 }
 
 TEST_P(GradientsTest, AttentionBackwardEqualsTheReference) {
-  // Grouped queries; blocks cut off; windows shorter than a block, across blocks, and longer than the text.
-  constexpr std::array<AttentionShape, 8> kShapes{{{2, 5, 2, 1, 8, 0},
-                                                   {2, 5, 2, 2, 8, 2},
-                                                   {1, 130, 4, 2, 16, 0},
-                                                   {1, 130, 2, 2, 5, 7},
-                                                   {1, 400, 2, 1, 64, 0},
-                                                   {1, 400, 1, 1, 16, 30},
-                                                   {1, 700, 1, 1, 8, 300},
-                                                   {3, 17, 6, 2, 128, 100}}};
-  for (const AttentionShape& s : kShapes) {
-    const AttentionCase c(s);
-    const reference::AttentionGradient got = attention_gradient(backend(), c);
-    const reference::AttentionGradient want = reference_gradient(c);
-    const std::string what =
-        "length " + std::to_string(s.length) + ", window " + std::to_string(s.window);
-    expect_near(got.dq, want.dq, 1e-5, "dq, " + what);
-    expect_near(got.dk, want.dk, 1e-5, "dk, " + what);
-    expect_near(got.dv, want.dv, 1e-5, "dv, " + what);
+  // Grouped queries; blocks cut off; windows shorter than a block, across blocks, and longer than the text; the heads that
+  // GPUs have special kernels for.
+  constexpr std::array<AttentionShape, 10> kShapes{{{2, 5, 2, 1, 8, 0},
+                                                    {2, 5, 2, 2, 8, 2},
+                                                    {1, 130, 4, 2, 16, 0},
+                                                    {1, 130, 2, 2, 5, 7},
+                                                    {1, 400, 2, 1, 64, 0},
+                                                    {1, 400, 1, 1, 16, 30},
+                                                    {1, 700, 1, 1, 8, 300},
+                                                    {3, 17, 6, 2, 128, 100},
+                                                    {2, 150, 4, 2, 64, 70},
+                                                    {1, 200, 2, 1, 128, 0}}};
+  for (const Layout& layout : layouts(backend())) {
+    // out and, on a GPU, P and dS are rounded too, to BF16: errors of some 2^-9 of each of the terms of sums.
+    const double near = layout.type == DType::kF32 ? 1e-5 : 1e-2;
+    for (const AttentionShape& s : kShapes) {
+      const AttentionCase c(s, 1.0, layout.type);
+      const reference::AttentionGradient got = attention_gradient(backend(), c, layout);
+      const reference::AttentionGradient want = reference_gradient(c);
+      const std::string what =
+          "length " + std::to_string(s.length) + ", window " + std::to_string(s.window);
+      expect_near(got.dq, want.dq, near, "dq, " + what);
+      expect_near(got.dk, want.dk, near, "dk, " + what);
+      expect_near(got.dv, want.dv, near, "dv, " + what);
+    }
   }
 }
 
@@ -270,21 +292,27 @@ TEST_P(GradientsTest, AttentionBackwardBearsScoresThatOverflowAPlainExponential)
 }
 
 TEST_P(GradientsTest, SiluGateBackwardIsTheDifferenceQuotient) {
-  const Matrix gate = random_matrix(3, 37, 20, 4.0), up = random_matrix(3, 37, 21);
-  const Matrix dy = random_matrix(3, 37, 22);
-  const auto of_gate = [&](const Matrix& at) { return reference::silu_gate(at, up); };
-  const auto of_up = [&](const Matrix& at) { return reference::silu_gate(gate, at); };
-  // The results take the place of two operands.
-  Wide device_gate(backend(), gate), device_up(backend(), up), device_dy(backend(), dy);
-  backend().silu_gate_backward({.gate = device_gate,
-                                .up = device_up,
-                                .dy = device_dy,
-                                .d_gate = device_gate,
-                                .d_up = device_up});
-  expect_near(download(backend(), device_gate), numeric_gradient(of_gate, gate, dy), kFewRoundings,
-              "d_gate");
-  expect_near(download(backend(), device_up), numeric_gradient(of_up, up, dy), kFewRoundings,
-              "d_up");
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {37, 40}) {
+      const Matrix gate = rounded(layout.type, random_matrix(3, cols, 20, 4.0));
+      const Matrix up = rounded(layout.type, random_matrix(3, cols, 21));
+      const Matrix dy = rounded(layout.type, random_matrix(3, cols, 22));
+      const auto of_gate = [&](const Matrix& at) { return reference::silu_gate(at, up); };
+      const auto of_up = [&](const Matrix& at) { return reference::silu_gate(gate, at); };
+      // The results take the place of two operands.
+      Wide device_gate(backend(), gate, layout), device_up(backend(), up, layout),
+          device_dy(backend(), dy, layout);
+      backend().silu_gate_backward({.gate = device_gate,
+                                    .up = device_up,
+                                    .dy = device_dy,
+                                    .d_gate = device_gate,
+                                    .d_up = device_up});
+      const double near = tolerance(layout.type, kFewRoundings);
+      expect_near(download(backend(), device_gate), numeric_gradient(of_gate, gate, dy), near,
+                  "d_gate");
+      expect_near(download(backend(), device_up), numeric_gradient(of_up, up, dy), near, "d_up");
+    }
+  }
 }
 
 TEST_P(GradientsTest, SiluGateBackwardOfLargeValues) {
@@ -319,13 +347,18 @@ TEST_P(GradientsTest, SquaredErrorOfAHandWorkedCaseAndOfManyRows) {
             13.0);
   EXPECT_EQ(download(backend(), device_y).values, (std::vector<double>{0.0, 1.0, -1.5, 0.0}));
 
-  const Matrix many = random_matrix(300, 1031, 23), zero(300, 1031);
-  double want = 0.0;
-  for (const double value : many.values) want += value * value;
-  Wide device_many(backend(), many), device_zero(backend(), zero);
-  EXPECT_NEAR(backend().squared_error(
-                  {.y = device_many, .target = device_zero, .dy = device_zero, .scale = 1.0f}),
-              want, 1e-6 * want);
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {1031, 1024}) {
+      const Matrix many = rounded(layout.type, random_matrix(100, cols, 23)), zero(100, cols);
+      double want = 0.0;
+      for (const double value : many.values) want += value * value;
+      Wide device_many(backend(), many, layout), device_zero(backend(), zero, layout);
+      EXPECT_NEAR(backend().squared_error(
+                      {.y = device_many, .target = device_zero, .dy = device_zero, .scale = 1.0f}),
+                  want, 1e-6 * want);
+      EXPECT_EQ(download(backend(), device_zero).values, many.values);
+    }
+  }
 }
 
 TEST_P(GradientsTest, NormsEqualTorchs) {
@@ -382,17 +415,19 @@ TEST_P(GradientsTest, ElementwiseGradientsEqualTorchs) {
 }
 
 TEST_P(GradientsTest, SameBitsWithAnyNumberOfThreads) {
-  const AttentionCase c({2, 300, 4, 2, 32, 0});
+  const AttentionCase c({2, 150, 4, 2, 64, 0});
   const Matrix x = random_matrix(200, 700, 24), dy = random_matrix(200, 700, 25);
   const Matrix weight = random_matrix(1, 700, 26);
-  expect_same_bits_with_any_threads([&](Backend& b) {
-    const reference::AttentionGradient g = attention_gradient(b, c);
-    Matrix all(1, 0);
-    for (const Matrix* m : {&g.dq, &g.dk, &g.dv}) {
-      all.values.insert(all.values.end(), m->values.begin(), m->values.end());
-    }
-    return all;
-  });
+  for (const Layout& layout : layouts(backend())) {
+    expect_same_bits_with_any_threads([&](Backend& b) {
+      const reference::AttentionGradient g = attention_gradient(b, c, layout);
+      Matrix all(1, 0);
+      for (const Matrix* m : {&g.dq, &g.dk, &g.dv}) {
+        all.values.insert(all.values.end(), m->values.begin(), m->values.end());
+      }
+      return all;
+    });
+  }
   expect_same_bits_with_any_threads(
       [&](Backend& b) { return rms_norm_backward(b, x, weight, dy, 1e-5); });
   expect_same_bits_with_any_threads(

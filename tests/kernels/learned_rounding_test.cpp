@@ -184,7 +184,7 @@ TEST_P(LearnedRoundingTest, AClampedWeightMovesTheRangeButNotItsOffset) {
 }
 
 TEST_P(LearnedRoundingTest, StartsAsRoundToNearest) {
-  const Matrix w = random_matrix(70, 131, 1, 0.02);
+  const Matrix w = random_matrix(20, 131, 1, 0.02);
   for (const Grid grid : kLearnedGrids) {
     for (const int bits : {2, 3, 4, 8}) {
       for (const std::int64_t group_size : {1, 16, 50, 131}) {

@@ -15,6 +15,15 @@ using reference::Matrix;
 // largest element of the result, the scale of expect_near, is 3 to 5 times sqrt(k).
 constexpr double kProductTolerance = 5e-6;
 
+// Types of a product's factors and of its result: all F32, or on a GPU BF16 factors too.
+struct ProductTypes {
+  DType factors, result;
+};
+std::vector<ProductTypes> product_types(const Backend& backend) {
+  if (backend.activation_type() == DType::kF32) return {{DType::kF32, DType::kF32}};
+  return {{DType::kF32, DType::kF32}, {DType::kBF16, DType::kF32}, {DType::kBF16, DType::kBF16}};
+}
+
 const double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 Matrix lower(const Matrix& a) {
@@ -34,21 +43,24 @@ TEST_P(LinearAlgebraTest, MatmulEqualsTheReferenceForAllTranspositionsAndOddSize
                                                                 {257, 300, 70},
                                                                 {0, 4, 3},
                                                                 {3, 0, 2}}};
-  for (const auto& [m, n, k] : kShapes) {
-    const Matrix a = random_matrix(m, k, 1);
-    const Matrix b = random_matrix(k, n, 2);
-    const Matrix want = reference::product(a, b);
-    for (const bool transpose_a : {false, true}) {
-      for (const bool transpose_b : {false, true}) {
-        Wide device_a(backend(), transpose_a ? reference::transpose(a) : a);
-        Wide device_b(backend(), transpose_b ? reference::transpose(b) : b);
-        Wide c(backend(), constant_matrix(m, n, kNaN));  // beta is 0: overwritten
-        backend().matmul({.a = device_a,
-                          .transpose_a = transpose_a,
-                          .b = device_b,
-                          .transpose_b = transpose_b,
-                          .c = c});
-        expect_near(download(backend(), c), want, kProductTolerance, "matmul");
+  for (const ProductTypes& types : product_types(backend())) {
+    for (const auto& [m, n, k] : kShapes) {
+      const Matrix a = rounded(types.factors, random_matrix(m, k, 1));
+      const Matrix b = rounded(types.factors, random_matrix(k, n, 2));
+      const Matrix want = reference::product(a, b);
+      for (const bool transpose_a : {false, true}) {
+        for (const bool transpose_b : {false, true}) {
+          Wide device_a(backend(), transpose_a ? reference::transpose(a) : a, types.factors);
+          Wide device_b(backend(), transpose_b ? reference::transpose(b) : b, types.factors);
+          Wide c(backend(), constant_matrix(m, n, kNaN), types.result);  // beta is 0: overwritten
+          backend().matmul({.a = device_a,
+                            .transpose_a = transpose_a,
+                            .b = device_b,
+                            .transpose_b = transpose_b,
+                            .c = c});
+          expect_near(download(backend(), c), want, tolerance(types.result, kProductTolerance),
+                      "matmul");
+        }
       }
     }
   }
@@ -89,52 +101,79 @@ TEST_P(LinearAlgebraTest, MatmulRefusesShapesThatDoNotFit) {
 }
 
 TEST_P(LinearAlgebraTest, LinearAddsBiasAndAccumulates) {
-  for (const std::int64_t rows : {0, 1, 300}) {
-    const Matrix x = random_matrix(rows, 77, 6);
-    const Matrix w = random_matrix(259, 77, 7);
-    const Matrix bias = random_matrix(1, 259, 8);
-    const Matrix before = random_matrix(rows, 259, 9);
-    const Matrix product = reference::product(x, reference::transpose(w));
-    Wide device_x(backend(), x);
-    Wide device_w(backend(), w);
-    Wide device_bias(backend(), bias);
-    for (const bool has_bias : {false, true}) {
-      for (const bool accumulate : {false, true}) {
-        Matrix want = product;
-        for (std::int64_t i = 0; i < want.rows; ++i) {
-          for (std::int64_t j = 0; j < want.cols; ++j) {
-            want(i, j) += (has_bias ? bias(0, j) : 0.0) + (accumulate ? before(i, j) : 0.0);
+  constexpr std::int64_t kOutputs = 264;
+  for (const ProductTypes& types : product_types(backend())) {
+    for (const std::int64_t extra : {3, 8}) {
+      for (const std::int64_t rows : {0, 1, 100}) {
+        const Matrix x = rounded(types.factors, random_matrix(rows, 77, 6));
+        const Matrix w = rounded(types.factors, random_matrix(kOutputs, 77, 7));
+        const Matrix bias = rounded(types.factors, random_matrix(1, kOutputs, 8));
+        const Matrix before = rounded(types.result, random_matrix(rows, kOutputs, 9));
+        const Matrix product = reference::product(x, reference::transpose(w));
+        Wide device_x(backend(), x, types.factors);
+        Wide device_w(backend(), w, types.factors);
+        Wide device_bias(backend(), bias, {types.factors, extra});
+        for (const bool has_bias : {false, true}) {
+          for (const bool accumulate : {false, true}) {
+            Matrix want = product;
+            for (std::int64_t i = 0; i < want.rows; ++i) {
+              for (std::int64_t j = 0; j < want.cols; ++j) {
+                want(i, j) += (has_bias ? bias(0, j) : 0.0) + (accumulate ? before(i, j) : 0.0);
+              }
+            }
+            Wide y(backend(), accumulate ? before : constant_matrix(rows, kOutputs, kNaN),
+                   {types.result, extra});
+            backend().linear({.x = device_x,
+                              .w = device_w,
+                              .bias = has_bias ? ConstMatrix(device_bias) : ConstMatrix(),
+                              .y = y,
+                              .accumulate = accumulate});
+            expect_near(download(backend(), y), want, tolerance(types.result, kProductTolerance),
+                        "linear");
           }
         }
-        Wide y(backend(), accumulate ? before : constant_matrix(rows, 259, kNaN));
-        backend().linear({.x = device_x,
-                          .w = device_w,
-                          .bias = has_bias ? ConstMatrix(device_bias) : ConstMatrix(),
-                          .y = y,
-                          .accumulate = accumulate});
-        expect_near(download(backend(), y), want, kProductTolerance, "linear");
       }
     }
   }
 }
 
 TEST_P(LinearAlgebraTest, GramAddsTheLowerTriangleAndLeavesTheUpperOne) {
-  for (const auto& [tokens, k] :
-       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {600, 270}, {0, 4}, {5, 600}}) {
-    const Matrix x = random_matrix(tokens, k, 10);
-    const Matrix before = random_matrix(k, k, 11);
-    Matrix want = before;
-    const Matrix product = reference::product(reference::transpose(x), x);
-    for (std::int64_t i = 0; i < k; ++i) {
-      for (std::int64_t j = 0; j <= i; ++j) want(i, j) += product(i, j);
+  for (const Layout& layout : layouts(backend())) {
+    for (const auto& [tokens, k] :
+         {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {600, 270}, {0, 4}, {5, 600}}) {
+      const Matrix x = rounded(layout.type, random_matrix(tokens, k, 10));
+      const Matrix before = random_matrix(k, k, 11);
+      Matrix want = before;
+      const Matrix product = reference::product(reference::transpose(x), x);
+      for (std::int64_t i = 0; i < k; ++i) {
+        for (std::int64_t j = 0; j <= i; ++j) want(i, j) += product(i, j);
+      }
+      Wide device_x(backend(), x, layout);
+      Wide h(backend(), before);
+      backend().gram({.x = device_x, .h = h});
+      const Matrix got = download(backend(), h);
+      expect_near(got, want, kProductTolerance, "gram");
+      for (std::int64_t i = 0; i < k; ++i) {
+        for (std::int64_t j = i + 1; j < k; ++j) ASSERT_EQ(got(i, j), before(i, j));
+      }
     }
-    Wide device_x(backend(), x);
-    Wide h(backend(), before);
-    backend().gram({.x = device_x, .h = h});
-    const Matrix got = download(backend(), h);
-    expect_near(got, want, kProductTolerance, "gram");
-    for (std::int64_t i = 0; i < k; ++i) {
-      for (std::int64_t j = i + 1; j < k; ++j) ASSERT_EQ(got(i, j), before(i, j));
+  }
+}
+
+// More columns than a GPU adds by one product.
+TEST_P(LinearAlgebraTest, GramOfManyColumns) {
+  constexpr std::int64_t kTokens = 3, kColumns = 4200;
+  const Matrix x = random_matrix(kTokens, kColumns, 25);
+  Wide device_x(backend(), x);
+  Tensor h(backend(), DType::kF32, kColumns, kColumns);
+  backend().zero(h.view());
+  backend().gram({.x = device_x, .h = h.view()});
+  for (const std::int64_t row : {0, 2047, 2048, 4095, 4096, 4199}) {
+    const Matrix got = download(backend(), h.view().row_range(row, row + 1));
+    for (std::int64_t col = 0; col < kColumns; ++col) {
+      double want = 0.0;
+      for (std::int64_t t = 0; t < kTokens && col <= row; ++t) want += x(t, row) * x(t, col);
+      ASSERT_NEAR(got(0, col), want, 1e-5) << row << ", " << col;
     }
   }
 }
@@ -230,15 +269,17 @@ TEST_P(LinearAlgebraTest, SymmetrizeReverseAndAddMoveElementsExactly) {
       }
     }
   }
-  const Matrix a = random_matrix(7, 50, 18);
-  const Matrix b = random_matrix(7, 50, 19);
-  Wide from(backend(), a);
-  Wide into(backend(), b);
-  backend().add(from, into);
-  const Matrix sum = download(backend(), into);
-  for (std::size_t i = 0; i < sum.values.size(); ++i) {
-    ASSERT_EQ(static_cast<float>(sum.values[i]),
-              static_cast<float>(a.values[i]) + static_cast<float>(b.values[i]));
+  for (const std::int64_t extra : {3, 8}) {
+    const Matrix a = random_matrix(7, 56, 18);
+    const Matrix b = random_matrix(7, 56, 19);
+    Wide from(backend(), a, {.extra = extra});
+    Wide into(backend(), b, {.extra = extra});
+    backend().add(from, into);
+    const Matrix sum = download(backend(), into);
+    for (std::size_t i = 0; i < sum.values.size(); ++i) {
+      ASSERT_EQ(static_cast<float>(sum.values[i]),
+                static_cast<float>(a.values[i]) + static_cast<float>(b.values[i]));
+    }
   }
 }
 

@@ -37,21 +37,79 @@ TEST_P(MemoryTest, UploadsConvertsAndDownloads) {
 }
 
 TEST_P(MemoryTest, CopiesWithStridesAndBetweenFloatTypes) {
-  const Matrix values = random_matrix(5, 33, 1);
-  Wide from(backend(), values);
-  Tensor half(backend(), DType::kF16, 5, 33);
-  Tensor brain(backend(), DType::kBF16, 5, 33);
-  Wide back(backend(), constant_matrix(5, 33, 0.0));
-  backend().copy(from, half.view());
-  backend().copy(half.view(), brain.view());
-  backend().copy(half.view(), back);
-  const Matrix got = download(backend(), back.view());
-  const Matrix got_brain = download(backend(), brain.view());
-  for (std::size_t i = 0; i < values.values.size(); ++i) {
-    const float rounded = round_to_half(static_cast<float>(values.values[i]));
-    EXPECT_EQ(got.values[i], static_cast<double>(rounded));
-    EXPECT_EQ(got_brain.values[i],
-              static_cast<double>(bfloat16_to_float(float_to_bfloat16(rounded))));
+  for (const auto& [cols, extra] : {std::pair<std::int64_t, std::int64_t>{33, 3}, {40, 8}}) {
+    const Matrix values = random_matrix(5, cols, 1);
+    Wide from(backend(), values, {.extra = extra});
+    Tensor half(backend(), DType::kF16, 5, cols);
+    Tensor brain(backend(), DType::kBF16, 5, cols);
+    Wide back(backend(), constant_matrix(5, cols, 0.0), {.extra = extra});
+    Wide same(backend(), constant_matrix(5, cols, 0.0));
+    backend().copy(from, half.view());
+    backend().copy(half.view(), brain.view());
+    backend().copy(half.view(), back);
+    backend().copy(from, same);
+    const Matrix got = download(backend(), back.view());
+    const Matrix got_brain = download(backend(), brain.view());
+    for (std::size_t i = 0; i < values.values.size(); ++i) {
+      const float rounded = round_to_half(static_cast<float>(values.values[i]));
+      EXPECT_EQ(got.values[i], static_cast<double>(rounded));
+      EXPECT_EQ(got_brain.values[i],
+                static_cast<double>(bfloat16_to_float(float_to_bfloat16(rounded))));
+    }
+    EXPECT_EQ(download(backend(), same.view()).values, values.values);
+  }
+}
+
+// More than a backend that stages its copies keeps room for at a time, and what it reads is overwritten after sync().
+TEST_P(MemoryTest, CopiesManyBytesThereAndBack) {
+  constexpr std::size_t kCount = 10'000'019;
+  std::vector<std::uint32_t> values(kCount);
+  for (std::size_t i = 0; i < kCount; ++i) values[i] = static_cast<std::uint32_t>(i * 2654435761u);
+  const std::vector<std::uint32_t> expected = values;
+  const auto bytes = std::as_writable_bytes(std::span(values));
+  const Buffer buffer = backend().allocate(bytes.size());
+  backend().upload(std::span<const std::byte>(bytes).first(12345),
+                   buffer.get());  // and in two parts
+  backend().upload(std::span<const std::byte>(bytes).subspan(12345), buffer.get() + 12345);
+  backend().sync();
+  std::ranges::fill(values, 0u);
+  backend().download(buffer.get(), bytes);
+  EXPECT_EQ(values, expected);
+}
+
+// The order of the header: an upload ahead waits for what uses its target, and what is downloaded behind is what was there
+// when the call was queued, though it is overwritten and freed right after.
+TEST_P(MemoryTest, CopiesBesideTheQueueKeepItsOrder) {
+  constexpr std::int64_t kColumns = 1000;
+  for (const bool pinned : {false, true}) {
+    std::vector<float> first(kColumns, 1.0f), second(kColumns, 2.0f), behind(kColumns, 0.0f),
+        later(kColumns, 0.0f);
+    const auto bytes = [](std::vector<float>& values) {
+      return std::as_writable_bytes(std::span(values));
+    };
+    const auto all = {&first, &second, &behind, &later};
+    if (pinned) {
+      for (std::vector<float>* values : all) backend().pin(bytes(*values));
+    }
+    Tensor a(backend(), DType::kF32, 1, kColumns), sum(backend(), DType::kF32, 1, kColumns);
+    backend().zero(sum.view());
+    backend().await_upload(backend().upload_ahead(bytes(first), a.view().data));
+    backend().add(a.view(), sum.view());
+    const Memory::UploadTicket ticket = backend().upload_ahead(bytes(second), a.view().data);
+    backend().download_behind(sum.view().data, bytes(behind));
+    backend().scale(10.0f, sum.view());
+    backend().await_upload(ticket);
+    backend().add(a.view(), sum.view());
+    backend().download_behind(sum.view().data, bytes(later));
+    sum = Tensor();
+    Tensor(backend(), DType::kF32, 1, kColumns);
+    backend().finish_downloads();
+    EXPECT_EQ(behind, std::vector<float>(kColumns, 1.0f)) << pinned;
+    EXPECT_EQ(later, std::vector<float>(kColumns, 12.0f)) << pinned;
+    backend().sync();
+    if (pinned) {
+      for (std::vector<float>* values : all) backend().unpin(bytes(*values));
+    }
   }
 }
 

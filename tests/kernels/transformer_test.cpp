@@ -32,16 +32,18 @@ TEST_P(TransformerTest, RmsNormOfAHandWorkedRow) {
 }
 
 TEST_P(TransformerTest, RmsNormEqualsTheReference) {
-  for (const auto& [rows, cols] :
-       {std::pair<std::int64_t, std::int64_t>{0, 8}, {1, 1}, {3, 17}, {40, 1031}, {2, 5000}}) {
-    const Matrix x = random_matrix(rows, cols, 1, 100.0);
-    const Matrix weight = random_matrix(1, cols, 2);
-    Wide device_x(backend(), x);
-    Wide device_weight(backend(), weight);
-    Wide y(backend(), constant_matrix(rows, cols, kNaN));
-    backend().rms_norm({.x = device_x, .weight = device_weight, .y = y, .epsilon = 1e-5f});
-    expect_near(download(backend(), y), reference::rms_norm(x, weight, 1e-5), kFewRoundings,
-                "rms_norm");
+  for (const Layout& layout : layouts(backend())) {
+    for (const auto& [rows, cols] :
+         {std::pair<std::int64_t, std::int64_t>{0, 8}, {1, 1}, {3, 17}, {40, 1031}, {2, 5000}}) {
+      const Matrix x = rounded(layout.type, random_matrix(rows, cols, 1, 100.0));
+      const Matrix weight = rounded(layout.type, random_matrix(1, cols, 2));
+      Wide device_x(backend(), x, layout);
+      Wide device_weight(backend(), weight, layout);
+      Wide y(backend(), constant_matrix(rows, cols, kNaN), layout);
+      backend().rms_norm({.x = device_x, .weight = device_weight, .y = y, .epsilon = 1e-5f});
+      expect_near(download(backend(), y), reference::rms_norm(x, weight, 1e-5),
+                  tolerance(layout.type, kFewRoundings), "rms_norm");
+    }
   }
 }
 
@@ -74,24 +76,28 @@ TEST_P(TransformerTest, LayerNormOfHandWorkedRows) {
 TEST_P(TransformerTest, LayerNormEqualsTheReference) {
   // The offset is far larger than the spread: a variance from the mean of squares would have lost
   // all its digits.
-  for (const double offset : {0.0, 3000.0}) {
-    for (const auto& [rows, cols] :
-         {std::pair<std::int64_t, std::int64_t>{0, 8}, {3, 17}, {40, 1031}, {2, 5000}}) {
-      Matrix x = random_matrix(rows, cols, 1);
-      for (double& value : x.values) {
-        value = static_cast<double>(static_cast<float>(value + offset));
+  for (const Layout& layout : layouts(backend())) {
+    for (const double offset : {0.0, layout.type == DType::kF32 ? 3000.0 : 10.0}) {
+      for (const auto& [rows, cols] :
+           {std::pair<std::int64_t, std::int64_t>{0, 8}, {3, 17}, {40, 1031}, {2, 5000}}) {
+        Matrix x = random_matrix(rows, cols, 1);
+        for (double& value : x.values) value += offset;
+        x = rounded(layout.type, x);
+        const Matrix weight = rounded(layout.type, random_matrix(1, cols, 2));
+        const Matrix bias = rounded(layout.type, random_matrix(1, cols, 3));
+        Wide device_x(backend(), x, layout);
+        Wide device_weight(backend(), weight, layout);
+        Wide device_bias(backend(), bias, layout);
+        Wide y(backend(), constant_matrix(rows, cols, kNaN), layout);
+        backend().layer_norm({.x = device_x,
+                              .weight = device_weight,
+                              .bias = device_bias,
+                              .y = y,
+                              .epsilon = 1e-5f});
+        // A mean of 3000 in float32 is off by 1e-4.
+        expect_near(download(backend(), y), reference::layer_norm(x, weight, bias, 1e-5),
+                    tolerance(layout.type, offset == 0.0 ? kFewRoundings : 3e-4), "layer_norm");
       }
-      const Matrix weight = random_matrix(1, cols, 2);
-      const Matrix bias = random_matrix(1, cols, 3);
-      Wide device_x(backend(), x);
-      Wide device_weight(backend(), weight);
-      Wide device_bias(backend(), bias);
-      Wide y(backend(), constant_matrix(rows, cols, kNaN));
-      backend().layer_norm(
-          {.x = device_x, .weight = device_weight, .bias = device_bias, .y = y, .epsilon = 1e-5f});
-      // A mean of 3000 in float32 is off by 1e-4.
-      expect_near(download(backend(), y), reference::layer_norm(x, weight, bias, 1e-5),
-                  offset == 0.0 ? kFewRoundings : 3e-4, "layer_norm");
     }
   }
 }
@@ -115,21 +121,23 @@ TEST_P(TransformerTest, RopeTurnsPairsOfAHandWorkedHead) {
 
 TEST_P(TransformerTest, RopeEqualsTheReference) {
   constexpr std::int64_t kHeads = 3, kLength = 11;
-  for (const std::int64_t half : {1, 8, 33}) {
-    const Matrix x = random_matrix(2 * kLength, kHeads * 2 * half, 3);
-    const Matrix cos = random_matrix(kLength + 4, half, 4);  // tables may be longer
-    const Matrix sin = random_matrix(kLength + 4, half, 5);
-    Wide device(backend(), x);
-    Wide device_cos(backend(), cos);
-    Wide device_sin(backend(), sin);
-    backend().rope({.x = device,
-                    .cos = device_cos,
-                    .sin = device_sin,
-                    .heads = kHeads,
-                    .head_dim = 2 * half,
-                    .length = kLength});
-    expect_near(download(backend(), device), reference::rope(x, cos, sin, kHeads, kLength),
-                kFewRoundings, "rope");
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t half : {1, 8, 33}) {
+      const Matrix x = rounded(layout.type, random_matrix(2 * kLength, kHeads * 2 * half, 3));
+      const Matrix cos = random_matrix(kLength + 4, half, 4);  // tables may be longer
+      const Matrix sin = random_matrix(kLength + 4, half, 5);
+      Wide device(backend(), x, layout);
+      Wide device_cos(backend(), cos, {.extra = layout.extra});
+      Wide device_sin(backend(), sin, {.extra = layout.extra});
+      backend().rope({.x = device,
+                      .cos = device_cos,
+                      .sin = device_sin,
+                      .heads = kHeads,
+                      .head_dim = 2 * half,
+                      .length = kLength});
+      expect_near(download(backend(), device), reference::rope(x, cos, sin, kHeads, kLength),
+                  tolerance(layout.type, kFewRoundings), "rope");
+    }
   }
 }
 
@@ -138,11 +146,11 @@ struct AttentionShape {
 };
 
 Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, const Matrix& k,
-              const Matrix& v, double scale) {
-  Wide device_q(backend, q);
-  Wide device_k(backend, k);
-  Wide device_v(backend, v);
-  Wide out(backend, constant_matrix(q.rows, q.cols, kNaN));
+              const Matrix& v, double scale, const Layout& layout = {}) {
+  Wide device_q(backend, q, layout);
+  Wide device_k(backend, k, layout);
+  Wide device_v(backend, v, layout);
+  Wide out(backend, constant_matrix(q.rows, q.cols, kNaN), layout);
   backend.attention({.q = device_q,
                      .k = device_k,
                      .v = device_v,
@@ -158,53 +166,65 @@ Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, co
 
 TEST_P(TransformerTest, AttentionEqualsTheReference) {
   // One token; grouped queries; blocks cut off; windows shorter than a block, across blocks, and
-  // longer than the text.
-  constexpr std::array<AttentionShape, 9> kShapes{{{1, 1, 1, 1, 4, 0},
-                                                   {2, 5, 2, 1, 8, 0},
-                                                   {2, 5, 2, 2, 8, 1},
-                                                   {1, 130, 4, 2, 16, 0},
-                                                   {1, 130, 2, 2, 5, 7},
-                                                   {1, 700, 2, 1, 64, 0},
-                                                   {1, 700, 1, 1, 16, 30},
-                                                   {1, 1200, 1, 1, 8, 600},
-                                                   {3, 17, 2, 1, 128, 100}}};
-  for (const AttentionShape& s : kShapes) {
-    const std::int64_t tokens = s.sequences * s.length;
-    const Matrix q = random_matrix(tokens, s.heads * s.head_dim, 6);
-    const Matrix k = random_matrix(tokens, s.kv_heads * s.head_dim, 7);
-    const Matrix v = random_matrix(tokens, s.kv_heads * s.head_dim, 8);
-    const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
-    // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
-    expect_near(
-        attend(backend(), s, q, k, v, scale),
-        reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale), 5e-6,
-        "attention, length " + std::to_string(s.length) + ", window " + std::to_string(s.window));
+  // longer than the text; the heads that GPUs have special kernels for.
+  constexpr std::array<AttentionShape, 12> kShapes{{{1, 1, 1, 1, 4, 0},
+                                                    {2, 5, 2, 1, 8, 0},
+                                                    {2, 5, 2, 2, 8, 1},
+                                                    {1, 130, 4, 2, 16, 0},
+                                                    {1, 130, 2, 2, 5, 7},
+                                                    {1, 700, 2, 1, 64, 0},
+                                                    {1, 700, 1, 1, 16, 30},
+                                                    {1, 1200, 1, 1, 8, 600},
+                                                    {3, 17, 2, 1, 128, 100},
+                                                    {2, 300, 2, 1, 64, 70},
+                                                    {1, 300, 4, 2, 128, 0},
+                                                    {2, 100, 1, 1, 256, 33}}};
+  for (const Layout& layout : layouts(backend())) {
+    for (const AttentionShape& s : kShapes) {
+      const std::int64_t tokens = s.sequences * s.length;
+      const Matrix q = rounded(layout.type, random_matrix(tokens, s.heads * s.head_dim, 6));
+      const Matrix k = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 7));
+      const Matrix v = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 8));
+      const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
+      // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
+      expect_near(
+          attend(backend(), s, q, k, v, scale, layout),
+          reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale),
+          tolerance(layout.type, 5e-6),
+          "attention, length " + std::to_string(s.length) + ", window " + std::to_string(s.window));
+    }
   }
 }
 
 TEST_P(TransformerTest, AttentionBearsScoresThatOverflowAPlainExponential) {
-  const AttentionShape s{1, 600, 1, 1, 16, 0};
-  const Matrix q = random_matrix(600, 16, 9, 20.0);
-  const Matrix k = random_matrix(600, 16, 10, 20.0);
-  const Matrix v = random_matrix(600, 16, 11);
-  // Scores reach 1600 and err by 1e-4.
-  expect_near(attend(backend(), s, q, k, v, 0.25),
-              reference::attention(q, k, v, 1, 1, 600, 0, 0.25), 1e-3);
+  for (const Layout& layout : layouts(backend())) {
+    const AttentionShape s{1, 600, 1, 1, 64, 0};
+    const Matrix q = rounded(layout.type, random_matrix(600, 64, 9, 10.0));
+    const Matrix k = rounded(layout.type, random_matrix(600, 64, 10, 10.0));
+    const Matrix v = rounded(layout.type, random_matrix(600, 64, 11));
+    // Scores reach 1600 and err by 1e-4.
+    expect_near(attend(backend(), s, q, k, v, 0.5, layout),
+                reference::attention(q, k, v, 1, 1, 600, 0, 0.5), tolerance(layout.type, 1e-3));
+  }
 }
 
 TEST_P(TransformerTest, ANaNReachesTheTokensThatSeeItAndNoOthers) {
-  const AttentionShape s{1, 300, 1, 1, 8, 0};
-  const Matrix q = random_matrix(300, 8, 12);
-  const Matrix k = random_matrix(300, 8, 13);
-  Matrix v = random_matrix(300, 8, 14);
-  const Matrix clean = attend(backend(), s, q, k, v, 0.3);
-  Matrix bad_k = k;
-  bad_k(200, 0) = kNaN;
-  const Matrix got = attend(backend(), s, q, bad_k, v, 0.3);
-  for (std::int64_t i = 0; i < 300; ++i) {
-    ASSERT_EQ(std::isnan(got(i, 0)), i >= 200) << i;
-    if (i < 200) {
-      ASSERT_EQ(got(i, 0), clean(i, 0)) << i;
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t head_dim : {8, 64}) {
+      const AttentionShape s{1, 300, 1, 1, head_dim, 0};
+      const Matrix q = random_matrix(300, head_dim, 12);
+      const Matrix k = random_matrix(300, head_dim, 13);
+      const Matrix v = random_matrix(300, head_dim, 14);
+      const Matrix clean = attend(backend(), s, q, k, v, 0.3, layout);
+      Matrix bad_k = k;
+      bad_k(200, 0) = kNaN;
+      const Matrix got = attend(backend(), s, q, bad_k, v, 0.3, layout);
+      for (std::int64_t i = 0; i < 300; ++i) {
+        ASSERT_EQ(std::isnan(got(i, 0)), i >= 200) << i;
+        if (i < 200) {
+          ASSERT_EQ(got(i, 0), clean(i, 0)) << i;
+        }
+      }
     }
   }
 }
@@ -223,13 +243,16 @@ TEST_P(TransformerTest, SiluGateOfLargeValuesAndOfTheReference) {
   EXPECT_TRUE(std::isnan(got(0, 4)));
   EXPECT_NEAR(got(0, 5), 0.7310585786, 1e-7);
 
-  for (const std::int64_t cols : {0, 1, 19, 1000}) {
-    const Matrix g = random_matrix(7, cols, 15, 4.0);
-    const Matrix up = random_matrix(7, cols, 16);
-    Wide device_g(backend(), g);
-    Wide device_up(backend(), up);
-    backend().silu_gate({.gate = device_g, .up = device_up, .y = device_up});
-    expect_near(download(backend(), device_up), reference::silu_gate(g, up), kFewRoundings, "silu");
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {0, 1, 19, 1000}) {
+      const Matrix g = rounded(layout.type, random_matrix(7, cols, 15, 4.0));
+      const Matrix up = rounded(layout.type, random_matrix(7, cols, 16));
+      Wide device_g(backend(), g, layout);
+      Wide device_up(backend(), up, layout);
+      backend().silu_gate({.gate = device_g, .up = device_up, .y = device_up});
+      expect_near(download(backend(), device_up), reference::silu_gate(g, up),
+                  tolerance(layout.type, kFewRoundings), "silu");
+    }
   }
 }
 
@@ -243,12 +266,14 @@ TEST_P(TransformerTest, ReluCutsBelowZeroAndKeepsNaN) {
             (std::vector<double>{0.0, 0.0, 2.5, 0.0, kInfinity}));
   EXPECT_TRUE(std::isnan(got(0, 5)));
 
-  for (const std::int64_t cols : {0, 1, 19, 1000}) {
-    const Matrix values = random_matrix(7, cols, 15);
-    Wide device_x(backend(), values);
-    Wide y(backend(), constant_matrix(7, cols, kNaN));
-    backend().relu({.x = device_x, .y = y});
-    EXPECT_EQ(download(backend(), y).values, reference::relu(values).values);
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {0, 1, 19, 1000}) {
+      const Matrix values = rounded(layout.type, random_matrix(7, cols, 15));
+      Wide device_x(backend(), values, layout);
+      Wide y(backend(), constant_matrix(7, cols, kNaN), layout);
+      backend().relu({.x = device_x, .y = y});
+      EXPECT_EQ(download(backend(), y).values, reference::relu(values).values);
+    }
   }
 }
 
@@ -262,16 +287,19 @@ TEST_P(TransformerTest, CrossEntropyOfEqualLogitsIsTheLogarithmOfTheirNumber) {
 }
 
 TEST_P(TransformerTest, CrossEntropyEqualsTheReference) {
-  for (const std::int64_t vocabulary : {1, 7, 5003}) {
-    const Matrix logits = random_matrix(30, vocabulary, 17, 20.0);
-    std::vector<std::int32_t> target;
-    for (int i = 0; i < 30; ++i) target.push_back((i * 37) % static_cast<std::int32_t>(vocabulary));
-    std::vector<float> loss(30);
-    Wide device(backend(), logits);
-    backend().cross_entropy({.logits = device, .target = target, .loss = loss});
-    const std::vector<double> want = reference::cross_entropy(logits, target);
-    for (std::size_t i = 0; i < 30; ++i) {
-      ASSERT_NEAR(static_cast<double>(loss[i]), want[i], 2e-6 * (1.0 + want[i])) << vocabulary;
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t vocabulary : {1, 7, 5003, 4096}) {
+      const Matrix logits = rounded(layout.type, random_matrix(30, vocabulary, 17, 20.0));
+      std::vector<std::int32_t> target;
+      for (int i = 0; i < 30; ++i)
+        target.push_back((i * 37) % static_cast<std::int32_t>(vocabulary));
+      std::vector<float> loss(30);
+      Wide device(backend(), logits, layout);
+      backend().cross_entropy({.logits = device, .target = target, .loss = loss});
+      const std::vector<double> want = reference::cross_entropy(logits, target);
+      for (std::size_t i = 0; i < 30; ++i) {
+        ASSERT_NEAR(static_cast<double>(loss[i]), want[i], 2e-6 * (1.0 + want[i])) << vocabulary;
+      }
     }
   }
   Wide device(backend(), Matrix(1, 4));
@@ -281,14 +309,18 @@ TEST_P(TransformerTest, CrossEntropyEqualsTheReference) {
 }
 
 TEST_P(TransformerTest, CheckFiniteNamesTheSamplesWithNaNOrInfinity) {
-  Matrix x = random_matrix(12, 37, 18);
-  x(4, 36) = kNaN;
-  x(11, 0) = -kInfinity;
-  x(0, 0) = 3e38;
-  Wide device(backend(), x);
-  std::vector<std::uint8_t> finite(4, 7);
-  backend().check_finite({.x = device, .rows_each = 3, .finite = finite});
-  EXPECT_EQ(finite, (std::vector<std::uint8_t>{1, 0, 1, 0}));
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {37, 40}) {
+      Matrix x = random_matrix(12, cols, 18);
+      x(4, cols - 1) = kNaN;
+      x(11, 0) = -kInfinity;
+      x(0, 0) = 3e38;
+      Wide device(backend(), x, layout);
+      std::vector<std::uint8_t> finite(4, 7);
+      backend().check_finite({.x = device, .rows_each = 3, .finite = finite});
+      EXPECT_EQ(finite, (std::vector<std::uint8_t>{1, 0, 1, 0}));
+    }
+  }
 }
 
 TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
@@ -298,6 +330,11 @@ TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
   const Matrix v = random_matrix(600, 64, 21);
   expect_same_bits_with_any_threads(
       [&](Backend& backend) { return attend(backend, s, q, k, v, 0.2); });
+  const AttentionShape one_head{2, 300, 2, 1, 64, 200};
+  for (const Layout& layout : layouts(backend())) {
+    expect_same_bits_with_any_threads(
+        [&](Backend& backend) { return attend(backend, one_head, q, k, v, 0.2, layout); });
+  }
   const Matrix weight = random_matrix(1, 128, 22);
   expect_same_bits_with_any_threads([&](Backend& backend) {
     Wide x(backend, q);

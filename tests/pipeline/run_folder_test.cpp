@@ -111,6 +111,16 @@ TEST_F(RunFolderTest, SettlesAndResumes) {
   EXPECT_EQ(read_run_config(first.run).threads, 7) << "what changes no result may change";
 }
 
+TEST_F(RunFolderTest, GoesOnOnlyOnTheSameKindOfDevice) {
+  const RunConfig run = config();
+  settle_config(run, "f00");
+  settle_device(run.run, "cuda");
+  settle_config(run, "f00");  // keeps it
+  settle_device(run.run, "cuda");
+  EXPECT_NE(message_of([&] { settle_device(run.run, "cpu"); }).find("quantized with device cuda"),
+            std::string::npos);
+}
+
 TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
   RunConfig first = config();
   settle_config(first, "f00");

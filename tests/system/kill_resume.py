@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 
+import small_models
+
 SKIPPED = 77
 STOPPED = 75  # the program's exit code for "stopped cleanly with work left"
 
@@ -29,13 +31,14 @@ calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 
 recipes:
   - {{method: rtn, bits: 4, group_size: 128}}
   - {{method: gptq, bits: 4, group_size: 128}}
-  - {{method: gptq, bits: 3, group_size: -1}}
+  - {{method: awq, bits: 4, group_size: -1}}
+  - {{method: signround, bits: 3, group_size: 128, iterations: 4}}
 checkpoint: {{snapshot_every: 2}}
 threads: 1
 export: {{formats: [compressed-tensors, dense], shard_gib: 0.004}}
 evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}]}}
 """
-UNITS = 18  # 6 blocks x 3 recipes
+UNITS = 24  # 6 blocks x 4 recipes
 
 
 class Failure(Exception):
@@ -183,8 +186,8 @@ def reference(world):
     products = world.products()
     exports = [path for path in products if path.endswith("SHA256SUMS")]
     results = [path for path in products if path.startswith("results/")]
-    check(len(exports) == 6, f"6 exports expected, not {exports}")
-    check(len(results) == 4, f"results of 3 recipes and the original expected, not {results}")
+    check(len(exports) == 8, f"8 exports expected, not {exports}")
+    check(len(results) == 5, f"results of 4 recipes and the original expected, not {results}")
     world.verify()
     size = sum(path.stat().st_size for path in world.run.rglob("*") if path.is_file())
     world.reference_file.write_text(json.dumps({"products": products, "seconds": seconds, "bytes": size}))
@@ -376,7 +379,46 @@ def disk_full(world):
     return 0
 
 
-CASES = {"reference": reference, "meshes": meshes, "kills": kills, "signals": signals, "damage": damage, "config": config,
+ARCHITECTURES_CONFIG = """
+model: {model}
+run: {run}
+calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 12, sequence_length: 64, seed: 7, shards: 6}}
+recipes:
+  - {{method: rtn, bits: 4, group_size: 32}}
+  - {{method: gptq, bits: 3, group_size: 32}}
+  - {{method: awq, bits: 4, group_size: 32}}
+  - {{method: signround, bits: 2, group_size: 32, iterations: 10}}
+checkpoint: {{snapshot_every: 1}}
+threads: 1
+export: {{formats: [gptq, dense]}}
+evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 64, limit: 6}}]}}
+"""
+
+
+def architectures(world):
+    """The bundled model is a LLaMA; the other architectures, with every method."""
+    for name, write in small_models.MODELS.items():
+        model = world.folder / name
+        write(model, world.source)
+        world.config.write_text(ARCHITECTURES_CONFIG.format(model=model, run=world.run, source=world.source))
+        world.clear()
+        world.finish(1)
+        world.verify()
+        expected = world.products()
+        check(len(expected) > 20, f"{name}: only {len(expected)} files")
+        for ranks, pipeline, kill_after in ((2, 1, None), (3, 1, 4), (3, 3, None), (4, 2, 7)):
+            world.clear()
+            if kill_after is not None:
+                job = world.start(ranks, mesh__pipeline=pipeline)
+                world.wait_for_blocks(job, kill_after)
+                kill(descendants(job.process.pid))
+                job.wait()
+            world.finish(ranks if kill_after is None else ranks - 1)
+            check(world.products() == expected, f"{name} on {ranks} ranks, pipeline {pipeline}, killed after {kill_after}: other bits")
+        print(f"{name}: same bits on 1 to 4 ranks and after kills, {len(expected)} files", flush=True)
+
+
+CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "signals": signals, "damage": damage, "config": config,
          "lock": lock, "disk-full": disk_full}
 
 

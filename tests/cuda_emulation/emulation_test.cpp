@@ -1,0 +1,184 @@
+// That the emulation notices what it is there to notice: each kernel here has one mistake.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <kernels/cuda_tensor_core.cuh>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda_block.cuh"
+
+namespace roundhouse {
+namespace {
+
+constexpr unsigned kThreads = 128;
+
+std::string run(const std::function<void()>& kernel, std::size_t shared_bytes = 1024) {
+  return emulation::run_grid({3, 1, 1}, {kThreads, 1, 1}, shared_bytes, kernel);
+}
+
+// Each thread hands a number to the one `distance` before it, with or without a barrier between. How many got a wrong one?
+int wrong_numbers(bool with_barrier, unsigned distance) {
+  int wrong = 0;
+  EXPECT_EQ(run([&] {
+              int* const numbers = shared_memory<int[kThreads]>();
+              numbers[threadIdx.x] = static_cast<int>(threadIdx.x);
+              if (with_barrier) __syncthreads();
+              const unsigned from = (threadIdx.x + distance) % kThreads;
+              wrong += numbers[from] == static_cast<int>(from) ? 0 : 1;
+            }),
+            "");
+  return wrong;
+}
+
+TEST(CudaEmulationTest, AMissingBarrierShowsWhicheverWayDataGoes) {
+  for (const unsigned distance : {1u, kThreads - 1}) {
+    EXPECT_EQ(wrong_numbers(true, distance), 0);
+    EXPECT_GT(wrong_numbers(false, distance), 0);
+  }
+}
+
+// Without the second barrier a warp that is ahead overwrites the number that others have yet to read.
+TEST(CudaEmulationTest, AWarpThatRunsAheadShows) {
+  for (const bool with_barrier : {true, false}) {
+    int wrong = 0;
+    EXPECT_EQ(emulation::run_grid({20, 1, 1}, {kThreads, 1, 1}, 1024,
+                                  [&] {
+                                    int& number = shared_memory<int>();
+                                    for (int round = 0; round < 5; ++round) {
+                                      if (threadIdx.x == 0) number = round;
+                                      __syncthreads();
+                                      wrong += number == round ? 0 : 1;
+                                      if (with_barrier) __syncthreads();
+                                      __syncwarp();
+                                    }
+                                  }),
+              "");
+    EXPECT_EQ(wrong == 0, with_barrier);
+  }
+}
+
+TEST(CudaEmulationTest, BarriersThatNotAllReachAreErrors) {
+  const auto half_waits = [] {
+    if (threadIdx.x < 64) __syncthreads();
+  };
+  const auto two_barriers = [] {
+    if (threadIdx.x < 64) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+  };
+  const auto two_functions = [] {
+    if (threadIdx.x % 2 == 0) {
+      (void)__shfl_sync(kAllLanes, 1, 0);
+    } else {
+      __syncwarp();
+    }
+  };
+  const auto one_lane = [] { (void)__shfl_sync(1u, 1, 0); };
+  EXPECT_NE(run(half_waits).find("wait for others"), std::string::npos);
+  EXPECT_NE(run(two_barriers).find("have parted"), std::string::npos);
+  EXPECT_NE(run(two_functions).find("have parted"), std::string::npos);
+  EXPECT_NE(run(one_lane).find("a part of a warp"), std::string::npos);
+}
+
+TEST(CudaEmulationTest, WarpFunctionsExchangeValues) {
+  EXPECT_EQ(run([] {
+              const int lane = static_cast<int>(threadIdx.x) % kWarp;
+              EXPECT_EQ(__shfl_xor_sync(kAllLanes, lane, 5), lane ^ 5);
+              EXPECT_EQ(__shfl_sync(kAllLanes, lane, 7), 7);
+              EXPECT_EQ(warp_reduce(lane, Plus()), 496);
+            }),
+            "");
+}
+
+TEST(CudaEmulationTest, SharedMemoryIsUninitialisedAndEndsWhereItWasAskedToEnd) {
+  EXPECT_EQ(run([] { EXPECT_TRUE(std::isnan(shared_memory<float>())); }), "");
+  EXPECT_NE(run([] {
+              if (threadIdx.x == 0) shared_memory<float[300]>()[256] = 1.0f;
+            }).find("past the shared memory"),
+            std::string::npos);
+}
+
+TEST(CudaEmulationTest, AsynchronousCopiesAreMadeWhenTheyAreWaitedFor) {
+  alignas(16) const float source[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+  EXPECT_EQ(run([&] {
+              if (threadIdx.x != 0) return;
+              auto& to = shared_memory<float[8]>();
+              copy_async(to, source, false);
+              commit_copies();
+              copy_async(to + 4, source, true);
+              commit_copies();
+              EXPECT_TRUE(std::isnan(to[3]));
+              wait_for_copies<1>();
+              EXPECT_EQ(to[3], 4.0f);
+              EXPECT_TRUE(std::isnan(to[7]));
+              wait_for_copies<0>();
+              EXPECT_EQ(to[7], 0.0f);
+            }),
+            "");
+}
+
+TEST(CudaEmulationTest, StreamsWorkInOrderAndOnlyWhenWaitedFor) {
+  cudaStream_t first, second;
+  cudaEvent_t event;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+  std::string log;
+  const auto say = [&](cudaStream_t stream, char what) {
+    emulation::queue(stream, [&log, what] {
+      log += what;
+      return std::string();
+    });
+  };
+  say(first, 'a');
+  ASSERT_EQ(cudaEventRecord(event, first), cudaSuccess);
+  say(first, 'b');
+  say(second, 'c');
+  ASSERT_EQ(cudaStreamWaitEvent(second, event), cudaSuccess);
+  say(second, 'd');
+  EXPECT_EQ(log, "");
+  ASSERT_EQ(cudaStreamSynchronize(second), cudaSuccess);
+  EXPECT_EQ(log, "cad");
+  ASSERT_EQ(cudaStreamDestroy(first), cudaSuccess);
+  EXPECT_EQ(log, "cadb");
+  (void)cudaStreamDestroy(second);
+  (void)cudaEventDestroy(event);
+}
+
+// c = a b for a of 16 x 16 and b of 16 x 8, the fragments taken by hand from the header's table.
+TEST(CudaEmulationTest, TensorCoresMultiplyByTheLayoutOfTheManual) {
+  const auto a_at = [](int row, int col) {
+    return static_cast<float>((row * 3 + col * 5) % 7 - 3);
+  };
+  const auto b_at = [](int row, int col) {
+    return static_cast<float>((row * 2 + col * 3) % 5 - 2);
+  };
+  EXPECT_EQ(run([&] {
+              const int g = static_cast<int>(threadIdx.x) % kWarp / 4;
+              const int t = static_cast<int>(threadIdx.x) % 4;
+              const auto a_pair = [&](int row, int col) {
+                return pack_bfloat16(a_at(row, col), a_at(row, col + 1));
+              };
+              const auto b_pair = [&](int row, int col) {
+                return pack_bfloat16(b_at(row, col), b_at(row + 1, col));
+              };
+              const unsigned a[4] = {a_pair(g, 2 * t), a_pair(g + 8, 2 * t), a_pair(g, 2 * t + 8),
+                                     a_pair(g + 8, 2 * t + 8)};
+              float c[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+              multiply_add(c, a, b_pair(2 * t, g), b_pair(2 * t + 8, g));
+              for (int i = 0; i < 4; ++i) {
+                const int row = g + i / 2 * 8;
+                const int col = 2 * t + i % 2;
+                float want = 1.0f;
+                for (int k = 0; k < 16; ++k) want += a_at(row, k) * b_at(k, col);
+                EXPECT_EQ(c[i], want) << row << ", " << col;
+              }
+            }),
+            "");
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,35 @@
+// Models whose blocks AWQ scales in other ways than those of the bundled one.
+#pragma once
+
+#include <filesystem>
+
+#include "model/synthetic.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/model/model_files.h"
+
+namespace roundhouse {
+
+// Every query head has its own keys and values: there o_proj can be scaled.
+inline std::filesystem::path ungrouped_model(const TemporaryFolder& folder) {
+  SyntheticOptions options{.config = shape_like("tiny-world"), .seed = 3, .tokenizer = {}};
+  options.config.kv_heads = options.config.heads;
+  const std::filesystem::path path = folder.path() / "model";
+  write_synthetic_model(options, path);
+  return path;
+}
+
+// Biases, LayerNorm and ReLU. Float32, so that biases are not rounded.
+inline std::filesystem::path opt_model(const TemporaryFolder& folder, bool norm_first) {
+  nlohmann::json config = small_opt_config();
+  config["hidden_size"] = config["word_embed_proj_dim"] = 64;
+  config["ffn_dim"] = 96;
+  config["vocab_size"] = 1024;
+  config["do_layer_norm_before"] = norm_first;
+  config["torch_dtype"] = "float32";
+  const std::filesystem::path path = folder.path() / "opt";
+  std::filesystem::create_directories(path);
+  write_model(path, config, formula_tensors(config, DType::kF32));
+  return path;
+}
+
+}  // namespace roundhouse
