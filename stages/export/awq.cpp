@@ -65,9 +65,12 @@ class AwqGemm final : public ExportFormat {
   }
 
   nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
-    return {{"quant_method", "awq"}, {"version", "gemm"},
-            {"bits", scheme.bits},   {"group_size", scheme.group_size},
-            {"zero_point", true},    {"modules_to_not_convert", nullptr}};
+    nlohmann::ordered_json config = {{"quant_method", "awq"}, {"version", "gemm"},
+                                     {"bits", scheme.bits},   {"group_size", scheme.group_size},
+                                     {"zero_point", true},    {"modules_to_not_convert", nullptr}};
+    // Readers spare the head by themselves.
+    if (scheme.dense_modules.size() > 1) config["modules_to_not_convert"] = scheme.dense_modules;
+    return config;
   }
 
  private:
