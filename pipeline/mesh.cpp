@@ -40,7 +40,7 @@ MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks)
 
 Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
     : world_(world), shape_(shape), blocks_(blocks), team_(world.split(stage(), world.rank())) {
-  if (memory.is_host_memory()) return;
+  if (memory.is_host_memory() || world.size() == 1) return;
   const DeviceCopies copies{
       .download = [&memory](std::span<const std::byte> device,
                             std::span<std::byte> host) { memory.download(device.data(), host); },

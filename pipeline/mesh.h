@@ -33,7 +33,8 @@ class Mesh {
 
   Communicator& world() const { return world_; }
   Communicator& team() const { return *team_; }
-  // The team's messages between device memories; the team itself where that is host memory.
+  // The team's messages between device memories; the team itself where that is host memory, or there
+  // is nobody to send to.
   Transport& device_team() const {
     return device_team_.transport ? *device_team_.transport : *team_;
   }
@@ -57,7 +58,7 @@ class Mesh {
   MeshShape shape_;
   int blocks_;
   std::unique_ptr<Communicator> team_;
-  DeviceTransport device_team_;   // empty where device memory is host memory
+  DeviceTransport device_team_;   // empty where device memory is host memory, or on one rank
   DeviceTransport device_world_;  // the same
 };
 
