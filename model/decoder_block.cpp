@@ -7,6 +7,15 @@
 #include "model/opt_block.h"
 
 namespace roundhouse {
+namespace {
+
+Tensor copy_of(const Tensor& from, Backend& backend) {
+  Tensor to(backend, from.type(), from.rows(), from.cols());
+  backend.copy(from.view(), to.view());
+  return to;
+}
+
+}  // namespace
 
 void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backend& backend) const {
   for (int group = 0; group < static_cast<int>(groups_.size()); ++group) {
@@ -15,35 +24,50 @@ void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backe
   }
 }
 
+std::size_t SavedActivations::bytes() const {
+  std::size_t sum = 0;
+  for (const OfHalf* half : {&attention, &mlp}) {
+    sum += half->input.bytes();
+    for (const Tensor& tensor : half->inner) sum += tensor.bytes();
+  }
+  return sum;
+}
+
+std::size_t DecoderBlock::saved_bytes(std::int64_t tokens, DType activation_type) const {
+  return static_cast<std::size_t>(tokens) *
+         (static_cast<std::size_t>(saved_width_) * size_of(activation_type) +
+          static_cast<std::size_t>(saved_f32_width_) * sizeof(float));
+}
+
 SavedActivations DecoderBlock::forward_saving(const BlockWeights& weights, BlockState& state,
                                               Save save, Backend& backend) const {
-  SavedActivations saved{
-      .input = Tensor(backend, state.residual.type(), state.residual.rows(), state.residual.cols()),
-      .inner = {},
-      .sequences = state.sequences,
-      .length = state.length};
-  backend.copy(std::as_const(state.residual).view(), saved.input.view());
-  if (save == Save::kAll) {
-    forward_saving_all(weights, state, saved, backend);
-  } else {
-    forward(weights, state, backend);
-  }
+  SavedActivations saved;
+  saved.length = state.length;
+  const auto pass = [&](Half half, SavedActivations::OfHalf& of_half) {
+    of_half.input = copy_of(state.residual, backend);
+    std::vector<Tensor> inner = forward_half(half, weights, state.residual, state.length, backend);
+    if (save == Save::kAll) of_half.inner = std::move(inner);
+  };
+  pass(Half::kAttention, saved.attention);
+  pass(Half::kMlp, saved.mlp);
   return saved;
 }
 
 Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations saved, Tensor dy,
                               const TakeGradient& take, InputGradient input_gradient,
                               Backend& backend) const {
-  require(dy.rows() == saved.input.rows() && dy.cols() == hidden_size_,
+  require(dy.rows() == saved.attention.input.rows() && dy.cols() == hidden_size_,
           "the gradient of a block's output has another shape");
-  if (saved.inner.empty()) {
-    BlockState again{.residual = std::move(saved.input),
-                     .input = {},
-                     .sequences = saved.sequences,
-                     .length = saved.length};
-    saved = forward_saving(weights, again, Save::kAll, backend);
-  }
-  return backward_from_all(weights, std::move(saved), std::move(dy), take, input_gradient, backend);
+  const auto pass = [&](Half half, SavedActivations::OfHalf of_half, InputGradient wanted) {
+    if (of_half.inner.empty()) {
+      Tensor again = copy_of(of_half.input, backend);
+      of_half.inner = forward_half(half, weights, again, saved.length, backend);
+    }
+    backward_half(half, weights, of_half, saved.length, dy, take, wanted, backend);
+  };
+  pass(Half::kMlp, std::move(saved.mlp), InputGradient::kYes);
+  pass(Half::kAttention, std::move(saved.attention), input_gradient);
+  return input_gradient == InputGradient::kYes ? std::move(dy) : Tensor();
 }
 
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,

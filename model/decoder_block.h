@@ -44,8 +44,9 @@ struct InputGroup {
 struct ScaleSet {
   int group;       // whose linears share s: an index into groups()
   int last_group;  // the outputs of `group`, or of the module from it to here, are what a good s keeps
-  std::vector<int> norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norm_names()
-  int linear = -1;         // or the rows (and the bias) of this linear: an index into linears()
+  std::vector<int>
+      norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norm_names()
+  int linear = -1;  // or the rows (and the bias) of this linear: an index into linears()
 };
 
 // Weights of one block in a backend's memory, in its activation type. Quantizing replaces linears one by one.
@@ -65,17 +66,23 @@ struct BlockState {
 
 enum class LoadLinears { kYes, kNo };
 
+// A block is two halves, each of which adds to the residual: attention, then the MLP.
+enum class Half { kAttention, kMlp };
+
 // What a forward pass leaves for the backward pass of the same micro-batch.
 struct SavedActivations {
-  Tensor input;  // the residual before the block
-  std::vector<Tensor>
-      inner;  // by architecture; none: backward() computes them again from the input
-  std::int64_t sequences = 0;
+  struct OfHalf {
+    Tensor input;               // the residual before the half
+    std::vector<Tensor> inner;  // by architecture; none: backward() computes them again
+  };
+  OfHalf attention, mlp;
   std::int64_t length = 0;
+
+  std::size_t bytes() const;
 };
 enum class Save {
-  kAll,   // in the memory of about six hidden and two intermediate activations a token (LLaMA)
-  kInput  // of one hidden activation a token, for one more forward pass
+  kAll,    // DecoderBlock::saved_bytes()
+  kInputs  // two hidden activations a token, at the price of one more forward pass; half a block at a time is whole in memory
 };
 
 // Takes dL/dW [rows, cols] of a linear in F32.
@@ -115,6 +122,8 @@ class DecoderBlock {
   // The same with the same bits; returns what backward() needs.
   SavedActivations forward_saving(const BlockWeights& weights, BlockState& state, Save save,
                                   Backend& backend) const;
+  // Of SavedActivations with Save::kAll.
+  std::size_t saved_bytes(std::int64_t tokens, DType activation_type) const;
   // From dy = dL/d output [tokens, hidden], in the activation type, the gradient of every linear's weight, each handed to
   // `take` as soon as it exists, once, from the last linear of the block to the first: no more than one is alive here.
   // Returns dL/d input, if it is asked for; else an empty tensor. The same bits whatever was saved.
@@ -123,13 +132,15 @@ class DecoderBlock {
                   const TakeGradient& take, InputGradient input_gradient, Backend& backend) const;
 
  protected:
-  // Residual in, residual out; fills saved.inner. saved.input is there.
-  virtual void forward_saving_all(const BlockWeights& weights, BlockState& state,
-                                  SavedActivations& saved, Backend& backend) const = 0;
-  // backward() with everything saved.
-  virtual Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
-                                   const TakeGradient& take, InputGradient input_gradient,
-                                   Backend& backend) const = 0;
+  // One half, residual in, residual out, with the bits of prepare() and apply(). Returns its inner activations.
+  virtual std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
+                                           std::int64_t length, Backend& backend) const = 0;
+  // From the gradient of a half's output to that of its input, in place; with InputGradient::kNo whatever is there after the
+  // linears' gradients are handed out. `saved` is whole; both may take out of it what they are done with.
+  virtual void backward_half(Half half, const BlockWeights& weights,
+                             SavedActivations::OfHalf& saved, std::int64_t length, Tensor& gradient,
+                             const TakeGradient& take, InputGradient input_gradient,
+                             Backend& backend) const = 0;
 
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;
@@ -137,6 +148,8 @@ class DecoderBlock {
   std::vector<ScaleSet> scale_sets_;
   std::vector<int> score_linears_;
   std::int64_t hidden_size_ = 0;
+  // What Save::kAll saves of a token: values in the activation type, and in F32.
+  std::int64_t saved_width_ = 0, saved_f32_width_ = 0;
 };
 
 // The block of this architecture, for sequences of up to `max_length` tokens.

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "model/decoder_block.h"
+#include "model/self_attention.h"
 
 namespace roundhouse {
 
@@ -31,53 +32,34 @@ class OptBlock : public DecoderBlock {
              Backend& backend) const override;
 
  private:
-  enum LinearIndex { kQ, kK, kV, kOutProjection, kFc1, kFc2 };
+  enum LinearIndex { kOutProjection = SelfAttention::kO, kFc1, kFc2 };
   enum Norm { kAttentionNorm, kFinalNorm };
-  // Of SavedActivations::inner.
-  enum SavedIndex {
-    kSavedQ,
-    kSavedK,
-    kSavedV,
-    kSavedAttention,
-    kSavedLogSumExp,
-    kSavedMiddle,  // the sum after attention, before a norm
-    kSavedInner,   // relu(fc1(...))
-    kSavedSum,     // norms last: the sum after fc2, before its norm
-    kSavedCount
-  };
 
-  // The steps that both forward passes are made of. The input of a half: the norm of x, or x itself.
-  Tensor input_of(Norm norm, const BlockWeights& weights, const Tensor& x, Backend& backend) const;
+  // The input of a half's linears: the norm of the residual, or the residual itself.
+  Tensor input_of(Norm norm, const BlockWeights& weights, const Tensor& residual,
+                  Backend& backend) const;
   void normalize(Norm norm, const BlockWeights& weights, const Tensor& x, Matrix y,
                  Backend& backend) const;
-  // y (+)= x wᵀ + bias
-  void project(LinearIndex linear, const BlockWeights& weights, const Tensor& x, Matrix y,
-               Backend& backend, bool accumulate = false) const;
-  Tensor project(LinearIndex linear, const BlockWeights& weights, const Tensor& x,
-                 Backend& backend) const;
-  // Fills log_sum_exp, unless it is nullptr.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t length,
-                Tensor* log_sum_exp, Backend& backend) const;
-  float attention_scale() const;
-  void check_sequences(const Tensor& residual, std::int64_t sequences, std::int64_t length) const;
+  Tensor fc1_and_relu(const BlockWeights& weights, const Tensor& x, Backend& backend) const;
 
-  void forward_saving_all(const BlockWeights& weights, BlockState& state, SavedActivations& saved,
-                          Backend& backend) const override;
-  Tensor backward_from_all(const BlockWeights& weights, SavedActivations saved, Tensor dy,
-                           const TakeGradient& take, InputGradient input_gradient,
-                           Backend& backend) const override;
-  // The two halves of the backward pass: from the gradient of a half's output to that of its input, in place.
-  void mlp_backward(const BlockWeights& weights, SavedActivations& saved, Tensor& gradient,
-                    const TakeGradient& take, Backend& backend) const;
-  void attention_backward(const BlockWeights& weights, SavedActivations& saved, Tensor& gradient,
-                          const TakeGradient& take, InputGradient input_gradient,
-                          Backend& backend) const;
+  // With norms last, a half's inner activations end with the sum before its norm.
+  std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
+                                   std::int64_t length, Backend& backend) const override;
+  void backward_half(Half half, const BlockWeights& weights, SavedActivations::OfHalf& saved,
+                     std::int64_t length, Tensor& gradient, const TakeGradient& take,
+                     InputGradient input_gradient, Backend& backend) const override;
+  // The linears of a half: dn (+)= the gradient of their input, from that of their output. Empty dn: it is not wanted.
+  void attention_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
+                          std::int64_t length, const Tensor& dy, const TakeGradient& take,
+                          Matrix dn, Backend& backend) const;
+  void mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved, const Tensor& dy,
+                    const TakeGradient& take, Matrix dn, Backend& backend) const;
   // gradient (+)= the gradient of a norm's input x, from that of its output, dy.
   void norm_backward(Norm norm, const BlockWeights& weights, const Tensor& x, const Tensor& dy,
                      Tensor& gradient, bool accumulate, Backend& backend) const;
 
   ModelConfig config_;
-  std::int64_t max_length_ = 0;
+  SelfAttention attention_;
 };
 
 }  // namespace roundhouse

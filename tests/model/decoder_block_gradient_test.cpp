@@ -100,6 +100,8 @@ class World {
                      .sequences = golden_.at("sequences"),
                      .length = golden_.at("length")};
     SavedActivations saved = block->forward_saving(weights, state, save, *backend);
+    EXPECT_EQ(saved.bytes(), save == Save::kAll ? block->saved_bytes(x.rows, DType::kF32)
+                                                : 2 * x.values.size() * sizeof(float));
 
     Gradients result;
     result.output = download(state.residual, *backend);
@@ -260,10 +262,10 @@ TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
   }
 }
 
-TEST_P(BlockGradientTest, SameBitsWithAnyThreadsAndFromTheInputAlone) {
+TEST_P(BlockGradientTest, SameBitsWithAnyThreadsAndFromTheInputsAlone) {
   const Gradients want = world_.run(Save::kAll, 1);
   for (const int threads : {1, 2, 3}) {
-    for (const Save save : {Save::kAll, Save::kInput}) {
+    for (const Save save : {Save::kAll, Save::kInputs}) {
       const Gradients got = world_.run(save, threads);
       EXPECT_EQ(got.loss, want.loss);
       EXPECT_EQ(got.output.values, want.output.values);

@@ -276,12 +276,12 @@ class CheckExportableTest : public testing::Test {
     BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
     void prepare(int, const BlockWeights&, BlockState&, Backend&) const override {}
     void apply(int, const BlockWeights&, BlockState&, Backend&) const override {}
-    void forward_saving_all(const BlockWeights&, BlockState&, SavedActivations&,
-                            Backend&) const override {}
-    Tensor backward_from_all(const BlockWeights&, SavedActivations, Tensor, const TakeGradient&,
-                             InputGradient, Backend&) const override {
+    std::vector<Tensor> forward_half(Half, const BlockWeights&, Tensor&, std::int64_t,
+                                     Backend&) const override {
       return {};
     }
+    void backward_half(Half, const BlockWeights&, SavedActivations::OfHalf&, std::int64_t, Tensor&,
+                       const TakeGradient&, InputGradient, Backend&) const override {}
   };
 
   static std::string refusal(const Recipe& recipe, std::int64_t rows, std::int64_t cols,
