@@ -61,9 +61,12 @@ asan: dependencies ## builds with address and undefined-behaviour sanitizers in 
 cuda: dependencies ## builds with CUDA in build/cuda and runs the tests there (skips those that need a GPU, without one)
 	PATH="$$PATH:/usr/local/cuda/bin" cmake --workflow --preset cuda
 
-bench: configure ## builds and runs the benchmarks
-	@cmake --build build --parallel $(JOBS)
-	@shopt -s nullglob; for bench in build/bin/*bench*; do echo "$$bench"; "$$bench"; done
+bench: configure ## builds and runs the benchmarks: kernels, and whole blocks by every method that takes time
+	@cmake --build build --parallel $(JOBS) --target kernels_bench block_bench
+	@build/bin/kernels_bench
+	@build/bin/block_bench --blocks 1
+	@build/bin/block_bench --blocks 1 --samples 8 --recipe '{"method": "awq"}'
+	@build/bin/block_bench --blocks 1 --samples 8 --recipe '{"method": "signround", "iterations": 5}'
 
 format: ## clang-format over all sources
 	@git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format -i

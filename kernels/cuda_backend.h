@@ -31,6 +31,7 @@ class CudaBackend : public Backend {
   void finish_downloads() override;
   void pin(std::span<std::byte> host) override;
   void unpin(std::span<std::byte> host) override;
+  std::size_t available_bytes() const override;
   DType activation_type() const override { return DType::kBF16; }
 
   void matmul(const Matmul& op) override;

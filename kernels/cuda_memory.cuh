@@ -33,6 +33,7 @@ class CudaPool : public std::enable_shared_from_this<CudaPool> {
 
   Buffer allocate(std::size_t bytes);
   cudaStream_t stream() const { return stream_.get(); }
+  std::size_t available_bytes() const;  // free on the device, or kept here unused
   std::size_t bytes_in_use() const;
   std::size_t peak_bytes() const;
 

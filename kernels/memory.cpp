@@ -1,6 +1,11 @@
 #include "kernels/memory.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -19,6 +24,16 @@ void check_range(std::int64_t begin, std::int64_t end, std::int64_t size) {
 }
 
 }  // namespace
+
+std::size_t available_host_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);) {
+    std::size_t kib = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kib) == 1) return kib * 1024;
+  }
+  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
 
 Matrix Matrix::row_range(std::int64_t begin, std::int64_t end) const {
   check_range(begin, end, rows);

@@ -42,6 +42,9 @@ struct ConstMatrix {
   const float* f32() const;
 };
 
+// What this machine could still give: free memory, and cached files that would make room.
+std::size_t available_host_memory();
+
 using Buffer = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
 
 class Memory {
@@ -75,6 +78,8 @@ class Memory {
 
   // Whether the host can read and write it in place, and messages between hosts move it.
   virtual bool is_host_memory() const { return false; }
+  // What allocate() could still give, about.
+  virtual std::size_t available_bytes() const { return available_host_memory(); }
   // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
   virtual DType activation_type() const = 0;
 };

@@ -101,6 +101,13 @@ Buffer CudaPool::allocate(std::size_t bytes) {
           }};
 }
 
+std::size_t CudaPool::available_bytes() const {
+  check(cudaSetDevice(device_), "cudaSetDevice");
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free + attribute_of(pool_.get(), cudaMemPoolAttrReservedMemCurrent) - bytes_in_use();
+}
+
 std::size_t CudaPool::bytes_in_use() const {
   return attribute_of(pool_.get(), cudaMemPoolAttrUsedMemCurrent);
 }
@@ -177,6 +184,8 @@ void CudaStaging::download(const void* from, std::span<std::byte> to) {
   }
   if (!to.empty()) used_ = 0;
 }
+
+std::size_t CudaBackend::available_bytes() const { return device_->pool().available_bytes(); }
 
 Buffer CudaBackend::allocate(std::size_t bytes) { return device_->pool().allocate(bytes); }
 

@@ -409,6 +409,8 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   Section memory = top.section("memory");
   config.activation_memory_gib =
       memory.number("activations_gib", config.activation_memory_gib, 0, 1e6);
+  config.saved_activation_gib =
+      memory.number("saved_activations_gib", config.saved_activation_gib, 0, 1e6);
   config.scratch = memory.text("scratch", "");
   memory.finish();
 
@@ -482,6 +484,7 @@ std::string to_yaml(const RunConfig& config) {
   line("threads: {}", config.threads);
   line("memory:");
   line("  activations_gib: {}", config.activation_memory_gib);
+  line("  saved_activations_gib: {}", config.saved_activation_gib);
   if (!config.scratch.empty()) line("  scratch: {}", yaml_text(config.scratch));
   line("checkpoint: {{snapshot_every: {}}}", config.snapshot_every);
   line("limits: {{stall_seconds: {}, minutes: {}}}", config.stall_seconds,

@@ -34,10 +34,12 @@ struct RunConfig {
   std::string device = "auto";       // auto, cpu or cuda
   int threads = 0;                   // a rank; 0: this node's processors shared by its ranks
   double activation_memory_gib = 0;  // of host memory, a rank; 0: its share of half of what is free
-  std::filesystem::path scratch;     // where activations go beyond it; empty: RUN/scratch
-  int snapshot_every = 8;            // blocks; 0: never
-  double stall_seconds = 600;        // a rank that makes no progress for so long ends the job
-  double time_limit_minutes = 0;     // stop cleanly (exit code 75) after this; 0: none
+  double saved_activation_gib =
+      0;  // of device memory, a rank; 0: its share of a quarter of what is free
+  std::filesystem::path scratch;  // where activations go beyond it; empty: RUN/scratch
+  int snapshot_every = 8;         // blocks; 0: never
+  double stall_seconds = 600;     // a rank that makes no progress for so long ends the job
+  double time_limit_minutes = 0;  // stop cleanly (exit code 75) after this; 0: none
 
   std::vector<std::string> export_formats;
   DType export_dtype = DType::kF16;

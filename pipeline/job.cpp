@@ -1,11 +1,8 @@
 #include "pipeline/job.h"
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <fstream>
 #include <thread>
 
 #include "base/error.h"
@@ -22,17 +19,6 @@ int choose_threads(int local_size) {
   const int all = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : all;
   return mine < all ? mine : std::max(1, all / local_size);
-}
-
-// What this node could still give: free memory, and cached files that would make room (MemAvailable).
-std::size_t available_memory_bytes() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);) {
-    std::size_t kib = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kib) == 1) return kib * 1024;
-  }
-  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
@@ -85,10 +71,15 @@ Job::Job(LaunchSession& session, RunConfig config)
   const std::size_t budget =
       config_.activation_memory_gib > 0
           ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
-          : available_memory_bytes() / 2 / static_cast<std::size_t>(session.local_size());
+          : available_host_memory() / 2 / static_cast<std::size_t>(session.local_size());
   budget_ = std::make_unique<ActivationBudget>(
       budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch,
       backend_->is_host_memory() ? nullptr : backend_.get());
+  const std::size_t sharers =
+      backend_->is_host_memory() ? static_cast<std::size_t>(session.local_size()) : 1;
+  saved_activation_bytes_ = config_.saved_activation_gib > 0
+                                ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
+                                : backend_->available_bytes() / 4 / sharers;
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);

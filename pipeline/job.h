@@ -33,6 +33,7 @@ class Job {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
+  std::size_t saved_activation_bytes() const { return saved_activation_bytes_; }
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
   const std::string& fingerprint() const { return fingerprint_; }
@@ -58,6 +59,7 @@ class Job {
   std::string fingerprint_;
   std::unique_ptr<Hdf5Store> store_;
   std::unique_ptr<ActivationBudget> budget_;
+  std::size_t saved_activation_bytes_ = 0;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;
 };

@@ -133,6 +133,7 @@ bool quantize(Job& job) {
                     .samples = samples ? &*samples : nullptr,
                     .store = job.store(),
                     .budget = job.budget(),
+                    .saved_activation_bytes = job.saved_activation_bytes(),
                     .monitor = job.monitor(),
                     .snapshot_every = config.snapshot_every,
                     .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,

@@ -153,6 +153,7 @@ class RecipeWalk {
             .residual = activations.quantized.get(),
             .original = activations.full_precision.get(),
             .budget = s_.budget,
+            .saved_activation_bytes = s_.saved_activation_bytes,
             .monitor = s_.monitor};
   }
 

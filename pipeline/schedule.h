@@ -49,6 +49,7 @@ struct Schedule {
   const Samples* samples;  // nullptr: no recipe needs activations
   RunStore& store;
   ActivationBudget& budget;
+  std::size_t saved_activation_bytes;  // see BlockTask
   JobMonitor& monitor;
   int snapshot_every;
   // On the team's rank 0, after a unit was committed.

@@ -24,8 +24,8 @@ namespace roundhouse {
 // Everything a method may touch. Not owned. The same on every rank of the team, but for what the rank holds.
 struct BlockTask {
   Backend& backend;
-  Communicator& team;      // the ranks that share this block; moves host memory
-  Transport& device_team;  // the same ranks; moves the backend's memory
+  Communicator& team;            // the ranks that share this block; moves host memory
+  Transport& device_team;        // the same ranks; moves the backend's memory
   const Checkpoint& checkpoint;  // what the weights were read from, in its own types
   const DecoderBlock& shape;
   int block;               // which one
@@ -35,6 +35,8 @@ struct BlockTask {
   Activations* residual;     // of the quantized stream
   Activations* original;     // of the full-precision stream
   ActivationBudget& budget;  // for activations inside the block
+  // Of the device: what a forward pass may save for its backward pass. Beyond that it is computed again, with the same bits.
+  std::size_t saved_activation_bytes;
   Monitor& monitor;
 };
 

@@ -37,6 +37,17 @@ class BlockTuner {
     samples_ = std::min(settings.samples, samples);
     batch_size_ = std::min(settings.batch_size, samples_);
     parts_ = parts_of_batch(batch_size_, task.samples->length());
+    const int largest_part = (batch_size_ + parts_ - 1) / parts_;
+    const std::size_t saved = task.shape.saved_bytes(largest_part * task.samples->length(),
+                                                     task.backend.activation_type());
+    if (saved <= task.saved_activation_bytes) return;
+    save_ = Save::kInputs;
+    if (task.team.rank() == 0) {
+      task.monitor.event({{"event", "activations computed again"},
+                          {"block", task.block},
+                          {"bytes", saved},
+                          {"budget", task.saved_activation_bytes}});
+    }
   }
 
   QuantizedBlock run() {
@@ -123,7 +134,7 @@ class BlockTuner {
                        .length = length};
       SavedActivations saved;
       clock_.measure("forward", [&] {
-        saved = task_.shape.forward_saving(task_.weights, state, Save::kAll, task_.backend);
+        saved = task_.shape.forward_saving(task_.weights, state, save_, task_.backend);
       });
       Tensor dy = std::move(state.residual);
       errors.push_back(task_.backend.squared_error({.y = std::as_const(dy).view(),
@@ -196,6 +207,7 @@ class BlockTuner {
   const SignRoundSettings& settings_;
   PhaseClock clock_;
   int samples_ = 0, batch_size_ = 0, parts_ = 0;
+  Save save_ = Save::kAll;
   std::optional<double> first_finite_;
   double best_loss_ = std::numeric_limits<double>::infinity();
   int best_iteration_ = -1;

@@ -12,11 +12,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "model/causal_lm.h"
@@ -24,6 +26,7 @@
 #include "pipeline/hdf5_store.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
+#include "tests/bench/block_cost.h"
 
 namespace roundhouse {
 namespace {
@@ -70,31 +73,6 @@ double upload_rate(Backend& backend) {
   return static_cast<double>(kBytes) / best;
 }
 
-// The floating-point operations of GPTQ on one block (stages/quantize/phase_clock.h counts them alike) and the bytes of
-// activations that it moves each way: the residual in for each group and out where it changes, the inputs that are kept.
-struct GptqCost {
-  double forward = 0, gram = 0, factor = 0, solve = 0, bytes_up = 0, bytes_down = 0;
-};
-
-GptqCost gptq_cost(const DecoderBlock& shape, double tokens) {
-  GptqCost cost;
-  const auto residual = 2 * tokens * static_cast<double>(shape.hidden_size());
-  cost.bytes_up = residual;
-  for (const InputGroup& group : shape.groups()) {
-    const auto n = static_cast<double>(group.cols);
-    cost.gram += tokens * n * n;
-    cost.factor += 2 * n * n * n / 3;
-    for (const int i : group.linears) {
-      const auto rows = static_cast<double>(shape.linears()[static_cast<std::size_t>(i)].rows);
-      cost.forward += 2 * tokens * rows * n;
-      cost.solve += rows * n * n;
-    }
-    cost.bytes_up += residual + (group.from_residual ? 0 : 2 * tokens * n);
-    cost.bytes_down += group.from_residual ? 0 : 2 * tokens * n + residual;
-  }
-  return cost;
-}
-
 struct Options {
   std::string like = "llama-1.1b", recipe = R"({"method": "gptq"})";
   std::vector<double> floors;
@@ -106,20 +84,17 @@ void print_floors(const Options& options) {
                     options.floors.at(2) * 1e9};
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
-  const GptqCost cost =
-      gptq_cost(*shape, static_cast<double>(options.samples) * static_cast<double>(options.length));
-  std::printf("%s, gptq, %d x %d tokens, one block on one device\n", options.like.c_str(),
-              options.samples, options.length);
+  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
+  const BlockCost cost = cost_of_block(recipe, *shape, options.samples, options.length);
+  std::printf("%s, %s, %d x %d tokens, one block on one device\n", options.like.c_str(),
+              recipe.name.c_str(), options.samples, options.length);
   double total = 0;
-  const auto line = [&](const char* part, double flops, double rate) {
-    std::printf("  %-10s %10.1f TFLOP at %6.1f TFLOP/s %8.2f s\n", part, flops / 1e12, rate / 1e12,
-                flops / rate);
+  for (const auto& [phase, flops] : cost.flops) {
+    const double rate = works_in_f32(phase) ? rates.f32 : rates.activations;
+    std::printf("  %-10s %10.1f TFLOP at %6.1f TFLOP/s %8.2f s\n", phase.c_str(), flops / 1e12,
+                rate / 1e12, flops / rate);
     total += flops / rate;
-  };
-  line("forward", cost.forward, rates.activations);
-  line("gram", cost.gram, rates.activations);
-  line("factor", cost.factor, rates.f32);
-  line("solve", cost.solve, rates.f32);
+  }
   std::printf("  %-50s %6.2f s\n", "together", total);
   std::printf(
       "  %-10s %10.1f GB to and %.1f GB from the device at %.0f GB/s %6.2f s, beside the rest\n",
@@ -201,6 +176,7 @@ void run(const Options& options) {
                    .residual = &residual,
                    .original = &original,
                    .budget = budget,
+                   .saved_activation_bytes = backend->available_bytes() / 4,
                    .monitor = monitor};
     const QuantizedBlock result = method->quantize(task);
     const double quantized = now();
@@ -214,18 +190,35 @@ void run(const Options& options) {
         std::printf(" %9.3f %5.1f %% %9.1f", floor, 100 * floor / seconds, flops / 1e9);
       std::printf("\n");
     };
+    const auto floor_of = [&](const std::string& phase, double flops) {
+      return flops / (works_in_f32(phase) ? rates.f32 : rates.activations);
+    };
     double total = 0, floors = 0;
     line("load", loaded - start, 0, 0);
-    for (const auto& [part, seconds] : result.record["time"].items()) {
-      const double flops = result.record["flops"].value(part, 0.0);
-      const bool in_f32 = part == "factor" || part == "solve";
-      const double floor = flops / (in_f32 ? rates.f32 : rates.activations);
-      line(part, seconds.get<double>(), flops, floor);
+    const nlohmann::json& time = result.record["time"];
+    const nlohmann::json& counted = result.record["flops"];
+    for (const auto& [phase, seconds] : time.items()) {
+      const double flops = counted.value(phase, 0.0);
+      line(phase, seconds.get<double>(), flops, floor_of(phase, flops));
       total += flops;
-      floors += floor;
+      floors += floor_of(phase, flops);
+    }
+    for (const auto& [phase, flops] :
+         cost_of_block(recipe, *shape, options.samples, options.length).flops) {
+      const double here = counted.value(phase, 0.0);
+      require(std::abs(here - flops) <= 1e-9 * flops,
+              "block_cost.cpp and the method disagree about " + phase);
     }
     line("commit", end - quantized, 0, 0);
     line("whole block", end - start, total, floors);
+    if (!result.record.contains("iterations")) continue;
+    const double steps = result.record["iterations"];
+    double seconds = 0, flops = 0;
+    for (const char* phase : {"fetch", "round", "forward", "backward", "keep", "step"}) {
+      seconds += time.value(phase, 0.0);
+      flops += counted.value(phase, 0.0);
+    }
+    line("one step", seconds / steps, flops / steps, floor_of("forward", flops) / steps);
   }
   std::filesystem::remove_all(folder);
 }
@@ -243,7 +236,7 @@ int main(int argc, char** argv) {
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
   app.add_option("--recipe", options.recipe, "as in a configuration, as JSON")
       ->capture_default_str();
-  app.add_option("--floors", options.floors, "only the floors of GPTQ: TFLOP/s, F32 TFLOP/s, GB/s")
+  app.add_option("--floors", options.floors, "only the floors: TFLOP/s, F32 TFLOP/s, GB/s")
       ->delimiter(',')
       ->expected(3);
   app.add_option("--threads", options.threads, "0: all")->capture_default_str();

@@ -218,7 +218,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, vo
 }
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
   *static_cast<std::uint64_t*>(value) =
-      attribute == cudaMemPoolAttrUsedMemCurrent ? pool->used : pool->peak;
+      attribute == cudaMemPoolAttrUsedMemHigh ? pool->peak : pool->used;  // nothing is kept unused
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }

@@ -20,7 +20,7 @@ import time
 
 import sentencepiece
 import torch
-from gptq_reference import MODEL, STAGES, Llama, draw_ids, perplexity, read_ids
+from gptq_reference import MODEL, STAGES, Llama, draw_ids, perplexity, read_ids, test_ids
 
 POINTS = 20  # ratios 0, 0.05, .., 0.95; clipping to 1.00, 0.95, .., 0.55
 
@@ -158,7 +158,7 @@ def main():
         ids = read_ids(arguments.calibration)
     else:
         ids = draw_ids(tokenizer, arguments.samples, arguments.length, arguments.seed)
-    test = [tokenizer.bos_id()] + tokenizer.encode((MODEL / "test.txt").read_text(encoding="utf-8"))
+    test = test_ids()
     result = {
         "settings": {
             "samples": ids.shape[0],

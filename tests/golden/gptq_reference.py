@@ -110,6 +110,19 @@ def perplexity(model, ids, window):
     return math.exp(torch.cat([model.loss(part) for part in windows.split(16)]).mean().item())
 
 
+def test_ids():
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(MODEL / "tokenizer.model"))
+    return [tokenizer.bos_id()] + tokenizer.encode((MODEL / "test.txt").read_text(encoding="utf-8"))
+
+
+def perplexity_of_weights(weights, window=512):
+    """Of the bundled model with other weights, by their names in the checkpoint."""
+    model = Llama(MODEL)
+    model.weights = {name: weight.detach() for name, weight in weights.items()}
+    with torch.no_grad():
+        return perplexity(model, test_ids(), window)
+
+
 def grid(w, bits):
     """Scale and zero point of each row of w, the scale as a float16 holds it."""
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
@@ -226,8 +239,7 @@ def main():
         ids = read_ids(arguments.calibration)
     else:
         ids = draw_ids(tokenizer, arguments.samples, arguments.length, arguments.seed)
-    text = (MODEL / "test.txt").read_text(encoding="utf-8")
-    test = [tokenizer.bos_id()] + tokenizer.encode(text)
+    test = test_ids()
 
     result = {
         "settings": {

@@ -15,10 +15,9 @@ import argparse
 import pathlib
 import time
 
-import sentencepiece
 import torch
 
-from gptq_reference import MODEL, STAGES, Llama, perplexity, read_ids
+from gptq_reference import MODEL, STAGES, Llama, perplexity, read_ids, test_ids
 
 LINEARS = sum(STAGES, ())
 
@@ -120,8 +119,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(MODEL / "tokenizer.model"))
-    test = [tokenizer.bos_id()] + tokenizer.encode((MODEL / "test.txt").read_text(encoding="utf-8"))
+    test = test_ids()
     samples = torch.from_numpy(read_ids(arguments.calibration))
     for bits in arguments.bits:
         begin = time.time()

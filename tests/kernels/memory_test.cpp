@@ -27,6 +27,12 @@ TEST_P(MemoryTest, SaysHowMuchWasWantedWhenThereIsNoMoreMemory) {
   EXPECT_THROW((void)backend().allocate(std::numeric_limits<std::size_t>::max()), Error);
 }
 
+TEST_P(MemoryTest, KnowsAboutHowMuchIsLeft) {
+  const std::size_t before = backend().available_bytes();
+  EXPECT_GT(before, std::size_t{1} << 20);
+  EXPECT_LT(before, std::size_t{1} << 50);
+}
+
 TEST_P(MemoryTest, UploadsConvertsAndDownloads) {
   const std::uint16_t halves[] = {0x3c00, 0xc000, 0x0001};  // 1, -2, 2^-24
   const Tensor tensor =

@@ -74,7 +74,7 @@ TEST_F(ConfigTest, ReadsEveryKey) {
            "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
            "name: mine\n"
            "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
-           "memory: {activations_gib: 1.5, scratch: /tmp/scratch}\n"
+           "memory: {activations_gib: 1.5, saved_activations_gib: 0.5, scratch: /tmp/scratch}\n"
            "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, minutes: 2.5}\n"
            "export: {formats: [dense, gptq], dtype: float32, shard_gib: 0.25}\n"
            "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
@@ -93,6 +93,7 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config.device, "cpu");
   EXPECT_EQ(config.threads, 5);
   EXPECT_EQ(config.activation_memory_gib, 1.5);
+  EXPECT_EQ(config.saved_activation_gib, 0.5);
   EXPECT_EQ(config.scratch, "/tmp/scratch");
   EXPECT_EQ(config.snapshot_every, 0);
   EXPECT_EQ(config.stall_seconds, 30);

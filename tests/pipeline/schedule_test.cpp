@@ -54,6 +54,7 @@ class Walker {
                       .samples = &samples_,
                       .store = store,
                       .budget = budget,
+                      .saved_activation_bytes = std::size_t{1} << 30,
                       .monitor = monitor,
                       .snapshot_every = kSnapshotEvery,
                       .on_unit = [&](const Recipe&, const QuantizedBlock&, double) {

@@ -301,6 +301,25 @@ TEST_F(SignRoundTest, TunesOnTheFullPrecisionStreamAlone) {
   EXPECT_EQ(world_.original(), target);
 }
 
+TEST_F(SignRoundTest, SavesOnlyInputsWhereMemoryIsShortWithTheSameBits) {
+  const json recipe = {{"method", "signround"}, {"bits", 2}, {"iterations", 4}};
+  const QuantizedBlock want = world_.quantize(recipe);
+  const ShardBytes output = world_.residual();
+  EXPECT_TRUE(world_.monitor().events.empty());
+
+  QuantizeWorld short_of_memory(*team_, 5, 2);
+  BlockTask task = short_of_memory.task();
+  task.saved_activation_bytes = 100'000;
+  const QuantizedBlock got = make_method(parse_recipe(recipe))->quantize(task);
+  EXPECT_EQ(short_of_memory.residual(), output);
+  for (std::size_t i = 0; i < want.linears.size(); ++i) {
+    EXPECT_TRUE(std::ranges::equal(got.linears[i].codes.bytes(), want.linears[i].codes.bytes()));
+  }
+  ASSERT_EQ(short_of_memory.monitor().events.size(), 1u);
+  EXPECT_EQ(short_of_memory.monitor().events[0].at("event"), "activations computed again");
+  EXPECT_EQ(short_of_memory.monitor().events[0].at("budget"), 100'000);
+}
+
 TEST_F(SignRoundTest, TheLastIterationsCodesIfAskedFor) {
   // Far too long steps: it gets worse.
   const QuantizedBlock block =

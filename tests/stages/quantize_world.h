@@ -25,12 +25,13 @@ class RecordingMonitor final : public Monitor {
  public:
   void phase(const std::string&) override {}
   void tick() override { ++ticks; }
-  void event(const nlohmann::json&) override {}
+  void event(const nlohmann::json& fact) override { events.push_back(fact); }
   void say(const std::string& line) override { said.push_back(line); }
   bool stop_requested() override { return false; }
 
   int ticks = 0;
   std::vector<std::string> said;
+  std::vector<nlohmann::json> events;
 };
 
 using ShardBytes = std::map<int, std::vector<std::byte>>;
@@ -77,6 +78,7 @@ class QuantizeWorld {
             .residual = residual_.get(),
             .original = original_.get(),
             .budget = budget_,
+            .saved_activation_bytes = std::size_t{1} << 30,
             .monitor = monitor_};
   }
   QuantizedBlock quantize(const nlohmann::json& recipe) {

@@ -153,6 +153,7 @@ struct cudaMemPoolProps {
 };
 enum cudaMemPoolAttr {
   cudaMemPoolAttrReleaseThreshold,
+  cudaMemPoolAttrReservedMemCurrent,
   cudaMemPoolAttrUsedMemCurrent,
   cudaMemPoolAttrUsedMemHigh
 };
