@@ -206,8 +206,9 @@ void run(const Options& options) {
     for (const auto& [phase, flops] :
          cost_of_block(recipe, *shape, options.samples, options.length).flops) {
       const double here = counted.value(phase, 0.0);
-      require(std::abs(here - flops) <= 1e-9 * flops,
-              "block_cost.cpp and the method disagree about " + phase);
+      if (std::abs(here - flops) > 1e-9 * flops) {
+        throw Error("block_cost.cpp and the method disagree about " + phase);
+      }
     }
     line("commit", end - quantized, 0, 0);
     line("whole block", end - start, total, floors);

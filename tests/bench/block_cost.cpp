@@ -8,7 +8,7 @@ namespace {
 
 constexpr double kBytes = 2;  // of an activation on a device
 
-struct Shape {
+struct Sizes {
   const DecoderBlock& block;
   double tokens;
 
@@ -29,50 +29,50 @@ struct Shape {
 };
 
 // The residual goes in for each group and out where it changes; the inputs that are no function of it are kept.
-BlockCost gptq_cost(const Shape& shape) {
-  BlockCost cost{.flops = {}, .bytes_up = shape.stream_bytes()};
-  for (const InputGroup& group : shape.block.groups()) {
-    const double n = shape.cols(group), kept = kBytes * shape.tokens * n;
-    cost.flops["gram"] += shape.tokens * n * n;
+BlockCost gptq_cost(const Sizes& sizes) {
+  BlockCost cost{.flops = {}, .bytes_up = sizes.stream_bytes()};
+  for (const InputGroup& group : sizes.block.groups()) {
+    const double n = sizes.cols(group), kept = kBytes * sizes.tokens * n;
+    cost.flops["gram"] += sizes.tokens * n * n;
     cost.flops["factor"] += 2 * n * n * n / 3;
     for (const int i : group.linears) {
-      cost.flops["forward"] += 2 * shape.tokens * shape.rows(i) * n;
-      cost.flops["solve"] += shape.rows(i) * n * n;
+      cost.flops["forward"] += 2 * sizes.tokens * sizes.rows(i) * n;
+      cost.flops["solve"] += sizes.rows(i) * n * n;
     }
-    cost.bytes_up += shape.stream_bytes() + (group.from_residual ? 0 : kept);
-    cost.bytes_down += group.from_residual ? 0 : kept + shape.stream_bytes();
+    cost.bytes_up += sizes.stream_bytes() + (group.from_residual ? 0 : kept);
+    cost.bytes_down += group.from_residual ? 0 : kept + sizes.stream_bytes();
   }
   return cost;
 }
 
 // Two passes over the stream, for statistics and for the search of what is more than a linear.
-BlockCost awq_cost(const Shape& shape, double points, double group_size) {
+BlockCost awq_cost(const Sizes& sizes, double points, double group_size) {
   constexpr double kClipCandidates = 10;
   BlockCost cost{
-      .flops = {}, .bytes_up = 2 * shape.stream_bytes(), .bytes_down = shape.stream_bytes()};
-  cost.flops["forward"] = 4 * shape.tokens * shape.all_weights();
+      .flops = {}, .bytes_up = 2 * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
+  cost.flops["forward"] = 4 * sizes.tokens * sizes.all_weights();
   std::set<int> with_gram;
-  for (const ScaleSet& set : shape.block.scale_sets()) {
+  for (const ScaleSet& set : sizes.block.scale_sets()) {
     const auto first = static_cast<std::size_t>(set.group),
                last = static_cast<std::size_t>(set.last_group);
-    const InputGroup& group = shape.block.groups()[first];
+    const InputGroup& group = sizes.block.groups()[first];
     if (first == last && group.linears.size() == 1) {
       with_gram.insert(set.group);
-      cost.flops["search"] += 2 * points * shape.weights(first, last) * shape.cols(group);
+      cost.flops["search"] += 2 * points * sizes.weights(first, last) * sizes.cols(group);
     } else {
-      cost.flops["search"] += 2 * shape.tokens * (points + 1) * shape.weights(first, last);
+      cost.flops["search"] += 2 * sizes.tokens * (points + 1) * sizes.weights(first, last);
     }
   }
   for (const int g : with_gram) {
-    const double n = shape.cols(shape.block.groups()[static_cast<std::size_t>(g)]);
-    cost.flops["gram"] += shape.tokens * n * n;
+    const double n = sizes.cols(sizes.block.groups()[static_cast<std::size_t>(g)]);
+    cost.flops["gram"] += sizes.tokens * n * n;
   }
-  for (const InputGroup& group : shape.block.groups()) {
+  for (const InputGroup& group : sizes.block.groups()) {
     const double size =
-        group_size > 0 ? std::min(group_size, shape.cols(group)) : shape.cols(group);
+        group_size > 0 ? std::min(group_size, sizes.cols(group)) : sizes.cols(group);
     for (const int i : group.linears) {
-      if (std::ranges::find(shape.block.score_linears(), i) == shape.block.score_linears().end()) {
-        cost.flops["solve"] += 2 * kClipCandidates * shape.rows(i) * shape.cols(group) * size;
+      if (std::ranges::find(sizes.block.score_linears(), i) == sizes.block.score_linears().end()) {
+        cost.flops["solve"] += 2 * kClipCandidates * sizes.rows(i) * sizes.cols(group) * size;
       }
     }
   }
@@ -80,32 +80,32 @@ BlockCost awq_cost(const Shape& shape, double points, double group_size) {
 }
 
 // A backward pass makes the gradients of the weights, and of all inputs but the block's own.
-BlockCost signround_cost(const Shape& shape, double tuned_tokens) {
+BlockCost signround_cost(const Sizes& sizes, double tuned_tokens) {
   BlockCost cost;
-  const double forward = 2 * shape.all_weights();
-  cost.flops["target"] = cost.flops["output"] = forward * shape.tokens;
+  const double forward = 2 * sizes.all_weights();
+  cost.flops["target"] = cost.flops["output"] = forward * sizes.tokens;
   cost.flops["forward"] = forward * tuned_tokens;
   cost.flops["backward"] =
-      (forward + 2 * shape.weights(1, shape.block.groups().size() - 1)) * tuned_tokens;
-  const double batches = 2 * kBytes * tuned_tokens * static_cast<double>(shape.block.hidden_size());
-  cost.bytes_up = 2 * shape.stream_bytes() + batches;
-  cost.bytes_down = 2 * shape.stream_bytes();
+      (forward + 2 * sizes.weights(1, sizes.block.groups().size() - 1)) * tuned_tokens;
+  const double batches = 2 * kBytes * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
+  cost.bytes_up = 2 * sizes.stream_bytes() + batches;
+  cost.bytes_down = 2 * sizes.stream_bytes();
   return cost;
 }
 
 }  // namespace
 
 BlockCost cost_of_block(const Recipe& recipe, const DecoderBlock& shape, int samples, int length) {
-  const Shape sized{shape, static_cast<double>(samples) * length};
+  const Sizes sizes{shape, static_cast<double>(samples) * length};
   const nlohmann::json& options = recipe.options;
-  if (recipe.method == "gptq") return gptq_cost(sized);
+  if (recipe.method == "gptq") return gptq_cost(sizes);
   if (recipe.method == "awq") {
-    return awq_cost(sized, options.at("grid_points"), static_cast<double>(recipe.group_size));
+    return awq_cost(sizes, options.at("grid_points"), static_cast<double>(recipe.group_size));
   }
   if (recipe.method == "signround") {
     const int batch =
         std::min({options.at("batch_size").get<int>(), options.at("samples").get<int>(), samples});
-    return signround_cost(sized, options.at("iterations").get<double>() * batch * length);
+    return signround_cost(sizes, options.at("iterations").get<double>() * batch * length);
   }
   return {};
 }
