@@ -39,6 +39,18 @@ std::size_t DecoderBlock::saved_bytes(std::int64_t tokens, DType activation_type
           static_cast<std::size_t>(saved_f32_width_) * sizeof(float));
 }
 
+void DecoderBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
+                           Backend& backend) const {
+  require(group >= 0 && group < static_cast<int>(groups_.size()), "no such group of linears");
+  const InputGroup& here = groups_[static_cast<std::size_t>(group)];
+  if (here.from_residual) {
+    state.input = input_from_residual(group, weights, state.residual, backend);
+  } else {
+    require(!state.input.empty() && state.input.cols() == here.cols,
+            "the input of this group is what apply() of the group before leaves");
+  }
+}
+
 SavedActivations DecoderBlock::forward_saving(const BlockWeights& weights, BlockState& state,
                                               Save save, Backend& backend) const {
   SavedActivations saved;

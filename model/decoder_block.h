@@ -102,7 +102,7 @@ class DecoderBlock {
   const std::vector<int>& score_linears() const { return score_linears_; }
   std::int64_t hidden_size() const { return hidden_size_; }
   // The module path in the checkpoint: "model.layers.7" + "." + "self_attn.q_proj".
-  virtual std::string prefix(int block) const = 0;
+  std::string prefix(int block) const { return prefix_ + std::to_string(block); }
 
   // Reads and converts the weights of one block. Throws InputError naming the tensor (missing, shape, type, NaN or Inf).
   // LoadLinears::kNo leaves the linears empty: the caller has quantized ones.
@@ -110,8 +110,7 @@ class DecoderBlock {
                             LoadLinears linears = LoadLinears::kYes) const = 0;
 
   // Computes state.input of a group that is from_residual; for the others it is already there.
-  virtual void prepare(int group, const BlockWeights& weights, BlockState& state,
-                       Backend& backend) const = 0;
+  void prepare(int group, const BlockWeights& weights, BlockState& state, Backend& backend) const;
   // Applies the linears of a group to state.input (which it uses up) and moves the state on, as in the table above.
   virtual void apply(int group, const BlockWeights& weights, BlockState& state,
                      Backend& backend) const = 0;
@@ -132,6 +131,10 @@ class DecoderBlock {
                   const TakeGradient& take, InputGradient input_gradient, Backend& backend) const;
 
  protected:
+  // The input of a group that is from_residual.
+  virtual Tensor input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
+                                     Backend& backend) const = 0;
+
   // One half, residual in, residual out, with the bits of prepare() and apply(). Returns its inner activations.
   virtual std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
                                            std::int64_t length, Backend& backend) const = 0;
@@ -142,6 +145,7 @@ class DecoderBlock {
                              const TakeGradient& take, InputGradient input_gradient,
                              Backend& backend) const = 0;
 
+  std::string prefix_;  // of prefix(), before the number
   std::vector<LinearSpec> linears_;
   std::vector<InputGroup> groups_;
   std::vector<std::string> norm_names_;

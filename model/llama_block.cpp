@@ -9,7 +9,7 @@
 namespace roundhouse {
 namespace {
 
-enum GroupIndex { kQkv, kOut, kGateUp, kDownProjection, kGroups };
+enum GroupIndex { kQkv, kOut, kGateUp, kDownProjection };
 
 }  // namespace
 
@@ -18,8 +18,10 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
       attention_(config, max_length,
                  RotaryTables(config.rope_theta, config.head_dim, max_length, backend)) {
   hidden_size_ = config.hidden_size;
-  linears_ = block_layout(config).linears;
-  norm_names_ = block_layout(config).norms;
+  const BlockLayout layout = block_layout(config);
+  prefix_ = layout.prefix;
+  linears_ = layout.linears;
+  norm_names_ = layout.norms;
   const std::int64_t attention = config.heads * config.head_dim;
   groups_ = {{"q_proj, k_proj, v_proj",
               {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
@@ -43,26 +45,14 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
   saved_f32_width_ = config.heads;
 }
 
-std::string LlamaBlock::prefix(int block) const {
-  return block_layout(config_).prefix + std::to_string(block);
-}
-
 BlockWeights LlamaBlock::load(const Checkpoint& checkpoint, int block, Backend& backend,
                               LoadLinears linears) const {
   return load_block(config_, checkpoint, block, backend, linears);
 }
 
-void LlamaBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
-                         Backend& backend) const {
-  require(group >= 0 && group < kGroups, "no such group of linears");
-  if (group == kOut || group == kDownProjection) {
-    require(
-        !state.input.empty() && state.input.cols() == groups_[static_cast<std::size_t>(group)].cols,
-        "the input of this group is what apply() of the group before leaves");
-    return;
-  }
-  state.input =
-      normalize(group == kQkv ? kBeforeAttention : kBeforeMlp, weights, state.residual, backend);
+Tensor LlamaBlock::input_from_residual(int group, const BlockWeights& weights,
+                                       const Tensor& residual, Backend& backend) const {
+  return normalize(group == kQkv ? kBeforeAttention : kBeforeMlp, weights, residual, backend);
 }
 
 void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state,

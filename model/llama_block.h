@@ -13,11 +13,8 @@ class LlamaBlock : public DecoderBlock {
  public:
   LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backend& backend);
 
-  std::string prefix(int block) const override;
   BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend,
                     LoadLinears linears) const override;
-  void prepare(int group, const BlockWeights& weights, BlockState& state,
-               Backend& backend) const override;
   void apply(int group, const BlockWeights& weights, BlockState& state,
              Backend& backend) const override;
 
@@ -34,6 +31,8 @@ class LlamaBlock : public DecoderBlock {
   void add_norm_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
                          const Tensor& dy, Tensor& gradient, Backend& backend) const;
 
+  Tensor input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
+                             Backend& backend) const override;
   std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
                                    std::int64_t length, Backend& backend) const override;
   void backward_half(Half half, const BlockWeights& weights, SavedActivations::OfHalf& saved,

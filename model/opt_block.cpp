@@ -10,15 +10,17 @@
 namespace roundhouse {
 namespace {
 
-enum GroupIndex { kQkv, kOut, kUp, kDown, kGroups };
+enum GroupIndex { kQkv, kOut, kUp, kDown };
 
 }  // namespace
 
 OptBlock::OptBlock(const ModelConfig& config, std::int64_t max_length)
     : config_(config), attention_(config, max_length, std::nullopt) {
   hidden_size_ = config.hidden_size;
-  linears_ = block_layout(config).linears;
-  norm_names_ = block_layout(config).norms;
+  const BlockLayout layout = block_layout(config);
+  prefix_ = layout.prefix;
+  linears_ = layout.linears;
+  norm_names_ = layout.norms;
   groups_ = {{"q_proj, k_proj, v_proj",
               {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
               config.hidden_size,
@@ -39,10 +41,6 @@ OptBlock::OptBlock(const ModelConfig& config, std::int64_t max_length)
   saved_f32_width_ = config.heads;
 }
 
-std::string OptBlock::prefix(int block) const {
-  return block_layout(config_).prefix + std::to_string(block);
-}
-
 BlockWeights OptBlock::load(const Checkpoint& checkpoint, int block, Backend& backend,
                             LoadLinears linears) const {
   BlockWeights weights = load_block(config_, checkpoint, block, backend, linears);
@@ -54,17 +52,9 @@ BlockWeights OptBlock::load(const Checkpoint& checkpoint, int block, Backend& ba
   return weights;
 }
 
-void OptBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
-                       Backend& backend) const {
-  require(group >= 0 && group < kGroups, "no such group of linears");
-  if (group == kOut || group == kDown) {
-    require(
-        !state.input.empty() && state.input.cols() == groups_[static_cast<std::size_t>(group)].cols,
-        "the input of this group is what apply() of the group before leaves");
-    return;
-  }
-  state.input =
-      input_of(group == kQkv ? kAttentionNorm : kFinalNorm, weights, state.residual, backend);
+Tensor OptBlock::input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
+                                     Backend& backend) const {
+  return input_of(group == kQkv ? kAttentionNorm : kFinalNorm, weights, residual, backend);
 }
 
 void OptBlock::apply(int group, const BlockWeights& weights, BlockState& state,

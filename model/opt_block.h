@@ -23,11 +23,8 @@ class OptBlock : public DecoderBlock {
  public:
   OptBlock(const ModelConfig& config, std::int64_t max_length);
 
-  std::string prefix(int block) const override;
   BlockWeights load(const Checkpoint& checkpoint, int block, Backend& backend,
                     LoadLinears linears) const override;
-  void prepare(int group, const BlockWeights& weights, BlockState& state,
-               Backend& backend) const override;
   void apply(int group, const BlockWeights& weights, BlockState& state,
              Backend& backend) const override;
 
@@ -43,6 +40,8 @@ class OptBlock : public DecoderBlock {
   Tensor fc1_and_relu(const BlockWeights& weights, const Tensor& x, Backend& backend) const;
 
   // With norms last, a half's inner activations end with the sum before its norm.
+  Tensor input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
+                             Backend& backend) const override;
   std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
                                    std::int64_t length, Backend& backend) const override;
   void backward_half(Half half, const BlockWeights& weights, SavedActivations::OfHalf& saved,

@@ -55,7 +55,7 @@ def run_ours(arguments, run):
     result = {}
     for recipe in config["recipes"]:
         facts = json.loads((run / "results" / f"{recipe['name']}.json").read_text())
-        result[recipe["name"]] = (facts["perplexity"]["test"]["perplexity"], seconds[recipe["name"]])
+        result[recipe["name"]] = (facts["perplexity"]["test"], seconds[recipe["name"]])
     return result
 
 

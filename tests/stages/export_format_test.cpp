@@ -271,10 +271,14 @@ TEST(ConvertFiniteTest, KeepsInfinitiesThatWereThere) {
 class CheckExportableTest : public testing::Test {
  protected:
   struct Shape1 final : DecoderBlock {
-    Shape1(std::int64_t rows, std::int64_t cols) { linears_ = {{"mlp.up_proj", rows, cols}}; }
-    std::string prefix(int) const override { return "model.layers.0"; }
+    Shape1(std::int64_t rows, std::int64_t cols) {
+      prefix_ = "model.layers.";
+      linears_ = {{"mlp.up_proj", rows, cols}};
+    }
     BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
-    void prepare(int, const BlockWeights&, BlockState&, Backend&) const override {}
+    Tensor input_from_residual(int, const BlockWeights&, const Tensor&, Backend&) const override {
+      return {};
+    }
     void apply(int, const BlockWeights&, BlockState&, Backend&) const override {}
     std::vector<Tensor> forward_half(Half, const BlockWeights&, Tensor&, std::int64_t,
                                      Backend&) const override {

@@ -18,13 +18,15 @@ using testing::HasSubstr;
 
 struct TwoLinears final : DecoderBlock {
   TwoLinears() {
+    prefix_ = "model.layers.";
     linears_ = {{"self_attn.q_proj", 32, 64}, {"mlp.down_proj", 5, 43}};
     norm_names_ = {"input_layernorm.weight", "input_layernorm.bias"};
     hidden_size_ = 7;
   }
-  std::string prefix(int) const override { return "model.layers.3"; }
   BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
-  void prepare(int, const BlockWeights&, BlockState&, Backend&) const override {}
+  Tensor input_from_residual(int, const BlockWeights&, const Tensor&, Backend&) const override {
+    return {};
+  }
   void apply(int, const BlockWeights&, BlockState&, Backend&) const override {}
   std::vector<Tensor> forward_half(Half, const BlockWeights&, Tensor&, std::int64_t,
                                    Backend&) const override {
