@@ -44,6 +44,7 @@ def run_ours(arguments, run):
         "evaluate": {"original": False,
                      "perplexity": [{"name": "test", "text": str(MODEL / "test.txt"), "window": 512}]},
     }
+    run.parent.mkdir(parents=True, exist_ok=True)
     file = pathlib.Path(f"{run}.yaml")  # JSON is YAML
     file.write_text(json.dumps(config))
     subprocess.run([arguments.program, "run", file], check=True, stdout=sys.stderr)
@@ -65,7 +66,7 @@ def run_theirs(python, program, arguments, run, bits):
                "--group-size", str(arguments.group_size), "--threads", str(arguments.threads)]
     if program == "autoround":
         command += ["--iterations", str(arguments.iterations)] + ["--symmetric"] * arguments.symmetric
-        command += ["--bf16"] * arguments.bf16
+        command += ["--bf16"] * arguments.bf16 + ["--compile"] * arguments.compile
     elif arguments.duo_scaling:
         command.append("--duo-scaling")
     # Some machines tune OpenBLAS for programs that are not theirs.
@@ -86,6 +87,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=200, help="of SignRound")
     parser.add_argument("--symmetric", action="store_true", help="SignRound's symmetric grid, the default of auto-round")
     parser.add_argument("--bf16", action="store_true", help="auto-round in bfloat16")
+    parser.add_argument("--compile", action="store_true", help="auto-round with torch.compile")
     parser.add_argument("--duo-scaling", action="store_true", help="AutoAWQ's own formula for scales, not the paper's")
     parser.add_argument("--run", type=pathlib.Path, help="folder to keep Roundhouse's run in")
     parser.add_argument("--autoround-python", help="interpreter with auto-round")

@@ -34,6 +34,7 @@ def main():
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--symmetric", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -49,7 +50,7 @@ def main():
     rounder = auto_round.AutoRound(
         model.float().eval(), Tokenizer(), bits=arguments.bits, group_size=arguments.group_size, sym=arguments.symmetric,
         dataset=samples, iters=arguments.iterations, nsamples=len(samples), seqlen=ids.shape[1],
-        batch_size=arguments.batch_size, amp=arguments.bf16, enable_torch_compile=False, device_map="cpu")
+        batch_size=arguments.batch_size, amp=arguments.bf16, enable_torch_compile=arguments.compile, device_map="cpu")
     begin = time.time()
     quantized = rounder.quantize()
     seconds = time.time() - begin
