@@ -304,6 +304,8 @@ std::vector<Recipe> read_recipes(Section& top) {
   return recipes;
 }
 
+const char* name_of(Drawing drawing) { return drawing == Drawing::kPacked ? "packed" : "windows"; }
+
 void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
   const auto needy = std::ranges::find_if(
@@ -323,6 +325,9 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
   if (options.shards > options.samples) {
     fail(section.where("shards"), section.path_of("shards"),
          fmt::format("{} shards cannot be cut from {} samples", options.shards, options.samples));
+  }
+  if (section.one_of("drawing", name_of(options.drawing), {"windows", "packed"}) == "packed") {
+    options.drawing = Drawing::kPacked;
   }
   if (std::int64_t{options.samples} * options.sequence_length > kMaxCalibrationTokens) {
     fail(section.where("samples"), section.path_of("samples"),
@@ -469,6 +474,7 @@ std::string to_yaml(const RunConfig& config) {
   line("  sequence_length: {}", config.calibration.sequence_length);
   line("  seed: {}", config.calibration.seed);
   line("  shards: {}", config.calibration.shards);
+  line("  drawing: {}", name_of(config.calibration.drawing));
   line("recipes:");
   for (const Recipe& recipe : config.recipes) {
     std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name),
@@ -512,6 +518,7 @@ std::map<std::string, std::string> result_keys(const RunConfig& config) {
     keys["calibration.sequence_length"] = std::to_string(config.calibration.sequence_length);
     keys["calibration.seed"] = std::to_string(config.calibration.seed);
     keys["calibration.shards"] = std::to_string(config.calibration.shards);
+    keys["calibration.drawing"] = name_of(config.calibration.drawing);
   }
   for (const Recipe& recipe : config.recipes)
     keys["recipes." + recipe.name] = resolved(recipe).dump();

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <numeric>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -38,6 +39,68 @@ std::vector<std::string> read_documents(const std::filesystem::path& path) {
   return {read_text_file(path)};
 }
 
+struct Draw {
+  const SampleOptions& options;
+  const Tokenizer& tokenizer;
+  const std::function<void()>& tick;
+  const std::vector<std::string>& documents;
+  const std::vector<std::size_t>& order;
+
+  std::size_t length() const { return static_cast<std::size_t>(options.sequence_length); }
+  std::size_t tokens() const { return static_cast<std::size_t>(options.samples) * length(); }
+};
+
+std::vector<std::int32_t> draw_windows(const Draw& draw, Random& random) {
+  const std::size_t length = draw.length();
+  std::vector<std::int32_t> ids;
+  ids.reserve(draw.tokens());
+  while (ids.size() < draw.tokens()) {
+    const std::size_t before = ids.size();
+    std::size_t longest = 0;
+    for (const std::size_t document : draw.order) {
+      if (ids.size() == draw.tokens()) break;
+      draw.tick();
+      const std::vector<std::int32_t> tokens =
+          draw.tokenizer.encode_with_bos(draw.documents[document]);
+      longest = std::max(longest, tokens.size());
+      if (tokens.size() < length) continue;
+      const auto start = static_cast<std::ptrdiff_t>(random.below(tokens.size() - length + 1));
+      ids.insert(ids.end(), tokens.begin() + start,
+                 tokens.begin() + start + static_cast<std::ptrdiff_t>(length));
+    }
+    if (ids.size() == before) {
+      throw InputError(draw.options.text.string() + ": no document has the " +
+                       std::to_string(length) +
+                       " tokens of calibration.sequence_length (the longest has " +
+                       std::to_string(longest) + ")");
+    }
+  }
+  return ids;
+}
+
+std::vector<std::int32_t> draw_packed(const Draw& draw) {
+  std::vector<std::int32_t> ids;
+  for (const std::size_t document : draw.order) {
+    if (ids.size() >= draw.tokens()) break;
+    draw.tick();
+    std::string_view text = draw.documents[document];
+    constexpr std::string_view kSpace = " \t\r\n\f\v";
+    text.remove_prefix(std::min(text.find_first_not_of(kSpace), text.size()));
+    text.remove_suffix(text.size() - (text.find_last_not_of(kSpace) + 1));
+    if (text.empty()) continue;
+    const std::vector<std::int32_t> tokens = draw.tokenizer.encode_with_bos(text);
+    if (tokens.size() <= draw.length()) ids.insert(ids.end(), tokens.begin(), tokens.end());
+  }
+  if (ids.size() < draw.tokens()) {
+    throw InputError(
+        draw.options.text.string() + ": its documents of up to " + std::to_string(draw.length()) +
+        " tokens fill " + std::to_string(ids.size() / draw.length()) +
+        " windows, and calibration.samples asks for " + std::to_string(draw.options.samples));
+  }
+  ids.resize(draw.tokens());
+  return ids;
+}
+
 }  // namespace
 
 Samples::Samples(std::int64_t count, std::int64_t length, int shards, std::vector<std::int32_t> ids)
@@ -63,36 +126,14 @@ std::int64_t micro_batch_sequences(std::int64_t length) {
 Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
                      const std::function<void()>& tick) {
   const std::vector<std::string> documents = read_documents(options.text);
-  const auto length = static_cast<std::size_t>(options.sequence_length);
-  const auto wanted = static_cast<std::size_t>(options.samples);
-
   Random random(options.seed);
   std::vector<std::size_t> order(documents.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   random.shuffle(order);
-
-  std::vector<std::int32_t> ids;
-  ids.reserve(wanted * length);
-  while (ids.size() < wanted * length) {
-    const std::size_t before = ids.size();
-    std::size_t longest = 0;
-    for (const std::size_t document : order) {
-      if (ids.size() == wanted * length) break;
-      tick();
-      const std::vector<std::int32_t> tokens = tokenizer.encode_with_bos(documents[document]);
-      longest = std::max(longest, tokens.size());
-      if (tokens.size() < length) continue;
-      const auto start = static_cast<std::ptrdiff_t>(random.below(tokens.size() - length + 1));
-      ids.insert(ids.end(), tokens.begin() + start,
-                 tokens.begin() + start + static_cast<std::ptrdiff_t>(length));
-    }
-    if (ids.size() == before) {
-      throw InputError(options.text.string() + ": no document has the " + std::to_string(length) +
-                       " tokens of calibration.sequence_length (the longest has " +
-                       std::to_string(longest) + ")");
-    }
-  }
-  return Samples(options.samples, options.sequence_length, options.shards, std::move(ids));
+  const Draw draw{options, tokenizer, tick, documents, order};
+  return Samples(
+      options.samples, options.sequence_length, options.shards,
+      options.drawing == Drawing::kPacked ? draw_packed(draw) : draw_windows(draw, random));
 }
 
 Record to_record(const Samples& samples) {

@@ -17,6 +17,11 @@ namespace roundhouse {
 // Sequences that go through a block together: about 2048 tokens, a shape that the matrix products like.
 std::int64_t micro_batch_sequences(std::int64_t length);
 
+enum class Drawing {
+  kWindows,  // GPTQ's: a window out of each document; shorter documents are skipped
+  kPacked    // AWQ's: whole documents one after another, cut into windows; longer ones are skipped
+};
+
 struct SampleOptions {
   std::filesystem::path
       text;  // JSON lines, each with a string "text"; or plain text (one document a file)
@@ -24,6 +29,7 @@ struct SampleOptions {
   int sequence_length = 2048;
   std::uint64_t seed = 42;
   int shards = 16;
+  Drawing drawing = Drawing::kWindows;
 };
 
 // All samples of a run: samples x sequence_length token ids. Small (512 x 2048 x 4 bytes = 4 MB): every rank has all.
@@ -48,9 +54,10 @@ class Samples {
   std::vector<std::int32_t> ids_;
 };
 
-// Draws token windows as GPTQ's data loader does (methods: documents shorter than a window are skipped, a window starts at a
-// uniformly random token), but walks the documents in one seeded random order, so that none is used twice before all
-// were used once. Throws InputError naming the file and the line: not JSON, no text, no document long enough.
+// Draws token windows. Documents come in one seeded random order, so that none is used twice before all were used once.
+// kWindows: as GPTQ's data loader does, a window starts at a uniformly random token. kPacked: as llm-awq's (awq/utils/calib_data.py),
+// documents are stripped of white space at their ends, each begins with the begin-of-text token, and none is used twice.
+// Throws InputError naming the file and the line: not JSON, no text, no document long enough (kPacked: not enough of short ones).
 Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
                      const std::function<void()>& tick);
 

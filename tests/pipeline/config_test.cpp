@@ -70,7 +70,8 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   const RunConfig config =
       read("model: " + at("model") + "\nrun: " + at("run") +
            "\ncalibration:\n  text: " + at("text.jsonl") +
-           "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n"
+           "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n  "
+           "drawing: packed\n"
            "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
            "name: mine\n"
            "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
@@ -83,6 +84,7 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config.calibration.sequence_length, 512);
   EXPECT_EQ(config.calibration.seed, 18446744073709551615u);
   EXPECT_EQ(config.calibration.shards, 8);
+  EXPECT_EQ(config.calibration.drawing, Drawing::kPacked);
   ASSERT_EQ(config.recipes.size(), 2u);
   EXPECT_EQ(config.recipes[0].name, "rtn-w4g128");
   EXPECT_EQ(config.recipes[1].name, "mine");

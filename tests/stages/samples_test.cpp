@@ -91,6 +91,38 @@ TEST_F(SamplesTest, SkipsDocumentsThatAreTooShort) {
   for (const std::int32_t id : samples.ids(0, 3)) EXPECT_TRUE(id == 'x' || id == 256) << id;
 }
 
+TEST_F(SamplesTest, PacksWholeShortDocumentsOneAfterAnother) {
+  const auto text = write("few.jsonl",
+                          "{\"text\": \" abc\\n\"}\n{\"text\": \"far too long for a window\"}\n"
+                          "{\"text\": \"defgh\"}\n{\"text\": \" \\t \"}\n{\"text\": \"ijk\"}\n");
+  SampleOptions options{.text = text,
+                        .samples = 2,
+                        .sequence_length = 6,
+                        .seed = 1,
+                        .shards = 1,
+                        .drawing = Drawing::kPacked};
+  // 4 + 6 + 4 tokens: two windows, and two tokens are left over.
+  const Samples samples = draw_samples(options, ByteTokenizer(), [] {});
+  std::string drawn;
+  for (const std::int32_t id : samples.ids(0, 2)) drawn += id == 256 ? '|' : static_cast<char>(id);
+  std::set<std::string> wanted;
+  std::vector<std::string> documents = {"|abc", "|defgh", "|ijk"};
+  std::ranges::sort(documents);
+  do {
+    wanted.insert((documents[0] + documents[1] + documents[2]).substr(0, 12));
+  } while (std::ranges::next_permutation(documents).found);
+  EXPECT_TRUE(wanted.contains(drawn)) << drawn;
+
+  options.samples = 3;
+  try {
+    draw_samples(options, ByteTokenizer(), [] {});
+    FAIL() << "documents were used twice";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("up to 6 tokens fill 2 windows, and "
+                                        "calibration.samples asks for 3"));
+  }
+}
+
 TEST_F(SamplesTest, PlainTextIsOneDocument) {
   EXPECT_EQ(draw(write("book.txt", std::string(100, 'y')), 2).count(), 2);
 }
