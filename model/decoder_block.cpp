@@ -42,6 +42,8 @@ std::size_t DecoderBlock::saved_bytes(std::int64_t tokens, DType activation_type
 void DecoderBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
                            Backend& backend) const {
   require(group >= 0 && group < static_cast<int>(groups_.size()), "no such group of linears");
+  require(state.residual.rows() == state.sequences * state.length,
+          "rows are sequences times length");
   const InputGroup& here = groups_[static_cast<std::size_t>(group)];
   if (here.from_residual) {
     state.input = input_from_residual(group, weights, state.residual, backend);
@@ -53,6 +55,8 @@ void DecoderBlock::prepare(int group, const BlockWeights& weights, BlockState& s
 
 SavedActivations DecoderBlock::forward_saving(const BlockWeights& weights, BlockState& state,
                                               Save save, Backend& backend) const {
+  require(state.residual.rows() == state.sequences * state.length,
+          "rows are sequences times length");
   SavedActivations saved;
   saved.length = state.length;
   const auto pass = [&](Half half, SavedActivations::OfHalf& of_half) {

@@ -39,9 +39,9 @@ class OptBlock : public DecoderBlock {
                  Backend& backend) const;
   Tensor fc1_and_relu(const BlockWeights& weights, const Tensor& x, Backend& backend) const;
 
-  // With norms last, a half's inner activations end with the sum before its norm.
   Tensor input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
                              Backend& backend) const override;
+  // With norms last, a half's inner activations end with the sum before its norm.
   std::vector<Tensor> forward_half(Half half, const BlockWeights& weights, Tensor& residual,
                                    std::int64_t length, Backend& backend) const override;
   void backward_half(Half half, const BlockWeights& weights, SavedActivations::OfHalf& saved,

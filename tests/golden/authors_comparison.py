@@ -8,7 +8,8 @@ Roundhouse quantizes first, as one process. Then auto-round and AutoAWQ get the 
 the same settings and the same number of threads. The two cannot share an environment, so each has an interpreter of its own;
 a method whose program is not given is reported as skipped. Perplexities are of test.txt in windows of 512 tokens; theirs by
 gptq_reference.py, of the weights that their program leaves in the model. Seconds are those of quantizing: of all blocks for
-Roundhouse (its journal), of the call that quantizes for the others; reading the model and the text is in neither.
+Roundhouse (its journal; reading each block's weights and committing it are in them), of the call that quantizes for the others,
+which have the model in memory by then.
 
 This file needs nothing but Python; autoround_program.py and autoawq_program.py say what they need.
 """
