@@ -33,7 +33,7 @@ CausalLM::CausalLM(const std::filesystem::path& directory)
     : config_(read_model_config(directory)),
       layout_(outer_layout(config_)),
       checkpoint_(directory) {
-  check_tensors(config_, checkpoint_);
+  unread_ = check_tensors(config_, checkpoint_);
 }
 
 Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,

@@ -24,6 +24,8 @@ class CausalLM {
 
   const ModelConfig& config() const { return config_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
+  // Tensors of the checkpoint that are no part of the model: not read, not exported.
+  const std::vector<std::string>& unread() const { return unread_; }
 
   // residual [ids.size(), hidden] of sequences of `length` tokens, one after another; learned positions (OPT) are in it.
   // An id outside the vocabulary is an Error, and so are more tokens than there are positions.
@@ -45,6 +47,7 @@ class CausalLM {
   ModelConfig config_;
   OuterLayout layout_;
   Checkpoint checkpoint_;
+  std::vector<std::string> unread_;
 };
 
 }  // namespace roundhouse

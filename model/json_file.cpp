@@ -63,4 +63,13 @@ std::string in_quotes(std::string_view name) {
   return "\"" + text + (name.size() > kLongest ? "...\"" : "\"");
 }
 
+std::string in_quotes(const std::vector<std::string>& names) {
+  constexpr std::size_t kShown = 8;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
+    text += (i > 0 ? ", " : "") + in_quotes(std::string_view(names[i]));
+  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
+  return text;
+}
+
 }  // namespace roundhouse

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -18,5 +19,8 @@ nlohmann::json read_json_file(const std::filesystem::path& path, std::size_t max
 // A name from outside, fit for a one-line message: quoted, control characters replaced, cut if very
 // long.
 std::string in_quotes(std::string_view name);
+
+// The same of a list: "a", "b", ... and 12 more.
+std::string in_quotes(const std::vector<std::string>& names);
 
 }  // namespace roundhouse

@@ -1,5 +1,9 @@
 #include "model/layout.h"
 
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "base/error.h"
@@ -8,6 +12,8 @@
 
 namespace roundhouse {
 namespace {
+
+constexpr const char* kHead = "lm_head.weight";
 
 BlockLayout llama_block(const ModelConfig& c) {
   const std::int64_t q = c.heads * c.head_dim;
@@ -28,7 +34,7 @@ OuterLayout llama_outer(const ModelConfig& c) {
   OuterLayout outer;
   outer.embedding = "model.embed_tokens.weight";
   outer.norm = "model.norm.weight";
-  outer.head = c.tied_embeddings ? outer.embedding : "lm_head.weight";
+  outer.head = c.tied_embeddings ? outer.embedding : kHead;
   return outer;
 }
 
@@ -62,12 +68,40 @@ OuterLayout opt_outer(const ModelConfig& c) {
     outer.norm = "model.decoder.final_layer_norm.weight";
     outer.norm_bias = "model.decoder.final_layer_norm.bias";
   }
-  outer.head = c.tied_embeddings ? outer.embedding : "lm_head.weight";
+  outer.head = c.tied_embeddings ? outer.embedding : kHead;
   return outer;
 }
 
 std::string block_prefix(const BlockLayout& layout, std::int64_t block) {
   return layout.prefix + std::to_string(block) + ".";
+}
+
+// "model.norm" of "model.norm.weight".
+std::string module_of(const std::string& tensor) { return tensor.substr(0, tensor.rfind('.')); }
+
+// The number of the block that a tensor's name puts it in.
+std::optional<std::int64_t> block_of(const BlockLayout& layout, const std::string& tensor) {
+  if (!tensor.starts_with(layout.prefix)) return std::nullopt;
+  std::int64_t block = 0;
+  const char* const begin = tensor.data() + layout.prefix.size();
+  const char* const end = tensor.data() + tensor.size();
+  const auto [after, status] = std::from_chars(begin, end, block);
+  if (status != std::errc() || after == end || *after != '.') return std::nullopt;
+  return block;
+}
+
+// A head of its own beside `tie_word_embeddings`: the same values are the same model, others are a contradiction that
+// readers settle differently.
+void check_tied_head(const OuterLayout& outer, const Checkpoint& checkpoint) {
+  const HostView head = checkpoint.view(kHead), embedding = checkpoint.view(outer.embedding);
+  if (head.type == embedding.type && head.shape == embedding.shape &&
+      std::ranges::equal(head.bytes, embedding.bytes)) {
+    return;
+  }
+  throw InputError(checkpoint.directory().string() +
+                   ": config.json ties the head to the embedding (tie_word_embeddings), but " +
+                   in_quotes(kHead) + " differs from " + in_quotes(outer.embedding) +
+                   ": set tie_word_embeddings to false if it is to be used, or take it out");
 }
 
 // Collects those that have a name.
@@ -126,24 +160,43 @@ std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& c) {
   return collector.tensors;
 }
 
-void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint) {
+std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoint& checkpoint) {
+  std::set<std::string> read, modules;  // tensors, and what they are parameters of
   const auto check = [&](const std::vector<TensorInfo>& tensors) {
-    for (const TensorInfo& tensor : tensors) (void)checkpoint.weight(tensor.name, tensor.shape);
+    for (const TensorInfo& tensor : tensors) {
+      (void)checkpoint.weight(tensor.name, tensor.shape);
+      read.insert(tensor.name);
+      modules.insert(module_of(tensor.name));
+    }
   };
   check(tensors_before_blocks(config));
   const BlockLayout layout = block_layout(config);
   for (std::int64_t block = 0; block < config.blocks; ++block) {
     check(tensors_of_block(config, block));
-    if (layout.biased) continue;
-    for (const LinearSpec& linear : layout.linears) {
-      const std::string bias = block_prefix(layout, block) + linear.name + ".bias";
-      if (checkpoint.has(bias)) {
-        throw InputError(checkpoint.directory().string() + ": tensor " + in_quotes(bias) +
-                         ": biases are not supported here");
-      }
-    }
   }
   check(tensors_after_blocks(config));
+
+  // What stands beside a tensor that is read, or in a block that is computed, would change the result.
+  const auto would_count = [&](const std::string& name) {
+    if (modules.contains(module_of(name))) return true;
+    const std::optional<std::int64_t> block = block_of(layout, name);
+    return block && *block < config.blocks;
+  };
+  std::vector<std::string> unread, counting;
+  for (const std::string& name : checkpoint.names()) {
+    if (read.contains(name)) continue;
+    if (name == kHead) {
+      check_tied_head(outer_layout(config), checkpoint);
+      continue;
+    }
+    (would_count(name) ? counting : unread).push_back(name);
+  }
+  if (!counting.empty()) {
+    throw InputError(checkpoint.directory().string() + ": tensors " + in_quotes(counting) +
+                     ": this architecture, as config.json describes it, has no such tensor, and "
+                     "without it the result would be another model's");
+  }
+  return unread;
 }
 
 BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,

@@ -40,9 +40,10 @@ std::vector<TensorInfo> tensors_before_blocks(const ModelConfig& config);
 std::vector<TensorInfo> tensors_of_block(const ModelConfig& config, std::int64_t block);
 std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& config);
 
-// Throws InputError naming the tensor unless all are in the checkpoint with their shapes, and no linear has a bias that
-// the config does not know. Reads no values.
-void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
+// Throws InputError naming the tensor unless all are in the checkpoint with their shapes, and nothing is there that would make
+// another model of it: a bias or norm that the architecture does not have, a tied head that differs from the embedding. Returns
+// the names of the other tensors that nobody reads: spare layers, heads for other tasks. Reads no values but those of a tied head.
+std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
 
 // The weights of one block; see DecoderBlock::load().
 BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,

@@ -352,8 +352,11 @@ void read_export(Section section, RunConfig& config) {
       config.export_formats.push_back(format);
     }
   }
-  const std::string type = section.one_of("dtype", "float16", {"float16", "float32"});
-  config.export_dtype = type == "float32" ? DType::kF32 : DType::kF16;
+  const std::string type =
+      section.one_of("dtype", "source", {"source", "float16", "bfloat16", "float32"});
+  for (const DType each : {DType::kF16, DType::kBF16, DType::kF32}) {
+    if (type == torch_name_of(each)) config.export_dtype = each;
+  }
   config.export_shard_gib = section.number("shard_gib", config.export_shard_gib, 1e-6, 1e3);
   section.finish();
 }
@@ -497,7 +500,7 @@ std::string to_yaml(const RunConfig& config) {
        config.time_limit_minutes);
   line("export:");
   line("  formats: [{}]", fmt::join(config.export_formats, ", "));
-  line("  dtype: {}", torch_name_of(config.export_dtype));
+  line("  dtype: {}", config.export_dtype ? torch_name_of(*config.export_dtype) : "source");
   line("  shard_gib: {}", config.export_shard_gib);
   line("evaluate:");
   line("  original: {}", config.evaluate_original);
@@ -534,6 +537,12 @@ std::vector<std::string> differences(const std::map<std::string, std::string>& w
     lines.push_back(fmt::format("{}: was {}, is {}", key, before->second, value));
   }
   return lines;
+}
+
+ExportOptions export_options(const RunConfig& config, const std::string& format) {
+  return {.format = format,
+          .dtype = config.export_dtype,
+          .max_shard_bytes = static_cast<std::int64_t>(config.export_shard_gib * 0x1p30)};
 }
 
 }  // namespace roundhouse

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,7 @@ struct RunConfig {
   double time_limit_minutes = 0;  // stop cleanly (exit code 75) after this; 0: none
 
   std::vector<std::string> export_formats;
-  DType export_dtype = DType::kF16;
+  std::optional<DType> export_dtype;  // nothing: that of the checkpoint
   double export_shard_gib = 5;
   std::vector<PerplexityTask> perplexity;
   bool evaluate_original = true;
@@ -70,5 +71,8 @@ std::map<std::string, std::string> result_keys(const RunConfig& config);
 // has do not count.
 std::vector<std::string> differences(const std::map<std::string, std::string>& was,
                                      const std::map<std::string, std::string>& is);
+
+// What the `export` section says, for one of its formats.
+ExportOptions export_options(const RunConfig& config, const std::string& format);
 
 }  // namespace roundhouse

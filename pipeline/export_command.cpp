@@ -11,7 +11,7 @@ namespace {
 // What an export depends on. Kept beside the export (FORMAT.json), so that a finished one is not written again.
 std::string export_identity(Job& job, const Recipe& recipe, const ExportOptions& options) {
   return xxh3_hex(recipe_identity(job.config(), job.fingerprint(), recipe) + "\n" + options.format +
-                  "\n" + std::string(name_of(options.dtype)) + "\n" +
+                  "\n" + std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
                   std::to_string(options.max_shard_bytes));
 }
 
@@ -34,10 +34,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
-      const ExportOptions options{
-          .format = format,
-          .dtype = job.config().export_dtype,
-          .max_shard_bytes = static_cast<std::int64_t>(job.config().export_shard_gib * 0x1p30)};
+      const ExportOptions options = export_options(job.config(), format);
       check_exportable(recipe, job.model().config(), job.shape(), format);
       const std::filesystem::path directory = output / name / format;
       const std::filesystem::path note = output / name / (format + ".json");

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "model/json_file.h"
 #include "pipeline/schedule.h"
 #include "stages/quantize/method.h"
 
@@ -54,6 +55,9 @@ Job::Job(LaunchSession& session, RunConfig config)
       check_exportable(recipe, model_->config(), *shape_, format);
     }
   }
+  if (first() && !config_.export_formats.empty()) {
+    check_kept_values(*model_, export_options(config_, config_.export_formats.front()));
+  }
 
   if (first()) {
     std::filesystem::create_directories(config_.run);
@@ -83,6 +87,12 @@ Job::Job(LaunchSession& session, RunConfig config)
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
+  if (first() && !model_->unread().empty()) {
+    monitor_->say(config_.model.string() +
+                  ": not read and not exported, since config.json has no place for them: " +
+                  in_quotes(model_->unread()));
+    monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
+  }
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     monitor_->say(key + " is damaged (" + why + "): it will be made again");
     monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <map>
@@ -16,8 +17,9 @@
 #include "base/hash.h"
 #include "base/unique.h"
 #include "model/layout.h"
-#include "model/tokenizer.h"
+#include "model/weights.h"
 #include "stages/export/format.h"
+#include "stages/export/side_files.h"
 #include "stages/quantize/block_record.h"
 
 namespace roundhouse {
@@ -31,9 +33,10 @@ constexpr const char* kSums = "SHA256SUMS";
 // What is never cut in two: one linear, or one tensor that stays as it is.
 struct Piece {
   std::vector<TensorInfo> tensors;
-  std::string source;      // tensor of the original checkpoint; empty for a linear
-  int block = -1;          // where it is; -1: outside the blocks
-  std::size_t linear = 0;  // index into DecoderBlock::linears()
+  std::string source;        // tensor of the original checkpoint; empty for a linear
+  DType type = DType::kF32;  // in which dense values leave
+  int block = -1;            // where it is; -1: outside the blocks
+  std::size_t linear = 0;    // index into DecoderBlock::linears()
 
   std::int64_t bytes() const {
     std::int64_t sum = 0;
@@ -139,7 +142,7 @@ class Exporter {
     if (files_.size() > 1) write("model.safetensors.index.json", index().dump(2) + "\n");
 
     Json config = Json::parse(read_text_file(source / "config.json"));
-    const std::string dtype(torch_name_of(options_.dtype));
+    const std::string dtype(torch_name_of(declared_type()));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
     const Json quantization = format_.quantization_config(recipe_, scheme_);
@@ -151,17 +154,33 @@ class Exporter {
     }
     write("config.json", config.dump(2) + "\n");
 
-    std::vector<fs::path> copies = tokenizer_files(source);
-    if (fs::exists(source / "generation_config.json"))
-      copies.push_back(source / "generation_config.json");
-    for (const fs::path& copy : copies) {
-      const std::string name = copy.filename().string();
-      if (std::ranges::find(written, name) == written.end()) write(name, read_text_file(copy));
+    const SideFiles beside = side_files(source);
+    for (const std::string& name : beside.carried) write(name, read_text_file(source / name));
+    if (!beside.left.empty()) {
+      std::string left;
+      for (const std::string& path : beside.left) left += (left.empty() ? "" : ", ") + path;
+      monitor_.say("not carried along from " + source.string() + ": " + left);
     }
     return written;
   }
 
  private:
+  // What config.json says of all: the type in which readers hold the model.
+  DType declared_type() const {
+    if (options_.dtype) return *options_.dtype;
+    std::set<DType> types;
+    for (const OutputFile& file : files_) {
+      for (const Piece& piece : file.pieces) {
+        if (!piece.source.empty()) types.insert(piece.type);
+      }
+    }
+    return types.size() == 1 ? *types.begin() : model_.config().dtype;
+  }
+
+  DType type_of(const std::string& source) const {
+    return options_.dtype.value_or(model_.checkpoint().view(source).type);
+  }
+
   void add_kept(std::vector<Piece>& pieces, const std::string& name, int block = -1) const {
     const HostView view = model_.checkpoint().view(name);
     if (view.type != DType::kF32 && view.type != DType::kF16 && view.type != DType::kBF16) {
@@ -169,7 +188,8 @@ class Exporter {
                        std::string(name_of(view.type)) + ", not a floating-point tensor");
     }
     Piece piece;
-    piece.tensors = {{name, options_.dtype, view.shape}};
+    piece.type = type_of(name);
+    piece.tensors = {{name, piece.type, view.shape}};
     piece.source = name;
     piece.block = block;
     pieces.push_back(std::move(piece));
@@ -191,7 +211,8 @@ class Exporter {
         Piece piece;
         piece.block = block;
         piece.linear = i;
-        for (TensorInfo& tensor : format_.tensors(linear, scheme_, options_.dtype)) {
+        piece.type = type_of(prefix + linear.name + ".weight");
+        for (TensorInfo& tensor : format_.tensors(linear, scheme_, piece.type)) {
           piece.tensors.push_back(
               {prefix + linear.name + "." + tensor.name, tensor.type, tensor.shape});
         }
@@ -285,7 +306,7 @@ class Exporter {
     if (format_.has_scheme()) check_scheme(linear, module);
     std::vector<HostTensor> filled;
     try {
-      filled = format_.fill(linear, scheme_, options_.dtype);
+      filled = format_.fill(linear, scheme_, piece.type);
     } catch (const Error& error) {
       throw Error(shape_.prefix(piece.block) + "." + error.what());
     }
@@ -311,12 +332,12 @@ class Exporter {
   void write_kept(SafetensorsWriter& writer, const Piece& piece) {
     constexpr std::size_t kSlice = std::size_t{4} << 20;  // elements
     const HostView view = kept(piece);
-    const std::size_t from_size = size_of(view.type), to_size = size_of(options_.dtype);
+    const std::size_t from_size = size_of(view.type), to_size = size_of(piece.type);
     const auto count = static_cast<std::size_t>(element_count(view.shape));
     std::vector<std::byte> slice(std::min(count, kSlice) * to_size);
     for (std::size_t done = 0; done < count; done += kSlice) {
       const std::size_t n = std::min(kSlice, count - done);
-      convert_finite(piece.source, view.type, view.bytes.data() + done * from_size, options_.dtype,
+      convert_finite(piece.source, view.type, view.bytes.data() + done * from_size, piece.type,
                      slice.data(), n);
       writer.write(piece.source, std::span(slice).first(n * to_size));
     }
@@ -383,6 +404,21 @@ void move_into_place(const fs::path& partial, const fs::path& directory) {
   fs::remove_all(old);
 }
 
+// A path that stays in the folder it is taken in.
+bool is_within(std::string_view name) {
+  const fs::path path(name);
+  return path.is_relative() && path.lexically_normal() == path && *path.begin() != "..";
+}
+
+void check_dtype(const ExportOptions& options) {
+  if (!options.dtype) return;
+  constexpr std::array kTypes = {DType::kF16, DType::kBF16, DType::kF32};
+  if (std::ranges::find(kTypes, *options.dtype) == kTypes.end()) {
+    throw InputError("an export's dtype is float16, bfloat16 or float32, not " +
+                     std::string(name_of(*options.dtype)));
+  }
+}
+
 std::string sum_line(const fs::path& directory, const std::string& name) {
   return sha256_hex_of_file(directory / name) + "  " + name + "\n";
 }
@@ -397,14 +433,30 @@ void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlo
   for (const LinearSpec& linear : shape.linears()) layout->check(recipe, linear);
 }
 
+void check_kept_values(const CausalLM& model, const ExportOptions& options) {
+  check_dtype(options);
+  if (!options.dtype || *options.dtype == DType::kF32) return;
+  const auto check = [&](const TensorInfo& tensor) {
+    const HostView view = model.checkpoint().view(tensor.name);
+    if (view.type == *options.dtype) return;
+    check_values(view, *options.dtype,
+                 model.checkpoint().directory().string() + ": " + tensor.name);
+  };
+  const ModelConfig& config = model.config();
+  std::ranges::for_each(tensors_before_blocks(config), check);
+  for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
+    for (const TensorInfo& tensor : tensors_of_block(config, block)) {
+      if (tensor.shape.size() == 1) check(tensor);  // the linears are what is quantized
+    }
+  }
+  std::ranges::for_each(tensors_after_blocks(config), check);
+}
+
 void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
                        Backend&, Communicator& world, Monitor& monitor) {
   check_exportable(recipe, model.config(), shape, options.format);
-  if (options.dtype != DType::kF16 && options.dtype != DType::kF32) {
-    throw InputError("an export's dtype is float16 or float32, not " +
-                     std::string(name_of(options.dtype)));
-  }
+  check_dtype(options);
   if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
   const std::unique_ptr<ExportFormat> format = make_format(options.format);
   const fs::path target = normal(directory);
@@ -485,7 +537,7 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory) {
     const std::string_view digits = line.substr(0, std::min<std::size_t>(line.size(), 64));
     const bool well_formed =
         line.size() > 66 && digits.find_first_not_of("0123456789abcdef") == digits.npos &&
-        line[64] == ' ' && (line[65] == ' ' || line[65] == '*') && line.find('/') == line.npos;
+        line[64] == ' ' && (line[65] == ' ' || line[65] == '*') && is_within(line.substr(66));
     if (!well_formed) {
       throw InputError(list.string() + ":" + std::to_string(number) + ": not a line of sha256sum");
     }
@@ -500,8 +552,9 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory) {
       faults.push_back(name + ": damaged");
     }
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(directory)) {
+    if (entry.is_directory() && !entry.is_symlink()) continue;
+    const std::string name = entry.path().lexically_relative(directory).string();
     if (name != kSums && !sums.contains(name)) faults.push_back(name + ": not listed");
   }
   std::ranges::sort(faults);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,9 @@
 namespace roundhouse {
 
 struct ExportOptions {
-  std::string format;         // "compressed-tensors", "gptq", "awq" or "dense"
-  DType dtype = DType::kF16;  // of "dense" weights, and of all that is not quantized: F16 or F32
+  std::string format;  // "compressed-tensors", "gptq", "awq" or "dense"
+  // Of "dense" weights, and of all that is not quantized: F16, BF16 or F32. Nothing: that of each tensor in the checkpoint.
+  std::optional<DType> dtype;
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };
 
@@ -26,8 +28,13 @@ std::vector<std::string> export_formats();
 void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& shape,
                       const std::string& format);
 
+// Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
+// would leave. Reads those tensors only where the type narrows.
+void check_kept_values(const CausalLM& model, const DecoderBlock& shape,
+                       const ExportOptions& options);
+
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
-// rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, tokenizer files and SHA256SUMS.
+// rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.
 // `directory` appears complete or not at all: everything is written beside it and renamed at the end.
 void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options,

@@ -74,7 +74,8 @@ void convert_finite(const std::string& tensor, DType from_type, const void* from
     convert(from_type, from, to_type, to, n);
     return;
   }
-  require(to_type == DType::kF16, "exported weights are F16 or F32");
+  // Bits of an infinity, but for the sign.
+  const std::uint16_t infinity = to_type == DType::kF16 ? 0x7c00 : 0x7f80;
   constexpr std::size_t kPiece = 4096;
   std::array<float, kPiece> values;
   const auto* in = static_cast<const std::byte*>(from);
@@ -82,12 +83,12 @@ void convert_finite(const std::string& tensor, DType from_type, const void* from
   for (std::size_t done = 0; done < n; done += kPiece) {
     const std::size_t count = std::min(kPiece, n - done);
     convert(from_type, in + done * size_of(from_type), DType::kF32, values.data(), count);
-    convert(DType::kF32, values.data(), DType::kF16, out + done, count);
+    convert(DType::kF32, values.data(), to_type, out + done, count);
     for (std::size_t i = 0; i < count; ++i) {
-      constexpr std::uint16_t kInfinity = 0x7c00;  // but for the sign
-      if ((out[done + i] & 0x7fff) == kInfinity && std::isfinite(values[i])) {
-        throw Error(tensor + ": " + std::to_string(values[i]) +
-                    " is too large for float16; export with dtype float32");
+      if ((out[done + i] & 0x7fff) == infinity && std::isfinite(values[i])) {
+        throw Error(tensor + ": " + std::to_string(values[i]) + " is too large for " +
+                    std::string(torch_name_of(to_type)) +
+                    "; export with `dtype: float32`, or `source`");
       }
     }
   }

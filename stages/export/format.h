@@ -62,7 +62,7 @@ void check_packable(const std::string& format, const Recipe& recipe, const Linea
 bool is_reordered(const Recipe& recipe);
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why);
 
-// base/dtype.h's convert(), but throws Error naming the tensor where a finite value becomes infinite. to: F16 or F32.
+// base/dtype.h's convert(), but throws Error naming the tensor where a finite value becomes infinite.
 void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,
                     void* to, std::size_t n);
 

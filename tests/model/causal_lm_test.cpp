@@ -45,6 +45,40 @@ TEST(CausalLmTest, EveryTensorIsMissedByName) {
   }
 }
 
+TEST(CausalLmTest, TensorsThatNobodyReadsAreToldApart) {
+  const Tensors tensors = formula_tensors(small_config(), DType::kF16);
+  const HostTensor row(DType::kF16, {4});
+  // No part of the model.
+  Tensors more = tensors;
+  for (const char* name :
+       {"model.layers.99.mlp.up_proj.weight", "score.weight", "vision.norm.bias"})
+    more[name] = row;
+  const TemporaryFolder directory;
+  write_model(directory.path(), small_config(), more);
+  EXPECT_THAT(CausalLM(directory.path()).unread(),
+              testing::ElementsAre("model.layers.99.mlp.up_proj.weight", "score.weight",
+                                   "vision.norm.bias"));
+  // Without these the result would be another model's.
+  for (const std::string name :
+       {"model.layers.0.self_attn.q_norm.weight", "model.layers.1.mlp.up_proj.bias",
+        "model.norm.bias", "model.embed_tokens.scale", "model.layers.0.extra"}) {
+    Tensors counting = tensors;
+    counting[name] = row;
+    EXPECT_THAT(error_of(small_config(), counting), HasSubstr("\"" + name + "\"")) << name;
+  }
+}
+
+TEST(CausalLmTest, ATiedHeadMustBeTheEmbedding) {
+  json config = small_config();
+  const Tensors untied = formula_tensors(config, DType::kF16);
+  config["tie_word_embeddings"] = true;
+  EXPECT_THAT(error_of(config, untied),
+              AllOf(HasSubstr("tie_word_embeddings"), HasSubstr("lm_head.weight")));
+  Tensors same = untied;
+  same["lm_head.weight"] = same.at("model.embed_tokens.weight");
+  EXPECT_EQ(error_of(config, same), "(no InputError)");
+}
+
 TEST(CausalLmTest, EveryWrongShapeIsFoundBeforeAnyWork) {
   for (const json& config : {small_config(), small_opt_config(), narrow_opt_config()}) {
     for (const auto& [name, shape] : tensor_shapes(config)) {

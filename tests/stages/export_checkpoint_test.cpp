@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "model/safetensors.h"
 #include "stages/export/export.h"
+#include "stages/export/side_files.h"
 #include "stages/memory_store.h"
 #include "stages/quantize/block_record.h"
 #include "tests/comm/mpi_world.h"
@@ -130,7 +131,6 @@ TEST_F(ExportTest, KeepsTheConfigAndAddsToIt) {
   auto before = nlohmann::ordered_json::parse(read_text_file(source() / "config.json"));
   const auto after = nlohmann::ordered_json::parse(read_text_file(out() / "config.json"));
   const auto copy = nlohmann::ordered_json::parse(read_text_file(out() / "quantize_config.json"));
-  before["torch_dtype"] = "float16";
   before["quantization_config"] = copy;
   EXPECT_EQ(after.dump(), before.dump()) << "the same keys in the same order";
   EXPECT_EQ(copy["format"], "gptq_v2");
@@ -156,7 +156,7 @@ TEST_F(ExportTest, HoldsEveryTensorOnce) {
     }
   }
   EXPECT_THAT(names, testing::UnorderedElementsAreArray(expected));
-  EXPECT_EQ(file.view("model.norm.weight").type, DType::kF16);
+  EXPECT_EQ(file.view("model.norm.weight").type, DType::kF32) << "as in the checkpoint";
 }
 
 TEST_F(ExportTest, DenseReadsBackAsTheQuantizedModel) {
@@ -208,6 +208,61 @@ TEST_F(ExportTest, WritesTheNormsThatTheMethodReplaced) {
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   EXPECT_THAT(failure(out() / "other", {.format = "dense"}),
               HasSubstr("replaces mlp.up_proj.bias, which the original does not have"));
+}
+
+TEST_F(ExportTest, KeepsTheTypeOfTheCheckpoint) {
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kF32}) {
+    prepare({.dtype = type, .norm_value = 3e4f});
+    for (const char* format : {"compressed-tensors", "dense"}) {
+      write(out() / format, {.format = format});
+      const auto config = nlohmann::json::parse(read_text_file(out() / format / "config.json"));
+      EXPECT_EQ(config["torch_dtype"], torch_name_of(type));
+      const SafetensorsFile file(out() / format / "model.safetensors");
+      for (const char* name : {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+                               "model.layers.2.input_layernorm.weight"}) {
+        EXPECT_EQ(file.view(name).type, type) << format << " " << name;
+        EXPECT_TRUE(
+            std::ranges::equal(file.view(name).bytes, model_->checkpoint().view(name).bytes));
+      }
+      if (std::string(format) == "dense") {
+        EXPECT_EQ(file.view("model.layers.0.mlp.up_proj.weight").type, type);
+      }
+    }
+    write(out() / "asked", {.format = "dense", .dtype = DType::kBF16});
+    EXPECT_EQ(SafetensorsFile(out() / "asked" / "model.safetensors").view("model.norm.weight").type,
+              DType::kBF16);
+  }
+}
+
+TEST_F(ExportTest, CarriesAlongWhatIsNoWeight) {
+  prepare();
+  if (world_.rank() == 0) {
+    for (const char* name : {"LICENSE", "modeling_tiny.py", "chat_template.json",
+                             "additional_chat_templates/tool.jinja", "pytorch_model.bin",
+                             "model.gguf", "model.safetensors.index.json", ".hidden/secret",
+                             "checkpoint-10/config.json", "checkpoint-10/LICENSE", "SHA256SUMS"}) {
+      write_text_atomically(source() / name, name);
+    }
+    fs::create_directory_symlink(shared_.path(), source() / "loop");
+    fs::create_symlink(source() / "LICENSE", source() / "NOTICE");
+  }
+  world_.barrier();
+  write(out(), {.format = "compressed-tensors"});
+  EXPECT_THAT(listing(out()),
+              ElementsAre("LICENSE", "NOTICE", "SHA256SUMS", "additional_chat_templates",
+                          "chat_template.json", "config.json", "generation_config.json",
+                          "model.safetensors", "modeling_tiny.py", "tokenizer.model",
+                          "tokenizer_config.json"));
+  EXPECT_EQ(read_text_file(out() / "additional_chat_templates/tool.jinja"),
+            "additional_chat_templates/tool.jinja");
+  EXPECT_FALSE(fs::is_symlink(out() / "NOTICE"));
+  EXPECT_THAT(side_files(source()).left,
+              ElementsAre("checkpoint-10/ (a model of its own)", "loop/ (a link)"));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+  if (world_.rank() == 0) fs::remove(out() / "additional_chat_templates/tool.jinja");
+  world_.barrier();
+  EXPECT_THAT(verify_checkpoint(out()),
+              ElementsAre("additional_chat_templates/tool.jinja: missing"));
 }
 
 TEST_F(ExportTest, LeavesOutATiedHead) {
@@ -298,10 +353,13 @@ TEST_F(ExportTest, DoesNotReplaceWhatIsNotAnExport) {
 
 TEST_F(ExportTest, NamesWhatFloat16CannotHold) {
   prepare({.norm_value = 1e6f});
-  EXPECT_THAT(failure(out(), {.format = "gptq"}),
+  EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kF16}),
               HasSubstr("model.layers.2.input_layernorm.weight: 1000000"));
   EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
-  write(out(), {.format = "gptq", .dtype = DType::kF32});
+  EXPECT_THROW(check_kept_values(*model_, {.format = "gptq", .dtype = DType::kF16}), InputError);
+  for (const auto type : {std::optional<DType>(), std::optional(DType::kBF16)})
+    check_kept_values(*model_, {.format = "gptq", .dtype = type});
+  write(out(), {.format = "gptq"});
   EXPECT_EQ(SafetensorsFile(out() / "model.safetensors").view("model.norm.weight").type,
             DType::kF32);
 }
@@ -309,8 +367,8 @@ TEST_F(ExportTest, NamesWhatFloat16CannotHold) {
 TEST_F(ExportTest, FailsBeforeAnyWork) {
   prepare();
   EXPECT_THAT(failure(out(), {.format = "gguf"}), HasSubstr("unknown export format"));
-  EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kBF16}),
-              HasSubstr("float16 or float32"));
+  EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kI32}),
+              HasSubstr("float16, bfloat16 or float32"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 0}),
               HasSubstr("max_shard_bytes"));
   recipe_.group_size = 48;
