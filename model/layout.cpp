@@ -193,8 +193,8 @@ std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoi
   }
   if (!counting.empty()) {
     throw InputError(checkpoint.directory().string() + ": tensors " + in_quotes(counting) +
-                     ": this architecture, as config.json describes it, has no such tensor, and "
-                     "without it the result would be another model's");
+                     ": not supported here: config.json describes a model without them, and "
+                     "leaving them out would make it another one");
   }
   return unread;
 }

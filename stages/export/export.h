@@ -18,7 +18,7 @@ namespace roundhouse {
 struct ExportOptions {
   std::string format;  // "compressed-tensors", "gptq", "awq" or "dense"
   // Of "dense" weights, and of all that is not quantized: F16, BF16 or F32. Nothing: that of each tensor in the checkpoint.
-  std::optional<DType> dtype;
+  std::optional<DType> dtype = {};
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };
 
@@ -30,8 +30,7 @@ void check_exportable(const Recipe& recipe, const ModelConfig& config, const Dec
 
 // Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
 // would leave. Reads those tensors only where the type narrows.
-void check_kept_values(const CausalLM& model, const DecoderBlock& shape,
-                       const ExportOptions& options);
+void check_kept_values(const CausalLM& model, const ExportOptions& options);
 
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.

@@ -216,7 +216,9 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
       {"export: {formats: [dense, dense]}\n",
        "config.yaml:5: export.formats: \"dense\" stands there twice"},
       {"export: {formats: dense}\n", "config.yaml:5: export.formats: must be a list"},
-      {"export: {dtype: int8}\n", "config.yaml:5: export.dtype: must be one of float16, float32"},
+      {"export: {dtype: int8}\n",
+       "config.yaml:5: export.dtype: must be one of source, float16, "
+       "bfloat16, float32"},
       {"- 3\n", "config.yaml:5: not valid YAML"},
       {"threads: &a 3\n", "config.yaml:5: anchors and aliases (& and *) are not supported"},
       {"threads: *a\n", "config.yaml:5: "},
