@@ -15,8 +15,8 @@ inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = kAttentionWarps * kWarp;
 inline constexpr int kFragmentRows = 16;  // of a
 inline constexpr int kPiece = 8;          // elements of 16 bytes
-inline constexpr std::size_t kAttentionSharedBytes = 99
-                                                     << 10;  // what any GPU since 8.0 gives a block
+// What a GPU of compute capability 8.0 or later has for a block, at least.
+inline constexpr std::size_t kAttentionSharedBytes = 99 << 10;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 // Eight rows of a matrix that is loaded must lie in different banks. So the pieces of a row lie in an order that differs from
