@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kGroupThreads)
   const GridPoint point = grid_point_of(op.grid, op.bits, lo, hi);
   const bool usable = finite && is_usable(point.scale);
   const int qmax = (1 << op.bits) - 1;
+#pragma unroll 2  // more would spill
   for (int i = team.thread; i < team.n; i += kTeam) {
     const float w = weight(i);
     float value = NAN;
@@ -127,6 +128,7 @@ __global__ void __launch_bounds__(kGroupThreads) clip_deltas_kernel(ClipTask tas
     const GridPoint point = grid_point_of(task.grid, task.bits, lo, hi);
     const bool usable = finite && is_usable(point.scale);
     float* const delta = deltas + (team.row * task.candidates + j) * team.n;
+#pragma unroll 2  // more would spill
     for (int i = team.thread; i < team.n; i += kTeam) {
       const int code = code_of(clamped(w[i], bound), point.scale, point.zero, qmax);
       const float value = value_of(code, point.scale, point.zero);

@@ -7,7 +7,7 @@
 
 namespace roundhouse {
 
-// On tensor cores, for BF16 with heads of 64, 128 or 256 and rows that begin at multiples of 16 bytes; false for others.
+// On tensor cores, for BF16 with heads of a multiple of 8 and rows that begin at multiples of 16 bytes; false for others.
 bool attention_on_tensor_cores(const Attention& op, CudaDevice& device);
 
 // For F32 or BF16 and any head of up to 256: a warp a query, in F32.
@@ -21,7 +21,7 @@ struct RowSums {
 // [sequence][head][position]
 using RowSumsTable = const RowSums*;
 
-// The same choice; heads of 64 or 128 on tensor cores.
+// The same choice.
 bool attention_backward_on_tensor_cores(const AttentionBackward& op, RowSumsTable sums,
                                         CudaDevice& device);
 

@@ -1,7 +1,7 @@
-// The backward pass of attention on tensor cores (Dao et al. 2022, algorithm 4), as two kernels of one text: with kOfKeys a
-// block has 64 keys and meets the queries that see them, which gives dk and dv; without, it has 64 queries and meets the keys
-// that they see, which gives dq. Scores are computed by both, so that nobody adds to what another block adds to, and sums
-// have one order.
+// The backward pass of attention on tensor cores (Dao et al. 2022, algorithm 4), as kernels of one text: for dk and dv a block
+// has 64 keys and meets the queries that see them; for dq it has 64 queries and meets the keys that they see. Scores are
+// computed by both, so that nobody adds to what another block adds to, and sums have one order. The registers hold dk and dv
+// of heads of up to 128 together; of longer ones each has a kernel of its own.
 //
 // With x for the block's own rows and y for a tile of the others (first: q or k; second: d_out or v):
 //   P from x_first y_firstᵀ,   dS = P * (x_second y_secondᵀ - D) scale,   d_first += dS y_first,   dv += P y_second.
@@ -15,6 +15,9 @@ namespace {
 
 constexpr int kOwn = kAttentionWarps * kFragmentRows;  // rows of a block
 
+// What a kernel computes.
+enum class Of { kQueries, kKeys, kValues, kKeysAndValues };
+
 template <int kHeadDim, int kOthers>
 struct Shared {
   Rows<kHeadDim, kOwn> x_first;
@@ -25,7 +28,8 @@ struct Shared {
 
 template <int kHeadDim>
 __device__ void store_rows(const float (&sums)[kHeadDim / 8][4], const Matrix& to,
-                           std::int64_t start, std::int64_t column, int row, int length) {
+                           std::int64_t start, std::int64_t column, int head_dim, int row,
+                           int length) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (row + 8 * half >= length) continue;
@@ -33,6 +37,7 @@ __device__ void store_rows(const float (&sums)[kHeadDim / 8][4], const Matrix& t
         static_cast<__nv_bfloat16*>(to.data) + (start + row + 8 * half) * to.stride + column;
 #pragma unroll
     for (int j = 0; j < kHeadDim / 8; ++j) {
+      if (j * 8 >= head_dim) break;
       *reinterpret_cast<unsigned*>(at + j * 8) =
           pack_bfloat16(sums[j][2 * half], sums[j][2 * half + 1]);
     }
@@ -59,9 +64,12 @@ __device__ void add_product(const float (&a)[kOthers / 8][4], Rows<kHeadDim, kOt
   }
 }
 
-template <int kHeadDim, int kOthers, bool kOfKeys>
+template <int kHeadDim, int kOthers, Of kOf>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
+  constexpr bool kOfKeys = kOf != Of::kQueries;
+  constexpr bool kFirst = kOf != Of::kValues;                                // d_first is wanted
+  constexpr bool kSecond = kOf == Of::kValues || kOf == Of::kKeysAndValues;  // dv is
   using Memory = Shared<kHeadDim, kOthers>;
   Memory& shared = shared_memory<Memory>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -69,6 +77,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int length = static_cast<int>(op.length);
   const int window = op.window > 0 && op.window < op.length ? static_cast<int>(op.window) : length;
   const int heads = static_cast<int>(op.heads);
+  const int head_dim = static_cast<int>(op.head_dim);
   const int group = static_cast<int>(op.heads / op.kv_heads);
   const int my_heads = kOfKeys ? heads / group : heads;
   const int blocks = (length + kOwn - 1) / kOwn;
@@ -89,15 +98,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int heads_of_others = kOfKeys ? group : 1;
   const int first_head = kOfKeys ? my_head * group : my_head;
   const auto copy_others = [&](int head, int row, int stage) {
-    const std::int64_t column = static_cast<std::int64_t>(kOfKeys ? head : head / group) * kHeadDim;
-    copy_rows(shared.y_first[stage], kOfKeys ? op.q : op.k, start, column, row, length);
-    copy_rows(shared.y_second[stage], kOfKeys ? op.d_out : op.v, start, column, row, length);
+    const std::int64_t column = static_cast<std::int64_t>(kOfKeys ? head : head / group) * head_dim;
+    copy_rows(shared.y_first[stage], kOfKeys ? op.q : op.k, start, column, head_dim, row, length);
+    copy_rows(shared.y_second[stage], kOfKeys ? op.d_out : op.v, start, column, head_dim, row,
+              length);
     commit_copies();
   };
 
-  const std::int64_t my_column = static_cast<std::int64_t>(my_head) * kHeadDim;
-  copy_rows(shared.x_first, kOfKeys ? op.k : op.q, start, my_column, begin, length);
-  copy_rows(shared.x_second, kOfKeys ? op.v : op.d_out, start, my_column, begin, length);
+  const std::int64_t my_column = static_cast<std::int64_t>(my_head) * head_dim;
+  copy_rows(shared.x_first, kOfKeys ? op.k : op.q, start, my_column, head_dim, begin, length);
+  if constexpr (kFirst) {
+    copy_rows(shared.x_second, kOfKeys ? op.v : op.d_out, start, my_column, head_dim, begin,
+              length);
+  }
   copy_others(first_head, first, 0);
 
   const int my_first = begin + warp * kFragmentRows;
@@ -111,8 +124,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     if (my_row < length) of_mine[0] = of_head[my_row];
     if (my_row + 8 < length) of_mine[1] = of_head[my_row + 8];
   }
-  float d_first[kHeadDim / 8][4] = {};
-  float d_second[kOfKeys ? kHeadDim / 8 : 1][4] = {};
+  float d_first[kFirst ? kHeadDim / 8 : 1][4] = {};
+  float d_second[kSecond ? kHeadDim / 8 : 1][4] = {};
 
   // What one tile of the others adds.
   const auto work = [&](int head, int other, int stage) {
@@ -128,7 +141,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       unsigned a_second[4];
       const int row = warp * kFragmentRows + lane % 16;
       load_matrices(a, shared.x_first.piece(row, col + lane / 16 * 8));
-      load_matrices(a_second, shared.x_second.piece(row, col + lane / 16 * 8));
+      if constexpr (kFirst) {
+        load_matrices(a_second, shared.x_second.piece(row, col + lane / 16 * 8));
+      }
 #pragma unroll
       for (int j = 0; j < kOthers; j += 16) {
         const int y_row = j + lane / 16 * 8 + lane % 8;
@@ -137,9 +152,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
         load_matrices(b, shared.y_first[stage].piece(y_row, y_col));
         multiply_add(p[j / 8], a, b[0], b[1]);
         multiply_add(p[j / 8 + 1], a, b[2], b[3]);
-        load_matrices(b, shared.y_second[stage].piece(y_row, y_col));
-        multiply_add(slope[j / 8], a_second, b[0], b[1]);
-        multiply_add(slope[j / 8 + 1], a_second, b[2], b[3]);
+        if constexpr (kFirst) {
+          load_matrices(b, shared.y_second[stage].piece(y_row, y_col));
+          multiply_add(slope[j / 8], a_second, b[0], b[1]);
+          multiply_add(slope[j / 8 + 1], a_second, b[2], b[3]);
+        }
       }
     }
 
@@ -168,8 +185,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
         }
       }
     }
-    add_product(slope, shared.y_first[stage], lane, d_first);
-    if constexpr (kOfKeys) add_product(p, shared.y_second[stage], lane, d_second);
+    if constexpr (kFirst) add_product(slope, shared.y_first[stage], lane, d_first);
+    if constexpr (kSecond) add_product(p, shared.y_second[stage], lane, d_second);
   };
 
   int stage = 0;
@@ -187,45 +204,59 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     head = next_head;
     other = next_other;
   }
-  store_rows<kHeadDim>(d_first, kOfKeys ? op.dk : op.dq, start, my_column + pair, my_row, length);
-  if constexpr (kOfKeys) {
-    store_rows<kHeadDim>(d_second, op.dv, start, my_column + pair, my_row, length);
-  }
+  const auto store = [&](const float(&sums_of_mine)[kHeadDim / 8][4], const Matrix& to) {
+    store_rows<kHeadDim>(sums_of_mine, to, start, my_column + pair, head_dim, my_row, length);
+  };
+  if constexpr (kFirst) store(d_first, kOfKeys ? op.dk : op.dq);
+  if constexpr (kSecond) store(d_second, op.dv);
 }
 
 template <int kHeadDim, int kOthers>
 void launch_backward(const AttentionBackward& op, RowSumsTable sums, CudaDevice& device) {
   const std::int64_t blocks = (op.length + kOwn - 1) / kOwn * (op.q.rows / op.length);
+  static_assert(sizeof(Shared<kHeadDim, kOthers>) <= kAttentionSharedBytes);
   const auto how = [&](std::int64_t heads) {
     return Launch{.grid = blocks_for(blocks * heads),
                   .threads = kAttentionThreads,
                   .shared_bytes = sizeof(Shared<kHeadDim, kOthers>),
                   .stream = device.stream()};
   };
-  launch(tensor_core_attention_backward_kernel<kHeadDim, kOthers, false>, how(op.heads), op, sums);
-  launch(tensor_core_attention_backward_kernel<kHeadDim, kOthers, true>, how(op.kv_heads), op,
-         sums);
+  const auto start = [&](auto* kernel, std::int64_t heads) {
+    launch(kernel, how(heads), op, sums);
+  };
+  start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kQueries>, op.heads);
+  if constexpr (kHeadDim <= 128) {
+    start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kKeysAndValues>,
+          op.kv_heads);
+  } else {
+    start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kKeys>, op.kv_heads);
+    start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kValues>, op.kv_heads);
+  }
 }
 
 }  // namespace
 
 bool attention_backward_on_tensor_cores(const AttentionBackward& op, RowSumsTable sums,
                                         CudaDevice& device) {
-  const auto fits = [](const ConstMatrix& m) { return m.type == DType::kBF16 && can_pack(m); };
-  if (!fits(op.q) || !fits(op.k) || !fits(op.v) || !fits(op.d_out) || !fits(op.dq) ||
-      !fits(op.dk) || !fits(op.dv)) {
-    return false;
+  const std::int64_t head_dim = op.head_dim;
+  for (const ConstMatrix& m :
+       {op.q, op.k, op.v, op.d_out, ConstMatrix(op.dq), ConstMatrix(op.dk), ConstMatrix(op.dv)}) {
+    if (!in_pieces(m, head_dim)) return false;
   }
-  switch (op.head_dim) {
-    case 64:
-      launch_backward<64, 64>(op, sums, device);
-      return true;
-    case 128:
-      launch_backward<128, 32>(op, sums, device);
-      return true;
-    default:
-      return false;
+  if (head_dim <= 32) {
+    launch_backward<32, 64>(op, sums, device);
+  } else if (head_dim <= 64) {
+    launch_backward<64, 64>(op, sums, device);
+  } else if (head_dim <= 96) {
+    launch_backward<96, 32>(op, sums, device);
+  } else if (head_dim <= 128) {
+    launch_backward<128, 32>(op, sums, device);
+  } else if (head_dim <= 192) {
+    launch_backward<192, 32>(op, sums, device);
+  } else {
+    launch_backward<256, 16>(op, sums, device);
   }
+  return true;
 }
 
 }  // namespace roundhouse

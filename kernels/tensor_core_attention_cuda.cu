@@ -42,15 +42,17 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
   const int begin = (blocks - 1 - static_cast<int>(blockIdx.x) / pieces) * Memory::kQueries;
   const int head = piece % static_cast<int>(op.heads);
   const std::int64_t start = piece / op.heads * op.length;
-  const std::int64_t kv_column = head / (op.heads / op.kv_heads) * kHeadDim;
+  const int head_dim = static_cast<int>(op.head_dim);
+  const std::int64_t kv_column = head / (op.heads / op.kv_heads) * head_dim;
   const int window = op.window > 0 && op.window < op.length ? static_cast<int>(op.window) : length;
   const int first_seen = begin - window + 1 > 0 ? begin - window + 1 : 0;
   const int end = begin + Memory::kQueries < length ? begin + Memory::kQueries : length;
   const int first_key = first_seen / kKeys * kKeys;
 
-  copy_rows(shared.q, op.q, start, static_cast<std::int64_t>(head) * kHeadDim, begin, length);
-  copy_rows(shared.k[0], op.k, start, kv_column, first_key, length);
-  copy_rows(shared.v[0], op.v, start, kv_column, first_key, length);
+  copy_rows(shared.q, op.q, start, static_cast<std::int64_t>(head) * head_dim, head_dim, begin,
+            length);
+  copy_rows(shared.k[0], op.k, start, kv_column, head_dim, first_key, length);
+  copy_rows(shared.v[0], op.v, start, kv_column, head_dim, first_key, length);
   commit_copies();
 
   const int my_first = begin + warp * kFragmentRows * kRowTiles;  // of the warp's queries
@@ -68,8 +70,8 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
     wait_for_copies<0>();
     __syncthreads();  // this stage is there for all, and nobody works on the other one any more
     if (key + kKeys < end) {
-      copy_rows(shared.k[1 - stage], op.k, start, kv_column, key + kKeys, length);
-      copy_rows(shared.v[1 - stage], op.v, start, kv_column, key + kKeys, length);
+      copy_rows(shared.k[1 - stage], op.k, start, kv_column, head_dim, key + kKeys, length);
+      copy_rows(shared.v[1 - stage], op.v, start, kv_column, head_dim, key + kKeys, length);
       commit_copies();
     }
     if (key > my_last || key + kKeys - 1 <= my_first - window)
@@ -183,9 +185,10 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
             m[tile][half] * op.scale + logf(divisor);
       }
       __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(op.out.data) +
-                                (start + query) * op.out.stride + head * kHeadDim + pair;
+                                (start + query) * op.out.stride + head * head_dim + pair;
 #pragma unroll
       for (int j = 0; j < kHeadDim / 8; ++j) {
+        if (j * 8 >= head_dim) break;
         *reinterpret_cast<unsigned*>(to + j * 8) =
             pack_bfloat16(out[tile][j][2 * half] / divisor, out[tile][j][2 * half + 1] / divisor);
       }
@@ -196,6 +199,7 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
 template <int kHeadDim, int kRowTiles, int kKeys>
 void launch_attention(const Attention& op, CudaDevice& device) {
   using Memory = Shared<kHeadDim, kRowTiles, kKeys>;
+  static_assert(sizeof(Memory) <= kAttentionSharedBytes);
   const std::int64_t blocks = (op.length + Memory::kQueries - 1) / Memory::kQueries;
   launch(tensor_core_attention_kernel<kHeadDim, kRowTiles, kKeys>,
          {.grid = blocks_for(op.q.rows / op.length * op.heads * blocks),
@@ -208,23 +212,24 @@ void launch_attention(const Attention& op, CudaDevice& device) {
 }  // namespace
 
 bool attention_on_tensor_cores(const Attention& op, CudaDevice& device) {
-  if (op.q.type != DType::kBF16 || !can_pack(op.q) || !can_pack(op.k) || !can_pack(op.v) ||
-      !can_pack(op.out)) {
-    return false;
+  const std::int64_t head_dim = op.head_dim;
+  for (const ConstMatrix& m : {op.q, op.k, op.v, ConstMatrix(op.out)}) {
+    if (!in_pieces(m, head_dim)) return false;
   }
-  switch (op.head_dim) {
-    case 64:
-      launch_attention<64, 2, 64>(op, device);
-      return true;
-    case 128:
-      launch_attention<128, 2, 32>(op, device);
-      return true;
-    case 256:
-      launch_attention<256, 1, 32>(op, device);
-      return true;
-    default:
-      return false;
+  if (head_dim <= 32) {
+    launch_attention<32, 2, 64>(op, device);
+  } else if (head_dim <= 64) {
+    launch_attention<64, 2, 64>(op, device);
+  } else if (head_dim <= 96) {
+    launch_attention<96, 2, 32>(op, device);
+  } else if (head_dim <= 128) {
+    launch_attention<128, 2, 32>(op, device);
+  } else if (head_dim <= 192) {
+    launch_attention<192, 1, 32>(op, device);
+  } else {
+    launch_attention<256, 1, 32>(op, device);
   }
+  return true;
 }
 
 }  // namespace roundhouse

@@ -4,6 +4,7 @@
 
 #include <kernels/cuda_tensor_core.cuh>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda_block.cuh"
@@ -118,6 +119,16 @@ TEST(CudaEmulationTest, AsynchronousCopiesAreMadeWhenTheyAreWaitedFor) {
               EXPECT_EQ(to[7], 0.0f);
             }),
             "");
+}
+
+TEST(CudaEmulationTest, AsynchronousCopiesAreOfAlignedBytes) {
+  alignas(16) const float source[8] = {};
+  for (const auto& [to, from] : {std::pair{1, 0}, {0, 1}}) {
+    EXPECT_NE(run([&] {
+                copy_async(shared_memory<float[8]>() + to, source + from, false);
+              }).find("not aligned"),
+              std::string::npos);
+  }
 }
 
 TEST(CudaEmulationTest, StreamsWorkInOrderAndOnlyWhenWaitedFor) {

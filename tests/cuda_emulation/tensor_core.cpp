@@ -51,7 +51,10 @@ float half_of(unsigned pair, unsigned which) {
   return bfloat16_to_float(static_cast<std::uint16_t>(pair >> (16 * which)));
 }
 
+std::uint64_t products = 0;
+
 void multiply_all(Lanes lanes) {
+  ++products;
   const auto of = [&](unsigned lane) { return static_cast<const Product*>(lanes[lane]); };
   float a[16][16];
   float b[16][8];
@@ -99,3 +102,5 @@ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
 }
 
 }  // namespace roundhouse
+
+std::uint64_t emulation::tensor_core_products() { return roundhouse::products; }

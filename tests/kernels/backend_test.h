@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -82,6 +83,10 @@ struct Layout {
   DType type = DType::kF32;
   std::int64_t extra = 3;
 };
+
+// Heads that fill no tile of a GPU's kernels, of each size that those are compiled for, and some that do.
+inline constexpr std::array<std::int64_t, 13> kHeadSizes{8,   16,  24,  40,  72,  80, 96,
+                                                         112, 120, 160, 192, 248, 256};
 
 // All in which this backend takes weights and activations.
 inline std::vector<Layout> layouts(const Backend& backend) {

@@ -245,6 +245,21 @@ TEST(AttentionReference, BackwardIsTheDifferenceQuotient) {
   }
 }
 
+void expect_gradient_near_reference(Backend& backend, const AttentionShape& s) {
+  for (const Layout& layout : layouts(backend)) {
+    // out and, on a GPU, P and dS are rounded too, to BF16: errors of some 2^-9 of each of the terms of sums.
+    const double near = layout.type == DType::kF32 ? 1e-5 : 1e-2;
+    const AttentionCase c(s, 1.0, layout.type);
+    const reference::AttentionGradient got = attention_gradient(backend, c, layout);
+    const reference::AttentionGradient want = reference_gradient(c);
+    const std::string what = "length " + std::to_string(s.length) + ", heads of " +
+                             std::to_string(s.head_dim) + ", window " + std::to_string(s.window);
+    expect_near(got.dq, want.dq, near, "dq, " + what);
+    expect_near(got.dk, want.dk, near, "dk, " + what);
+    expect_near(got.dv, want.dv, near, "dv, " + what);
+  }
+}
+
 TEST_P(GradientsTest, AttentionBackwardEqualsTheReference) {
   // Grouped queries; blocks cut off; windows shorter than a block, across blocks, and longer than the text; the heads that
   // GPUs have special kernels for.
@@ -258,19 +273,13 @@ TEST_P(GradientsTest, AttentionBackwardEqualsTheReference) {
                                                     {3, 17, 6, 2, 128, 100},
                                                     {2, 150, 4, 2, 64, 70},
                                                     {1, 200, 2, 1, 128, 0}}};
-  for (const Layout& layout : layouts(backend())) {
-    // out and, on a GPU, P and dS are rounded too, to BF16: errors of some 2^-9 of each of the terms of sums.
-    const double near = layout.type == DType::kF32 ? 1e-5 : 1e-2;
-    for (const AttentionShape& s : kShapes) {
-      const AttentionCase c(s, 1.0, layout.type);
-      const reference::AttentionGradient got = attention_gradient(backend(), c, layout);
-      const reference::AttentionGradient want = reference_gradient(c);
-      const std::string what =
-          "length " + std::to_string(s.length) + ", window " + std::to_string(s.window);
-      expect_near(got.dq, want.dq, near, "dq, " + what);
-      expect_near(got.dk, want.dk, near, "dk, " + what);
-      expect_near(got.dv, want.dv, near, "dv, " + what);
-    }
+  for (const AttentionShape& s : kShapes) expect_gradient_near_reference(backend(), s);
+}
+
+TEST_P(GradientsTest, AttentionBackwardOfHeadsOfAnySizeEqualsTheReference) {
+  for (const std::int64_t head_dim : kHeadSizes) {
+    expect_gradient_near_reference(backend(), {2, 37, 4, 2, head_dim, 0});
+    expect_gradient_near_reference(backend(), {1, 100, 2, 1, head_dim, 40});
   }
 }
 

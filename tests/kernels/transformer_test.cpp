@@ -164,6 +164,22 @@ Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, co
   return download(backend, out);
 }
 
+void expect_attention_near_reference(Backend& backend, const AttentionShape& s) {
+  for (const Layout& layout : layouts(backend)) {
+    const std::int64_t tokens = s.sequences * s.length;
+    const Matrix q = rounded(layout.type, random_matrix(tokens, s.heads * s.head_dim, 6));
+    const Matrix k = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 7));
+    const Matrix v = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 8));
+    const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
+    // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
+    expect_near(attend(backend, s, q, k, v, scale, layout),
+                reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale),
+                tolerance(layout.type, 5e-6),
+                "attention, length " + std::to_string(s.length) + ", heads of " +
+                    std::to_string(s.head_dim) + ", window " + std::to_string(s.window));
+  }
+}
+
 TEST_P(TransformerTest, AttentionEqualsTheReference) {
   // One token; grouped queries; blocks cut off; windows shorter than a block, across blocks, and
   // longer than the text; the heads that GPUs have special kernels for.
@@ -179,20 +195,13 @@ TEST_P(TransformerTest, AttentionEqualsTheReference) {
                                                     {2, 300, 2, 1, 64, 70},
                                                     {1, 300, 4, 2, 128, 0},
                                                     {2, 100, 1, 1, 256, 33}}};
-  for (const Layout& layout : layouts(backend())) {
-    for (const AttentionShape& s : kShapes) {
-      const std::int64_t tokens = s.sequences * s.length;
-      const Matrix q = rounded(layout.type, random_matrix(tokens, s.heads * s.head_dim, 6));
-      const Matrix k = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 7));
-      const Matrix v = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 8));
-      const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
-      // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
-      expect_near(
-          attend(backend(), s, q, k, v, scale, layout),
-          reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale),
-          tolerance(layout.type, 5e-6),
-          "attention, length " + std::to_string(s.length) + ", window " + std::to_string(s.window));
-    }
+  for (const AttentionShape& s : kShapes) expect_attention_near_reference(backend(), s);
+}
+
+TEST_P(TransformerTest, AttentionOfHeadsOfAnySizeEqualsTheReference) {
+  for (const std::int64_t head_dim : kHeadSizes) {
+    expect_attention_near_reference(backend(), {2, 37, 4, 2, head_dim, 0});
+    expect_attention_near_reference(backend(), {1, 140, 2, 1, head_dim, 50});
   }
 }
 

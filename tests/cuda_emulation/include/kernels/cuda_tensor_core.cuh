@@ -4,7 +4,12 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstring>
+
+namespace emulation {
+std::uint64_t tensor_core_products();  // that warps have made since the program began
+}
 
 namespace roundhouse {
 
@@ -15,7 +20,11 @@ void load_matrices_transposed(unsigned (&r)[4], const void* row,
 void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
                   std::source_location where = std::source_location::current());
 
-inline void copy_async(void* to, const void* from, bool clear) {
+inline void copy_async(void* to, const void* from, bool clear,
+                       std::source_location where = std::source_location::current()) {
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % 16 != 0) {
+    emulation::fail("an asynchronous copy is not aligned", where);
+  }
   emulation::copy_later(clear ? nullptr : from, to, 16);
 }
 inline void commit_copies() { emulation::commit_copies(); }
