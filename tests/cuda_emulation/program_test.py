@@ -93,6 +93,15 @@ export: {{formats: [compressed-tensors]}}
 """
 
 
+def check_seconds(run):
+    """The phases of each block in the journal make up its seconds."""
+    for line in (run / "journal.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "block" and not (
+                {"load", "commit", "other"} <= event["time"].keys() and sum(event["time"].values()) <= event["seconds"] + 1e-6):
+            sys.exit(f"{event['recipe']}, block {event['block']}: {event['seconds']} seconds, but the phases {event['time']}")
+
+
 def case_ranks(world):
     """Teams and pipelines of GPUs leave the bits of one, over messages that know nothing of what is queued."""
     model, bits = world.small_model(), {}
@@ -101,6 +110,7 @@ def case_ranks(world):
         bits[ranks] = {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("export/*/*/SHA256SUMS"))}
         if len(bits[ranks]) != ALL_METHODS.count("method"):
             sys.exit(f"{ranks} ranks left {list(bits[ranks])}")
+        check_seconds(run)
         if bits[ranks] != bits[1]:
             sys.exit(f"other bits on {ranks} ranks: {[name for name in bits[1] if bits[ranks][name] != bits[1][name]]}")
 
