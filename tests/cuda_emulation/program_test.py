@@ -117,14 +117,16 @@ def case_ranks(world):
 
 def case_errors(world):
     """The first error of CUDA's ends the program with exit code 1 and one line that names the call."""
-    config = small_config(world, world.small_model(), ALL_METHODS)
+    config, problems = small_config(world, world.small_model(), ALL_METHODS), []
     for ranks in (1, 2):
         for call, count, name in BROKEN_CALLS if ranks == 1 else BROKEN_CALLS[-2:]:
             ended, _ = world.start(f"{call}-{count}-{ranks}", config, ranks, ROUNDHOUSE_EMULATION_FAIL=f"{call}:{count}")
             lines = [line for line in ended.stdout.splitlines() if f"{name}: " in line]
             print(f"{call} {count}, {ranks} ranks: exit code {ended.returncode}: {lines}")
             if ended.returncode != 1 or not lines or "terminate" in ended.stdout:
-                sys.exit(f"exit code {ended.returncode}\n{ended.stdout}")
+                problems.append(f"{call} {count}, {ranks} ranks: exit code {ended.returncode}\n{ended.stdout}")
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def main():

@@ -42,7 +42,11 @@ INSTANTIATE_TEST_SUITE_P(
         R"({"method": "rtn", "bits": 3})", R"({"method": "gptq", "bits": 3, "group_size": 64})",
         R"({"method": "gptq", "bits": 3, "act_order": "dynamic", "true_sequential": false})",
         R"({"method": "awq", "bits": 3, "group_size": 64, "grid_points": 3})",
-        R"({"method": "signround", "bits": 2, "group_size": 64, "iterations": 4})"));
+        R"({"method": "signround", "bits": 2, "group_size": 64, "iterations": 4})"),
+    [](const auto& test) {
+      return nlohmann::json::parse(test.param).at("method").template get<std::string>() + "_" +
+             std::to_string(test.index);
+    });
 
 }  // namespace
 }  // namespace roundhouse
