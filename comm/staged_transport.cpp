@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "comm/backoff.h"
+#include "comm/launcher.h"
 
 namespace roundhouse {
 namespace {
@@ -127,7 +128,12 @@ class StagedTicket final : public Ticket {
   StagedTicket(StagedTransport& transport, std::shared_ptr<std::size_t> open)
       : transport_(transport), open_(std::move(open)) {}
   ~StagedTicket() override {
-    if (std::uncaught_exceptions() == 0) wait();
+    if (*open_ == 0 || std::uncaught_exceptions() > 0) return;
+    try {
+      wait();
+    } catch (const std::exception& e) {
+      abort_job(1, e.what());  // nobody is left to tell, and the data did not arrive
+    }
   }
 
   void wait() override {

@@ -76,8 +76,9 @@ struct TreeSum::Node {
   static void join(Node& left, Node& right) { left.value->add(*right.value); }
 };
 
-TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make)
-    : team_(team), parts_(parts), make_(std::move(make)) {
+TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make,
+                 std::function<void()> settle)
+    : team_(team), parts_(parts), make_(std::move(make)), settle_(std::move(settle)) {
   require(parts > 0, "a tree sum needs a part");
 }
 
@@ -105,6 +106,7 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
 
   // One call a message on both sides: calls match calls, whatever the transport makes of a group.
   if (rank != owner) {
+    settle_();
     std::vector<std::unique_ptr<Ticket>> tickets;
     for (Node& node : held) {
       const Send send{node.value->bytes(), owner};
@@ -123,6 +125,7 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
     }
     for (const PartRange& subtree : subtrees_of(parts_of_rank(parts_, from, size), parts_)) {
       auto value = make_();
+      settle_();
       const Receive receive{value->bytes(), from};
       team_.start({}, {&receive, 1})->wait();
       push(nodes, Node{subtree.begin, subtree.end, std::move(value)}, parts_, Node::join);
@@ -160,7 +163,10 @@ std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sum
     for (const Node& node : mine) sends.push_back({node.value->bytes(), owners[i]});
     held[i] = std::move(mine);
   }
-  if (size > 1) team.start(sends, receives)->wait();
+  if (size > 1) {
+    sums.front().settle_();
+    team.start(sends, receives)->wait();
+  }
 
   for (std::size_t i = 0; i < sums.size(); ++i) {
     if (rank != owners[i]) continue;

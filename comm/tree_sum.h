@@ -30,7 +30,7 @@ struct PartRange {
 PartRange parts_of_rank(int parts, int rank, int ranks);
 int rank_of_part(int parts, int part, int ranks);
 
-// What the tree needs of a partial sum: its memory, of the transport's kind, ready for a message (on a device: after a sync()).
+// What the tree needs of a partial sum: its memory, of the transport's kind.
 class Summand {
  public:
   virtual ~Summand() = default;
@@ -40,8 +40,12 @@ class Summand {
 
 class TreeSum {
  public:
-  // make() gives an uninitialised summand of the common size. Collective over `team` only in finish().
-  TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make);
+  // make() gives an uninitialised summand of the common size. settle() is called before messages are started: after it nothing
+  // may be queued for the memory of summands, nor for what it was used for before (Memory::sync(), where there is a queue).
+  // Collective over `team` only in finish().
+  TreeSum(
+      Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make,
+      std::function<void()> settle = [] {});
   TreeSum(TreeSum&&) noexcept;
   ~TreeSum();
 
@@ -62,6 +66,7 @@ class TreeSum {
   Transport& team_;
   int parts_;
   std::function<std::unique_ptr<Summand>()> make_;
+  std::function<void()> settle_;
   std::vector<Node> nodes_;  // complete subtrees of this rank's run, left to right
 };
 

@@ -30,7 +30,7 @@ class CudaBackend : public Backend {
   void download_behind(const void* from, std::span<std::byte> to) override;
   void finish_downloads() override;
   void pin(std::span<std::byte> host) override;
-  void unpin(std::span<std::byte> host) override;
+  void unpin(std::span<std::byte> host) noexcept override;
   std::size_t available_bytes() const override;
   DType activation_type() const override { return DType::kBF16; }
 

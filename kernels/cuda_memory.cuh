@@ -89,7 +89,7 @@ class CudaSideCopies {
   void download(const void* from, std::span<std::byte> to);
   void finish_downloads();
   void pin(std::span<std::byte> host);
-  void unpin(std::span<std::byte> host);
+  void unpin(std::span<std::byte> host) noexcept;
 
  private:
   using Event = Unique<cudaEvent_t, &cudaEventDestroy>;

@@ -104,7 +104,7 @@ void Memory::await_upload(UploadTicket) {}
 void Memory::download_behind(const void* from, std::span<std::byte> to) { download(from, to); }
 void Memory::finish_downloads() {}
 void Memory::pin(std::span<std::byte>) {}
-void Memory::unpin(std::span<std::byte>) {}
+void Memory::unpin(std::span<std::byte>) noexcept {}
 
 Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory) {
   HostTensor host(DType::kI32, {1, static_cast<std::int64_t>(indices.size())});

@@ -74,7 +74,7 @@ class Memory {
   virtual void finish_downloads();
   // Makes copies to and from this host memory fast; unpin() before it is unmapped. Failure is not an error: copies are slower then.
   virtual void pin(std::span<std::byte> host);
-  virtual void unpin(std::span<std::byte> host);
+  virtual void unpin(std::span<std::byte> host) noexcept;  // destructors call it
 
   // Whether the host can read and write it in place, and messages between hosts move it.
   virtual bool is_host_memory() const { return false; }

@@ -86,7 +86,7 @@ Buffer CudaPool::allocate(std::size_t bytes) {
     check(cudaMemPoolTrimTo(pool_.get(), 0), "cudaMemPoolTrimTo");
     status = cudaMallocFromPoolAsync(&memory, wanted, pool_.get(), stream_.get());
   }
-  if (status != cudaSuccess) {
+  if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     std::size_t free = 0;
     std::size_t total = 0;
@@ -96,6 +96,7 @@ Buffer CudaPool::allocate(std::size_t bytes) {
                 " free, " + std::to_string(bytes_in_use()) + " in use here, " +
                 std::to_string(peak_bytes()) + " at the peak (" + cudaGetErrorString(status) + ")");
   }
+  check(status, "cudaMallocFromPoolAsync");
   return {static_cast<std::byte*>(memory), [pool = shared_from_this()](std::byte* p) {
             (void)cudaFreeAsync(p, pool->stream());  // a destructor's: nobody could catch
           }};
@@ -223,7 +224,7 @@ void CudaBackend::pin(std::span<std::byte> host) {
   device_->side_copies().pin(host);
 }
 
-void CudaBackend::unpin(std::span<std::byte> host) { device_->side_copies().unpin(host); }
+void CudaBackend::unpin(std::span<std::byte> host) noexcept { device_->side_copies().unpin(host); }
 
 void CudaBackend::copy(ConstMatrix from, Matrix to) {
   require(from.rows == to.rows && from.cols == to.cols, "copy: shapes differ");

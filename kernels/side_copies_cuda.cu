@@ -63,10 +63,12 @@ void CudaSideCopies::pin(std::span<std::byte> host) {
   }
 }
 
-void CudaSideCopies::unpin(std::span<std::byte> host) {
-  if (pinned_.erase(host.data()) == 1) {
-    check(cudaHostUnregister(host.data()), "cudaHostUnregister");
-  }
+void CudaSideCopies::unpin(std::span<std::byte> host) noexcept {
+  if (pinned_.erase(host.data()) == 0) return;
+  (void)cudaStreamSynchronize(in_.get());  // while an error unwinds copies may still be under way
+  (void)cudaStreamSynchronize(out_.get());
+  (void)cudaHostUnregister(host.data());
+  (void)cudaGetLastError();
 }
 
 }  // namespace roundhouse

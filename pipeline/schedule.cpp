@@ -162,6 +162,7 @@ class RecipeWalk {
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block));
     BlockWeights weights = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
     if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
+    const double load_seconds = seconds_since(start);
     BlockTask block_task = task(block, weights, activations);
     QuantizedBlock result = method_->quantize(block_task);
     if (s_.mesh.team().rank() != 0) return;
@@ -170,6 +171,7 @@ class RecipeWalk {
     result.record.erase("time");
     const auto commit_start = std::chrono::steady_clock::now();
     s_.store.commit(block_key(recipe_.name, block), to_record(result));
+    time["load"] = load_seconds;
     time["commit"] = seconds_since(commit_start);
     result.record["time"] = std::move(time);
     s_.on_unit(recipe_, result, seconds_since(start));

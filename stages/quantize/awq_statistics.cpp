@@ -87,7 +87,7 @@ class InputSums {
   Tensor everywhere(ShardMatrixSum& sum, std::int64_t rows, std::int64_t cols, bool symmetric) {
     Tensor matrix = sum.finish(owner_);
     if (symmetric && !matrix.empty()) task_.backend.symmetrize(matrix.view());
-    share(matrix, rows, cols, owner_, task_);
+    share(matrix, rows, cols, owner_, task_.device_team, task_.backend, task_.monitor);
     return matrix;
   }
 

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "base/error.h"
+#include "stages/quantize/matrix_sum.h"
 
 namespace roundhouse {
 namespace {
@@ -64,22 +64,6 @@ template <class T>
 void broadcast_vector(std::vector<T>& values, std::int64_t n, int owner, Communicator& team) {
   values.resize(static_cast<std::size_t>(n));
   team.broadcast(std::as_writable_bytes(std::span(values)), owner);
-}
-
-// In pieces, so that no rank is silent for long.
-void broadcast_upper(Tensor& upper, int owner, Transport& device_team, Backend& backend,
-                     Monitor& monitor) {
-  constexpr std::int64_t kPieceBytes = 256 << 20;
-  const std::int64_t row_bytes = upper.cols() * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t rows_each = std::max<std::int64_t>(1, kPieceBytes / row_bytes);
-  backend.sync();  // messages do not wait for the queue
-  for (std::int64_t first = 0; first < upper.rows(); first += rows_each) {
-    const std::int64_t rows = std::min(rows_each, upper.rows() - first);
-    auto* const piece =
-        reinterpret_cast<std::byte*>(upper.view().row_range(first, first + rows).data);
-    device_team.broadcast({piece, static_cast<std::size_t>(rows * row_bytes)}, owner);
-    monitor.tick();
-  }
 }
 
 }  // namespace
@@ -160,8 +144,7 @@ void share(HessianFactor& factor, std::int64_t columns, int owner, Communicator&
   broadcast_vector(factor.diagonal, columns, owner, team);
   broadcast_vector(factor.dead, columns, owner, team);
   if (factor.status != FactorStatus::kDone) return;
-  if (team.rank() != owner) factor.upper = Tensor(backend, DType::kF32, columns, columns);
-  broadcast_upper(factor.upper, owner, device_team, backend, monitor);
+  share(factor.upper, columns, columns, owner, device_team, backend, monitor);
 }
 
 }  // namespace roundhouse

@@ -1,11 +1,14 @@
 // Seconds and floating-point operations of the parts of a block's work, for the journal and the benchmark: the objects
 // "time" and "flops" of a block's record, {"forward": .., "gram": .., "factor": .., "solve": ..}.
+// "other" is what belongs to no part: the seconds add up.
 //
-// Seconds are this rank's, waiting for the others included. Operations are the whole team's, counted from the shapes: the
+// Seconds are this rank's, waiting for the others included; with those of "load" (the block's weights) and "commit", which are not
+// the method's, they add up to the block's. Operations are the whole team's, counted from the shapes: the
 // linears of a forward pass (not its attention), n² a token for a Gram matrix of n columns, 2 n³ / 3 for a factorization, rows n²
 // for solving a linear.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 
@@ -21,25 +24,33 @@ class PhaseClock {
 
   template <class Work>
   void measure(const std::string& part, Work&& work) {
-    const auto begin = std::chrono::steady_clock::now();
+    const Time begin = Clock::now();
     work();
     backend_.sync();  // the work may only be queued
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-    add(time_, part, elapsed.count());
+    add(time_, part, seconds_since(begin));
   }
   void count(const std::string& part, double flops) { add(flops_, part, flops); }
 
   void write(nlohmann::json& record) const {
+    double other = seconds_since(begin_);
+    for (const nlohmann::json& part : time_) other -= part.get<double>();
     record["time"] = time_;
+    record["time"]["other"] = std::max(0.0, other);
     record["flops"] = flops_;
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  using Time = Clock::time_point;
+  static double seconds_since(Time begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
   static void add(nlohmann::json& sums, const std::string& part, double value) {
     sums[part] = sums.value(part, 0.0) + value;
   }
 
   Backend& backend_;
+  Time begin_ = Clock::now();
   nlohmann::json time_ = nlohmann::json::object();
   nlohmann::json flops_ = nlohmann::json::object();
 };

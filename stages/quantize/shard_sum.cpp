@@ -1,60 +1,10 @@
 #include "stages/quantize/shard_sum.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 
 namespace roundhouse {
-namespace {
-
-constexpr std::int64_t kBand = 512;  // rows
-
-}  // namespace
-
-// Matrices of 70B models are gigabytes: the memory of one that is used up serves the next, and only what counts of a
-// triangle is touched.
-class ShardMatrixSum::Sum final : public Summand {
- public:
-  explicit Sum(ShardMatrixSum& of) : of_(of) {
-    if (of_.spare_.empty()) {
-      matrix_ = Tensor(of_.backend_, DType::kF32, of_.rows_, of_.cols_);
-    } else {
-      matrix_ = std::move(of_.spare_.back());
-      of_.spare_.pop_back();
-    }
-  }
-  ~Sum() override {
-    if (!matrix_.empty()) of_.spare_.push_back(std::move(matrix_));
-  }
-
-  std::span<std::byte> bytes() override {
-    of_.backend_.sync();
-    return {static_cast<std::byte*>(matrix_.view().data), matrix_.bytes()};
-  }
-  void add(Summand& other) override {
-    Tensor& from = static_cast<Sum&>(other).matrix_;
-    for_each_band([&](auto band) { of_.backend_.add(band(from.view()), band(matrix_.view())); });
-  }
-  void clear() {
-    for_each_band([&](auto band) { of_.backend_.zero(band(matrix_.view())); });
-  }
-  Tensor& matrix() { return matrix_; }
-
- private:
-  // Calls visit(band) with the parts that cover what counts (of a triangle, a little above it too).
-  template <class Visit>
-  void for_each_band(Visit visit) {
-    for (std::int64_t begin = 0; begin < of_.rows_; begin += kBand) {
-      const std::int64_t end = std::min(begin + kBand, of_.rows_);
-      const std::int64_t width = of_.part_ == Part::kLowerTriangle ? end : of_.cols_;
-      visit([=](auto matrix) { return matrix.row_range(begin, end).col_range(0, width); });
-    }
-  }
-
-  ShardMatrixSum& of_;
-  Tensor matrix_;
-};
 
 ShardMatrixSum::ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::int64_t cols,
                                Part part)
@@ -62,26 +12,42 @@ ShardMatrixSum::ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::in
       rows_(rows),
       cols_(cols),
       part_(part),
-      tree_(task.device_team, task.samples->shards(),
-            [this] { return std::make_unique<Sum>(*this); }) {
+      tree_(make_matrix_sum(
+          task.device_team, task.backend, task.samples->shards(), [this] { return memory(); },
+          part)) {
   require(part == Part::kWhole || rows == cols, "a triangle is of a square");
 }
 
 ShardMatrixSum::~ShardMatrixSum() = default;
 
+// Matrices of 70B models are gigabytes: the memory of one that is used up serves the next.
+std::shared_ptr<Tensor> ShardMatrixSum::memory() {
+  auto matrix = std::make_unique<Tensor>();
+  if (spare_.empty()) {
+    *matrix = Tensor(backend_, DType::kF32, rows_, cols_);
+  } else {
+    *matrix = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  return {matrix.release(), [this](Tensor* used) {
+            if (!used->empty()) spare_.push_back(std::move(*used));
+            delete used;
+          }};
+}
+
 void ShardMatrixSum::begin_shard() {
-  sum_ = std::make_unique<Sum>(*this);
+  sum_ = std::make_unique<MatrixSummand>(backend_, memory(), part_);
   sum_->clear();
 }
 
-Matrix ShardMatrixSum::matrix() { return sum_->matrix().view(); }
+Matrix ShardMatrixSum::matrix() { return sum_->matrix(); }
 
 void ShardMatrixSum::end_shard(int shard) { tree_.add(shard, std::move(sum_)); }
 
 Tensor ShardMatrixSum::finish(int owner) {
   Tensor whole;
   if (const std::unique_ptr<Summand> sum = tree_.finish(owner)) {
-    whole = std::move(static_cast<Sum&>(*sum).matrix());
+    whole = std::move(static_cast<MatrixSummand&>(*sum).memory());
   }
   spare_.clear();
   return whole;
@@ -118,23 +84,6 @@ std::vector<double> ShardNumberSum::finish() {
   }
   team_.broadcast(std::as_writable_bytes(std::span(numbers)), 0);
   return numbers;
-}
-
-void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, const BlockTask& task) {
-  if (task.team.size() == 1) return;
-  if (task.team.rank() != owner) matrix = Tensor(task.backend, DType::kF32, rows, cols);
-  task.backend.sync();  // messages do not wait for what is only queued
-  // In pieces: a collective of gigabytes would leave nobody to say that this rank is alive.
-  constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
-  const std::int64_t rows_each =
-      std::max<std::int64_t>(1, kPieceBytes / (4 * std::max<std::int64_t>(1, cols)));
-  for (std::int64_t begin = 0; begin < rows; begin += rows_each) {
-    const Matrix piece = matrix.view().row_range(begin, std::min(rows, begin + rows_each));
-    task.device_team.broadcast({static_cast<std::byte*>(piece.data),
-                                static_cast<std::size_t>(piece.rows * piece.cols) * sizeof(float)},
-                               owner);
-    task.monitor.tick();
-  }
 }
 
 }  // namespace roundhouse

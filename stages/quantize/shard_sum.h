@@ -8,6 +8,7 @@
 
 #include "comm/tree_sum.h"
 #include "kernels/backend.h"
+#include "stages/quantize/matrix_sum.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -15,8 +16,7 @@ namespace roundhouse {
 // An F32 matrix in the backend's memory.
 class ShardMatrixSum {
  public:
-  // kLowerTriangle: above the diagonal it may be anything (what Gram adds to).
-  enum class Part { kWhole, kLowerTriangle };
+  using Part = MatrixSummand::Part;
   ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::int64_t cols, Part part);
   ~ShardMatrixSum();
 
@@ -28,13 +28,13 @@ class ShardMatrixSum {
   Tensor finish(int owner);  // collective: the whole sum at `owner`, empty elsewhere
 
  private:
-  class Sum;
+  std::shared_ptr<Tensor> memory();  // of one sum, not initialised
   Backend& backend_;
   std::int64_t rows_, cols_;
   Part part_;
   std::vector<Tensor> spare_;  // before everything that gives its memory back to it
   TreeSum tree_;
-  std::unique_ptr<Sum> sum_;  // of the shard at hand
+  std::unique_ptr<MatrixSummand> sum_;  // of the shard at hand
 };
 
 // A few doubles in host memory.
@@ -51,8 +51,5 @@ class ShardNumberSum {
   std::size_t count_;
   TreeSum tree_;
 };
-
-// Collective: the matrix that `owner` has, on every rank. Elsewhere any tensor goes in.
-void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, const BlockTask& task);
 
 }  // namespace roundhouse

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "stages/quantize/matrix_sum.h"
 
 namespace roundhouse {
 
@@ -30,48 +31,28 @@ std::vector<std::vector<RowTile>> tiles_of_block(const BlockTask& task) {
 
 }  // namespace
 
-// Some rows of a gradient. Those of one linear's tiles share its memory.
-class BatchGradient::Rows final : public Summand {
- public:
-  Rows(Backend& backend, std::shared_ptr<Tensor> gradient, std::int64_t first, std::int64_t rows)
-      : backend_(backend),
-        gradient_(std::move(gradient)),
-        rows_(gradient_->view().row_range(first, first + rows)) {}
-
-  std::span<std::byte> bytes() override {
-    return {static_cast<std::byte*>(rows_.data),
-            static_cast<std::size_t>(rows_.rows * rows_.cols) * sizeof(float)};
-  }
-  void add(Summand& other) override { backend_.add(static_cast<Rows&>(other).rows_, rows_); }
-  ConstMatrix matrix() const { return rows_; }
-
- private:
-  Backend& backend_;
-  std::shared_ptr<Tensor> gradient_;
-  Matrix rows_;
-};
-
 BatchGradient::BatchGradient(const BlockTask& task, int parts)
     : task_(task), tiles_(tiles_of_block(task)) {
   for (const std::vector<RowTile>& tiles : tiles_) {
     std::vector<TreeSum>& sums = sums_.emplace_back();
     for (const RowTile& tile : tiles) {
       const std::int64_t cols = task.shape.linears()[static_cast<std::size_t>(tile.linear)].cols;
-      Backend& backend = task.backend;
-      sums.emplace_back(task.device_team, parts, [&backend, rows = tile.rows, cols] {
-        auto memory = std::make_shared<Tensor>(backend, DType::kF32, rows, cols);
-        return std::make_unique<Rows>(backend, std::move(memory), 0, rows);
-      });
+      sums.push_back(make_matrix_sum(
+          task.device_team, task.backend, parts, [&backend = task.backend, rows = tile.rows, cols] {
+            return std::make_shared<Tensor>(backend, DType::kF32, rows, cols);
+          }));
     }
   }
 }
 
+// The rows of one linear's tiles share its memory.
 void BatchGradient::add(int part, int linear, Tensor gradient) {
   const auto memory = std::make_shared<Tensor>(std::move(gradient));
   const auto index = static_cast<std::size_t>(linear);
   for (std::size_t t = 0; t < tiles_[index].size(); ++t) {
     const RowTile& tile = tiles_[index][t];
-    sums_[index][t].add(part, std::make_unique<Rows>(task_.backend, memory, tile.first, tile.rows));
+    const Matrix rows = memory->view().row_range(tile.first, tile.first + tile.rows);
+    sums_[index][t].add(part, std::make_unique<MatrixSummand>(task_.backend, memory, rows));
   }
 }
 
@@ -81,7 +62,7 @@ std::vector<BatchGradient::Tile> BatchGradient::finish(int linear) {
   for (const RowTile& tile : tiles_[index]) owners.push_back(tile.owner);
   std::vector<Tile> result;
   for (auto& sum : TreeSum::finish_all(sums_[index], owners)) {
-    const ConstMatrix rows = sum ? static_cast<Rows&>(*sum).matrix() : ConstMatrix();
+    const ConstMatrix rows = sum ? static_cast<MatrixSummand&>(*sum).matrix() : Matrix();
     result.push_back({rows, std::move(sum)});
   }
   return result;
@@ -160,13 +141,28 @@ LearnedBlock::~LearnedBlock() = default;
 void LearnedBlock::round() {
   const int rank = task_.team.rank(), size = task_.team.size();
   const auto all_tiles = tiles_of_block(task_);
-  for (std::size_t i = 0; i < tiles_.size(); ++i) {
-    Tensor& rounded = task_.weights.linears[i];
+  const auto rows_of = [&](const RowTile& at) {
+    return task_.weights.linears[static_cast<std::size_t>(at.linear)].view().row_range(
+        at.first, at.first + at.rows);
+  };
+  for (const auto& tiles : tiles_) {
+    for (const auto& tile : tiles) {
+      if (!tile) continue;
+      task_.backend.round_learned({.rounding = tile->rounding,
+                                   .values = rows_of(tile->at),
+                                   .codes = {},
+                                   .scales = {},
+                                   .zeros = {}});
+    }
+  }
+  if (size == 1) return;
+  task_.backend.sync();  // messages do not wait for what is only queued
+  std::vector<std::unique_ptr<Ticket>> tickets;
+  for (const std::vector<RowTile>& tiles : all_tiles) {
     std::vector<Send> sends;
     std::vector<Receive> receives;
-    for (std::size_t t = 0; t < tiles_[i].size(); ++t) {
-      const RowTile& at = all_tiles[i][t];
-      const Matrix rows = rounded.view().row_range(at.first, at.first + at.rows);
+    for (const RowTile& at : tiles) {
+      const Matrix rows = rows_of(at);
       const std::span<std::byte> bytes(
           static_cast<std::byte*>(rows.data),
           static_cast<std::size_t>(rows.rows * rows.cols) * size_of(rows.type));
@@ -174,17 +170,13 @@ void LearnedBlock::round() {
         receives.push_back({bytes, at.owner});
         continue;
       }
-      task_.backend.round_learned({.rounding = tiles_[i][t]->rounding,
-                                   .values = rows,
-                                   .codes = {},
-                                   .scales = {},
-                                   .zeros = {}});
       for (int other = 0; other < size; ++other) {
         if (other != rank) sends.push_back({bytes, other});
       }
     }
-    if (size > 1) task_.device_team.start(sends, receives)->wait();
+    tickets.push_back(task_.device_team.start(sends, receives));
   }
+  for (const auto& ticket : tickets) ticket->wait();
 }
 
 void LearnedBlock::step(BatchGradient gradient, float rate, float range_rate) {

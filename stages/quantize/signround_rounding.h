@@ -39,7 +39,6 @@ class BatchGradient {
   std::vector<Tile> finish(int linear);
 
  private:
-  class Rows;
   const BlockTask& task_;
   std::vector<std::vector<RowTile>> tiles_;  // by linear
   std::vector<std::vector<TreeSum>> sums_;   // by linear and tile

@@ -53,13 +53,19 @@ class BlockTuner {
   QuantizedBlock run() {
     // The streams of which batches are made. `original` holds the targets from here on, which is what it must hold in the end.
     std::optional<Activations> full_precision_input;
-    if (!settings_.quantized_input) full_precision_input.emplace(copy_of(task_, *task_.original));
     say("target");
-    clock_.measure("target", [&] { run_forward(task_, task_.weights, *task_.original); });
+    clock_.measure("target", [&] {
+      if (!settings_.quantized_input) full_precision_input.emplace(copy_of(task_, *task_.original));
+      run_forward(task_, task_.weights, *task_.original);
+    });
     count("target", forward_flops() * all_tokens());
     Activations& input = full_precision_input ? *full_precision_input : *task_.residual;
 
-    LearnedBlock learned(task_, settings_.bits, settings_.group_size, settings_.grid);
+    std::optional<LearnedBlock> rounding;
+    clock_.measure("round", [&] {
+      rounding.emplace(task_, settings_.bits, settings_.group_size, settings_.grid);
+    });
+    LearnedBlock& learned = *rounding;
     tune(learned, input);
 
     QuantizedBlock block{.block = task_.block, .linears = {}, .record = record()};
@@ -127,7 +133,8 @@ class BlockTuner {
     const PartRange mine = parts_of_rank(parts_, task_.team.rank(), task_.team.size());
     std::vector<double> errors;
     for (int p = mine.begin; p < mine.end; ++p) {
-      BatchPart part = loader.load(p);
+      BatchPart part;
+      clock_.measure("fetch", [&] { part = loader.load(p); });
       BlockState state{.residual = std::move(part.input),
                        .input = {},
                        .sequences = part.sequences,
@@ -137,10 +144,13 @@ class BlockTuner {
         saved = task_.shape.forward_saving(task_.weights, state, save_, task_.backend);
       });
       Tensor dy = std::move(state.residual);
-      errors.push_back(task_.backend.squared_error({.y = std::as_const(dy).view(),
-                                                    .target = std::as_const(part.target).view(),
-                                                    .dy = dy.view(),
-                                                    .scale = static_cast<float>(2.0 / elements)}));
+      clock_.measure("loss", [&] {
+        errors.push_back(
+            task_.backend.squared_error({.y = std::as_const(dy).view(),
+                                         .target = std::as_const(part.target).view(),
+                                         .dy = dy.view(),
+                                         .scale = static_cast<float>(2.0 / elements)}));
+      });
       part.target = {};
       clock_.measure("backward", [&] {
         (void)task_.shape.backward(
@@ -154,9 +164,11 @@ class BlockTuner {
     count("forward", forward_flops() * tokens);
     count("backward", backward_flops() * tokens);
 
+    std::vector<std::vector<std::byte>> messages;
+    clock_.measure("loss",
+                   [&] { messages = task_.team.all_gather(std::as_bytes(std::span(errors))); });
     double sum = 0.0;  // over parts in order: ranks hold runs of them
-    for (const std::vector<std::byte>& message :
-         task_.team.all_gather(std::as_bytes(std::span(errors)))) {
+    for (const std::vector<std::byte>& message : messages) {
       std::vector<double> theirs(message.size() / sizeof(double));
       std::ranges::copy(message, std::as_writable_bytes(std::span(theirs)).begin());
       for (const double error : theirs) sum += error;

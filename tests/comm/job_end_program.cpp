@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "comm/launcher.h"
+#include "comm/staged_transport.h"
 #include "comm/watchdog.h"
 
 namespace roundhouse {
@@ -30,6 +31,18 @@ void run(const std::string& how, int argc, char** argv) {
   Watchdog watchdog(*world, options);
   watchdog.set_phase("the common part");
   world->barrier();
+
+  if (how == "drop") {
+    // A message to a device arrives where it cannot be stored, and nobody waits for it.
+    const auto fail = [](auto, auto) { throw Error("the device is broken"); };
+    const auto devices =
+        make_staged_transport(*world, {.download = [](auto, auto) {}, .upload = fail});
+    std::vector<std::byte> message(100);
+    const Send send{message, 1};
+    const Receive receive{message, 0};
+    if (world->rank() == 0) devices->start({&send, 1}, {})->wait();
+    if (world->rank() == 1) (void)devices->start({}, {&receive, 1});
+  }
 
   const int culprit = how == "stop_first" || world->size() == 1 ? 0 : 1;
   if (world->rank() == culprit) {

@@ -22,6 +22,7 @@ SAYS = {
     "deadlock": r"\[rank 0\] deadlock: all ranks wait .* rank 0 \(.+ rank 1 \(.+ rank 2 \(",
     "alone_throw": r"\[rank 0\] the disk is full",
     "alone_hang": r"\[rank 0\] rank 0 \(.+, pid \d+\) made no progress for \d+\.\d s in the guilty part",
+    "drop": r"\[rank 1\] the device is broken",
     "clean": None,
 }
 LIMIT = 10.0  # seconds from the start of mpirun to its end; a rank goes wrong about 0.5 s in

@@ -188,5 +188,63 @@ TEST(PartsTest, RanksBeyondThePartsAreEmpty) {
   EXPECT_EQ(parts_of_rank(2, 3, 4).begin, parts_of_rank(2, 3, 4).end);
 }
 
+// As on a device: what is made or added to is only queued, and messages know nothing of the queue.
+class QueuelessTransport final : public Transport {
+ public:
+  QueuelessTransport(Communicator& ranks, const bool& settled) : ranks_(ranks), settled_(settled) {}
+  int rank() const override { return ranks_.rank(); }
+  int size() const override { return ranks_.size(); }
+  std::unique_ptr<Ticket> start(std::span<const Send> sends,
+                                std::span<const Receive> receives) override {
+    EXPECT_TRUE(settled_ || (sends.empty() && receives.empty()));
+    return ranks_.start(sends, receives);
+  }
+  void broadcast(std::span<std::byte>, int) override { FAIL(); }
+
+ private:
+  Communicator& ranks_;
+  const bool& settled_;
+};
+
+TEST(TreeSumTest, SettlesWhatIsQueuedBeforeItStartsMessages) {
+  Communicator& world = test_world();
+  bool settled = false;
+  class Queued final : public Summand {
+   public:
+    Queued(std::vector<float> values, bool& done) : floats_(std::move(values)), settled_(done) {
+      settled_ = false;
+    }
+    std::span<std::byte> bytes() override { return floats_.bytes(); }
+    void add(Summand& other) override {
+      floats_.add(dynamic_cast<Queued&>(other).floats_);
+      settled_ = false;
+    }
+
+   private:
+    Floats floats_;
+    bool& settled_;
+  };
+  QueuelessTransport team(world, settled);
+  constexpr int kParts = 7;
+  const auto make_sum = [&] {
+    TreeSum sum(
+        team, kParts, [&] { return std::make_unique<Queued>(std::vector<float>(kCount), settled); },
+        [&] { settled = true; });
+    const PartRange mine = parts_of_rank(kParts, world.rank(), world.size());
+    for (int part = mine.begin; part < mine.end; ++part) {
+      sum.add(part, std::make_unique<Queued>(part_values(part), settled));
+    }
+    return sum;
+  };
+  for (int owner = 0; owner < world.size(); ++owner) {
+    EXPECT_EQ(make_sum().finish(owner) != nullptr, world.rank() == owner);
+    std::vector<TreeSum> sums;
+    sums.push_back(make_sum());
+    sums.push_back(make_sum());
+    const std::vector<int> owners{owner, (owner + 1) % world.size()};
+    EXPECT_EQ(TreeSum::finish_all(sums, owners)[0] != nullptr, world.rank() == owner);
+  }
+}
+
 }  // namespace
 }  // namespace roundhouse

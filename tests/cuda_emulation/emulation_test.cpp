@@ -159,6 +159,54 @@ TEST(CudaEmulationTest, StreamsWorkInOrderAndOnlyWhenWaitedFor) {
   (void)cudaEventDestroy(event);
 }
 
+cudaMemPool_t make_pool() {
+  cudaMemPool_t pool;
+  const cudaMemPoolProps properties = {};
+  EXPECT_EQ(cudaMemPoolCreate(&pool, &properties), cudaSuccess);
+  return pool;
+}
+
+// Freed memory is there again before the stream has come to the end of its first use, for work of the same stream alone.
+TEST(CudaEmulationTest, MemoryIsUsedAgainAtOnceInTheOrderOfItsStream) {
+  cudaStream_t stream, other;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
+  cudaMemPool_t pool = make_pool();
+  const auto allocate = [&](std::size_t bytes, cudaStream_t on) {
+    void* memory = nullptr;
+    EXPECT_EQ(cudaMallocFromPoolAsync(&memory, bytes, pool, on), cudaSuccess);
+    return static_cast<unsigned char*>(memory);
+  };
+  unsigned char* const first = allocate(100, stream);
+  EXPECT_TRUE(emulation::is_allocated(first, 100));
+  EXPECT_FALSE(emulation::on_device(first, 1)) << "the stream has yet to come to it";
+  std::string seen;
+  const auto look = [&] {
+    emulation::queue(stream, [&seen, first] {
+      seen += first[0] == 7 ? "7" : first[0] == 0xff ? "n" : "?";
+      return std::string();
+    });
+  };
+  ASSERT_EQ(cudaMemsetAsync(first, 7, 100, stream), cudaSuccess);
+  look();
+  ASSERT_EQ(cudaFreeAsync(first, stream), cudaSuccess);
+  EXPECT_NE(allocate(50, other), first);
+  EXPECT_NE(allocate(101, stream), first);
+  EXPECT_EQ(allocate(50, stream), first);
+  look();
+  EXPECT_EQ(seen, "");
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(seen, "7n");
+  EXPECT_TRUE(emulation::on_device(first, 50));
+  EXPECT_FALSE(emulation::on_device(first, 51));
+  ASSERT_EQ(cudaFreeAsync(first, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(allocate(80, other), first) << "now it is free for every stream";
+  ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamDestroy(other), cudaSuccess);
+  ASSERT_EQ(cudaMemPoolDestroy(pool), cudaSuccess);
+}
+
 // c = a b for a of 16 x 16 and b of 16 x 8, the fragments taken by hand from the header's table.
 TEST(CudaEmulationTest, TensorCoresMultiplyByTheLayoutOfTheManual) {
   const auto a_at = [](int row, int col) {

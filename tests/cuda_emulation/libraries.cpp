@@ -118,8 +118,10 @@ bool good(Solver* solver, cublasFillMode_t uplo, std::int64_t n, cudaDataType ty
 }
 
 template <class Routine>
-cusolverStatus_t queue_routine(Solver* solver, std::int64_t n, void* a, std::int64_t lda,
-                               void* device, std::size_t device_bytes, int* info, Routine routine) {
+cusolverStatus_t queue_routine(const char* call, Solver* solver, std::int64_t n, void* a,
+                               std::int64_t lda, void* device, std::size_t device_bytes, int* info,
+                               Routine routine) {
+  if (begin_call(call) != cudaSuccess) return CUSOLVER_STATUS_EXECUTION_FAILED;
   if (device_bytes < kWorkspace) return CUSOLVER_STATUS_INVALID_VALUE;
   queue(solver->stream, [=]() -> std::string {
     const Columns columns{static_cast<std::byte*>(a), roundhouse::DType::kF32, lda};
@@ -138,8 +140,14 @@ cusolverStatus_t queue_routine(Solver* solver, std::int64_t n, void* a, std::int
 }  // namespace emulation
 
 const char* cublasGetStatusName(cublasStatus_t status) {
-  return status == CUBLAS_STATUS_INVALID_VALUE ? "CUBLAS_STATUS_INVALID_VALUE"
-                                               : "CUBLAS_STATUS_NOT_SUPPORTED";
+  switch (status) {
+    case CUBLAS_STATUS_INVALID_VALUE:
+      return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+      return "CUBLAS_STATUS_EXECUTION_FAILED";
+    default:
+      return "CUBLAS_STATUS_NOT_SUPPORTED";
+  }
 }
 const char* cublasGetStatusString(cublasStatus_t) { return "as the emulation has it"; }
 cublasStatus_t cublasCreate(cublasHandle_t* handle) {
@@ -155,7 +163,8 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void* memory, std::size_t bytes) {
-  return emulation::on_device(memory, bytes) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+  return emulation::is_allocated(memory, bytes) ? CUBLAS_STATUS_SUCCESS
+                                                : CUBLAS_STATUS_INVALID_VALUE;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t mode) {
   return mode == CUBLAS_TF32_TENSOR_OP_MATH ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
@@ -172,6 +181,7 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a,
                                cudaDataType c_type, std::int64_t ldc, cublasComputeType_t compute,
                                cublasGemmAlgo_t) {
   using namespace emulation;
+  if (begin_call("cublasGemmEx_64") != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;
   if (handle == nullptr || handle->stream == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
   const bool ta = op_a == CUBLAS_OP_T;
   const bool tb = op_b == CUBLAS_OP_T;
@@ -256,7 +266,7 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
       host_bytes < emulation::kWorkspace) {
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
-  return emulation::queue_routine(handle, n, a, lda, device, device_bytes, info,
+  return emulation::queue_routine("cusolverDnXpotrf", handle, n, a, lda, device, device_bytes, info,
                                   &emulation::factorize);
 }
 cusolverStatus_t cusolverDnXtrtri_bufferSize(cusolverDnHandle_t handle, cublasFillMode_t uplo,
@@ -275,6 +285,6 @@ cusolverStatus_t cusolverDnXtrtri(cusolverDnHandle_t handle, cublasFillMode_t up
       host_bytes < emulation::kWorkspace) {
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
-  return emulation::queue_routine(handle, n, a, lda, device, device_bytes, info,
+  return emulation::queue_routine("cusolverDnXtrtri", handle, n, a, lda, device, device_bytes, info,
                                   &emulation::invert);
 }

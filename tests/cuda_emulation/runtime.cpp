@@ -1,4 +1,4 @@
-// Streams that put off all work until somebody waits, and memory that is full of NaN.
+// Streams that put off all work until somebody waits, and memory that is full of NaN and used again as soon as it may be.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -8,6 +8,11 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace emulation {
 
@@ -20,13 +25,24 @@ struct Event {
   Stream* stream = nullptr;
   std::uint64_t after = 0;
 };
+// Memory is freed for the host when cudaFreeAsync() returns, for the stream when it comes to it. Until then work that the
+// stream has before it still finds the old contents, whoever has the memory by then.
 struct Pool {
+  struct Freed {
+    std::byte* memory;
+    Stream* stream;       // nullptr: has ended
+    std::uint64_t after;  // that much of its work
+    bool reached() const { return stream == nullptr || stream->done >= after; }
+  };
   std::size_t used = 0;
   std::size_t peak = 0;
+  std::size_t reserved = 0;
+  std::vector<Freed> free;  // the newest last
 };
 
 namespace {
 
+constexpr int kDevices = 4;  // for as many ranks; a process uses one of them
 constexpr std::size_t kDeviceBytes = std::size_t{2} << 30;
 constexpr std::size_t kAlignment = 256;  // as CUDA's
 constexpr std::size_t kGuardBytes = 256;
@@ -35,11 +51,14 @@ constexpr std::size_t kMostPitch = 2147483647;
 constexpr std::size_t kMostParameterBytes = 4096;
 constexpr std::size_t kSharedBytesWithoutAsking = 48 << 10;
 
-struct Allocation {
-  std::size_t bytes;
+struct Block {
   Pool* pool;
+  std::size_t capacity;
+  std::size_t given = 0;  // bytes of the allocation as the host sees it; 0: none
+  std::size_t bytes = 0;  // and as the streams' work finds it
 };
-std::map<const std::byte*, Allocation> allocations;
+std::map<const std::byte*, Block> blocks;
+std::set<Pool*> pools;
 std::map<const std::byte*, std::size_t> pinned;
 std::map<const void*, std::size_t> shared_bytes_asked_for;
 std::set<Stream*> streams;
@@ -47,9 +66,23 @@ std::size_t bytes_on_device = 0;
 cudaError_t last_error = cudaSuccess;
 std::string failure;  // of the first work that failed; like a real one it stays
 
+bool is_device(int device) { return 0 <= device && device < kDevices; }
+
 cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
+}
+
+// "NAME:N": the N-th call of NAME finds the device broken. See README.md.
+bool is_to_fail(const std::string& call) {
+  static const char* const asked = std::getenv("ROUNDHOUSE_EMULATION_FAIL");
+  static int left = -1;
+  if (asked == nullptr) return false;
+  const std::string text = asked;
+  const std::size_t colon = text.find(':');
+  if (text.substr(0, colon) != call) return false;
+  if (left < 0) left = std::atoi(text.c_str() + colon + 1);
+  return left > 0 && --left == 0;
 }
 
 cudaError_t run_until(Stream& stream, std::uint64_t count) {
@@ -62,13 +95,81 @@ cudaError_t run_until(Stream& stream, std::uint64_t count) {
   return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
 
-std::byte* with_guard(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
-  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
-  if (memory == nullptr) return nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+void forbid(const std::byte* memory, std::size_t bytes) {
+  __asan_poison_memory_region(memory, bytes);
+}
+void allow(const std::byte* memory, std::size_t bytes) {
+  __asan_unpoison_memory_region(memory, bytes);
+}
+#else
+void forbid(const std::byte*, std::size_t) {}
+void allow(const std::byte*, std::size_t) {}
+#endif
+
+std::size_t with_guard(std::size_t bytes) {
+  return (bytes + kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// What a block's memory holds at first.
+void fill(std::byte* memory, std::size_t bytes) {
+  allow(memory, bytes + kGuardBytes);
   std::memset(memory, 0xff, bytes);
   std::memset(memory + bytes, kGuard, kGuardBytes);
+}
+
+// Gives unused memory back until the pool holds no more than `keep`.
+void trim(Pool& pool, std::size_t keep) {
+  for (auto at = pool.free.begin(); at != pool.free.end() && pool.reserved > keep;) {
+    if (!at->reached()) {
+      ++at;
+      continue;
+    }
+    const auto found = blocks.find(at->memory);
+    const std::size_t capacity = found->second.capacity;
+    allow(at->memory, with_guard(capacity));
+    std::free(at->memory);
+    blocks.erase(found);
+    pool.reserved -= capacity;
+    bytes_on_device -= capacity;
+    at = pool.free.erase(at);
+  }
+}
+
+// Memory that was freed, for work of this stream: at once if it was freed there, else when the other stream has come to it. The
+// smallest that is large enough, and of those the last to be freed. nullptr: none.
+std::byte* take_freed(Pool& pool, std::size_t bytes, const Stream* stream) {
+  auto best = pool.free.end();
+  std::size_t least = kDeviceBytes + 1;
+  for (auto at = pool.free.begin(); at != pool.free.end(); ++at) {
+    const std::size_t capacity = blocks.at(at->memory).capacity;
+    if (capacity < bytes || capacity > least || (at->stream != stream && !at->reached())) continue;
+    best = at;
+    least = capacity;
+  }
+  if (best == pool.free.end()) return nullptr;
+  std::byte* const memory = best->memory;
+  pool.free.erase(best);
   return memory;
+}
+
+std::byte* take_new(Pool& pool, std::size_t bytes) {
+  if (bytes > kDeviceBytes) return nullptr;
+  if (bytes > kDeviceBytes - bytes_on_device) trim(pool, 0);
+  if (bytes > kDeviceBytes - bytes_on_device) return nullptr;
+  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, with_guard(bytes)));
+  if (memory == nullptr) return nullptr;
+  forbid(memory, with_guard(bytes));
+  blocks[memory] = {.pool = &pool, .capacity = bytes};
+  pool.reserved += bytes;
+  bytes_on_device += bytes;
+  return memory;
+}
+
+// The block that holds these bytes, or nullptr.
+const std::pair<const std::byte* const, Block>* block_around(const void* memory) {
+  const auto after = blocks.upper_bound(static_cast<const std::byte*>(memory));
+  return after == blocks.begin() ? nullptr : &*std::prev(after);
 }
 
 bool guard_is_whole(const std::byte* end) {
@@ -91,13 +192,22 @@ bool is_pinned(const void* memory, std::size_t bytes) {
 
 }  // namespace
 
+cudaError_t begin_call(const char* call) {
+  if (failure.empty() && is_to_fail(call)) failure = "the device was broken on purpose";
+  return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
+}
+
 bool on_device(const void* memory, std::size_t bytes) {
   if (bytes == 0) return true;
-  const auto* const at = static_cast<const std::byte*>(memory);
-  auto after = allocations.upper_bound(at);
-  if (after == allocations.begin()) return false;
-  --after;
-  return at + bytes <= after->first + after->second.bytes;
+  const auto* const block = block_around(memory);
+  return block != nullptr &&
+         static_cast<const std::byte*>(memory) + bytes <= block->first + block->second.bytes;
+}
+
+bool is_allocated(const void* memory, std::size_t bytes) {
+  const auto* const block = block_around(memory);
+  return block != nullptr &&
+         static_cast<const std::byte*>(memory) + bytes <= block->first + block->second.given;
 }
 
 void queue(cudaStream_t stream, std::function<std::string()> work) {
@@ -112,6 +222,9 @@ cudaError_t check_launch(const void* kernel, const cudaLaunchConfig_t& config,
   const std::size_t may = asked == shared_bytes_asked_for.end()
                               ? kSharedBytesWithoutAsking
                               : std::max(asked->second, kSharedBytesWithoutAsking);
+  if (const cudaError_t broken = begin_call("cudaLaunchKernelEx"); broken != cudaSuccess) {
+    return broken;
+  }
   const bool good = g.x > 0 && g.y > 0 && g.z > 0 && g.x <= 2147483647u && g.y <= 65535u &&
                     g.z <= 65535u && b.x > 0 && b.y > 0 && b.z > 0 &&
                     std::size_t{b.x} * b.y * b.z <= kMostThreads && b.z <= 64 &&
@@ -128,6 +241,11 @@ void check_all_lanes(unsigned mask, std::source_location where) {
 
 using emulation::failure;
 using emulation::report;
+
+// The head of every call: once the device is broken it fails, as it does on a real one.
+#define EMULATION_CALL()                                                                 \
+  if (const cudaError_t broken = emulation::begin_call(__func__); broken != cudaSuccess) \
+  return broken
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
@@ -150,37 +268,50 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  EMULATION_CALL();
+  *count = emulation::kDevices;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return report(cudaErrorInvalidDevice);
+  EMULATION_CALL();
+  if (!emulation::is_device(device)) return report(cudaErrorInvalidDevice);
   *properties = {"emulation", 9, 0, emulation::kDeviceBytes};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  EMULATION_CALL();
   *value = 1;
-  return report(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  return report(emulation::is_device(device) ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaSetDevice(int device) {
-  return report(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  EMULATION_CALL();
+  return report(emulation::is_device(device) ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  EMULATION_CALL();
   *stream = new emulation::Stream;
   emulation::streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  const cudaError_t status = cudaStreamSynchronize(stream);
+  const cudaError_t broken = emulation::begin_call("cudaStreamDestroy");
+  const cudaError_t status = emulation::run_until(*stream, stream->queued());
   emulation::streams.erase(stream);
+  for (emulation::Pool* pool : emulation::pools) {
+    for (emulation::Pool::Freed& freed : pool->free) {
+      if (freed.stream == stream) freed.stream = nullptr;
+    }
+  }
   delete stream;
-  return status;
+  return broken == cudaSuccess ? status : broken;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  EMULATION_CALL();
   return emulation::run_until(*stream, stream->queued());
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  EMULATION_CALL();
   if (event->stream == nullptr) return cudaSuccess;
   emulation::queue(stream, [other = event->stream, after = event->after] {
     (void)emulation::run_until(*other, after);
@@ -189,86 +320,119 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  EMULATION_CALL();
   *event = new emulation::Event;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const cudaError_t status = emulation::begin_call("cudaEventDestroy");
   delete event;
-  return cudaSuccess;
+  return status;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  EMULATION_CALL();
   *event = {stream, stream->queued()};
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  EMULATION_CALL();
   if (event->stream == nullptr) return cudaSuccess;
   return emulation::run_until(*event->stream, event->after);
 }
 
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  EMULATION_CALL();
   *pool = new emulation::Pool;
+  emulation::pools.insert(*pool);
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  const cudaError_t status = emulation::begin_call("cudaMemPoolDestroy");
+  emulation::trim(*pool, 0);
+  emulation::pools.erase(pool);
   delete pool;
-  return cudaSuccess;
+  return status;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void*) {
+  EMULATION_CALL();
   return report(attribute == cudaMemPoolAttrReleaseThreshold ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
-  *static_cast<std::uint64_t*>(value) =
-      attribute == cudaMemPoolAttrUsedMemHigh ? pool->peak : pool->used;  // nothing is kept unused
+  EMULATION_CALL();
+  *static_cast<std::uint64_t*>(value) = attribute == cudaMemPoolAttrUsedMemHigh ? pool->peak
+                                        : attribute == cudaMemPoolAttrUsedMemCurrent
+                                            ? pool->used
+                                            : pool->reserved;
   return cudaSuccess;
 }
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, std::size_t keep) {
+  EMULATION_CALL();
+  emulation::trim(*pool, keep);
+  return cudaSuccess;
+}
 cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t pool,
                                     cudaStream_t stream) {
+  EMULATION_CALL();
   if (!emulation::streams.contains(stream) || bytes == 0) return report(cudaErrorInvalidValue);
-  std::byte* const found = bytes > emulation::kDeviceBytes - emulation::bytes_on_device
-                               ? nullptr
-                               : emulation::with_guard(bytes);
+  std::byte* found = emulation::take_freed(*pool, bytes, stream);
+  if (found == nullptr) found = emulation::take_new(*pool, bytes);
   if (found == nullptr) return report(cudaErrorMemoryAllocation);
-  emulation::allocations[found] = {bytes, pool};
-  emulation::bytes_on_device += bytes;
+  emulation::blocks.at(found).given = bytes;
+  emulation::queue(stream, [found, bytes] {
+    emulation::blocks.at(found).bytes = bytes;
+    emulation::fill(found, bytes);
+    return std::string();
+  });
   pool->used += bytes;
   pool->peak = std::max(pool->peak, pool->used);
   *memory = found;
   return cudaSuccess;
 }
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
-  emulation::queue(stream, [memory] {
-    const auto found = emulation::allocations.find(static_cast<std::byte*>(memory));
-    if (found == emulation::allocations.end()) return std::string("memory is freed that is none");
-    const auto [bytes, pool] = found->second;
-    const bool whole = emulation::guard_is_whole(found->first + bytes);
-    emulation::allocations.erase(found);
-    emulation::bytes_on_device -= bytes;
-    pool->used -= bytes;
-    std::free(memory);
+  EMULATION_CALL();
+  auto* const at = static_cast<std::byte*>(memory);
+  const auto found = emulation::blocks.find(at);
+  if (found == emulation::blocks.end() || found->second.given == 0) {
+    emulation::queue(stream, [] { return std::string("memory is freed that is none"); });
+    return report(cudaErrorInvalidValue);
+  }
+  emulation::queue(stream, [at] {
+    emulation::Block& block = emulation::blocks.at(at);
+    const std::size_t bytes = std::exchange(block.bytes, 0);
+    const bool whole = emulation::guard_is_whole(at + bytes);
+    emulation::forbid(at, emulation::with_guard(block.capacity));
     return whole ? std::string()
                  : "something wrote past an allocation of " + std::to_string(bytes) + " bytes";
   });
+  emulation::Pool& pool = *found->second.pool;
+  pool.used -= std::exchange(found->second.given, 0);
+  pool.free.push_back({at, stream, stream->queued()});
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  EMULATION_CALL();
   *total = emulation::kDeviceBytes;
   *free = emulation::kDeviceBytes - emulation::bytes_on_device;
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  EMULATION_CALL();
   *memory = std::malloc(bytes);
   if (*memory == nullptr) return report(cudaErrorMemoryAllocation);
   emulation::pinned[static_cast<std::byte*>(*memory)] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
-  for (cudaStream_t stream : emulation::streams) (void)cudaStreamSynchronize(stream);
+  const cudaError_t status = emulation::begin_call("cudaFreeHost");
+  for (cudaStream_t stream : emulation::streams) {
+    (void)emulation::run_until(*stream, stream->queued());
+  }
   emulation::pinned.erase(static_cast<std::byte*>(memory));
   std::free(memory);
-  return cudaSuccess;
+  return status;
 }
 cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
+  EMULATION_CALL();
   if (bytes == 0 || emulation::pinned.contains(static_cast<std::byte*>(memory))) {
     return report(cudaErrorInvalidValue);
   }
@@ -276,6 +440,7 @@ cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void* memory) {
+  EMULATION_CALL();
   return report(emulation::pinned.erase(static_cast<std::byte*>(memory)) == 1
                     ? cudaSuccess
                     : cudaErrorInvalidValue);
@@ -283,6 +448,7 @@ cudaError_t cudaHostUnregister(void* memory) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+  EMULATION_CALL();
   // Pageable memory is read or written before the call returns, as CUDA may.
   const bool in_call = (kind == cudaMemcpyHostToDevice && !emulation::is_pinned(from, bytes)) ||
                        (kind == cudaMemcpyDeviceToHost && !emulation::is_pinned(to, bytes));
@@ -294,11 +460,12 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     std::memmove(to, from, bytes);
     return {};
   });
-  return in_call ? cudaStreamSynchronize(stream) : cudaSuccess;
+  return in_call ? emulation::run_until(*stream, stream->queued()) : cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
                               std::size_t from_pitch, std::size_t width, std::size_t height,
                               cudaMemcpyKind kind, cudaStream_t stream) {
+  EMULATION_CALL();
   if (kind != cudaMemcpyDeviceToDevice || width > to_pitch || width > from_pitch ||
       to_pitch > emulation::kMostPitch || from_pitch > emulation::kMostPitch) {
     return report(cudaErrorInvalidValue);
@@ -318,6 +485,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
 }
 cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_t width,
                               std::size_t height, cudaStream_t stream) {
+  EMULATION_CALL();
   if (width > pitch || pitch > emulation::kMostPitch) return report(cudaErrorInvalidValue);
   emulation::queue(stream, [=]() -> std::string {
     if (!emulation::on_device(to, emulation::extent_of(pitch, width, height))) {
@@ -335,6 +503,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  EMULATION_CALL();
   if (value < 0 || static_cast<std::size_t>(value) > emulation::kMostSharedBytes) {
     return report(cudaErrorInvalidValue);
   }

@@ -1,61 +1,27 @@
-// Quantizing has the same bits on any number of ranks and threads. Every rank also does the whole job alone, with a local
+// Quantizing has the same bits on any number of ranks and threads. Rank 0 also does the whole job alone, with a local
 // communicator and two threads, and compares: so all rank counts give one result.
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "base/hash.h"
 #include "stages/quantize/gptq_factor.h"
 #include "tests/comm/mpi_world.h"
-#include "tests/stages/quantize_world.h"
+#include "tests/stages/same_results.h"
 
 namespace roundhouse {
 namespace {
 
 using nlohmann::json;
 
-std::string hash_of(const QuantizedLinear& linear) {
-  Xxh3 hash;
-  for (const HostTensor* part :
-       {&linear.codes, &linear.scales, &linear.zeros, &linear.group_of_column}) {
-    hash.update(part->bytes());
-  }
-  return linear.name + " " + hash.hex() + " " + linear.record.dump();
-}
-
 class QuantizeRanksTest : public testing::Test {
  protected:
   void expect_same_bits(const json& recipe, int shards, const std::vector<int>& broken = {},
                         std::int64_t length = 96) {
-    const auto alone = make_local_communicator();
-    QuantizeWorld one(*alone, shards, /*threads=*/2, broken, length);
-    const QuantizedBlock want = one.quantize(recipe);
+    const auto local = make_local_communicator();
+    const auto alone = [&] {
+      return std::make_unique<QuantizeWorld>(*local, shards, /*threads=*/2, broken, length);
+    };
     QuantizeWorld team(test_world(), shards, /*threads=*/1, broken, length);
-    const QuantizedBlock got = team.quantize(recipe);
-
-    if (test_world().rank() == 0) {
-      ASSERT_EQ(got.linears.size(), want.linears.size());
-      for (std::size_t i = 0; i < want.linears.size(); ++i) {
-        EXPECT_EQ(hash_of(got.linears[i]), hash_of(want.linears[i])) << recipe;
-      }
-      // All but the seconds.
-      json got_record = got.record, want_record = want.record;
-      got_record.erase("time");
-      want_record.erase("time");
-      EXPECT_EQ(got_record, want_record) << recipe;
-    }
-    if (test_world().rank() == 0) {
-      ASSERT_EQ(got.replaced.size(), want.replaced.size());
-      for (const auto& [name, tensor] : want.replaced) {
-        EXPECT_TRUE(std::ranges::equal(got.replaced.at(name).bytes(), tensor.bytes())) << name;
-      }
-    }
-    const ShardBytes output = one.residual(), original = one.original();
-    for (const auto& [shard, bytes] : team.residual()) {
-      EXPECT_EQ(bytes, output.at(shard)) << "shard " << shard << ", " << recipe;
-    }
-    for (const auto& [shard, bytes] : team.original()) {
-      EXPECT_EQ(bytes, original.at(shard)) << "original, shard " << shard << ", " << recipe;
-    }
+    expect_same_results(alone, team, recipe);
   }
 };
 

@@ -254,6 +254,19 @@ TEST_F(SignRoundTest, ReturnsWhatItLeavesInTheWeightsAndTheStreams) {
   EXPECT_EQ(world_.original(), target);
 }
 
+TEST_F(SignRoundTest, AllItsWorkBelongsToAPhase) {
+  QuantizeWorld world(*team_);
+  const json time =
+      world.quantize(json::parse(R"({"method": "signround", "iterations": 2})")).record["time"];
+  std::vector<std::string> phases;
+  for (const auto& [phase, seconds] : time.items()) {
+    phases.push_back(phase);
+    EXPECT_GE(seconds.get<double>(), 0.0) << phase;
+  }
+  EXPECT_THAT(phases, testing::ElementsAre("backward", "fetch", "forward", "gather", "keep", "loss",
+                                           "other", "output", "round", "step", "target"));
+}
+
 TEST_F(SignRoundTest, OneIterationIsRoundToNearest) {
   for (const char* grid : {"A-ar", "S-full"}) {
     world_.restart();

@@ -13,6 +13,7 @@
 
 #include "base/random.h"
 #include "comm/communicator.h"
+#include "comm/device_transport.h"
 #include "comm/launcher.h"
 #include "kernels/backend.h"
 #include "model/causal_lm.h"
@@ -54,22 +55,28 @@ class QuantizeWorld {
   // Samples of 96 tokens go through a block in one micro-batch a shard, those of 512 in several.
   explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
                          std::vector<int> broken_samples = {}, std::int64_t length = 96,
-                         const std::filesystem::path& model = bundled_model())
+                         const std::filesystem::path& model = bundled_model(),
+                         const std::string& device = "cpu")
       : team_(team),
-        backend_(make_backend("cpu", {.threads = threads})),
+        backend_(make_backend(device, {.threads = threads})),
         model_(model),
         shape_(make_decoder_block(model_.config(), length, *backend_)),
         samples_(kSamples, length, shards, random_ids(kSamples * length, 7)),
-        budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path()),
+        budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path(),
+                backend_->is_host_memory() ? nullptr : backend_.get()),
         weights_(shape_->load(model_.checkpoint(), 0, *backend_)),
         broken_samples_(std::move(broken_samples)),
         residual_(embed()),
-        original_(embed()) {}
+        original_(embed()) {
+    if (!backend_->is_host_memory() && team.size() > 1) {
+      device_team_ = make_device_transport(team, {}).transport;
+    }
+  }
 
   BlockTask task() {
     return {.backend = *backend_,
             .team = team_,
-            .device_team = team_,
+            .device_team = device_team_ ? *device_team_ : team_,
             .checkpoint = model_.checkpoint(),
             .shape = *shape_,
             .block = 0,
@@ -136,6 +143,7 @@ class QuantizeWorld {
   }
 
   Communicator& team_;
+  std::unique_ptr<Transport> device_team_;  // where device memory is not the host's
   std::unique_ptr<Backend> backend_;
   CausalLM model_;
   std::unique_ptr<DecoderBlock> shape_;

@@ -194,7 +194,11 @@ struct cudaLaunchConfig_t {
 namespace emulation {
 // Queues work; what it reads from the host it must hold itself. It returns what went wrong.
 void queue(cudaStream_t stream, std::function<std::string()> work);
-bool on_device(const void* memory, std::size_t bytes);  // wholly inside one allocation
+// Wholly inside one allocation: as work of a stream finds it, and as the host sees it, which is ahead of the streams.
+bool on_device(const void* memory, std::size_t bytes);
+bool is_allocated(const void* memory, std::size_t bytes);
+cudaError_t begin_call(
+    const char* call);  // what every call begins with: fails if the device is broken
 cudaError_t check_launch(const void* kernel, const cudaLaunchConfig_t& config,
                          std::size_t parameter_bytes);
 }  // namespace emulation
