@@ -5,6 +5,7 @@
 #if ROUNDHOUSE_CUDA
 #include <algorithm>
 
+#include "comm/nccl_connection.h"
 #include "comm/nccl_transport.h"
 #endif
 

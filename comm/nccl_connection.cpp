@@ -276,7 +276,7 @@ NcclConnection::~NcclConnection() {
     abort_all();
   } else if (s.comm != nullptr) {
     ncclResult_t status = ncclCommFinalize(s.comm);
-    const auto end = Clock::now() + kAbortPatience;
+    const auto end = Clock::now() + s.allowed;
     for (Backoff backoff(0); status == ncclInProgress && Clock::now() < end; backoff.pause())
       status = state_of(s);
     if (status == ncclSuccess) {

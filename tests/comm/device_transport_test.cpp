@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
 #include <string>
 
 #include "base/error.h"
@@ -76,11 +77,12 @@ class DeviceTransportTest : public testing::TestWithParam<std::string> {
     }
     ASSERT_EQ(cudaSetDevice(test_session().local_rank()), cudaSuccess);
     Communicator& world = test_world();
-    transport_ =
-        GetParam() == "nccl"
-            ? make_nccl_transport(
-                  world, {.name = "all ranks", .peers = all_peers(world), .broadcasts = true})
-            : make_staged_transport(world, copies(), 1000);
+    transport_ = GetParam() == "nccl"
+                     ? make_nccl_transport(world, {.name = "all ranks",
+                                                   .peers = all_peers(world),
+                                                   .broadcasts = true,
+                                                   .deadline = std::chrono::seconds(60)})
+                     : make_staged_transport(world, copies(), 1000);
   }
   // Nobody leaves while others still need its progress.
   void TearDown() override { test_world().barrier(); }

@@ -201,7 +201,7 @@ void run_device() {
     }
     Kernel& kernel = *running->queue.front().kernel;
     if (!is_over(kernel)) {
-      if (Clock::now() - kernel.since > kDeadlock && !kernel.broken)
+      if (Clock::now() - kernel.since > kDeadlock)
         forbidden("deadlock: for " + std::to_string(kDeadlock.count()) +
                   " s the device has been kept by " + describe(kernel) + ", with " +
                   std::to_string(candidates.size() - 1) + " other streams waiting");
