@@ -37,9 +37,14 @@ class Transport {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Starts all transfers at once; each progresses by itself. Between two ranks messages match in the order of their
-  // calls and within a call in the order given; both sides must agree on the size. Between host memories a
-  // rank may send to itself.
+  // Starts all transfers of a call at once; none of them waits for another. Between two ranks messages match in the order of
+  // their calls and within a call in the order given; both sides must agree on the size and on what lies in one call.
+  //
+  // Between host memories each transfer progresses by itself, and a rank may send to itself. Between device memories calls,
+  // broadcasts among them, take turns: nothing of a call need move before all calls before it are over, and start() itself
+  // may wait for the other ranks' calls. So the calls of all ranks must come to an end if each were waited for before the next:
+  // what must move together, the two directions of an exchange or a ring, is one call on every rank. Nor do
+  // two transports of one device progress side by side: a call that has not met its other half may hold up the other's calls.
   [[nodiscard]] virtual std::unique_ptr<Ticket> start(std::span<const Send> sends,
                                                       std::span<const Receive> receives) = 0;
 

@@ -5,18 +5,23 @@
 #include <string>
 
 #include "comm/communicator.h"
+#include "comm/device_group.h"
 #include "comm/staged_transport.h"
 
 namespace roundhouse {
 
-struct DeviceTransport {
-  std::unique_ptr<Transport> transport;
+// What all transports of a job are made of.
+struct DeviceLink {
   bool direct;              // from device to device: NCCL
   std::string description;  // "NCCL", or "MPI through host memory (two ranks share a GPU)"
 };
 
-// Collective over `host`, which must outlive it. NCCL where every rank has a GPU of its own and NCCL is built in, else staged through
-// host memory; the same on every rank.
-DeviceTransport make_device_transport(Communicator& host, DeviceCopies copies);
+// Collective over all ranks of the job, and the same on each: NCCL where every rank has a GPU of its own and NCCL is built in, else
+// through host memory.
+DeviceLink choose_device_link(Communicator& world);
+
+// Collective over `host`, which must outlive it. NCCL: one communicator, connected when this returns.
+std::unique_ptr<Transport> make_device_transport(const DeviceLink& link, Communicator& host,
+                                                 const DeviceGroup& group, DeviceCopies copies);
 
 }  // namespace roundhouse

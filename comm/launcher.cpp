@@ -55,6 +55,9 @@ bool started_by_launcher() {
 }
 
 LaunchSession::LaunchSession(int& argc, char**& argv) {
+  // Here, where there are no other threads yet. NCCL 2.26 and later then run the kernels of several communicators of a device
+  // in the order of their launches.
+  setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
   if (!started_by_launcher()) return;
   int provided = MPI_THREAD_SINGLE;
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided), "initialising");

@@ -14,6 +14,7 @@ bool started_by_launcher();
 
 // MPI_Init_thread(MPI_THREAD_MULTIPLE) to MPI_Finalize if started by a launcher, else nothing. The first object in
 // main, so that it is the last to go. While an exception unwinds it does not finalize: the peers may never come.
+// Also sets what NCCL reads from the environment, NCCL_LAUNCH_ORDER_IMPLICIT=1, unless the user has.
 class LaunchSession {
  public:
   LaunchSession(int& argc, char**& argv);

@@ -104,7 +104,7 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
   require(owner >= 0 && owner < size, "tree sum: no such owner");
   std::vector<Node> held = take_nodes();
 
-  // One call a message on both sides: calls match calls, whatever the transport makes of a group.
+  // One call a message on both sides; senders wait their turn at the owner, which waits for nobody else.
   if (rank != owner) {
     settle_();
     std::vector<std::unique_ptr<Ticket>> tickets;

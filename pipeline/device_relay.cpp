@@ -22,9 +22,11 @@ std::span<std::byte> front(Tensor& buffer, std::size_t bytes) {
 
 }  // namespace
 
-RelaySender::RelaySender(Transport& transport, Memory& memory, int to, std::int64_t piece_bytes)
-    : transport_(transport), memory_(memory), to_(to), piece_bytes_(piece_bytes) {
-  for (Slot& slot : slots_) slot.buffer = Tensor(memory, DType::kU8, 1, piece_bytes);
+RelaySender::RelaySender(const RelayLink& link, int to, std::int64_t piece_bytes)
+    : link_(link), to_(to), piece_bytes_(piece_bytes) {
+  for (Slot& slot : slots_) slot.buffer = Tensor(link_.memory, DType::kU8, 1, piece_bytes);
+  const Receive receive{{&ready_, 1}, to_};
+  ready_ticket_ = link_.hosts.start({}, {&receive, 1});
 }
 
 void RelaySender::add(std::span<const std::byte> host) {
@@ -32,15 +34,17 @@ void RelaySender::add(std::span<const std::byte> host) {
 }
 
 bool RelaySender::done() {
+  if (ready_ticket_ && !ready_ticket_->done()) return false;
+  ready_ticket_.reset();
   bool idle = true;
   for (Slot& slot : slots_) {
     if (slot.ticket && slot.ticket->done()) slot.ticket.reset();
     if (!slot.ticket && !pieces_.empty()) {
       const std::span<std::byte> device = front(slot.buffer, pieces_.front().size());
-      memory_.upload(pieces_.front(), device.data());
-      memory_.sync();
+      link_.memory.upload(pieces_.front(), device.data());
+      link_.memory.sync();
       const Send send{device, to_};
-      slot.ticket = transport_.start({&send, 1}, {});
+      slot.ticket = link_.devices.start({&send, 1}, {});
       pieces_.pop_front();
     }
     idle = idle && !slot.ticket;
@@ -56,15 +60,15 @@ void RelaySender::wait() {
   }
 }
 
-void receive_relayed(Transport& transport, Memory& memory, int from,
-                     std::span<const std::span<std::byte>> host, std::int64_t piece_bytes) {
+void receive_relayed(const RelayLink& link, int from, std::span<const std::span<std::byte>> host,
+                     std::int64_t piece_bytes) {
   struct Slot {
     Tensor buffer;
     std::unique_ptr<Ticket> ticket;
   };
   std::array<Slot, 2> slots;
-  for (Slot& slot : slots) slot.buffer = Tensor(memory, DType::kU8, 1, piece_bytes);
-  memory.sync();  // what the buffers' memory was used for before
+  for (Slot& slot : slots) slot.buffer = Tensor(link.memory, DType::kU8, 1, piece_bytes);
+  link.memory.sync();  // what the buffers' memory was used for before
 
   std::vector<std::span<std::byte>> pieces;
   for (const std::span<std::byte> bytes : host) {
@@ -74,13 +78,16 @@ void receive_relayed(Transport& transport, Memory& memory, int from,
     if (i >= pieces.size()) return;
     Slot& slot = slots[i % slots.size()];
     const Receive receive{front(slot.buffer, pieces[i].size()), from};
-    slot.ticket = transport.start({}, {&receive, 1});
+    slot.ticket = link.devices.start({}, {&receive, 1});
   };
+  const std::byte ready{};
+  const Send send{{&ready, 1}, from};
+  link.hosts.start({&send, 1}, {})->wait();
   for (std::size_t i = 0; i < slots.size(); ++i) post(i);
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     Slot& slot = slots[i % slots.size()];
     slot.ticket->wait();
-    memory.download(slot.buffer.view().data, pieces[i]);
+    link.memory.download(slot.buffer.view().data, pieces[i]);
     post(i + slots.size());
   }
 }

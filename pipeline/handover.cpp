@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "comm/backoff.h"
 #include "comm/watchdog.h"
 
 namespace roundhouse {
@@ -28,8 +29,9 @@ void Handover::send(StreamActivations activations, PartRange shards) {
   sending_ = std::move(activations);
   header_ = kActivations;
   std::vector<Send> sends{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}};
-  if (Transport* devices = mesh_.device_world()) {
-    relay_ = std::make_unique<RelaySender>(*devices, memory_, mesh_.next_rank());
+  if (Transport* devices = mesh_.device_chain()) {
+    relay_ = std::make_unique<RelaySender>(RelayLink{mesh_.chain(), *devices, memory_},
+                                           mesh_.stage() + 1);
     for (const std::span<std::byte> shard : shards_of(sending_, shards)) relay_->add(shard);
   } else {
     for (const std::span<std::byte> shard : shards_of(sending_, shards)) {
@@ -51,19 +53,18 @@ void Handover::send_stop() {
 
 bool Handover::receive(const StreamActivations& into, PartRange shards) {
   if (upstream_stopped_) return false;
-  std::int64_t header = 0;
-  receive_all({{std::as_writable_bytes(std::span(&header, 1)), mesh_.previous_rank()}});
+  const std::int64_t header = receive_header();
   upstream_stopped_ = header == kStopped;
   if (upstream_stopped_) return false;
   require(header == kActivations, "a stage received something else than activations");
   const std::vector<std::span<std::byte>> all = shards_of(into, shards);
-  if (Transport* devices = mesh_.device_world()) {
-    const Watchdog::Waiting waiting(&monitor_.watchdog());
-    receive_relayed(*devices, memory_, mesh_.previous_rank(), all);
+  const Watchdog::Waiting waiting(&monitor_.watchdog());
+  if (Transport* devices = mesh_.device_chain()) {
+    receive_relayed({mesh_.chain(), *devices, memory_}, mesh_.stage() - 1, all);
   } else {
     std::vector<Receive> receives;
     for (const std::span<std::byte> shard : all) receives.push_back({shard, mesh_.previous_rank()});
-    receive_all(receives);
+    mesh_.world().start({}, receives)->wait();
   }
   return true;
 }
@@ -80,9 +81,14 @@ void Handover::finish() {
   release();
 }
 
-void Handover::receive_all(const std::vector<Receive>& receives) {
+std::int64_t Handover::receive_header() {
   const Watchdog::Waiting waiting(&monitor_.watchdog());
-  mesh_.world().start({}, receives)->wait();
+  std::int64_t header = 0;
+  const Receive receive{std::as_writable_bytes(std::span(&header, 1)), mesh_.previous_rank()};
+  const auto ticket = mesh_.world().start({}, {&receive, 1});
+  // The stage before may be at work for long: what this one still sends moves on meanwhile.
+  for (Backoff backoff(0); !ticket->done(); backoff.pause()) progress();
+  return header;
 }
 
 void Handover::release() {

@@ -33,7 +33,7 @@ class Handover {
   static constexpr std::int64_t kActivations = 1;
   static constexpr std::int64_t kStopped = 2;
 
-  void receive_all(const std::vector<Receive>& receives);
+  std::int64_t receive_header();
   void release();
 
   const Mesh& mesh_;

@@ -39,7 +39,11 @@ MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks)
 }
 
 Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
-    : world_(world), shape_(shape), blocks_(blocks), team_(world.split(stage(), world.rank())) {
+    : world_(world),
+      shape_(shape),
+      blocks_(blocks),
+      team_(world.split(stage(), world.rank())),
+      chain_(world.split(world.rank() % shape.data, world.rank())) {
   if (memory.is_host_memory() || world.size() == 1) return;
   const DeviceCopies copies{
       .download = [&memory](std::span<const std::byte> device,
@@ -49,12 +53,20 @@ Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
             memory.upload(host, device.data());
             memory.sync();
           }};
-  device_world_ = make_device_transport(world_, copies);
-  device_team_ = make_device_transport(*team_, copies);
-}
-
-std::string Mesh::traffic() const {
-  return device_world_.transport ? device_world_.description : "MPI";
+  const DeviceLink link = choose_device_link(world_);
+  traffic_ = link.description;
+  if (shape.data > 1) {
+    const DeviceGroup group{.name = "the team of stage " + std::to_string(stage()),
+                            .peers = all_peers(*team_),
+                            .broadcasts = true};
+    device_team_ = make_device_transport(link, *team_, group, copies);
+  }
+  if (shape.pipeline > 1 && link.direct) {
+    DeviceGroup group{.name = "the stages' ranks " + std::to_string(team_->rank()), .peers = {}};
+    if (stage() > 0) group.peers.push_back(stage() - 1);
+    if (stage() + 1 < shape.pipeline) group.peers.push_back(stage() + 1);
+    device_chain_ = make_device_transport(link, *chain_, group, copies);
+  }
 }
 
 }  // namespace roundhouse

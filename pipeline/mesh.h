@@ -35,15 +35,14 @@ class Mesh {
   Communicator& team() const { return *team_; }
   // The team's messages between device memories; the team itself where that is host memory, or there
   // is nobody to send to.
-  Transport& device_team() const {
-    return device_team_.transport ? *device_team_.transport : *team_;
-  }
-  // All ranks, from device to device; nullptr where there is no faster way than between the hosts.
-  Transport* device_world() const {
-    return device_world_.direct ? device_world_.transport.get() : nullptr;
-  }
+  Transport& device_team() const { return device_team_ ? *device_team_ : *team_; }
+  // The ranks that activations pass through on their way, by stage: (0, d), (1, d), ...; for a rank of position d in its team.
+  Communicator& chain() const { return *chain_; }
+  // The same from device to device; nullptr where there is no faster way than between the hosts. Each rank talks to the
+  // stage before and the stage after its own.
+  Transport* device_chain() const { return device_chain_.get(); }
   // How activations and sums travel, for the log: "MPI", "NCCL", ...
-  std::string traffic() const;
+  const std::string& traffic() const { return traffic_; }
   MeshShape shape() const { return shape_; }
   int stage() const { return world_.rank() / shape_.data; }
   PartRange blocks() const { return parts_of_rank(blocks_, stage(), shape_.pipeline); }
@@ -58,8 +57,10 @@ class Mesh {
   MeshShape shape_;
   int blocks_;
   std::unique_ptr<Communicator> team_;
-  DeviceTransport device_team_;   // empty where device memory is host memory, or on one rank
-  DeviceTransport device_world_;  // the same
+  std::unique_ptr<Communicator> chain_;
+  std::string traffic_ = "MPI";
+  std::unique_ptr<Transport> device_team_;
+  std::unique_ptr<Transport> device_chain_;
 };
 
 }  // namespace roundhouse

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
 #include <string>
 
 #include "base/error.h"
@@ -75,8 +76,13 @@ class DeviceTransportTest : public testing::TestWithParam<std::string> {
       GTEST_SKIP() << "no GPU for each rank";
     }
     ASSERT_EQ(cudaSetDevice(test_session().local_rank()), cudaSuccess);
-    transport_ = GetParam() == "nccl" ? make_nccl_transport(test_world())
-                                      : make_staged_transport(test_world(), copies(), 1000);
+    Communicator& world = test_world();
+    transport_ = GetParam() == "nccl"
+                     ? make_nccl_transport(world, {.name = "all ranks",
+                                                   .peers = all_peers(world),
+                                                   .broadcasts = true,
+                                                   .deadline = std::chrono::seconds(60)})
+                     : make_staged_transport(world, copies(), 1000);
   }
   // Nobody leaves while others still need its progress.
   void TearDown() override { test_world().barrier(); }
@@ -115,36 +121,42 @@ TEST_P(DeviceTransportTest, LongMessagesCrossInBothDirections) {
   EXPECT_TRUE(from_next.values() == pattern(count, 100 + next()));
 }
 
-TEST_P(DeviceTransportTest, ManyMessagesBetweenAPairKeepTheirOrder) {
+TEST_P(DeviceTransportTest, ManyMessagesInBothDirectionsKeepTheirOrder) {
   if (alone()) return;
-  // Sent two a call, received three a call, of different lengths (some empty): calls need not be cut alike.
+  // Three to each neighbour a call, of different lengths (some empty); all calls are under way before the first is waited for.
   constexpr std::size_t kMessages = 60;
-  std::vector<OnDevice> sent, received;
+  std::vector<OnDevice> forward, backward, from_previous, from_next;
   for (std::size_t i = 0; i < kMessages; ++i) {
-    sent.emplace_back(Values(i % 17, 100 * i + static_cast<std::size_t>(rank())));
-    received.emplace_back(Values(i % 17, 0));
+    const auto salt = static_cast<std::size_t>(rank());
+    forward.emplace_back(Values(i % 17, 100 * i + salt));
+    backward.emplace_back(Values(i * 7 % 13, 100 * i + salt + 50));
+    from_previous.emplace_back(Values(i % 17, 0));
+    from_next.emplace_back(Values(i * 7 % 13, 0));
   }
   std::vector<std::unique_ptr<Ticket>> tickets;
-  for (std::size_t i = 0; i < kMessages; i += 2) {
-    const std::array<Send, 2> sends{{{sent[i].bytes(), next()}, {sent[i + 1].bytes(), next()}}};
-    tickets.push_back(transport_->start(sends, {}));
-  }
   for (std::size_t i = 0; i < kMessages; i += 3) {
-    const std::array<Receive, 3> receives{{{received[i].bytes(), previous()},
-                                           {received[i + 1].bytes(), previous()},
-                                           {received[i + 2].bytes(), previous()}}};
-    tickets.push_back(transport_->start({}, receives));
+    std::vector<Send> sends;
+    std::vector<Receive> receives;
+    for (std::size_t j = i; j < i + 3; ++j) {
+      sends.push_back({forward[j].bytes(), next()});
+      receives.push_back({from_previous[j].bytes(), previous()});
+    }
+    for (std::size_t j = i; j < i + 3; ++j) {
+      sends.push_back({backward[j].bytes(), previous()});
+      receives.push_back({from_next[j].bytes(), next()});
+    }
+    tickets.push_back(transport_->start(sends, receives));
   }
   for (const auto& ticket : tickets) ticket->wait();
   for (std::size_t i = 0; i < kMessages; ++i) {
-    EXPECT_EQ(received[i].values(), Values(i % 17, 100 * i + static_cast<std::size_t>(previous())))
-        << "message " << i;
+    const auto of = [&](int other) { return 100 * i + static_cast<std::size_t>(other); };
+    EXPECT_EQ(from_previous[i].values(), Values(i % 17, of(previous()))) << "message " << i;
+    EXPECT_EQ(from_next[i].values(), Values(i * 7 % 13, of(next()) + 50)) << "message " << i;
   }
 }
 
-// All ranks send to all others before they receive, and wait for the last first.
-TEST_P(DeviceTransportTest, TransfersWithDifferentRanksDoNotWaitForEachOther) {
-  if (size() < 3) return;
+TEST_P(DeviceTransportTest, TransfersOfOneCallDoNotWaitForEachOther) {
+  // All ranks name the others in another order.
   std::vector<OnDevice> received;
   const OnDevice mine(pattern(300, rank()));
   std::vector<Send> sends;
@@ -155,25 +167,61 @@ TEST_P(DeviceTransportTest, TransfersWithDifferentRanksDoNotWaitForEachOther) {
     sends.push_back({mine.bytes(), other});
     receives.push_back({received[static_cast<std::size_t>(other)].bytes(), other});
   }
-  std::vector<std::unique_ptr<Ticket>> tickets;
-  for (const Send& send : sends) tickets.push_back(transport_->start({&send, 1}, {}));
-  for (const Receive& receive : receives) tickets.push_back(transport_->start({}, {&receive, 1}));
-  for (auto ticket = tickets.rbegin(); ticket != tickets.rend(); ++ticket) (*ticket)->wait();
+  transport_->start(sends, receives)->wait();
   for (int other = 0; other < size(); ++other) {
     if (other == rank()) continue;
     EXPECT_TRUE(received[static_cast<std::size_t>(other)].values() == pattern(300, other));
   }
 }
 
-TEST_P(DeviceTransportTest, DoneAloneDrivesATransferToItsEndAndBroadcastsPassItBy) {
+// To each rank in turn one call a message, as sums are gathered; the last is waited for first.
+TEST_P(DeviceTransportTest, CallsMayBeWaitedForInAnyOrder) {
+  const OnDevice mine(pattern(300, rank()));
+  std::vector<OnDevice> received;
+  for (int i = 0; i < size(); ++i) received.emplace_back(Values(300, 0));
+  std::vector<std::unique_ptr<Ticket>> tickets;
+  for (int owner = 0; owner < size(); ++owner) {
+    for (int from = 0; from < size(); ++from) {
+      if (from == owner) continue;
+      const Send send{mine.bytes(), owner};
+      const Receive receive{received[static_cast<std::size_t>(from)].bytes(), from};
+      if (rank() == from) tickets.push_back(transport_->start({&send, 1}, {}));
+      if (rank() == owner) tickets.push_back(transport_->start({}, {&receive, 1}));
+    }
+  }
+  for (auto ticket = tickets.rbegin(); ticket != tickets.rend(); ++ticket) (*ticket)->wait();
+  for (int from = 0; from < size(); ++from) {
+    if (from == rank()) continue;
+    EXPECT_TRUE(received[static_cast<std::size_t>(from)].values() == pattern(300, from));
+  }
+}
+
+TEST_P(DeviceTransportTest, StartDoesNotWaitForTheOtherSide) {
+  if (alone()) return;
+  const OnDevice data(pattern(5000, 7)), received(Values(5000, 0));
+  std::unique_ptr<Ticket> ticket;
+  if (rank() == 1) {
+    const Receive receive{received.bytes(), 0};
+    ticket = transport_->start({}, {&receive, 1});
+    EXPECT_FALSE(ticket->done());
+  }
+  test_world().barrier();  // rank 0 has not called yet
+  if (rank() == 0) {
+    const Send send{data.bytes(), 1};
+    ticket = transport_->start({&send, 1}, {});
+  }
+  if (ticket) ticket->wait();
+  EXPECT_TRUE(rank() != 1 || received.values() == pattern(5000, 7));
+}
+
+TEST_P(DeviceTransportTest, DoneAloneDrivesATransferToItsEndBesideABroadcast) {
   if (alone()) return;
   const OnDevice sent(pattern(5000, rank())), received(Values(5000, 0)), word(pattern(1, 5));
   const Receive receive{received.bytes(), previous()};
-  const auto receiving = transport_->start({}, {&receive, 1});
-  transport_->broadcast(word.bytes(), 0);
   const Send send{sent.bytes(), next()};
-  const auto sending = transport_->start({&send, 1}, {});
-  while (!receiving->done() || !sending->done()) {
+  const auto ticket = transport_->start({&send, 1}, {&receive, 1});
+  transport_->broadcast(word.bytes(), 0);
+  while (!ticket->done()) {
   }
   EXPECT_TRUE(received.values() == pattern(5000, previous()));
 }

@@ -72,6 +72,17 @@ TEST_F(LauncherTest, WithoutALauncherThereIsOneRank) {
   EXPECT_EQ(session.local_size(), 1);
 }
 
+TEST_F(LauncherTest, NcclLaunchesInOrderUnlessTheUserSaysOtherwise) {
+  int argc = 0;
+  char** argv = nullptr;
+  unsetenv("NCCL_LAUNCH_ORDER_IMPLICIT");
+  { const LaunchSession session(argc, argv); }
+  EXPECT_STREQ(std::getenv("NCCL_LAUNCH_ORDER_IMPLICIT"), "1");
+  set("NCCL_LAUNCH_ORDER_IMPLICIT", "0");
+  { const LaunchSession session(argc, argv); }
+  EXPECT_STREQ(std::getenv("NCCL_LAUNCH_ORDER_IMPLICIT"), "0");
+}
+
 TEST_F(LauncherTest, AbortPrintsOneLineAndExitsWithTheCode) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(abort_job(75, "two\nlines"), testing::ExitedWithCode(75),

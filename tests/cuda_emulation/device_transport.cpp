@@ -115,8 +115,11 @@ class UnorderedTransport final : public Transport {
 
 }  // namespace
 
-DeviceTransport make_device_transport(Communicator& host, DeviceCopies) {
-  return {std::make_unique<UnorderedTransport>(host), true, "emulated GPUs"};
+DeviceLink choose_device_link(Communicator&) { return {true, "emulated GPUs"}; }
+
+std::unique_ptr<Transport> make_device_transport(const DeviceLink&, Communicator& host,
+                                                 const DeviceGroup&, DeviceCopies) {
+  return std::make_unique<UnorderedTransport>(host);
 }
 
 }  // namespace roundhouse

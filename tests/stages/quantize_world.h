@@ -69,7 +69,9 @@ class QuantizeWorld {
         residual_(embed()),
         original_(embed()) {
     if (!backend_->is_host_memory() && team.size() > 1) {
-      device_team_ = make_device_transport(team, {}).transport;
+      device_team_ = make_device_transport(
+          choose_device_link(team), team,
+          {.name = "the team", .peers = all_peers(team), .broadcasts = true}, {});
     }
   }
 
