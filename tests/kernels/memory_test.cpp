@@ -95,7 +95,7 @@ TEST_P(MemoryTest, CopiesBesideTheQueueKeepItsOrder) {
     };
     const auto all = {&first, &second, &behind, &later};
     if (pinned) {
-      for (std::vector<float>* values : all) backend().pin(bytes(*values));
+      for (std::vector<float>* values : all) EXPECT_EQ(backend().pin(bytes(*values)), "");
     }
     Tensor a(backend(), DType::kF32, 1, kColumns), sum(backend(), DType::kF32, 1, kColumns);
     backend().zero(sum.view());
