@@ -36,7 +36,7 @@ class PinningTest : public testing::Test {
 // inputs of o_proj and down_proj for one walk each of every block.
 class Llama70b {
  public:
-  static constexpr int kShards = 32;
+  static constexpr int kShards = 16;
   static constexpr std::int64_t kTokens = 512 * 2048 / kShards;
   static constexpr std::int64_t kHidden = 8192 / 64;
   static constexpr std::int64_t kInner = 28672 / 64;
@@ -76,7 +76,8 @@ TEST_F(PinningTest, MemoryIsPinnedOnceAndServesEveryWidth) {
     EXPECT_EQ(budget.spilled_bytes(), 0u);
     // The input of o_proj makes room for that of down_proj.
     EXPECT_GE(pinned(), Llama70b::kResidualBytes + Llama70b::kInnerBytes);
-    EXPECT_LT(pinned(), Llama70b::kResidualBytes + Llama70b::kInnerBytes + (std::size_t{128} << 20));
+    EXPECT_LT(pinned(),
+              Llama70b::kResidualBytes + Llama70b::kInnerBytes + (std::size_t{128} << 20));
     EXPECT_EQ(budget.pinned_bytes(), pinned());
   }
   EXPECT_EQ(pinned(), 0u);
@@ -139,7 +140,8 @@ TEST_F(PinningTest, TheLimitOnLockedMemoryIsNamed) {
   rlimit lockable{};
   getrlimit(RLIMIT_MEMLOCK, &lockable);
   if (lockable.rlim_cur != RLIM_INFINITY) {
-    EXPECT_THAT(why, testing::HasSubstr(std::to_string(lockable.rlim_cur >> 10) + " KiB (ulimit -l)"));
+    EXPECT_THAT(why,
+                testing::HasSubstr(std::to_string(lockable.rlim_cur >> 10) + " KiB (ulimit -l)"));
   }
 }
 
@@ -153,7 +155,8 @@ TEST_F(PinningTest, CopiesAreCutWherePinnedMemoryBeginsAndEnds) {
     EXPECT_EQ(backend_->pin(std::span(pages->bytes).subspan(4096, 4096)), "");
     EXPECT_EQ(backend_->pin(std::span(pages->bytes).subspan(8192, 4096)), "");
   }
-  for (std::size_t i = 0; i < from->bytes.size(); ++i) from->bytes[i] = static_cast<std::byte>(i * i >> 3);
+  for (std::size_t i = 0; i < from->bytes.size(); ++i)
+    from->bytes[i] = static_cast<std::byte>(i * i >> 3);
   for (const std::size_t begin : {std::size_t{0}, std::size_t{5000}}) {
     std::ranges::fill(to->bytes, std::byte{0xee});
     const std::span<std::byte> source = std::span(from->bytes).subspan(begin, 14000);

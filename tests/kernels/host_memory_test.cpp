@@ -31,7 +31,8 @@ class HostMemoryTest : public testing::Test {
   }
   void set_group(const std::string& line, const std::string& mounts) {
     write("proc/self/cgroup", line);
-    write("proc/self/mountinfo", "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n" + mounts);
+    write("proc/self/mountinfo",
+          "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n" + mounts);
   }
   void set_v2(const std::string& group, const std::string& max, const std::string& high,
               std::size_t current, std::size_t inactive = 0, std::size_t active = 0) {
@@ -48,9 +49,9 @@ class HostMemoryTest : public testing::Test {
     const fs::path folder = "sys/fs/cgroup/memory" + group;
     write(folder / "memory.limit_in_bytes", std::to_string(limit) + "\n");
     write(folder / "memory.usage_in_bytes", std::to_string(usage) + "\n");
-    write(folder / "memory.stat",
-          "inactive_file 99999\nhierarchical_memory_limit " + std::to_string(hierarchical) +
-              "\ntotal_inactive_file " + std::to_string(cached) + "\ntotal_active_file 0\n");
+    write(folder / "memory.stat", "inactive_file 99999\nhierarchical_memory_limit " +
+                                      std::to_string(hierarchical) + "\ntotal_inactive_file " +
+                                      std::to_string(cached) + "\ntotal_active_file 0\n");
   }
   std::size_t available() const { return available_host_memory(folder_.path()); }
 
