@@ -105,7 +105,8 @@ bool is_partly_pinned(const void* memory, std::size_t bytes) {
 // The GPUs that CUDA shows this process, by name: see ../README.md.
 std::vector<std::string> visible_gpus() {
   const char* const names = std::getenv("EMULATED_GPUS");
-  std::istringstream text(names == nullptr ? "emulation" : names);
+  std::istringstream text(names == nullptr ? "emulation 0,emulation 1,emulation 2,emulation 3"
+                                           : names);
   std::vector<std::string> gpus;
   for (std::string name; std::getline(text, name, ',');) gpus.push_back(name);
   return gpus;
