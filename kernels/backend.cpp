@@ -18,10 +18,15 @@ std::vector<std::string> built_backends() {
 }
 
 bool has_device(std::string_view backend) {
+  return backend == "cpu" || (backend == "cuda" && !visible_gpus().uuids.empty());
+}
+
+VisibleGpus visible_gpus() {
 #if ROUNDHOUSE_CUDA
-  if (backend == "cuda") return has_cuda_device();
+  return visible_cuda_devices();
+#else
+  return {.uuids = {}, .why_none = "this program was built without CUDA"};
 #endif
-  return backend == "cpu";
 }
 
 std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options) {
@@ -29,7 +34,7 @@ std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOption
 #if ROUNDHOUSE_CUDA
   if (name == "cuda") return make_cuda_backend(options);
 #else
-  if (name == "cuda") throw Error("this program was built without CUDA");
+  if (name == "cuda") throw Error(visible_gpus().why_none);
 #endif
   throw Error("there is no backend named \"" + std::string(name) + "\"");
 }

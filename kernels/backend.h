@@ -30,10 +30,21 @@ class Backend : public Memory,
 struct BackendOptions {
   int threads = 0;  // CPU only; 0: as many as this process may run on
   int device = 0;   // GPU only: which one
+  int sharers = 1;  // ranks that take from the same memory, this one included
 };
 
 std::vector<std::string> built_backends();  // {"cpu"} or {"cpu", "cuda"}
 bool has_device(std::string_view backend);  // a machine without a GPU: false for "cuda"
+
+// The GPUs that this process may use, by their index for it: CUDA_VISIBLE_DEVICES, Slurm and containers may show each process
+// others, or the same ones under other numbers. Asking neither makes a context nor takes memory on any.
+struct VisibleGpus {
+  std::vector<std::string>
+      uuids;             // what tells a GPU, or an instance of one (MIG), from every other
+  std::string why_none;  // where there are none
+};
+VisibleGpus visible_gpus();
+
 std::unique_ptr<Backend> make_backend(std::string_view name,
                                       const BackendOptions& options);  // throws Error
 

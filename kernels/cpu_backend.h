@@ -20,6 +20,7 @@ class CpuBackend : public Backend {
   void zero(Matrix m) override;
   void sync() override {}
   bool is_host_memory() const override { return true; }
+  std::size_t available_bytes() const override;
   DType activation_type() const override { return DType::kF32; }
 
   void matmul(const Matmul& op) override;
@@ -68,6 +69,7 @@ class CpuBackend : public Backend {
 
  private:
   ThreadPool threads_;
+  std::size_t sharers_;
 };
 
 }  // namespace roundhouse

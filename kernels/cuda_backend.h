@@ -15,7 +15,7 @@ class CudaDevice;
 
 class CudaBackend : public Backend {
  public:
-  explicit CudaBackend(int device);
+  explicit CudaBackend(const BackendOptions& options);
   ~CudaBackend() override;
   std::string description() const override;
 
@@ -29,7 +29,7 @@ class CudaBackend : public Backend {
   void await_upload(UploadTicket ticket) override;
   void download_behind(const void* from, std::span<std::byte> to) override;
   void finish_downloads() override;
-  void pin(std::span<std::byte> host) override;
+  [[nodiscard]] std::string pin(std::span<std::byte> host) override;
   void unpin(std::span<std::byte> host) noexcept override;
   std::size_t available_bytes() const override;
   DType activation_type() const override { return DType::kBF16; }
@@ -80,9 +80,10 @@ class CudaBackend : public Backend {
 
  private:
   std::unique_ptr<CudaDevice> device_;
+  std::size_t sharers_;
 };
 
-bool has_cuda_device();
+VisibleGpus visible_cuda_devices();
 // Throws Error if there is no such device; names how many there are.
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 

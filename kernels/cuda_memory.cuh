@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
+#include <string>
 
 #include "base/unique.h"
 #include "kernels/memory.h"
@@ -33,7 +33,8 @@ class CudaPool : public std::enable_shared_from_this<CudaPool> {
 
   Buffer allocate(std::size_t bytes);
   cudaStream_t stream() const { return stream_.get(); }
-  std::size_t available_bytes() const;  // free on the device, or kept here unused
+  // Kept here unused, or free on the device, where `sharers` pools take from it.
+  std::size_t available_bytes(std::size_t sharers) const;
   std::size_t bytes_in_use() const;
   std::size_t peak_bytes() const;
 
@@ -88,19 +89,20 @@ class CudaSideCopies {
   void await_upload(Memory::UploadTicket ticket);
   void download(const void* from, std::span<std::byte> to);
   void finish_downloads();
-  void pin(std::span<std::byte> host);
+  std::string pin(std::span<std::byte> host);
   void unpin(std::span<std::byte> host) noexcept;
 
  private:
   using Event = Unique<cudaEvent_t, &cudaEventDestroy>;
   Event record(cudaStream_t stream);
+  std::size_t alike(std::span<const std::byte> host) const;
 
   std::shared_ptr<CudaPool> pool_;
   Unique<cudaStream_t, &cudaStreamDestroy> in_;
   Unique<cudaStream_t, &cudaStreamDestroy> out_;
   std::map<Memory::UploadTicket, Event> uploads_;  // that nobody has awaited yet
   Memory::UploadTicket next_ticket_ = 1;
-  std::set<const std::byte*> pinned_;
+  std::map<const std::byte*, std::size_t> pinned_;  // begin, bytes
 };
 
 }  // namespace roundhouse

@@ -38,23 +38,30 @@ const char* words_for(cusolverStatus_t status) {
   }
 }
 
-int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver is no device
-    (void)cudaGetLastError();
-    return 0;
+cudaDeviceProp properties_of(int index) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  return properties;
+}
+
+// As nvidia-smi -L writes it, without what stands before it there.
+std::string text_of(const cudaUUID_t& uuid) {
+  std::ostringstream text;
+  text << std::hex << std::setfill('0');
+  for (std::size_t i = 0; i < sizeof uuid.bytes; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text << '-';
+    text << std::setw(2) << static_cast<int>(static_cast<unsigned char>(uuid.bytes[i]));
   }
-  return count;
+  return text.str();
 }
 
 int checked_index(int index) {
-  const int count = device_count();
+  const auto count = static_cast<int>(visible_cuda_devices().uuids.size());
   if (index < 0 || index >= count) {
-    throw Error("there is no GPU " + std::to_string(index) + ": this machine has " +
+    throw Error("there is no GPU " + std::to_string(index) + ": this process sees " +
                 std::to_string(count));
   }
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  const cudaDeviceProp properties = properties_of(index);
   if (properties.major < kLeastMajor) {
     throw Error(std::string("GPU ") + std::to_string(index) + " (" + properties.name +
                 ") has compute capability " + std::to_string(properties.major) + "." +
@@ -137,24 +144,38 @@ void CudaDevice::sync() {
   staging_.forget();
 }
 
-CudaBackend::CudaBackend(int device) : device_(std::make_unique<CudaDevice>(device)) {}
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : device_(std::make_unique<CudaDevice>(options.device)),
+      sharers_(static_cast<std::size_t>(options.sharers)) {}
 
 CudaBackend::~CudaBackend() = default;
 
 std::string CudaBackend::description() const {
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, device_->index()), "cudaGetDeviceProperties");
+  const cudaDeviceProp properties = properties_of(device_->index());
   std::ostringstream text;
   text << "GPU " << device_->index() << ", " << properties.name << ", " << std::fixed
        << std::setprecision(1) << static_cast<double>(properties.totalGlobalMem) / (1 << 30)
        << " GiB, compute capability " << properties.major << "." << properties.minor;
+  if (sharers_ > 1) text << ", shared by " << sharers_ << " ranks";
   return text.str();
 }
 
-bool has_cuda_device() { return device_count() > 0; }
+VisibleGpus visible_cuda_devices() {
+  VisibleGpus gpus;
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {  // no driver is no device
+    (void)cudaGetLastError();
+    gpus.why_none = cudaGetErrorString(status);
+    return gpus;
+  }
+  for (int i = 0; i < count; ++i) gpus.uuids.push_back(text_of(properties_of(i).uuid));
+  if (count == 0) gpus.why_none = "CUDA finds none";
+  return gpus;
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
-  return std::make_unique<CudaBackend>(options.device);
+  return std::make_unique<CudaBackend>(options);
 }
 
 }  // namespace roundhouse

@@ -1,11 +1,6 @@
 #include "kernels/memory.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
-#include <fstream>
-#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -24,16 +19,6 @@ void check_range(std::int64_t begin, std::int64_t end, std::int64_t size) {
 }
 
 }  // namespace
-
-std::size_t available_host_memory() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);) {
-    std::size_t kib = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kib) == 1) return kib * 1024;
-  }
-  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-}
 
 Matrix Matrix::row_range(std::int64_t begin, std::int64_t end) const {
   check_range(begin, end, rows);
@@ -103,7 +88,7 @@ Memory::UploadTicket Memory::upload_ahead(std::span<const std::byte> from, void*
 void Memory::await_upload(UploadTicket) {}
 void Memory::download_behind(const void* from, std::span<std::byte> to) { download(from, to); }
 void Memory::finish_downloads() {}
-void Memory::pin(std::span<std::byte>) {}
+std::string Memory::pin(std::span<std::byte>) { return {}; }
 void Memory::unpin(std::span<std::byte>) noexcept {}
 
 Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory) {

@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "base/dtype.h"
 #include "base/tensor.h"
+#include "kernels/host_memory.h"
 
 namespace roundhouse {
 
@@ -42,9 +44,6 @@ struct ConstMatrix {
   const float* f32() const;
 };
 
-// What this machine could still give: free memory, and cached files that would make room.
-std::size_t available_host_memory();
-
 using Buffer = std::unique_ptr<std::byte, std::function<void(std::byte*)>>;
 
 class Memory {
@@ -72,14 +71,15 @@ class Memory {
   // after finish_downloads(). sync() does not wait for these.
   virtual void download_behind(const void* from, std::span<std::byte> to);
   virtual void finish_downloads();
-  // Makes copies to and from this host memory fast; unpin() before it is unmapped. Failure is not an error: copies are slower then.
-  virtual void pin(std::span<std::byte> host);
+  // Makes copies to and from this host memory fast; unpin() the same before it is unmapped. Where that cannot be, which is no
+  // error (copies are slower then), returns why; else nothing.
+  [[nodiscard]] virtual std::string pin(std::span<std::byte> host);
   virtual void unpin(std::span<std::byte> host) noexcept;  // destructors call it
 
   // Whether the host can read and write it in place, and messages between hosts move it.
   virtual bool is_host_memory() const { return false; }
-  // What allocate() could still give, about.
-  virtual std::size_t available_bytes() const { return available_host_memory(); }
+  // What allocate() could still give, about; where several ranks take from the same memory, this one's share of it.
+  virtual std::size_t available_bytes() const = 0;
   // The type in which this device holds weights and activations of a model: F32 on the CPU, a 16-bit float on a GPU.
   virtual DType activation_type() const = 0;
 };

@@ -21,7 +21,10 @@ int usable_processors() {
 }  // namespace
 
 CpuBackend::CpuBackend(const BackendOptions& options)
-    : threads_(options.threads > 0 ? options.threads : usable_processors()) {}
+    : threads_(options.threads > 0 ? options.threads : usable_processors()),
+      sharers_(static_cast<std::size_t>(options.sharers)) {}
+
+std::size_t CpuBackend::available_bytes() const { return available_host_memory() / sharers_; }
 
 std::string CpuBackend::description() const {
   const char* const vectors = __builtin_cpu_supports("avx512f") ? ", AVX-512"

@@ -102,11 +102,12 @@ Buffer CudaPool::allocate(std::size_t bytes) {
           }};
 }
 
-std::size_t CudaPool::available_bytes() const {
+std::size_t CudaPool::available_bytes(std::size_t sharers) const {
   check(cudaSetDevice(device_), "cudaSetDevice");
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  return free + attribute_of(pool_.get(), cudaMemPoolAttrReservedMemCurrent) - bytes_in_use();
+  return free / sharers + attribute_of(pool_.get(), cudaMemPoolAttrReservedMemCurrent) -
+         bytes_in_use();
 }
 
 std::size_t CudaPool::bytes_in_use() const {
@@ -186,7 +187,9 @@ void CudaStaging::download(const void* from, std::span<std::byte> to) {
   if (!to.empty()) used_ = 0;
 }
 
-std::size_t CudaBackend::available_bytes() const { return device_->pool().available_bytes(); }
+std::size_t CudaBackend::available_bytes() const {
+  return device_->pool().available_bytes(sharers_);
+}
 
 Buffer CudaBackend::allocate(std::size_t bytes) { return device_->pool().allocate(bytes); }
 
@@ -219,9 +222,9 @@ void CudaBackend::download_behind(const void* from, std::span<std::byte> to) {
 
 void CudaBackend::finish_downloads() { device_->side_copies().finish_downloads(); }
 
-void CudaBackend::pin(std::span<std::byte> host) {
+std::string CudaBackend::pin(std::span<std::byte> host) {
   (void)device_->stream();
-  device_->side_copies().pin(host);
+  return device_->side_copies().pin(host);
 }
 
 void CudaBackend::unpin(std::span<std::byte> host) noexcept { device_->side_copies().unpin(host); }

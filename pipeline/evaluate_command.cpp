@@ -108,7 +108,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto world = session.world();
   const CausalLM model(arguments.target);
   const auto tokenizer = load_tokenizer(arguments.target);
-  const auto backend = make_rank_backend("auto", 0, session);
+  const DeviceChoice device = choose_device("auto", session.local_size(), *world);
+  const auto backend = make_rank_backend(device, 0, session);
   std::int64_t longest = 0;
   for (const PerplexityTask& task : arguments.perplexity)
     longest = std::max<std::int64_t>(longest, task.window);
@@ -117,8 +118,11 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
                      std::to_string(model.config().max_positions) + " positions");
   }
   const auto shape = make_decoder_block(model.config(), longest, *backend);
-  ActivationBudget budget(std::size_t{1} << 40, std::filesystem::temp_directory_path());
+  ActivationBudget budget(default_activation_bytes(session), std::filesystem::temp_directory_path(),
+                          backend->is_host_memory() ? nullptr : backend.get());
   JobMonitor monitor(*world, nullptr, 600, 0);
+  report_pin_failure(budget, monitor, world->rank());
+  if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
   for (const PerplexityTask& task : arguments.perplexity) {
     monitor.phase("perplexity on " + task.name);
     const Perplexity result =

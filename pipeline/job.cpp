@@ -24,14 +24,29 @@ int choose_threads(int local_size) {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
                                            const LaunchSession& session) {
-  std::string name = device;
-  if (name == "auto") name = has_device("cuda") ? "cuda" : "cpu";
-  if (!has_device(name)) throw InputError("device: this build or machine has no \"" + name + "\"");
-  return make_backend(name,
+  return make_backend(device.backend,
                       {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
-                       .device = session.local_rank()});
+                       .device = device.index,
+                       .sharers = device.sharers});
+}
+
+std::size_t default_activation_bytes(const LaunchSession& session) {
+  return available_host_memory() / 2 / static_cast<std::size_t>(session.local_size());
+}
+
+void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank) {
+  budget.on_pin_failure = [&budget, &monitor, rank](std::size_t bytes, const std::string& why) {
+    monitor.say("activations: " + std::to_string(bytes >> 20) + " MiB cannot be pinned after " +
+                std::to_string(budget.pinned_bytes() >> 20) +
+                " MiB were, so copies of the rest are slower: " + why);
+    monitor.event({{"event", "pin_failed"},
+                   {"rank", rank},
+                   {"bytes", bytes},
+                   {"pinned_bytes", budget.pinned_bytes()},
+                   {"why", why}});
+  };
 }
 
 Job::Job(LaunchSession& session, RunConfig config)
@@ -45,7 +60,8 @@ Job::Job(LaunchSession& session, RunConfig config)
   }
   check_lengths();
 
-  backend_ = make_rank_backend(config_.device, config_.threads, session);
+  device_ = choose_device(config_.device, session.local_size(), *world_);
+  backend_ = make_rank_backend(device_, config_.threads, session);
   std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
   for (const PerplexityTask& task : config_.perplexity)
     longest = std::max<std::int64_t>(longest, task.window);
@@ -72,18 +88,15 @@ Job::Job(LaunchSession& session, RunConfig config)
   for (const Recipe& recipe : config_.recipes) {
     store_->set_identity("recipes/" + recipe.name, recipe_identity(config_, fingerprint_, recipe));
   }
-  const std::size_t budget =
-      config_.activation_memory_gib > 0
-          ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
-          : available_host_memory() / 2 / static_cast<std::size_t>(session.local_size());
+  const std::size_t budget = config_.activation_memory_gib > 0
+                                 ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
+                                 : default_activation_bytes(session);
   budget_ = std::make_unique<ActivationBudget>(
       budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch,
       backend_->is_host_memory() ? nullptr : backend_.get());
-  const std::size_t sharers =
-      backend_->is_host_memory() ? static_cast<std::size_t>(session.local_size()) : 1;
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
-                                : backend_->available_bytes() / 4 / sharers;
+                                : backend_->available_bytes() / 4;
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
@@ -93,6 +106,7 @@ Job::Job(LaunchSession& session, RunConfig config)
                   in_quotes(model_->unread()));
     monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
   }
+  report_pin_failure(*budget_, *monitor_, world_->rank());
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     monitor_->say(key + " is damaged (" + why + "): it will be made again");
     monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});

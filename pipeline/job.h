@@ -10,6 +10,7 @@
 #include "model/causal_lm.h"
 #include "model/tokenizer.h"
 #include "pipeline/config.h"
+#include "pipeline/device_choice.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job_monitor.h"
 #include "pipeline/run_folder.h"
@@ -28,6 +29,7 @@ class Job {
   Communicator& world() { return *world_; }
   bool first() const { return world_->rank() == 0; }
   Backend& backend() { return *backend_; }
+  const DeviceChoice& device() const { return device_; }
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -53,6 +55,7 @@ class Job {
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<RunLock> lock_;
   std::unique_ptr<CausalLM> model_;
+  DeviceChoice device_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<DecoderBlock> shape_;
   std::unique_ptr<Tokenizer> tokenizer_;
@@ -64,10 +67,13 @@ class Job {
   std::unique_ptr<JobMonitor> monitor_;
 };
 
-// This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
-// rank's place on its node.
-std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
+// This rank's device; `threads`: of the CPU, 0: its share of the node's.
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
                                            const LaunchSession& session);
+// This rank's share of half of what is free on its node.
+std::size_t default_activation_bytes(const LaunchSession& session);
+// Memory that cannot be pinned becomes a line and an event.
+void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank);
 
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
 void export_recipes(Job& job, const std::vector<std::string>& recipes,

@@ -69,6 +69,7 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["relative_error"] = norm > 0 ? error / norm : 0.0;
   event["linears"] = std::move(linears);
   event["peak_memory_mib"] = peak_memory_mib();
+  event["pinned_memory_mib"] = static_cast<double>(job.budget().pinned_bytes()) / 0x1p20;
   job.monitor().event(event);
 
   char text[64] = "";
@@ -109,13 +110,15 @@ bool quantize(Job& job) {
                                       config.calibration.shards, blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
-    job.monitor().event({{"event", "quantize"},
-                         {"ranks", job.world().size()},
-                         {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
-                         {"device", job.backend().description()},
-                         {"traffic", mesh.traffic()},
-                         {"units", total},
-                         {"units_done", total - missing}});
+    nlohmann::json event = {{"event", "quantize"},
+                            {"ranks", job.world().size()},
+                            {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
+                            {"device", job.backend().description()},
+                            {"traffic", mesh.traffic()},
+                            {"units", total},
+                            {"units_done", total - missing}};
+    if (!job.device().ranks.is_null()) event["gpus"] = job.device().ranks;
+    job.monitor().event(event);
     job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
                       std::to_string(config.recipes.size()) + " recipes, " +
                       std::to_string(total - missing) + " of " + std::to_string(total) +
@@ -124,6 +127,7 @@ bool quantize(Job& job) {
                       std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
                       job.backend().description() +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
+    if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }
 
   Schedule schedule{.backend = job.backend(),

@@ -42,6 +42,6 @@ settings=(--set "run=$RUN")
 # srun does not take this over from sbatch.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-# --gpu-bind=none: every task sees all GPUs of its node, which peer-to-peer copies need; the program takes one by its rank.
+# --gpu-bind=none: every task sees all GPUs of its node, which peer-to-peer copies need; each takes another one.
 supervise "$RUN" srun --mpi=pmix --kill-on-bad-exit=1 --wait=60 --gpu-bind=none \
   "$ROUNDHOUSE" run "$CONFIG" "${settings[@]}"

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -14,6 +15,13 @@
 
 namespace roundhouse {
 namespace {
+
+// Pages of the arena are opened and pinned in pieces of at least this: small shards do not each make one.
+constexpr std::size_t kOpenedAtOnce = std::size_t{64} << 20;
+
+std::size_t page_bytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
+std::size_t rounded_up(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
 // A file without a name in `folder`, with its space allocated: what is written to the mapping later cannot fail for want of room.
 int make_scratch_file(const std::filesystem::path& folder, std::size_t bytes) {
@@ -33,51 +41,100 @@ int make_scratch_file(const std::filesystem::path& folder, std::size_t bytes) {
 
 }  // namespace
 
+ActivationBudget::ActivationBudget(std::size_t bytes, std::filesystem::path scratch, Memory* device)
+    : capacity_(bytes / page_bytes() * page_bytes()),
+      scratch_(std::move(scratch)),
+      device_(device),
+      pins_(device != nullptr) {
+  if (capacity_ == 0) return;
+  // Addresses only: pages that nothing may touch count nowhere.
+  void* const data =
+      mmap(nullptr, capacity_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) {
+    throw Error("memory.activations_gib: no addresses for " + std::to_string(capacity_ >> 20) +
+                " MiB of activations: " + std::strerror(errno) + " (ulimit -v)");
+  }
+  arena_ = static_cast<std::byte*>(data);
+  free_.emplace(0, capacity_);
+}
+
 ActivationBudget::~ActivationBudget() {
-  for (const Region& region : idle_) unmap(region);
+  for (const std::span<std::byte> piece : pinned_) device_->unpin(piece);
+  if (arena_ != nullptr) munmap(arena_, capacity_);
+}
+
+std::optional<std::size_t> ActivationBudget::take_from_arena(std::size_t bytes) {
+  const auto hole = std::ranges::find_if(free_, [&](const auto& h) { return bytes <= h.second; });
+  if (hole == free_.end()) return std::nullopt;
+  const auto [offset, size] = *hole;
+  free_.erase(hole);
+  if (bytes < size) free_.emplace(offset + bytes, size - bytes);
+  return offset;
+}
+
+void ActivationBudget::open_to(std::size_t end) {
+  if (end <= opened_) return;
+  const std::size_t bytes = std::min(rounded_up(end - opened_, kOpenedAtOnce), capacity_ - opened_);
+  const std::span<std::byte> piece(arena_ + opened_, bytes);
+  if (mprotect(piece.data(), bytes, PROT_READ | PROT_WRITE) != 0) {
+    throw Error("no memory for " + std::to_string(bytes >> 20) +
+                " MiB of activations: " + std::strerror(errno));
+  }
+  opened_ += bytes;
+  if (!pins_) return;
+  const std::string why = device_->pin(piece);
+  if (why.empty()) {
+    pinned_.push_back(piece);
+    pinned_bytes_ += bytes;
+  } else {
+    pins_ = false;
+    if (on_pin_failure) on_pin_failure(bytes, why);
+  }
 }
 
 ActivationBudget::Region ActivationBudget::take(std::size_t bytes) {
-  const auto fits = std::ranges::find(idle_, bytes, [](const Region& r) { return r.bytes.size(); });
-  if (fits != idle_.end()) {
-    const Region region = *fits;
-    idle_.erase(fits);
-    return region;
+  const std::size_t rounded = rounded_up(bytes, page_bytes());
+  if (const auto offset = take_from_arena(rounded)) {
+    open_to(*offset + rounded);
+    return {{arena_ + *offset, bytes}, true};
   }
-  while (bytes > left_ && !idle_.empty()) {  // what is kept makes room first
-    unmap(idle_.back());
-    idle_.pop_back();
-  }
-
-  const bool in_memory = bytes <= left_;
-  int fd = -1;
-  if (!in_memory) fd = make_scratch_file(scratch_, bytes);
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                    in_memory ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+  const int fd = make_scratch_file(scratch_, bytes);
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   const int failure = errno;
-  if (fd >= 0) close(fd);
+  close(fd);
   if (data == MAP_FAILED) {
     throw Error("no memory for " + std::to_string(bytes >> 20) +
                 " MiB of activations: " + std::strerror(failure));
   }
-  (in_memory ? left_ -= bytes : spilled_ += bytes);
-  const Region region{{static_cast<std::byte*>(data), bytes}, in_memory};
-  if (device_ != nullptr) device_->pin(region.bytes);
-  return region;
+  spilled_ += bytes;
+  return {{static_cast<std::byte*>(data), bytes}, false};
 }
 
 void ActivationBudget::give_back(const Region& region) {
-  if (device_ != nullptr && region.in_memory) {
-    idle_.push_back(region);
-  } else {
-    unmap(region);
+  if (!region.in_memory) {
+    munmap(region.bytes.data(), region.bytes.size());
+    spilled_ -= region.bytes.size();
+    return;
   }
-}
+  auto offset = static_cast<std::size_t>(region.bytes.data() - arena_);
+  std::size_t size = rounded_up(region.bytes.size(), page_bytes());
+  // What is not pinned goes back to the machine.
+  const std::size_t unpinned = std::max(offset, pinned_bytes_);
+  if (unpinned < offset + size) madvise(arena_ + unpinned, offset + size - unpinned, MADV_DONTNEED);
 
-void ActivationBudget::unmap(const Region& region) {
-  if (device_ != nullptr) device_->unpin(region.bytes);
-  munmap(region.bytes.data(), region.bytes.size());
-  (region.in_memory ? left_ += region.bytes.size() : spilled_ -= region.bytes.size());
+  auto after = free_.lower_bound(offset);
+  if (after != free_.end() && after->first == offset + size) {
+    size += after->second;
+    after = free_.erase(after);
+  }
+  if (after != free_.begin()) {
+    const auto before = std::prev(after);
+    if (before->first + before->second == offset) {
+      before->second += size;
+      return;
+    }
+  }
+  free_.emplace(offset, size);
 }
 
 Activations::Activations(ActivationBudget& budget, DType type, std::int64_t cols)

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/dtype.h"
@@ -15,17 +17,25 @@
 
 namespace roundhouse {
 
-// Host memory that activations may take; shared by all Activations of a rank, and outlives them. Where a device copies
-// from and to it, it is pinned, which takes long: such memory is kept for the next that asks for as much.
+// Host memory that activations may take; shared by all Activations of a rank, and outlives them.
+//
+// It is one range of addresses, of which shards take pieces, the lowest that fits first: what one group of linears has left
+// behind, the next one's wider activations use. Where a device copies from and to it, it is pinned, which takes about half a
+// second a GB: from its beginning on, as far as it has come to be used, once, until the end.
 class ActivationBudget {
  public:
-  // `device`: nullptr where the host's memory is the device's.
-  ActivationBudget(std::size_t bytes, std::filesystem::path scratch, Memory* device = nullptr)
-      : left_(bytes), scratch_(std::move(scratch)), device_(device) {}
+  // `device`: nullptr where the host's memory is the device's. Throws Error where there are no addresses for so many bytes.
+  ActivationBudget(std::size_t bytes, std::filesystem::path scratch, Memory* device = nullptr);
   ~ActivationBudget();
   ActivationBudget(const ActivationBudget&) = delete;
   ActivationBudget& operator=(const ActivationBudget&) = delete;
-  std::size_t spilled_bytes() const { return spilled_; }
+
+  std::size_t spilled_bytes() const {
+    return spilled_;
+  }  // in files of the scratch folder; never pinned
+  std::size_t pinned_bytes() const { return pinned_bytes_; }  // never more than the budget
+  // Where memory cannot be pinned: called once, with how much was asked for in vain. From there on nothing more is pinned.
+  std::function<void(std::size_t bytes, const std::string& why)> on_pin_failure;
 
  private:
   friend class Activations;
@@ -35,13 +45,19 @@ class ActivationBudget {
   };
   Region take(std::size_t bytes);
   void give_back(const Region& region);
-  void unmap(const Region& region);
+  std::optional<std::size_t> take_from_arena(std::size_t bytes);
+  void open_to(std::size_t end);
 
-  std::size_t left_;
+  std::byte* arena_ = nullptr;
+  std::size_t capacity_;                     // of the arena: whole pages
+  std::size_t opened_ = 0;                   // may be read and written, from the beginning
+  std::map<std::size_t, std::size_t> free_;  // offset, bytes: no two of them touch
   std::size_t spilled_ = 0;
   std::filesystem::path scratch_;
   Memory* device_;
-  std::vector<Region> idle_;  // pinned, not in use
+  std::vector<std::span<std::byte>> pinned_;  // pieces, from the arena's beginning
+  std::size_t pinned_bytes_ = 0;
+  bool pins_;  // until it fails once
 };
 
 class Activations {

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <deque>
+#include <limits>
 #include <map>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,7 +44,6 @@ struct Pool {
 
 namespace {
 
-constexpr int kDevices = 4;  // for as many ranks; a process uses one of them
 constexpr std::size_t kDeviceBytes = std::size_t{2} << 30;
 constexpr std::size_t kAlignment = 256;  // as CUDA's
 constexpr std::size_t kGuardBytes = 256;
@@ -60,13 +61,13 @@ struct Block {
 std::map<const std::byte*, Block> blocks;
 std::set<Pool*> pools;
 std::map<const std::byte*, std::size_t> pinned;
+Pinning registered;  // of `pinned`
 std::map<const void*, std::size_t> shared_bytes_asked_for;
 std::set<Stream*> streams;
 std::size_t bytes_on_device = 0;
 cudaError_t last_error = cudaSuccess;
 std::string failure;  // of the first work that failed; like a real one it stays
 
-bool is_device(int device) { return 0 <= device && device < kDevices; }
 
 cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
@@ -190,12 +191,40 @@ bool is_pinned(const void* memory, std::size_t bytes) {
   return at + bytes <= after->first + after->second;
 }
 
+// CUDA refuses copies of host memory that is pinned in part.
+bool is_partly_pinned(const void* memory, std::size_t bytes) {
+  if (is_pinned(memory, bytes)) return false;
+  const auto* const at = static_cast<const std::byte*>(memory);
+  return std::ranges::any_of(pinned, [&](const auto& piece) {
+    return piece.first < at + bytes && at < piece.first + piece.second;
+  });
+}
+
+// The GPUs that CUDA shows this process, by name: see ../README.md.
+std::vector<std::string> visible_gpus() {
+  const char* const names = std::getenv("EMULATED_GPUS");
+  std::istringstream text(names == nullptr ? "emulation 0,emulation 1,emulation 2,emulation 3"
+                                           : names);
+  std::vector<std::string> gpus;
+  for (std::string name; std::getline(text, name, ',');) gpus.push_back(name);
+  return gpus;
+}
+bool is_visible(int device) {
+  return device >= 0 && static_cast<std::size_t>(device) < visible_gpus().size();
+}
+
+std::size_t pinnable_bytes() {
+  const char* const limit = std::getenv("EMULATED_PINNABLE_BYTES");
+  return limit == nullptr ? std::numeric_limits<std::size_t>::max() : std::stoull(limit);
+}
+
 }  // namespace
 
 cudaError_t begin_call(const char* call) {
   if (failure.empty() && is_to_fail(call)) failure = "the device was broken on purpose";
   return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
+const Pinning& pinning() { return registered; }
 
 bool on_device(const void* memory, std::size_t bytes) {
   if (bytes == 0) return true;
@@ -255,6 +284,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
     case cudaErrorLaunchFailure:
@@ -269,23 +300,26 @@ cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cud
 
 cudaError_t cudaGetDeviceCount(int* count) {
   EMULATION_CALL();
-  *count = emulation::kDevices;
-  return cudaSuccess;
+  *count = static_cast<int>(emulation::visible_gpus().size());
+  return report(*count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   EMULATION_CALL();
-  if (!emulation::is_device(device)) return report(cudaErrorInvalidDevice);
-  *properties = {"emulation", 9, 0, emulation::kDeviceBytes};
+  if (!emulation::is_visible(device)) return report(cudaErrorInvalidDevice);
+  *properties = {"", {}, 9, 0, emulation::kDeviceBytes};
+  const std::string name = emulation::visible_gpus()[static_cast<std::size_t>(device)];
+  name.copy(properties->name, sizeof properties->name - 1);
+  name.copy(properties->uuid.bytes, sizeof properties->uuid.bytes);
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
   EMULATION_CALL();
   *value = 1;
-  return report(emulation::is_device(device) ? cudaSuccess : cudaErrorInvalidDevice);
+  return report(emulation::is_visible(device) ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaSetDevice(int device) {
   EMULATION_CALL();
-  return report(emulation::is_device(device) ? cudaSuccess : cudaErrorInvalidDevice);
+  return report(emulation::is_visible(device) ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -436,19 +470,33 @@ cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
   if (bytes == 0 || emulation::pinned.contains(static_cast<std::byte*>(memory))) {
     return report(cudaErrorInvalidValue);
   }
+  emulation::Pinning& registered = emulation::registered;
+  if (bytes > emulation::pinnable_bytes() - registered.bytes) {
+    return report(cudaErrorMemoryAllocation);
+  }
   emulation::pinned[static_cast<std::byte*>(memory)] = bytes;
+  ++registered.pins;
+  registered.bytes += bytes;
+  registered.most_bytes = std::max(registered.most_bytes, registered.bytes);
   return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void* memory) {
   EMULATION_CALL();
-  return report(emulation::pinned.erase(static_cast<std::byte*>(memory)) == 1
-                    ? cudaSuccess
-                    : cudaErrorInvalidValue);
+  const auto found = emulation::pinned.find(static_cast<std::byte*>(memory));
+  if (found == emulation::pinned.end()) return report(cudaErrorInvalidValue);
+  ++emulation::registered.unpins;
+  emulation::registered.bytes -= found->second;
+  emulation::pinned.erase(found);
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   EMULATION_CALL();
+  if ((kind == cudaMemcpyHostToDevice && emulation::is_partly_pinned(from, bytes)) ||
+      (kind == cudaMemcpyDeviceToHost && emulation::is_partly_pinned(to, bytes))) {
+    return report(cudaErrorInvalidValue);
+  }
   // Pageable memory is read or written before the call returns, as CUDA may.
   const bool in_call = (kind == cudaMemcpyHostToDevice && !emulation::is_pinned(from, bytes)) ||
                        (kind == cudaMemcpyDeviceToHost && !emulation::is_pinned(to, bytes));

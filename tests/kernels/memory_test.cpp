@@ -1,5 +1,10 @@
 #include "kernels/memory.h"
 
+#include <gmock/gmock.h>
+
+#include <array>
+#include <memory>
+
 #include "base/error.h"
 #include "tests/kernels/backend_test.h"
 
@@ -31,6 +36,9 @@ TEST_P(MemoryTest, KnowsAboutHowMuchIsLeft) {
   const std::size_t before = backend().available_bytes();
   EXPECT_GT(before, std::size_t{1} << 20);
   EXPECT_LT(before, std::size_t{1} << 50);
+  const auto shared = make_backend(GetParam(), {.sharers = 4});
+  EXPECT_LT(shared->available_bytes(), before / 3);
+  EXPECT_GT(shared->available_bytes(), before / 6);
 }
 
 TEST_P(MemoryTest, UploadsConvertsAndDownloads) {
@@ -87,15 +95,17 @@ TEST_P(MemoryTest, CopiesManyBytesThereAndBack) {
 // when the call was queued, though it is overwritten and freed right after.
 TEST_P(MemoryTest, CopiesBesideTheQueueKeepItsOrder) {
   constexpr std::int64_t kColumns = 1000;
+  struct alignas(4096) Row {  // pages of its own: those are what is pinned
+    std::array<float, kColumns> values;
+  };
   for (const bool pinned : {false, true}) {
-    std::vector<float> first(kColumns, 1.0f), second(kColumns, 2.0f), behind(kColumns, 0.0f),
-        later(kColumns, 0.0f);
-    const auto bytes = [](std::vector<float>& values) {
-      return std::as_writable_bytes(std::span(values));
-    };
-    const auto all = {&first, &second, &behind, &later};
+    const auto rows = std::make_unique<std::array<Row, 4>>();
+    auto& [first, second, behind, later] = *rows;
+    first.values.fill(1.0f);
+    second.values.fill(2.0f);
+    const auto bytes = [](Row& row) { return std::as_writable_bytes(std::span(row.values)); };
     if (pinned) {
-      for (std::vector<float>* values : all) backend().pin(bytes(*values));
+      for (Row& row : *rows) EXPECT_EQ(backend().pin(bytes(row)), "");
     }
     Tensor a(backend(), DType::kF32, 1, kColumns), sum(backend(), DType::kF32, 1, kColumns);
     backend().zero(sum.view());
@@ -110,11 +120,11 @@ TEST_P(MemoryTest, CopiesBesideTheQueueKeepItsOrder) {
     sum = Tensor();
     Tensor(backend(), DType::kF32, 1, kColumns);
     backend().finish_downloads();
-    EXPECT_EQ(behind, std::vector<float>(kColumns, 1.0f)) << pinned;
-    EXPECT_EQ(later, std::vector<float>(kColumns, 12.0f)) << pinned;
+    EXPECT_THAT(behind.values, testing::Each(1.0f)) << pinned;
+    EXPECT_THAT(later.values, testing::Each(12.0f)) << pinned;
     backend().sync();
     if (pinned) {
-      for (std::vector<float>* values : all) backend().unpin(bytes(*values));
+      for (Row& row : *rows) backend().unpin(bytes(row));
     }
   }
 }

@@ -1,9 +1,13 @@
 #include "stages/calibrate/activations.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <numeric>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/backend.h"
@@ -11,6 +15,8 @@
 
 namespace roundhouse {
 namespace {
+
+const std::size_t kPage = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
 class ActivationsTest : public testing::Test {
  protected:
@@ -40,9 +46,9 @@ TEST_F(ActivationsTest, GivesBackWhatWasStored) {
 }
 
 TEST_F(ActivationsTest, BeyondTheBudgetGoesToNamelessFiles) {
-  ActivationBudget budget(100, folder_.path() / "scratch");
+  ActivationBudget budget(kPage + 100, folder_.path() / "scratch");
   Activations activations(budget, DType::kF32, 4);
-  activations.reserve(0, 5);  // 80 bytes: memory
+  activations.reserve(0, 5);  // 80 bytes, in the only whole page
   EXPECT_EQ(budget.spilled_bytes(), 0u);
   activations.reserve(1, 5);  // over
   EXPECT_EQ(budget.spilled_bytes(), 80u);
@@ -55,6 +61,42 @@ TEST_F(ActivationsTest, BeyondTheBudgetGoesToNamelessFiles) {
   EXPECT_EQ(budget.spilled_bytes(), 0u);
   activations.reserve(2, 5);  // the first one's room is free again
   EXPECT_EQ(budget.spilled_bytes(), 0u);
+}
+
+// The pieces that narrow activations leave behind are neighbours, whatever the order in which they go: one wide one fits there.
+TEST_F(ActivationsTest, WhatIsReleasedServesOtherWidths) {
+  const auto rows = static_cast<std::int64_t>(kPage / (4 * sizeof(float)));
+  ActivationBudget budget(6 * kPage, folder_.path());
+  Activations kept(budget, DType::kF32, 4);
+  Activations narrow(budget, DType::kF32, 4);
+  kept.reserve(0, rows);
+  for (int shard = 0; shard < 4; ++shard) narrow.reserve(shard, rows);
+  for (const int shard : {1, 3, 0, 2}) narrow.release(shard);
+  Activations wide(budget, DType::kF32, 20);  // five pages: all that is left
+  wide.reserve(0, rows);
+  EXPECT_EQ(budget.spilled_bytes(), 0u);
+  std::ranges::fill(wide.bytes(0), std::byte{1});
+  std::ranges::fill(kept.bytes(0), std::byte{2});
+  EXPECT_EQ(std::ranges::count(wide.bytes(0), std::byte{1}),
+            static_cast<std::ptrdiff_t>(5 * kPage));
+  kept.reserve(1, rows);
+  EXPECT_EQ(budget.spilled_bytes(), kPage);
+}
+
+TEST_F(ActivationsTest, MemoryThatIsReleasedGoesBackToTheMachine) {
+  ActivationBudget budget(std::size_t{64} << 20, folder_.path());
+  Activations activations(budget, DType::kF32, 1 << 20);
+  activations.reserve(0, 8);
+  std::ranges::fill(activations.bytes(0), std::byte{1});
+  std::byte* const data = activations.bytes(0).data();
+  std::vector<unsigned char> resident(activations.bytes(0).size() / kPage);
+  const auto pages_in_memory = [&] {
+    EXPECT_EQ(mincore(data, resident.size() * kPage, resident.data()), 0);
+    return std::ranges::count_if(resident, [](unsigned char page) { return (page & 1) != 0; });
+  };
+  EXPECT_GT(pages_in_memory(), 0);
+  activations.release(0);
+  EXPECT_EQ(pages_in_memory(), 0);
 }
 
 TEST_F(ActivationsTest, SaysWhyThereIsNoScratch) {

@@ -103,6 +103,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorLaunchFailure = 719,
 };
@@ -110,8 +111,12 @@ const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);  // of a launch failure: what the emulation found
 cudaError_t cudaGetLastError();
 
+struct cudaUUID_t {
+  char bytes[16];
+};
 struct cudaDeviceProp {
   char name[256];
+  cudaUUID_t uuid;
   int major, minor;
   std::size_t totalGlobalMem;
 };
@@ -192,6 +197,15 @@ struct cudaLaunchConfig_t {
 };
 
 namespace emulation {
+// Host memory that was pinned by cudaHostRegister().
+struct Pinning {
+  int pins = 0;  // calls that did
+  int unpins = 0;
+  std::size_t bytes = 0;  // now
+  std::size_t most_bytes = 0;
+};
+const Pinning& pinning();
+
 // Queues work; what it reads from the host it must hold itself. It returns what went wrong.
 void queue(cudaStream_t stream, std::function<std::string()> work);
 // Wholly inside one allocation: as work of a stream finds it, and as the host sees it, which is ahead of the streams.
