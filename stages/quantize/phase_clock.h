@@ -1,5 +1,5 @@
 // Seconds and floating-point operations of the parts of a block's work, for the journal and the benchmark: the objects
-// "time" and "flops" of a block's record, {"forward": .., "gram": .., "factor": .., "solve": ..}.
+// "phases" and "flops" of a block's record, {"forward": .., "gram": .., "factor": .., "solve": ..}.
 //
 // Seconds are this rank's, waiting for the others included. Operations are the whole team's, counted from the shapes: the
 // linears of a forward pass (not its attention), n² a token for a Gram matrix of n columns, 2 n³ / 3 for a factorization, rows n²
@@ -25,12 +25,12 @@ class PhaseClock {
     work();
     backend_.sync();  // the work may only be queued
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-    add(time_, part, elapsed.count());
+    add(seconds_, part, elapsed.count());
   }
   void count(const std::string& part, double flops) { add(flops_, part, flops); }
 
   void write(nlohmann::json& record) const {
-    record["time"] = time_;
+    record["phases"] = seconds_;
     record["flops"] = flops_;
   }
 
@@ -40,7 +40,7 @@ class PhaseClock {
   }
 
   Backend& backend_;
-  nlohmann::json time_ = nlohmann::json::object();
+  nlohmann::json seconds_ = nlohmann::json::object();
   nlohmann::json flops_ = nlohmann::json::object();
 };
 
