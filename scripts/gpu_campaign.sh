@@ -6,13 +6,14 @@
 #
 # Programs come from the first of these that is there:
 #   PROGRAMS          a folder with them, as they are
-#   BUNDLE            what scripts/make_bundle.sh made (default .gpu/bundle.tar.xz); needs python3 and CUDA's libraries
+#   BUNDLE            what scripts/make_bundle.sh made (default .gpu/bundle.tar.xz); needs Python 3 and CUDA's libraries
 #   BUILD             a build folder (default build/cuda, for a CPU build), configured and built here if need be; the nine minutes
 #                     begin after that
 # CAMPAIGN_DEVICE     cuda (default) or cpu, to try the campaign itself
 # CAMPAIGN_SIZE       full (default on cuda: blocks of Llama-2-70B), small (default on cpu), smoke (seconds, compares nothing)
 # CAMPAIGN_STEPS      only these, e.g. "card start gptq"
 # CAMPAIGN_SECONDS    all together (default 530)
+# PYTHON              the one that has PyTorch, for the card's own rates (default python3)
 # OUT                 default runs/gpu-campaign
 # WORK                parent of the scratch folder (default /dev/shm where 20 GB are free, else /tmp)
 set -euo pipefail
@@ -22,7 +23,7 @@ source_folder=$(dirname "$here")
 baseline=${1:-}
 case $baseline in
   '') ;;
-  --baseline) CAMPAIGN_DEVICE=cpu CAMPAIGN_SIZE=full CAMPAIGN_STEPS=bundled ;;
+  --baseline) CAMPAIGN_DEVICE=cpu CAMPAIGN_SIZE=full ;;
   *) echo "usage: $0 [--baseline]" >&2; exit 2 ;;
 esac
 export CAMPAIGN_DEVICE=${CAMPAIGN_DEVICE:-cuda} CAMPAIGN_SECONDS=${CAMPAIGN_SECONDS:-530} CAMPAIGN_STEPS=${CAMPAIGN_STEPS:-}
@@ -31,6 +32,7 @@ export CAMPAIGN_SIZE=${CAMPAIGN_SIZE:-$size}
 OUT=$(mkdir -p "${OUT:-$source_folder/runs/gpu-campaign}" && cd "${OUT:-$source_folder/runs/gpu-campaign}" && pwd)
 export OUT
 
+if [ -n "${BUNDLE:-}" ] && [ ! -e "$BUNDLE" ]; then echo "BUNDLE=$BUNDLE is not there" >&2; exit 1; fi
 bundle_file=${BUNDLE:-$source_folder/.gpu/bundle.tar.xz}
 if [ -z "${PROGRAMS:-}" ] && [ ! -e "$bundle_file" ]; then
   build=${BUILD:-$source_folder/build}
@@ -38,11 +40,11 @@ if [ -z "${PROGRAMS:-}" ] && [ ! -e "$bundle_file" ]; then
   if [ "$CAMPAIGN_DEVICE" = cuda ]; then
     build=${BUILD:-$source_folder/build/cuda}
     nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
-    options=(-DROUNDHOUSE_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" -DCMAKE_CUDA_ARCHITECTURES=native)
+    options=("-DCMAKE_CUDA_COMPILER=$nvcc" -DCMAKE_CUDA_ARCHITECTURES=native)
   fi
   if [ ! -e "$build/CMakeCache.txt" ]; then
     "$here/install_dependencies.sh"
-    (cd "$source_folder" && cmake --preset cpu -B "$build" --compile-no-warning-as-error "${options[@]}") > "$OUT/build.txt" 2>&1 ||
+    (cd "$source_folder" && cmake --preset "$CAMPAIGN_DEVICE" -B "$build" --compile-no-warning-as-error "${options[@]}") > "$OUT/build.txt" 2>&1 ||
       { tail -n 20 "$OUT/build.txt" >&2; exit 1; }
   fi
   cmake --build "$build" --parallel "$(nproc)" --target campaign_programs > "$OUT/build.txt" 2>&1 ||
@@ -65,14 +67,14 @@ trap 'if [ -n "$campaign" ]; then kill "$campaign" 2>/dev/null; wait "$campaign"
 export ROUNDHOUSE_SOURCE_DIR=$source_folder
 if [ -z "${PROGRAMS:-}" ]; then
   # Python's, as the image may lack xz.
-  python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle_file" "$CAMPAIGN_WORK"
+  "${PYTHON:-python3}" -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle_file" "$CAMPAIGN_WORK"
   . "$CAMPAIGN_WORK/bundle/environment.sh"
   PROGRAMS=$CAMPAIGN_WORK/bundle/bin
 fi
 PROGRAMS=$(cd "$PROGRAMS" && pwd)
 export PROGRAMS
 # In the background, so that this shell hears a signal at once.
-python3 -B "$here/gpu_campaign/campaign.py" $baseline &
+"${PYTHON:-python3}" -B "$here/gpu_campaign/campaign.py" $baseline &
 campaign=$!
 status=0
 wait "$campaign" || status=$?

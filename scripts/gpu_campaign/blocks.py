@@ -14,6 +14,7 @@ LONG = {"full": (48, 2048, "packed"), "small": (8, 256, "windows"), "smoke": (4,
 SHORT = {"full": (65, 512, "windows"), "small": (9, 128, "windows"), "smoke": (4, 64, "windows")}
 STEPS_RUN = {"full": (4, 16), "small": (2, 6), "smoke": (1, 2)}  # SignRound's iterations
 
+MODEL_OVER = settings.WORK / "model.over"  # whatever became of it
 METHODS = ("gptq", "signround", "awq", "squeezellm")
 WITH_SAMPLES = {"forward", "gram", "target", "output"}  # phases whose seconds grow with the number of samples
 EVERY_STEP = {"fetch", "round", "forward", "backward", "keep", "step"}  # SignRound's, with its steps
@@ -21,13 +22,18 @@ FULL_SAMPLES, FULL_STEPS = 512, 200  # the papers' problems; AWQ's 65 x 512 is r
 
 
 def synthesize(step):
-    settings.check("roundhouse", "synth", "--like", SHAPES[settings.SIZE], "--blocks", 2, "--tokenizer", settings.BUNDLED_MODEL,
-                   settings.MODEL)
+    try:
+        settings.check("roundhouse", "synth", "--like", SHAPES[settings.SIZE], "--blocks", 2,
+                       "--tokenizer", settings.BUNDLED_MODEL, settings.MODEL)
+    finally:
+        MODEL_OVER.touch()
 
 
 def wait_for_model():
-    while not (settings.MODEL / "config.json").exists():  # written last
+    while not MODEL_OVER.exists():
         time.sleep(0.2)
+    if not (settings.MODEL / "config.json").exists():  # written last
+        raise settings.Failed("the model was not synthesized: see step model")
 
 
 def quantize(name, problem, recipes):

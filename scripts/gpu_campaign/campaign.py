@@ -120,6 +120,7 @@ class Campaign:
             begin = time.time()
             self.finish(name, self.start(name), min(limit, self.left()), begin)
             if model and model.poll() is not None:
+                blocks.MODEL_OVER.touch()  # also where it was killed
                 self.finish("model", model, 0, model_begin)
                 model = None
         if model:
