@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Packs a build so that it runs on a machine with a GPU and CUDA but without MPI, HDF5 or a package registry.
 #
-#   scripts/make_bundle.sh build/cuda bundle.tar.gz
+#   scripts/make_bundle.sh [BUILD_FOLDER [OUT.tar.xz]]                 (build/cuda, .gpu/bundle.tar.xz)
 #
-# There: tar xzf bundle.tar.gz && bundle/run roundhouse run configs/demo.yaml       one rank; works without a GPU too
-#        bundle/run --tests                                                         the kernels' contract tests
-#        bundle/run block_bench --like llama-2-70b --samples 512 --length 2048
+# There, beside the source tree:
+#        tar xf .gpu/bundle.tar.xz -C /tmp && /tmp/bundle/run roundhouse run configs/demo.yaml       one rank; works without a GPU too
+#        /tmp/bundle/run --tests                                                                     the kernels' contract tests
+#        scripts/gpu_campaign.sh                                                                     everything; unpacks it itself
 #
-# It holds the programs, the kernels' and transports' tests, the benchmarks, the bundled model and every shared library that
-# is neither the C library's (that machine's must be as new as this one's) nor CUDA's (found there under /usr/local/cuda,
-# $CUDA_HOME or the loader's path).
+# It holds the programs, the kernels' and transports' tests with their golden files, the benchmarks and every shared library
+# that is neither the C library's (that machine's must be as new as this one's) nor CUDA's (found there: scripts/bundle/environment.sh).
+# The bundled model and the configurations are the source tree's. A build for one architecture is half as large:
+#   cmake --preset cuda -DCMAKE_CUDA_ARCHITECTURES=90-real
 set -euo pipefail
 cd "$(dirname "$0")/.."
-build=${1:?usage: scripts/make_bundle.sh BUILD_FOLDER OUT.tar.gz}
-out=${2:?usage: scripts/make_bundle.sh BUILD_FOLDER OUT.tar.gz}
+build=${1:-build/cuda}
+out=${2:-.gpu/bundle.tar.xz}
 [ -x "$build/bin/roundhouse" ] || { echo "$build/bin/roundhouse is not there: build it first (make cuda)" >&2; exit 1; }
 
 stage=$(mktemp -d)
@@ -24,7 +26,6 @@ for program in "$build"/bin/{roundhouse,*_bench,kernels_*_test,comm_device_trans
   case $program in *emulated*) continue ;; esac
   if [ -x "$program" ]; then cp "$program" "$bundle/bin/"; fi
 done
-strip "$bundle"/bin/*
 
 # The C library's own, the driver's, and CUDA's.
 left_out='^(linux-vdso|ld-linux|libc\.|libm\.|libdl\.|libpthread\.|librt\.|libresolv\.|libcuda\.|libnvidia|libcudart|libcublas|libcusolver|libcusparse|libnvJitLink|libnccl)'
@@ -39,27 +40,12 @@ while read -r name path; do
   fi
 done < <(ldd "$bundle"/bin/* | sed -n 's/^\s*\(\S*\) => \(\S*\).*/\1 \2/p' | sort -u)
 [ "$missing" = 0 ] || exit 1
+strip "$bundle"/bin/*
 
-mkdir -p "$bundle/tests/data"
-cp -r tests/data/tiny-world "$bundle/tests/data/"
-cp -r configs "$bundle/"
-cat > "$bundle/run" <<'RUN'
-#!/usr/bin/env bash
-# bundle/run PROGRAM ARGUMENTS...    or    bundle/run --tests
-set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-cuda=${CUDA_HOME:-/usr/local/cuda}
-export LD_LIBRARY_PATH="$here/lib:$cuda/lib64:$cuda/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-cd "$here"
-if [ "${1:-}" = --tests ]; then
-  failed=0
-  for test in bin/*_test; do "$test" --gtest_brief=1 || failed=1; done
-  exit $failed
-fi
-program=${1:?usage: run PROGRAM ARGUMENTS, or run --tests}
-shift
-exec "bin/$program" "$@"
-RUN
-chmod +x "$bundle/run"
-tar -C "$stage" -czf "$out" bundle
-echo "$out: $(du -h "$out" | cut -f1), $(ls "$bundle/bin" | wc -l) programs, $(ls "$bundle/lib" | wc -l) libraries"
+mkdir -p "$bundle/tests/golden"
+cp tests/golden/gradients.json "$bundle/tests/golden/"
+cp scripts/bundle/{run,environment.sh} "$bundle/"
+mkdir -p "$(dirname "$out")"
+# All programs hold the same kernels: found again where the dictionary reaches from one to the next.
+tar -C "$stage" -c bundle | xz --lzma2=preset=1,dict=128MiB > "$out"
+echo "$out: $(du -h --apparent-size "$out" | cut -f1), $(ls "$bundle/bin" | wc -l) programs, $(ls "$bundle/lib" | wc -l) libraries"

@@ -1,8 +1,9 @@
-// Quantizes whole blocks of a synthetic model, as a run does, and prints for each part of the work its seconds beside its
+// Quantizes whole blocks, as a run does, and prints for each part of the work its seconds beside its
 // floor: the seconds that its floating-point operations take at the rate that this machine was measured to multiply matrices
 // at (16-bit inputs for what works on activations, F32 for factorizations and solving; on a CPU both are F32).
 //
-//   block_bench [--like llama-1.1b] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
+//   block_bench [--like llama-1.1b | --model DIR] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
+//               [--json FILE]      the first blocks of a model directory, or of a synthetic model of a published shape
 //   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
 //   block_bench --like llama-2-70b --samples 512 --length 2048 --floors 790,50,55     the floors alone, for a machine
 //                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing
@@ -15,10 +16,14 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "base/error.h"
+#include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "model/causal_lm.h"
@@ -27,27 +32,13 @@
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
 #include "tests/bench/block_cost.h"
+#include "tests/bench/random_tensor.h"
 
 namespace roundhouse {
 namespace {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// The best of five products of two n x n matrices, in FLOP/s.
-double matmul_rate(Backend& backend, DType type, std::int64_t n) {
-  Tensor a(backend, type, n, n), b(backend, type, n, n), c(backend, type, n, n);
-  backend.zero(a.view());
-  backend.zero(b.view());
-  double best = 1e30;
-  for (int i = 0; i < 6; ++i) {
-    const double start = now();
-    backend.linear({.x = a.view(), .w = b.view(), .bias = {}, .y = c.view()});
-    backend.sync();
-    if (i > 0) best = std::min(best, now() - start);
-  }
-  return 2.0 * static_cast<double>(n * n * n) / best;
 }
 
 // What the machine can do, measured or given.
@@ -74,17 +65,25 @@ double upload_rate(Backend& backend) {
 }
 
 struct Options {
-  std::string like = "llama-1.1b", recipe = R"({"method": "gptq"})";
+  std::string like = "llama-1.1b", model, recipe = R"({"method": "gptq"})", json;
   std::vector<double> floors;
   int blocks = 2, samples = 32, length = 512, threads = 0;
 };
+
+Recipe recipe_of(const Options& options) {
+  try {
+    return parse_recipe(nlohmann::json::parse(options.recipe));
+  } catch (const RecipeError& error) {
+    throw InputError("--recipe: " + error.key + (error.key.empty() ? "" : ": ") + error.what);
+  }
+}
 
 void print_floors(const Options& options) {
   const Rates rates{options.floors.at(0) * 1e12, options.floors.at(1) * 1e12,
                     options.floors.at(2) * 1e9};
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
-  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
+  const Recipe recipe = recipe_of(options);
   const BlockCost cost = cost_of_block(recipe, *shape, options.samples, options.length);
   std::printf("%s, %s, %d x %d tokens, one block on one device\n", options.like.c_str(),
               recipe.name.c_str(), options.samples, options.length);
@@ -102,52 +101,132 @@ void print_floors(const Options& options) {
       std::max(cost.bytes_up, cost.bytes_down) / rates.host_to_device);
 }
 
-void run(const Options& options) {
-  const auto folder =
+// A folder of this process, gone with it.
+class Scratch {
+ public:
+  Scratch() { std::filesystem::create_directories(path_); }
+  ~Scratch() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_ =
       std::filesystem::temp_directory_path() / ("roundhouse-bench-" + std::to_string(getpid()));
+};
+
+std::filesystem::path synthesize(const Options& options, const std::filesystem::path& folder) {
   SyntheticOptions synthetic;
   synthetic.config = shape_like(options.like);
   synthetic.config.blocks = options.blocks;
   write_synthetic_model(synthetic, folder / "model");
+  return folder / "model";
+}
 
-  const CausalLM model(folder / "model");
-  const std::string device = has_device("cuda") ? "cuda" : "cpu";
-  const auto backend = make_backend(device, {.threads = options.threads});
-  const auto shape = make_decoder_block(model.config(), options.length, *backend);
-  const auto team = make_local_communicator();
-  Hdf5Store store(folder / "run");
-
+Samples random_samples(const Options& options, std::int64_t vocabulary) {
   Random random(1);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(options.samples) *
                                 static_cast<std::size_t>(options.length));
   for (std::int32_t& id : ids)
-    id = static_cast<std::int32_t>(
-        random.below(static_cast<std::uint64_t>(model.config().vocabulary)));
-  const Samples samples(options.samples, options.length, std::min(16, options.samples), ids);
-  ActivationBudget budget(std::size_t{1} << 40, folder,
-                          backend->is_host_memory() ? nullptr : backend.get());
-  const auto embed = [&] {
-    Activations stream(budget, backend->activation_type(), model.config().hidden_size);
-    for (int shard = 0; shard < samples.shards(); ++shard) {
-      const PartRange range = samples.samples_of_shard(shard);
-      stream.reserve(shard, (range.end - range.begin) * samples.length());
-      for (const MicroBatch& batch : micro_batches_of_shard(samples, shard)) {
-        const Tensor rows =
-            model.embed(samples.ids(batch.first_sample, batch.sequences), options.length, *backend);
-        stream.store(shard, batch.first_row, rows.view(), *backend);
-      }
+    id = static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(vocabulary)));
+  return Samples(options.samples, options.length, std::min(16, options.samples), ids);
+}
+
+Activations embed(const CausalLM& model, const Samples& samples, ActivationBudget& budget,
+                  Backend& backend) {
+  Activations stream(budget, backend.activation_type(), model.config().hidden_size);
+  for (int shard = 0; shard < samples.shards(); ++shard) {
+    const PartRange range = samples.samples_of_shard(shard);
+    stream.reserve(shard, (range.end - range.begin) * samples.length());
+    for (const MicroBatch& batch : micro_batches_of_shard(samples, shard)) {
+      const Tensor rows =
+          model.embed(samples.ids(batch.first_sample, batch.sequences), samples.length(), backend);
+      stream.store(shard, batch.first_row, rows.view(), backend);
     }
-    return stream;
-  };
-  Activations residual = embed(), original = embed();
+  }
+  return stream;
+}
+
+// The seconds of one block beside their floors, printed and kept.
+class BlockTable {
+ public:
+  BlockTable(int block, const Rates& rates) : rates_(rates), facts_{{"block", block}} {
+    std::printf("block %d            seconds     floor   share     GFLOP\n", block);
+  }
+  void add_seconds(const std::string& part, double seconds) { add(part, seconds, 0, 0); }
+  void add_phase(const std::string& phase, double seconds, double flops) {
+    const double floor = floor_of(phase, flops);
+    add(phase, seconds, flops, floor);
+    flops_ += flops;
+    floor_ += floor;
+  }
+  void add_step(double seconds, double flops) {
+    add("one step", seconds, flops, floor_of("forward", flops));
+  }
+  void finish(double seconds) { add("whole block", seconds, flops_, floor_); }
+  const nlohmann::json& facts() const { return facts_; }
+
+ private:
+  double floor_of(const std::string& phase, double flops) const {
+    return flops / (works_in_f32(phase) ? rates_.f32 : rates_.activations);
+  }
+  void add(const std::string& part, double seconds, double flops, double floor) {
+    nlohmann::json& kept = facts_["parts"][part] = {{"seconds", seconds}};
+    std::printf("  %-14s %9.3f", part.c_str(), seconds);
+    if (flops > 0) {
+      std::printf(" %9.3f %5.1f %% %9.1f", floor, 100 * floor / seconds, flops / 1e9);
+      kept["flops"] = flops;
+      kept["floor_seconds"] = floor;
+    }
+    std::printf("\n");
+  }
+
+  Rates rates_;
+  nlohmann::json facts_;
+  double flops_ = 0, floor_ = 0;
+};
+
+// The parts that the method measured; throws Error where it counts other operations than block_cost.cpp.
+void add_phases(BlockTable& table, const nlohmann::json& record, const BlockCost& cost) {
+  const nlohmann::json& counted = record["flops"];
+  for (const auto& [phase, seconds] : record["phases"].items())
+    table.add_phase(phase, seconds.get<double>(), counted.value(phase, 0.0));
+  for (const auto& [phase, flops] : cost.flops) {
+    if (std::abs(counted.value(phase, 0.0) - flops) > 1e-9 * flops)
+      throw Error("block_cost.cpp and the method disagree about " + phase);
+  }
+  if (!record.contains("iterations")) return;
+  const double steps = record["iterations"];
+  double seconds = 0, flops = 0;
+  for (const char* phase : {"fetch", "round", "forward", "backward", "keep", "step"}) {
+    seconds += record["phases"].value(phase, 0.0);
+    flops += counted.value(phase, 0.0);
+  }
+  table.add_step(seconds / steps, flops / steps);
+}
+
+void run(const Options& options) {
+  const Scratch scratch;
+  const CausalLM model(options.model.empty() ? synthesize(options, scratch.path())
+                                             : std::filesystem::path(options.model));
+  const std::string device = has_device("cuda") ? "cuda" : "cpu";
+  const auto backend = make_backend(device, {.threads = options.threads});
+  const auto shape = make_decoder_block(model.config(), options.length, *backend);
+  const auto team = make_local_communicator();
+  Hdf5Store store(scratch.path() / "run");
+  const Recipe recipe = recipe_of(options);
+  const auto method = make_method(recipe);
 
   // Large enough for a GPU to be busy, small enough for a CPU.
-  const std::int64_t n = backend->is_host_memory() ? 4096 : 8192;
+  const std::int64_t n = backend->is_host_memory() ? 2048 : 8192;
   const Rates rates{matmul_rate(*backend, backend->activation_type(), n),
                     matmul_rate(*backend, DType::kF32, n), upload_rate(*backend)};
-  const Recipe recipe = parse_recipe(nlohmann::json::parse(options.recipe));
+  const std::string name = options.model.empty() ? options.like : options.model;
   std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, %s\n", backend->description().c_str(),
-              options.like.c_str(), static_cast<long long>(model.config().hidden_size),
+              name.c_str(), static_cast<long long>(model.config().hidden_size),
               static_cast<long long>(model.config().intermediate_size), options.samples,
               options.length, recipe.name.c_str());
   std::printf(
@@ -157,10 +236,29 @@ void run(const Options& options) {
   if (rates.host_to_device > 0)
     std::printf("; host to device %.1f GB/s", rates.host_to_device / 1e9);
   std::printf("\n\n");
+  nlohmann::json facts{{"device", backend->description()},
+                       {"model", name},
+                       {"recipe", recipe.name},
+                       {"samples", options.samples},
+                       {"length", options.length},
+                       {"flops_per_second", rates.activations},
+                       {"f32_flops_per_second", rates.f32},
+                       {"host_to_device_bytes_per_second", rates.host_to_device}};
 
-  const auto method = make_method(recipe);
+  // Only what the method asks for, as in a run.
+  const Streams streams = method->streams();
+  ActivationBudget budget(std::size_t{1} << 40, scratch.path(),
+                          backend->is_host_memory() ? nullptr : backend.get());
+  std::optional<Samples> samples;
+  std::optional<Activations> residual, original;
+  if (streams.any()) samples = random_samples(options, model.config().vocabulary);
+  if (streams.quantized) residual.emplace(embed(model, *samples, budget, *backend));
+  if (streams.full_precision) original.emplace(embed(model, *samples, budget, *backend));
+
   NullMonitor monitor;
-  for (int block = 0; block < options.blocks; ++block) {
+  const int blocks = std::min(options.blocks, static_cast<int>(model.config().blocks));
+  for (int block = 0; block < blocks; ++block) {
+    BlockTable table(block, rates);
     const double start = now();
     BlockWeights weights = shape->load(model.checkpoint(), block, *backend);
     backend->sync();
@@ -172,9 +270,9 @@ void run(const Options& options) {
                    .shape = *shape,
                    .block = block,
                    .weights = weights,
-                   .samples = &samples,
-                   .residual = &residual,
-                   .original = &original,
+                   .samples = samples ? &*samples : nullptr,
+                   .residual = residual ? &*residual : nullptr,
+                   .original = original ? &*original : nullptr,
                    .budget = budget,
                    .saved_activation_bytes = backend->available_bytes() / 4,
                    .monitor = monitor};
@@ -183,45 +281,14 @@ void run(const Options& options) {
     store.commit(block_key(recipe.name, block), to_record(result));
     const double end = now();
 
-    std::printf("block %d            seconds     floor   share     GFLOP\n", block);
-    const auto line = [&](const std::string& part, double seconds, double flops, double floor) {
-      std::printf("  %-14s %9.3f", part.c_str(), seconds);
-      if (flops > 0)
-        std::printf(" %9.3f %5.1f %% %9.1f", floor, 100 * floor / seconds, flops / 1e9);
-      std::printf("\n");
-    };
-    const auto floor_of = [&](const std::string& phase, double flops) {
-      return flops / (works_in_f32(phase) ? rates.f32 : rates.activations);
-    };
-    double total = 0, floors = 0;
-    line("load", loaded - start, 0, 0);
-    const nlohmann::json& time = result.record["time"];
-    const nlohmann::json& counted = result.record["flops"];
-    for (const auto& [phase, seconds] : time.items()) {
-      const double flops = counted.value(phase, 0.0);
-      line(phase, seconds.get<double>(), flops, floor_of(phase, flops));
-      total += flops;
-      floors += floor_of(phase, flops);
-    }
-    for (const auto& [phase, flops] :
-         cost_of_block(recipe, *shape, options.samples, options.length).flops) {
-      const double here = counted.value(phase, 0.0);
-      if (std::abs(here - flops) > 1e-9 * flops) {
-        throw Error("block_cost.cpp and the method disagree about " + phase);
-      }
-    }
-    line("commit", end - quantized, 0, 0);
-    line("whole block", end - start, total, floors);
-    if (!result.record.contains("iterations")) continue;
-    const double steps = result.record["iterations"];
-    double seconds = 0, flops = 0;
-    for (const char* phase : {"fetch", "round", "forward", "backward", "keep", "step"}) {
-      seconds += time.value(phase, 0.0);
-      flops += counted.value(phase, 0.0);
-    }
-    line("one step", seconds / steps, flops / steps, floor_of("forward", flops) / steps);
+    table.add_seconds("load", loaded - start);
+    add_phases(table, result.record,
+               cost_of_block(recipe, *shape, options.samples, options.length));
+    table.add_seconds("commit", end - quantized);
+    table.finish(end - start);
+    facts["blocks"].push_back(table.facts());
   }
-  std::filesystem::remove_all(folder);
+  if (!options.json.empty()) write_text_atomically(options.json, facts.dump(1) + "\n");
 }
 
 }  // namespace
@@ -229,9 +296,13 @@ void run(const Options& options) {
 
 int main(int argc, char** argv) {
   roundhouse::Options options;
-  CLI::App app(
-      "Quantizes whole blocks of a synthetic model; seconds by phase, beside their floors");
-  app.add_option("--like", options.like, "published shape")->capture_default_str();
+  CLI::App app("Quantizes whole blocks; seconds by phase, beside their floors");
+  auto* const like =
+      app.add_option("--like", options.like, "a synthetic model of this published shape")
+          ->capture_default_str();
+  app.add_option("--model", options.model, "a model directory instead")
+      ->check(CLI::ExistingDirectory)
+      ->excludes(like);
   app.add_option("--blocks", options.blocks)->capture_default_str();
   app.add_option("--samples", options.samples)->capture_default_str();
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
@@ -241,6 +312,7 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->expected(3);
   app.add_option("--threads", options.threads, "0: all")->capture_default_str();
+  app.add_option("--json", options.json, "write the figures to this file too");
   CLI11_PARSE(app, argc, argv);
   try {
     if (options.floors.empty()) {

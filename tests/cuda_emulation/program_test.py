@@ -98,8 +98,8 @@ def check_seconds(run):
     for line in (run / "journal.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "block" and not (
-                {"load", "commit", "other"} <= event["time"].keys() and sum(event["time"].values()) <= event["seconds"] + 1e-6):
-            sys.exit(f"{event['recipe']}, block {event['block']}: {event['seconds']} seconds, but the phases {event['time']}")
+                {"load", "commit", "other"} <= event["phases"].keys() and sum(event["phases"].values()) <= event["seconds"] + 1e-6):
+            sys.exit(f"{event['recipe']}, block {event['block']}: {event['seconds']} seconds, but the phases {event['phases']}")
 
 
 def case_ranks(world):

@@ -68,7 +68,6 @@ std::size_t bytes_on_device = 0;
 cudaError_t last_error = cudaSuccess;
 std::string failure;  // of the first work that failed; like a real one it stays
 
-
 cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "tests/kernels/backend_test.h"
 #include "tests/reference/gradients.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -28,7 +29,7 @@ Matrix sum(Matrix a, const Matrix& b) {
 class Golden {
  public:
   explicit Golden(const char* name) {
-    std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/gradients.json");
+    std::ifstream file(source_folder() / "tests/golden/gradients.json");
     entry_ = nlohmann::json::parse(file).at("kernels").at(name);
   }
   Matrix matrix(const char* name) const {

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "tests/kernels/backend_test.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -324,7 +325,7 @@ TEST_P(LearnedRoundingTest, StepsAgainstTheDifferenceQuotientOfTheSurrogate) {
 }
 
 TEST_P(LearnedRoundingTest, ValuesAndStepsEqualTorchs) {
-  std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/gradients.json");
+  std::ifstream file(source_folder() / "tests/golden/gradients.json");
   const nlohmann::json all = nlohmann::json::parse(file).at("kernels");
   for (const Grid grid : kLearnedGrids) {
     const nlohmann::json& golden = all.at(std::string(name_of(grid)));

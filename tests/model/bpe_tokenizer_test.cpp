@@ -9,6 +9,7 @@
 #include "model/gpt2_words.h"
 #include "model/tokenizer.h"
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -157,7 +158,7 @@ TEST_F(BpeFilesTest, WrongMergesAreAnInputErrorThatNamesTheLine) {
 class TokenizerJsonTest : public testing::Test {
  protected:
   TokenizerJsonTest() {
-    std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/tokenizer/bpe/tokenizer.json");
+    std::ifstream file(source_folder() / "tests/golden/tokenizer/bpe/tokenizer.json");
     good_ = json::parse(file);
   }
   std::string error_with(const json& patch) {

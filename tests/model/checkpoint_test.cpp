@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -72,8 +73,7 @@ TEST(CheckpointTest, DirectoryWithoutWeightsSaysWhatIsMissing) {
   EXPECT_THAT(error_of(directory.path()), HasSubstr("pytorch_model.bin"));
 }
 
-const std::filesystem::path kBin =
-    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/bin";
+const std::filesystem::path kBin = source_folder() / "tests/golden/bin";
 
 TEST(CheckpointTest, ReadsPytorchFilesWhereThereAreNoSafetensors) {
   EXPECT_EQ(Checkpoint(kBin / "mistral").view("model.norm.weight").type, DType::kBF16);

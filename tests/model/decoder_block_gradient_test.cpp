@@ -11,6 +11,7 @@
 #include "model/decoder_block.h"
 #include "tests/model/model_files.h"
 #include "tests/reference/gradients.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -58,7 +59,7 @@ struct Gradients {
 class World {
  public:
   explicit World(const std::string& kind) {
-    std::ifstream file(ROUNDHOUSE_SOURCE_DIR "/tests/golden/gradients.json");
+    std::ifstream file(source_folder() / "tests/golden/gradients.json");
     golden_ = json::parse(file).at("blocks").at(kind);
     const json& config = golden_.at("config");
     Tensors tensors = formula_tensors(config, DType::kF32);

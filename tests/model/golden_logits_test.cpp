@@ -8,6 +8,7 @@
 
 #include "model/causal_lm.h"
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -18,14 +19,12 @@ class GoldenLogitsTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenLogitsTest, AgreeInFloat32) {
   const std::string& name = GetParam();
-  const json golden = json::parse(std::ifstream(std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) /
-                                                "tests/golden/logits.json"))
-                          .at(name);
+  const json golden =
+      json::parse(std::ifstream(source_folder() / "tests/golden/logits.json")).at(name);
   const TemporaryFolder directory;
   std::filesystem::path path = tiny_world();
   if (golden.contains("directory")) {
-    path = std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden" /
-           golden.at("directory").get<std::string>();
+    path = source_folder() / "tests/golden" / golden.at("directory").get<std::string>();
   } else if (golden.contains("config")) {
     path = directory.path();
     const DType type = dtype_from_name(golden.at("dtype").get<std::string>()).value();

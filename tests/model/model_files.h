@@ -23,6 +23,7 @@
 #include "base/tensor.h"
 #include "model/safetensors.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 
@@ -51,9 +52,7 @@ inline std::string safetensors_bytes(const std::string& header, std::size_t data
   return bytes + header + std::string(data_bytes, '\x11');
 }
 
-inline std::filesystem::path tiny_world() {
-  return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
-}
+inline std::filesystem::path tiny_world() { return source_folder() / "tests/data/tiny-world"; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Models whose weights follow from the names of their tensors; tests/golden/make_logits.py has the

@@ -11,6 +11,7 @@
 #include "model/pickle.h"
 #include "model/zip.h"
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -19,8 +20,7 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-const std::filesystem::path kBin =
-    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/bin";
+const std::filesystem::path kBin = source_folder() / "tests/golden/bin";
 
 std::string read_bytes(const std::filesystem::path& path) {
   std::ostringstream text;

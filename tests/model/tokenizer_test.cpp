@@ -9,6 +9,7 @@
 
 #include "base/random.h"
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -40,8 +41,7 @@ std::string hash_of(const std::vector<std::int32_t>& ids) {
   return text.data();
 }
 
-const std::filesystem::path kGolden =
-    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/tokenizer";
+const std::filesystem::path kGolden = source_folder() / "tests/golden/tokenizer";
 
 // The ids of the texts in a file, against Hugging Face's; see make_tokenizer.py. Returns how many.
 int compare(const Tokenizer& tokenizer, const std::filesystem::path& texts,

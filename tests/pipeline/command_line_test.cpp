@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "pipeline/hdf5_store.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -29,7 +30,7 @@ class CommandLineTest : public testing::Test {
     const std::string out = (folder_.path() / "out").string(),
                       err = (folder_.path() / "err").string();
     const int status =
-        std::system(("cd " + std::string(ROUNDHOUSE_SOURCE_DIR) + " && " + launcher +
+        std::system(("cd " + source_folder().string() + " && " + launcher +
                      " " ROUNDHOUSE_PROGRAM " " + arguments + " > " + out + " 2> " + err)
                         .c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text_file(out), read_text_file(err)};

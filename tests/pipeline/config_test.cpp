@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -348,7 +349,7 @@ TEST_F(ConfigTest, DifferencesNameKeysThatBothHave) {
 
 TEST_F(ConfigTest, TheConfigsOfTheProjectAreRight) {
   const std::filesystem::path before = std::filesystem::current_path();
-  std::filesystem::current_path(ROUNDHOUSE_SOURCE_DIR);
+  std::filesystem::current_path(source_folder());
   for (const char* name : {"configs/demo.yaml", "configs/tiny-world.yaml"}) {
     EXPECT_NO_THROW(read_config(name, {})) << name;
   }

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
@@ -65,7 +66,7 @@ class RunFolderTest : public testing::Test {
  protected:
   RunConfig config() const {
     RunConfig made;
-    made.model = fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+    made.model = source_folder() / "tests/data/tiny-world";
     made.run = folder_.path() / "run";
     made.calibration.text = "text.jsonl";
     made.recipes = {parse_recipe({{"method", "rtn"}}), parse_recipe({{"method", "gptq"}})};
@@ -187,7 +188,7 @@ TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
 }
 
 TEST_F(RunFolderTest, TheFingerprintFollowsTheModelsFiles) {
-  const fs::path source = fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+  const fs::path source = source_folder() / "tests/data/tiny-world";
   const fs::path copy = folder_.path() / "model";
   fs::create_directory(copy);
   for (const char* name : {"config.json", "model.safetensors"})
@@ -221,6 +222,12 @@ TEST_F(RunFolderTest, TheJournalKeepsEventsInOrder) {
   EXPECT_TRUE(std::regex_match(events[0]["time"].get<std::string>(),
                                std::regex("\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z")));
   EXPECT_TRUE(read_journal(folder_.path() / "nowhere").empty());
+}
+
+TEST_F(RunFolderTest, TheJournalLosesNothingOfAnEvent) {
+  Journal journal(folder_.path());
+  EXPECT_THROW(journal.append({{"event", "a"}, {"time", {{"forward", 1.5}}}}), Error);
+  EXPECT_TRUE(read_journal(folder_.path()).empty());
 }
 
 TEST_F(RunFolderTest, ATornLineCostsOnlyItself) {

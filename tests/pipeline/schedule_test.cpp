@@ -11,12 +11,12 @@
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel =
-    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 constexpr int kBlocks = 6, kShards = 4, kSnapshotEvery = 2;
 
 std::vector<Recipe> recipes() {
@@ -57,8 +57,12 @@ class Walker {
                       .saved_activation_bytes = std::size_t{1} << 30,
                       .monitor = monitor,
                       .snapshot_every = kSnapshotEvery,
-                      .on_unit = [&](const Recipe&, const QuantizedBlock&, double) {
+                      .on_unit = [&](const Recipe&, const QuantizedBlock& block, double) {
                         ++units;
+                        // For the journal, where "time" is the date.
+                        EXPECT_GT(block.record.at("phases").at("solve").get<double>(), 0);
+                        EXPECT_GT(block.record.at("phases").at("commit").get<double>(), 0);
+                        EXPECT_FALSE(block.record.contains("time"));
                         if (on_unit) on_unit(monitor, units);
                       }};
     return quantize_all(schedule, recipes(), states);

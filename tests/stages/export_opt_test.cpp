@@ -9,6 +9,7 @@
 #include "stages/memory_store.h"
 #include "stages/quantize/quantized_weights.h"
 #include "tests/model/model_files.h"
+#include "tests/source_folder.h"
 #include "tests/stages/export_world.h"
 
 namespace roundhouse {
@@ -96,8 +97,7 @@ TEST_F(ExportOptTest, ReadersLeaveTheProjectionsAlone) {
   prepare(source, 32);
   const auto config =
       nlohmann::json::parse(read_text_file(write("compressed-tensors") / "config.json"));
-  const nlohmann::json dense = {"lm_head", "model.decoder.project_in",
-                                "model.decoder.project_out"};
+  const nlohmann::json dense = {"lm_head", "model.decoder.project_in", "model.decoder.project_out"};
   EXPECT_EQ(config.at("quantization_config").at("ignore"), dense);
   EXPECT_EQ(config.at("do_layer_norm_before"), false);
 }
@@ -126,7 +126,7 @@ TEST_F(ExportOptTest, DenseReadsBackAsTheQuantizedModel) {
 }
 
 TEST_F(ExportOptTest, PytorchFilesBecomeSafetensorsWithTheNamesOfTransformers) {
-  prepare(fs::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/bin/opt", -1);
+  prepare(source_folder() / "tests/golden/bin/opt", -1);
   const fs::path out = write("dense", DType::kF32);
   const SafetensorsFile file(out / "model.safetensors");
   EXPECT_TRUE(file.has("model.decoder.layers.0.fc1.bias"));

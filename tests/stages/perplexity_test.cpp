@@ -10,12 +10,12 @@
 #include "model/tokenizer.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel =
-    std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
+const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 
 TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
   const std::vector<std::int32_t> tokens{0, 1, 2, 3, 4, 5, 6};
@@ -34,8 +34,7 @@ TEST(PerplexityTest, JoinsTheRowsOfADataSet) {
 // The widely reported number of tokens of WikiText-2's test text under LLaMA's tokenizer: 341,469, which is 166 windows.
 TEST(PerplexityTest, WikiTextHasItsKnownTokens) {
   const char* given = std::getenv("ROUNDHOUSE_DATA");
-  const std::filesystem::path data =
-      given ? given : std::filesystem::path(ROUNDHOUSE_SOURCE_DIR).parent_path() / "shared/data";
+  const std::filesystem::path data = given ? given : source_folder().parent_path() / "shared/data";
   if (!std::filesystem::exists(data / "wikitext2"))
     GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
   const auto tokens =

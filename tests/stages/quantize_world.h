@@ -19,6 +19,7 @@
 #include "model/causal_lm.h"
 #include "model/decoder_block.h"
 #include "stages/quantize/method.h"
+#include "tests/source_folder.h"
 
 namespace roundhouse {
 
@@ -49,9 +50,7 @@ class QuantizeWorld {
  public:
   static constexpr std::int64_t kSamples = 12;
 
-  static std::filesystem::path bundled_model() {
-    return std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/data/tiny-world";
-  }
+  static std::filesystem::path bundled_model() { return source_folder() / "tests/data/tiny-world"; }
   // Samples of 96 tokens go through a block in one micro-batch a shard, those of 512 in several.
   explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
                          std::vector<int> broken_samples = {}, std::int64_t length = 96,

@@ -1,0 +1,57 @@
+"""compute-sanitizer over the contract tests on the device; its reports go to sanitizer.txt."""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import settings
+
+EVERYTHING = "*/cuda"
+# Of linear algebra only the kernels that are ours: cuBLAS and cuSOLVER run under it too, slowly.
+OURS = {"linear_algebra": ":".join(f"*{name}*/cuda" for name in
+                                   ("ather", "ymmetri", "evers", "Add", "Scale", "Gram", "TriangularInverse"))}
+CHECKS = {"memcheck": ("memory", "quantization", "learned_rounding", "activation_aware", "transformer", "gradients", "linear_algebra"),
+          "racecheck": ("quantization", "learned_rounding", "activation_aware", "transformer", "gradients")}
+LIMIT = 100  # seconds of each, all at once
+
+
+def find_sanitizer():
+    here = shutil.which("compute-sanitizer")
+    toolkit = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/compute-sanitizer"
+    return here or (str(toolkit) if toolkit.exists() else None)
+
+
+def start(sanitizer, tool, name):
+    words = [sanitizer, "--tool", tool, "--print-limit", "20", "--error-exitcode", "9",
+             *settings.command(f"kernels_{name}_test", "--gtest_brief=1", f"--gtest_filter={OURS.get(name, EVERYTHING)}")]
+    with open(settings.WORK / f"sanitizer-{tool}-{name}.txt", "wb") as report:
+        return subprocess.Popen(["timeout", "--kill-after=2", str(LIMIT), *words], stdout=report, stderr=subprocess.STDOUT,
+                                env=settings.environment(), cwd=settings.SOURCE)
+
+
+def verdict(code, report):
+    if code == 124 or code == 137:
+        return f"not finished in {LIMIT} s"
+    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", report.read_text(errors="replace"))
+    return f"exit code {code}: {found[-1] if found else 'no summary'}"
+
+
+def run_all(step):
+    if settings.DEVICE != "cuda":
+        raise settings.Skipped("for a GPU")
+    sanitizer = find_sanitizer()
+    if not sanitizer:
+        raise settings.Skipped("no compute-sanitizer on the path or in the toolkit")
+    running = {f"{tool}-{name}": start(sanitizer, tool, name) for tool, names in CHECKS.items() for name in names}
+    verdicts, bad = {}, []
+    for check, process in running.items():
+        code = process.wait()
+        verdicts[check] = verdict(code, settings.WORK / f"sanitizer-{check}.txt")
+        print(f"{check}: {verdicts[check]}", flush=True)
+        settings.note(step, verdicts=verdicts)
+        if code != 0:
+            bad.append(check)
+    if bad:
+        raise settings.Failed(f"{len(bad)} of {len(running)} are not clean or not finished: {' '.join(bad)}")
+    print(f"{len(running)} clean")
