@@ -20,8 +20,8 @@ namespace roundhouse {
 // Host memory that activations may take; shared by all Activations of a rank, and outlives them.
 //
 // It is one range of addresses, of which shards take pieces, the lowest that fits first: what one group of linears has left
-// behind, the next one's wider activations use. Where a device copies from and to it, it is pinned, which takes about half a
-// second a GB: from its beginning on, as far as it has come to be used, once, until the end.
+// behind, the next one's wider activations use. Where a device copies from and to it, it is pinned, which takes long:
+// from its beginning on, as far as it has come to be used, once, until the end.
 class ActivationBudget {
  public:
   // `device`: nullptr where the host's memory is the device's. Throws Error where there are no addresses for so many bytes.
@@ -30,9 +30,8 @@ class ActivationBudget {
   ActivationBudget(const ActivationBudget&) = delete;
   ActivationBudget& operator=(const ActivationBudget&) = delete;
 
-  std::size_t spilled_bytes() const {
-    return spilled_;
-  }  // in files of the scratch folder; never pinned
+  // In files of the scratch folder, which are never pinned.
+  std::size_t spilled_bytes() const { return spilled_; }
   std::size_t pinned_bytes() const { return pinned_bytes_; }  // never more than the budget
   // Where memory cannot be pinned: called once, with how much was asked for in vain. From there on nothing more is pinned.
   std::function<void(std::size_t bytes, const std::string& why)> on_pin_failure;

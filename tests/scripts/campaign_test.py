@@ -91,6 +91,31 @@ def faults(options, folder):
     assert asked.returncode == 1 and "frobnicate: not one of card, start" in asked.stderr, asked
 
 
+def perplexity(options, folder):
+    """A device whose perplexities are the CPU's passes, one that is 3 % off at one recipe does not, nor one that lacks a recipe."""
+    cpu = json.loads((options.source / "scripts/gpu_campaign/cpu_baseline.json").read_text())["perplexity"]
+    results = folder / "results"
+    programs = programs_that(folder, f"""for word; do case $word in run=*) run=${{word#run=}} ;; esac; done
+mkdir -p "$run" && cp -r {results} "$run/"
+""")
+
+    def answer(found):
+        shutil.rmtree(results, ignore_errors=True)
+        results.mkdir()
+        for recipe, value in found.items():
+            (results / f"{recipe}.json").write_text(json.dumps({"recipe": recipe, "perplexity": {"test": value}}))
+        return campaign(options, folder, "bundled", PROGRAMS=programs, CAMPAIGN_SIZE="small")[2]["bundled"]
+
+    assert answer(cpu)["status"] == "ok"
+    near = answer({**cpu, "gptq-w3g128": cpu["gptq-w3g128"] * 1.01})
+    assert near["status"] == "ok" and abs(near["worst_difference"] - 0.01) < 1e-9, near
+    off = answer({**cpu, "gptq-w3g128": cpu["gptq-w3g128"] * 1.03})
+    assert off["status"].startswith("failed") and "3.00 % from the CPU's" in off["why"], off
+    assert answer({**cpu, "gptq-w3g128": float("nan")})["status"].startswith("failed")
+    cpu.pop("awq-w3g128")
+    assert "awq-w3g128" in answer(cpu)["why"]
+
+
 def bundle(options, folder):
     """Packed, and unpacked elsewhere: programs run, tests find their golden files without the tree they were built from."""
     packed = folder / "bundle.tar.xz"
@@ -112,7 +137,7 @@ def bundle(options, folder):
 
 
 def main():
-    cases = {case.__name__: case for case in (whole, hang, faults, bundle)}
+    cases = {case.__name__: case for case in (whole, hang, faults, perplexity, bundle)}
     parser = argparse.ArgumentParser()
     parser.add_argument("case", choices=cases)
     parser.add_argument("--build", type=pathlib.Path, required=True)
