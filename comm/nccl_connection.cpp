@@ -343,7 +343,10 @@ std::string current_gpu() {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDevice(&device), "asking for the current device");
   check_cuda(cudaGetDeviceProperties(&properties, device), "asking for a device's properties");
-  return {properties.uuid.bytes, sizeof properties.uuid.bytes};
+  std::array<char, 64> host{};
+  gethostname(host.data(), host.size() - 1);
+  return std::string(host.data()) + " " + std::to_string(properties.pciDomainID) + ":" +
+         std::to_string(properties.pciBusID) + ":" + std::to_string(properties.pciDeviceID);
 }
 
 }  // namespace roundhouse

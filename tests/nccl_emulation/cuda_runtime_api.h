@@ -11,9 +11,7 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorNotReady = 600 };
 enum cudaMemcpyKind { cudaMemcpyDefault };
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 struct cudaDeviceProp {
-  struct {
-    char bytes[16];
-  } uuid;
+  int pciDomainID, pciBusID, pciDeviceID;
 };
 
 const char* cudaGetErrorString(cudaError_t status);
