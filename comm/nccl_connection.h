@@ -20,8 +20,8 @@ namespace roundhouse {
 
 class NcclConnection {
  public:
-  // Collective over `host`, of more than one rank. Meets the other ranks, connects, and sends a byte over every way that will be used:
-  // NCCL makes the connection of a pair at its first message, and later there is no deadline to see it fail.
+  // Collective over `host`, of more than one rank. Meets the other ranks, connects, and sends a byte over every way that will
+  // be used: NCCL makes the connection of a pair at its first message, and later there is no deadline to see it fail.
   NcclConnection(Communicator& host, const DeviceGroup& group);
   // Collective. While an exception unwinds: aborts all connections of the process instead.
   ~NcclConnection();
