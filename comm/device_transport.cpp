@@ -18,7 +18,7 @@ DeviceLink choose_device_link([[maybe_unused]] Communicator& world) {
   std::vector<std::vector<std::byte>> gpus = world.all_gather(std::as_bytes(std::span(mine)));
   std::ranges::sort(gpus);
   if (std::ranges::adjacent_find(gpus) == gpus.end()) return {true, "NCCL"};
-  why = "two ranks share a GPU";
+  why = "two ranks share a GPU, or instances of one";
 #endif
   return {false, "MPI through host memory (" + why + ")"};
 }

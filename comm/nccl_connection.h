@@ -42,7 +42,8 @@ class NcclConnection {
   std::unique_ptr<State> state_;
 };
 
-// What tells the calling thread's current GPU from every other one: its UUID.
+// What tells the calling thread's current GPU from every other one, as NCCL does: its host and its place on the bus. Instances of
+// one GPU (MIG) are the same here.
 std::string current_gpu();
 
 }  // namespace roundhouse
