@@ -10,7 +10,7 @@
 #
 # It holds the programs, the kernels' and transports' tests with their golden files, the benchmarks and every shared library
 # that is neither the C library's (that machine's must be as new as this one's) nor CUDA's (found there: scripts/bundle/environment.sh).
-# The bundled model and the configurations are the source tree's. A build for one architecture is half as large:
+# The bundled model and the configurations are the source tree's. A build for one architecture is smaller:
 #   cmake --preset cuda -DCMAKE_CUDA_ARCHITECTURES=90-real
 set -euo pipefail
 cd "$(dirname "$0")/.."
