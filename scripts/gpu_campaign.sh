@@ -42,6 +42,7 @@ if [ -z "${PROGRAMS:-}" ] && [ ! -e "$bundle_file" ]; then
     nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
     options=("-DCMAKE_CUDA_COMPILER=$nvcc" -DCMAKE_CUDA_ARCHITECTURES=native)
   fi
+  build=$(realpath -m "$build")
   if [ ! -e "$build/CMakeCache.txt" ]; then
     "$here/install_dependencies.sh"
     (cd "$source_folder" && cmake --preset "$CAMPAIGN_DEVICE" -B "$build" --compile-no-warning-as-error "${options[@]}") > "$OUT/build.txt" 2>&1 ||

@@ -28,7 +28,7 @@ STEPS = [
     ("card", card.describe, 20, 1),
     ("start", card.start, 40, 5),
     ("contracts", contracts.run_all, 120, 20),
-    ("bundled", bundled.compare, 100, 20),
+    ("bundled", bundled.compare, 100 if settings.DEVICE == "cuda" else 300, 20),
     ("gptq", blocks.gptq, 100, 30),
     ("signround", blocks.signround, 100, 30),
     ("awq", blocks.awq, 90, 30),
@@ -91,7 +91,7 @@ class Campaign:
         return process
 
     def finish(self, name, process, limit, begin):
-        """Waits, kills at the limit, publishes. Returns the status."""
+        """Waits, kills what is left at the limit, publishes."""
         try:
             code = process.wait(max(0.0, begin + limit - time.time()))
             status = {0: "ok", settings.SKIPPED: "skipped"}.get(code, f"failed (exit code {code})")
@@ -139,6 +139,7 @@ def main():
     if sys.argv[1:2] == ["--step"]:
         sys.exit(run_step(sys.argv[2]))
     if sys.argv[1:2] == ["--baseline"]:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends the program that is waited for
         sys.exit(baseline.make())
     wanted = os.environ["CAMPAIGN_STEPS"].split()
     unknown = set(wanted) - {name for name, _, _, _ in STEPS}

@@ -116,6 +116,32 @@ mkdir -p "$run" && cp -r {results} "$run/"
     assert "awq-w3g128" in answer(cpu)["why"]
 
 
+def sanitizer(options, folder):
+    """Clean only if compute-sanitizer finds nothing in tests that did run."""
+    programs, tools = programs_that(folder, "exit 0"), folder / "tools"
+    tools.mkdir()
+    (tools / "compute-sanitizer").write_text("""#!/bin/bash
+while [ "${1#--}" != "$1" ]; do shift 2; done
+"$@" && echo "========= ERROR SUMMARY: 0 errors"
+""")
+    names = ("memory", "quantization", "learned_rounding", "activation_aware", "transformer", "gradients", "linear_algebra")
+
+    def answer(**scripts):
+        for name in names:
+            script = scripts.get(name, 'echo "[  PASSED  ] 3 tests."')
+            (programs / f"kernels_{name}_test").write_text(f"#!/bin/bash\n{script}\n")
+            (programs / f"kernels_{name}_test").chmod(0o755)
+        return campaign(options, folder, "sanitizer", PROGRAMS=programs, CAMPAIGN_DEVICE="cuda",
+                        PATH=f"{tools}:{os.environ['PATH']}")[2]["sanitizer"]
+
+    (tools / "compute-sanitizer").chmod(0o755)
+    clean = answer()
+    assert clean["status"] == "ok" and len(clean["verdicts"]) == 12, clean
+    for script in ("exit 9", 'echo "[  PASSED  ] 0 tests."'):
+        bad = answer(gradients=script)
+        assert bad["status"].startswith("failed") and bad["why"].endswith("memcheck-gradients racecheck-gradients"), bad
+
+
 def bundle(options, folder):
     """Packed, and unpacked elsewhere: programs run, tests find their golden files without the tree they were built from."""
     packed = folder / "bundle.tar.xz"
@@ -137,7 +163,7 @@ def bundle(options, folder):
 
 
 def main():
-    cases = {case.__name__: case for case in (whole, hang, faults, perplexity, bundle)}
+    cases = {case.__name__: case for case in (whole, hang, faults, perplexity, sanitizer, bundle)}
     parser = argparse.ArgumentParser()
     parser.add_argument("case", choices=cases)
     parser.add_argument("--build", type=pathlib.Path, required=True)
