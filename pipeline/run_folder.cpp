@@ -214,6 +214,7 @@ Journal::Journal(const fs::path& run) : path_(run / "journal.jsonl") {
 }
 
 void Journal::append(nlohmann::json event) {
+  require(!event.contains("time"), "a journal's event brings a \"time\" of its own");
   event["time"] = time_now();
   std::string line = event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   const int descriptor = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);

@@ -45,7 +45,7 @@ std::string recipe_identity(const RunConfig& config, const std::string& fingerpr
 std::string calibration_identity(const RunConfig& config, const std::string& fingerprint);
 
 // RUN/journal.jsonl: each event is one line, appended by a single write() under a lock, so that
-// ranks on several nodes may share it. Adds "time" (ISO 8601, UTC).
+// ranks on several nodes may share it. Adds "time" (ISO 8601, UTC), which no event has of its own.
 class Journal {
  public:
   explicit Journal(const std::filesystem::path& run);

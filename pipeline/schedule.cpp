@@ -167,13 +167,13 @@ class RecipeWalk {
     QuantizedBlock result = method_->quantize(block_task);
     if (s_.mesh.team().rank() != 0) return;
     // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
-    nlohmann::json time = std::exchange(result.record["time"], nullptr);
-    result.record.erase("time");
+    nlohmann::json phases = std::exchange(result.record["phases"], nullptr);
+    result.record.erase("phases");
     const auto commit_start = std::chrono::steady_clock::now();
     s_.store.commit(block_key(recipe_.name, block), to_record(result));
-    time["load"] = load_seconds;
-    time["commit"] = seconds_since(commit_start);
-    result.record["time"] = std::move(time);
+    phases["load"] = load_seconds;
+    phases["commit"] = seconds_since(commit_start);
+    result.record["phases"] = std::move(phases);
     s_.on_unit(recipe_, result, seconds_since(start));
   }
 

@@ -1,5 +1,5 @@
 // Seconds and floating-point operations of the parts of a block's work, for the journal and the benchmark: the objects
-// "time" and "flops" of a block's record, {"forward": .., "gram": .., "factor": .., "solve": ..}.
+// "phases" and "flops" of a block's record, {"forward": .., "gram": .., "factor": .., "solve": ..}.
 // "other" is what belongs to no part: the seconds add up.
 //
 // Seconds are this rank's, waiting for the others included; with those of "load" (the block's weights) and "commit", which are not
@@ -27,15 +27,15 @@ class PhaseClock {
     const Time begin = Clock::now();
     work();
     backend_.sync();  // the work may only be queued
-    add(time_, part, seconds_since(begin));
+    add(seconds_, part, seconds_since(begin));
   }
   void count(const std::string& part, double flops) { add(flops_, part, flops); }
 
   void write(nlohmann::json& record) const {
     double other = seconds_since(begin_);
-    for (const nlohmann::json& part : time_) other -= part.get<double>();
-    record["time"] = time_;
-    record["time"]["other"] = std::max(0.0, other);
+    for (const nlohmann::json& part : seconds_) other -= part.get<double>();
+    record["phases"] = seconds_;
+    record["phases"]["other"] = std::max(0.0, other);
     record["flops"] = flops_;
   }
 
@@ -51,7 +51,7 @@ class PhaseClock {
 
   Backend& backend_;
   Time begin_ = Clock::now();
-  nlohmann::json time_ = nlohmann::json::object();
+  nlohmann::json seconds_ = nlohmann::json::object();
   nlohmann::json flops_ = nlohmann::json::object();
 };
 

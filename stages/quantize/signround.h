@@ -21,7 +21,7 @@
 // last iteration's codes), samples (the first so many of the run's), sampling, seed, grid or symmetric.
 //
 // Record of a linear: "error", "relative_error" as in rtn.h, and "fallback": "rtn". Record of the block: "loss" {"first", "best",
-// "best_iteration"}, "iterations", "samples", "batch_size", "skipped_steps" if there were any, "time" and "flops"
+// "best_iteration"}, "iterations", "samples", "batch_size", "skipped_steps" if there were any, "phases" and "flops"
 // (phase_clock.h).
 #pragma once
 

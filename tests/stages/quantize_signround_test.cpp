@@ -225,7 +225,7 @@ TEST_F(SignRoundTest, LossesAreThoseOfRoundToNearestAndOfWhatItReturns) {
     EXPECT_EQ(block.record.at("batch_size"), 12);
     EXPECT_FALSE(block.record.contains("skipped_steps"));
     for (const char* part : {"target", "forward", "backward", "output"}) {
-      EXPECT_GT(block.record.at("time").at(part).get<double>(), 0) << part;
+      EXPECT_GT(block.record.at("phases").at(part).get<double>(), 0) << part;
       EXPECT_GT(block.record.at("flops").at(part).get<double>(), 0) << part;
     }
   }
@@ -257,7 +257,7 @@ TEST_F(SignRoundTest, ReturnsWhatItLeavesInTheWeightsAndTheStreams) {
 TEST_F(SignRoundTest, AllItsWorkBelongsToAPhase) {
   QuantizeWorld world(*team_);
   const json time =
-      world.quantize(json::parse(R"({"method": "signround", "iterations": 2})")).record["time"];
+      world.quantize(json::parse(R"({"method": "signround", "iterations": 2})")).record["phases"];
   std::vector<std::string> phases;
   for (const auto& [phase, seconds] : time.items()) {
     phases.push_back(phase);
