@@ -25,7 +25,7 @@ ALL_METHODS = """
 BROKEN_CALLS = [("cudaMemcpyAsync", 1, "cudaMemcpyAsync"), ("cudaMemcpyAsync", 150, "cudaMemcpyAsync"),
                 ("cudaMallocFromPoolAsync", 120, "cudaMallocFromPoolAsync"), ("cudaLaunchKernelEx", 100, "a kernel"),
                 ("cudaStreamSynchronize", 30, "cudaStreamSynchronize"), ("cudaEventRecord", 60, "cudaEventRecord"),
-                ("cudaStreamWaitEvent", 20, "cudaStreamWaitEvent"), ("cublasGemmEx_64", 20, "cublasGemmEx_64"),
+                ("cudaStreamWaitEvent", 20, "cudaStreamWaitEvent"), ("cublasGemmEx_64", 20, "cublasGemmEx"),
                 ("cusolverDnXpotrf", 2, "cusolverDnXpotrf")]
 
 
