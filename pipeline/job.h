@@ -28,6 +28,7 @@ class Job {
   Communicator& world() { return *world_; }
   bool first() const { return world_->rank() == 0; }
   Backend& backend() { return *backend_; }
+  const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -54,6 +55,7 @@ class Job {
   std::unique_ptr<RunLock> lock_;
   std::unique_ptr<CausalLM> model_;
   std::unique_ptr<Backend> backend_;
+  std::string threads_summary_;
   std::unique_ptr<DecoderBlock> shape_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::string fingerprint_;
@@ -65,9 +67,10 @@ class Job {
 };
 
 // This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
-// rank's place on its node.
+// rank's place on its node (threads.h).
 std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
-                                           const LaunchSession& session);
+                                           const LaunchSession& session,
+                                           std::string* threads_summary = nullptr);
 
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
 void export_recipes(Job& job, const std::vector<std::string>& recipes,
