@@ -15,7 +15,7 @@
 
 namespace roundhouse::fuzz {
 
-// A folder of this process, the same in every call; it goes with the process if that ends well.
+// A folder of this process, in memory where there is such a file system; it goes with the process if that ends well.
 inline const std::filesystem::path& folder() {
   static const struct Folder {
     Folder() { std::filesystem::create_directories(path); }
@@ -24,7 +24,9 @@ inline const std::filesystem::path& folder() {
       std::filesystem::remove_all(path, ignored);
     }
     std::filesystem::path path =
-        std::filesystem::temp_directory_path() / ("roundhouse-fuzz-" + std::to_string(::getpid()));
+        (::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
+                                         : std::filesystem::temp_directory_path()) /
+        ("roundhouse-fuzz-" + std::to_string(::getpid()));
   } folder;
   return folder.path;
 }
