@@ -147,10 +147,9 @@ TEST_F(UnreadableTest, APipeInPlaceOfAFileIsRefused) {
                            "export/rtn-w4g128/compressed-tensors.json"}) {
     refusal(run_ / name, run);
   }
-  for (const char* name : {"journal.jsonl", "config.yaml"}) {
-    refusal(run_ / name, "status " + run_.string());
-    refusal(run_ / name, "report " + run_.string());
-  }
+  refusal(run_ / "journal.jsonl", "status " + run_.string());
+  refusal(run_ / "journal.jsonl", "report " + run_.string());
+  refusal(run_ / "config.yaml", "report " + run_.string());
   refusal(run_ / "export/rtn-w4g128/compressed-tensors/SHA256SUMS",
           "verify " + (run_ / "export/rtn-w4g128/compressed-tensors").string());
   refusal(folder_.path() / "none.txt", "evaluate " + model().string() + " --window 64 --text " +
