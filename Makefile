@@ -26,7 +26,7 @@ endif
 export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
 mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
 
-.PHONY: help dependencies configure build demo test asan cuda bench format tidy clean
+.PHONY: help dependencies configure build demo test asan cuda fuzz bench format tidy clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -60,6 +60,18 @@ asan: dependencies ## builds with address and undefined-behaviour sanitizers in 
 
 cuda: dependencies ## builds with CUDA in build/cuda and runs the tests there (skips those that need a GPU, without one)
 	PATH="$$PATH:/usr/local/cuda/bin" cmake --workflow --preset cuda
+
+FUZZ_SECONDS ?= 60
+fuzz: ## installs Clang, builds the fuzzers of tests/fuzz and runs each for FUZZ_SECONDS (60); what they find is in build/fuzz/found
+	@scripts/install_dependencies.sh --fuzz
+	@cmake --preset fuzz -DCMAKE_CXX_COMPILER="$$(scripts/install_dependencies.sh --which-clang)" >/dev/null
+	@cmake --build --preset fuzz --parallel $(JOBS)
+	@failed=; for fuzzer in build/fuzz/bin/fuzz_*; do \
+	  reader=$${fuzzer##*/fuzz_}; mkdir -p build/fuzz/corpus/$$reader build/fuzz/found; \
+	  echo "$$reader:"; \
+	  $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/found/$$reader- build/fuzz/corpus/$$reader tests/fuzz/corpus/$$reader || failed="$$failed $$reader"; \
+	done; if [[ $$failed ]]; then echo "found something:$$failed (build/fuzz/found)" >&2; exit 1; fi
 
 bench: configure ## builds and runs the benchmarks: kernels, and whole blocks by every method that takes time
 	@cmake --build build --parallel $(JOBS) --target kernels_bench block_bench

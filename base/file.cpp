@@ -5,43 +5,59 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
-#include "base/unique.h"
 
 namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
 
-using Descriptor = Unique<int, &::close>;
-
 std::string reason(int error) {
   const bool full = error == ENOSPC || error == EDQUOT;
   return (full ? "disk full: " : "") + std::generic_category().message(error);
 }
 
-Descriptor open_to_read(const fs::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw InputError("cannot read " + path.string() + ": " + reason(errno));
-  return Descriptor(descriptor);
+[[noreturn]] void fail(const char* verb, const fs::path& path, int error) {
+  const std::string what = std::string("cannot ") + verb + " " + path.string() + ": ";
+  for (const int of_user : {ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, EROFS, ELOOP, ENAMETOOLONG}) {
+    if (error == of_user) throw InputError(what + reason(error));
+  }
+  // What a socket answers, and a device that is not there.
+  if (error == ENXIO || error == ENODEV) throw InputError(what + "it is not a regular file");
+  throw Error(what + reason(error) + " (errno " + std::to_string(error) + ")");
 }
 
-// The size of an open regular file.
-std::size_t size_of_file(const Descriptor& file, const fs::path& path) {
+// Calls a system call again where its failure may pass by itself: a server that starts anew, a lost connection to it, a file
+// handle that the server has forgotten (`before_retry` is told the errno and may get another).
+template <class Call, class Before>
+auto call_patiently(const Call& call, const Before& before_retry) {
+  constexpr std::array kPauses = {std::chrono::milliseconds(50), std::chrono::milliseconds(250),
+                                  std::chrono::milliseconds(700)};
+  std::size_t tries = 0;
+  for (;;) {
+    const auto result = call();
+    if (result >= 0) return result;
+    if (errno == EINTR) continue;
+    const int error = errno;
+    const bool may_pass = error == EIO || error == ESTALE || error == EAGAIN || error == ETIMEDOUT;
+    if (!may_pass || tries == kPauses.size()) return result;
+    std::this_thread::sleep_for(kPauses[tries++]);
+    before_retry(error);
+  }
+}
+
+struct stat facts_of(const Descriptor& file, const fs::path& path) {
   struct stat facts {};
-  if (::fstat(file.get(), &facts) != 0) {
-    throw InputError("cannot read " + path.string() + ": " + reason(errno));
-  }
-  if (!S_ISREG(facts.st_mode)) {
-    throw InputError("cannot read " + path.string() + ": " +
-                     (S_ISDIR(facts.st_mode) ? "it is a directory" : "it is not a regular file"));
-  }
-  return static_cast<std::size_t>(facts.st_size);
+  if (::fstat(file.get(), &facts) != 0) fail("read", path, errno);
+  return facts;
 }
 
 // Makes what was written under `path`, a file or a directory, survive a power cut.
@@ -105,34 +121,92 @@ class TemporaryFile {
 
 }  // namespace
 
+Descriptor open_regular_file(const fs::path& path, int flags) {
+  // Without O_NONBLOCK the opening of a pipe waits for its other end, and that of some devices for ever. On what passes the
+  // check below it has no effect.
+  const int descriptor = call_patiently(
+      [&] { return ::open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0666); },
+      [](int) {});
+  const char* const verb = (flags & O_ACCMODE) == O_RDONLY ? "read" : "open";
+  if (descriptor < 0) fail(verb, path, errno);
+  Descriptor file(descriptor);
+  const struct stat facts = facts_of(file, path);
+  if (!S_ISREG(facts.st_mode)) {
+    throw InputError(std::string("cannot ") + verb + " " + path.string() + ": " +
+                     (S_ISDIR(facts.st_mode) ? "it is a directory" : "it is not a regular file"));
+  }
+  return file;
+}
+
+InputFile::InputFile(fs::path path, std::uint64_t from)
+    : path_(std::move(path)), file_(open_regular_file(path_, O_RDONLY)), at_(from) {
+  const struct stat facts = facts_of(file_, path_);
+  size_ = static_cast<std::uint64_t>(facts.st_size);
+  inode_ = facts.st_ino;
+}
+
+std::size_t InputFile::read(std::span<std::byte> into) {
+  std::size_t done = 0;
+  const auto open_again = [this](int error) {
+    if (error != ESTALE) return;
+    Descriptor other = open_regular_file(path_, O_RDONLY);
+    if (facts_of(other, path_).st_ino != inode_) {
+      throw Error("cannot read " + path_.string() + ": it was replaced meanwhile");
+    }
+    file_ = std::move(other);
+  };
+  while (done < into.size()) {
+    const ssize_t part = call_patiently(
+        [&] {
+          return ::pread(file_.get(), into.data() + done, into.size() - done,
+                         static_cast<off_t>(at_));
+        },
+        open_again);
+    if (part < 0) fail("read", path_, errno);
+    if (part == 0) break;  // the end, which may have come nearer meanwhile
+    done += static_cast<std::size_t>(part);
+    at_ += static_cast<std::uint64_t>(part);
+  }
+  return done;
+}
+
+LineReader::LineReader(const fs::path& path, std::uint64_t from) : file_(path, from) {}
+
+bool LineReader::next(std::string& line) {
+  line.clear();
+  for (;;) {
+    const std::size_t end = buffer_.find('\n', used_);
+    ended_ = end != std::string::npos;
+    line.append(buffer_, used_, ended_ ? end - used_ : std::string::npos);
+    if (ended_) {
+      used_ = end + 1;
+      return true;
+    }
+    constexpr std::size_t kPart = std::size_t{1} << 16;
+    buffer_.resize(kPart);
+    buffer_.resize(file_.read(std::as_writable_bytes(std::span(buffer_))));
+    used_ = 0;
+    if (buffer_.empty()) return !line.empty();
+  }
+}
+
 std::string read_text_file(const fs::path& path, std::size_t limit) {
-  const Descriptor file = open_to_read(path);
-  const std::size_t size = size_of_file(file, path);
-  if (size > limit) {
-    throw InputError("cannot read " + path.string() + ": it has " + std::to_string(size) +
+  InputFile file(path);
+  if (file.size() > limit) {
+    throw InputError("cannot read " + path.string() + ": it has " + std::to_string(file.size()) +
                      " bytes, and at most " + std::to_string(limit) + " are expected");
   }
-  std::string text(size, '\0');
-  std::size_t done = 0;
-  while (done < size) {
-    const ssize_t part = ::read(file.get(), text.data() + done, size - done);
-    if (part < 0 && errno == EINTR) continue;
-    if (part < 0) throw InputError("cannot read " + path.string() + ": " + reason(errno));
-    if (part == 0) break;  // it became shorter meanwhile
-    done += static_cast<std::size_t>(part);
-  }
-  text.resize(done);
+  std::string text(file.size(), '\0');
+  text.resize(file.read(std::as_writable_bytes(std::span(text))));
   return text;
 }
 
 MappedFile::MappedFile(const fs::path& path) {
-  const Descriptor file = open_to_read(path);
-  size_ = size_of_file(file, path);
+  const Descriptor file = open_regular_file(path, O_RDONLY);
+  size_ = static_cast<std::size_t>(facts_of(file, path).st_size);
   if (size_ == 0) return;  // mmap refuses a length of 0
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
-  if (address == MAP_FAILED) {
-    throw InputError("cannot map " + path.string() + ": " + reason(errno));
-  }
+  if (address == MAP_FAILED) fail("read", path, errno);
   data_ = static_cast<const std::byte*>(address);
 }
 

@@ -1,14 +1,59 @@
-// Files: read whole, mapped, and written so that a reader sees the old content or the new one, never a part.
+// Files: read whole, in pieces or mapped, and written so that a reader sees the old content or the new one, never a part.
+//
+// Only regular files are opened: a pipe or a device, which could make a reader wait for ever, is refused at once. Where a file
+// cannot be read, InputError says what the user has to mend (it is missing, not a file, without permission), and Error
+// what the disk or the network did, with its errno. Errors of the second kind that may pass by themselves (EIO, ESTALE, EAGAIN,
+// ETIMEDOUT) are met by trying again for about a second first.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "base/unique.h"
+
 namespace roundhouse {
+
+using Descriptor = Unique<int, &::close>;
+
+// open() of a regular file; `flags` as there (a new file gets mode 0666). Throws as said above, naming the path.
+Descriptor open_regular_file(const std::filesystem::path& path, int flags);
+
+// A regular file, read from a byte on by pread(), not mmap: a failing disk is an error then, not a signal.
+class InputFile {
+ public:
+  explicit InputFile(std::filesystem::path path, std::uint64_t from = 0);
+  std::uint64_t size() const { return size_; }  // when it was opened
+  // Fills `into` from where the last call ended; returns how many bytes, fewer only at the end.
+  std::size_t read(std::span<std::byte> into);
+
+ private:
+  std::filesystem::path path_;
+  Descriptor file_;
+  std::uint64_t size_ = 0;
+  std::uint64_t inode_ = 0;
+  std::uint64_t at_;
+};
+
+// The lines of a regular file, each without its '\n', in the memory of the longest.
+class LineReader {
+ public:
+  explicit LineReader(const std::filesystem::path& path, std::uint64_t from = 0);
+  bool next(std::string& line);          // false after the last
+  bool ended() const { return ended_; }  // had the line that next() gave last its '\n'?
+
+ private:
+  InputFile file_;
+  std::string buffer_;
+  std::size_t used_ = 0;  // of it
+  bool ended_ = false;
+};
 
 // Throws InputError naming the path: missing, a directory, unreadable, or longer than `limit` bytes.
 std::string read_text_file(const std::filesystem::path& path,

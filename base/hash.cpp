@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -64,10 +65,13 @@ std::string xxh3_hex(std::string_view text) {
 }
 
 std::string sha256_hex_of_file(const std::filesystem::path& path) {
-  const MappedFile file(path);
+  InputFile file(path);
   const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
   bool ok = context && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
-  ok = ok && EVP_DigestUpdate(context.get(), file.bytes().data(), file.bytes().size()) == 1;
+  std::vector<std::byte> part(std::size_t{4} << 20);
+  while (const std::size_t bytes = ok ? file.read(part) : 0) {
+    ok = EVP_DigestUpdate(context.get(), part.data(), bytes) == 1;
+  }
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned size = 0;
   ok = ok && EVP_DigestFinal_ex(context.get(), digest.data(), &size) == 1;

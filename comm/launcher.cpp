@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <numeric>
 #include <system_error>
 #include <thread>
 
@@ -27,6 +28,13 @@ int environment_number(std::initializer_list<const char*> names, int otherwise) 
     if (const char* value = std::getenv(name)) return std::atoi(value);
   }
   return otherwise;
+}
+
+MPI_Comm node_communicator() {
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
+            "finding the ranks of this node");
+  return node;
 }
 
 bool mpi_is_up() {
@@ -75,9 +83,7 @@ LaunchSession::LaunchSession(int& argc, char**& argv) {
                 ": launcher and MPI library do not fit together");
   }
 
-  MPI_Comm node = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
-            "finding the ranks of this node");
+  MPI_Comm node = node_communicator();
   check_mpi(MPI_Comm_rank(node, &local_rank_), "asking for the rank in the node");
   check_mpi(MPI_Comm_size(node, &local_size_), "asking for the ranks of the node");
   check_mpi(MPI_Comm_free(&node), "freeing a communicator");
@@ -94,6 +100,27 @@ std::unique_ptr<Communicator> LaunchSession::world() {
 
 int LaunchSession::local_rank() const { return local_rank_; }
 int LaunchSession::local_size() const { return local_size_; }
+
+std::vector<std::string> LaunchSession::gather_on_node(const std::string& mine) const {
+  if (!mpi_) return {mine};
+  MPI_Comm node = node_communicator();
+  const auto ranks = static_cast<std::size_t>(local_size_);
+  std::vector<int> sizes(ranks), starts(ranks);
+  const int size = static_cast<int>(mine.size());
+  check_mpi(MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, node), "gathering sizes");
+  std::exclusive_scan(sizes.begin(), sizes.end(), starts.begin(), 0);
+  std::string all(static_cast<std::size_t>(starts.back() + sizes.back()), ' ');
+  check_mpi(MPI_Allgatherv(mine.data(), size, MPI_CHAR, all.data(), sizes.data(), starts.data(),
+                           MPI_CHAR, node),
+            "gathering texts");
+  check_mpi(MPI_Comm_free(&node), "freeing a communicator");
+  std::vector<std::string> texts;
+  for (std::size_t i = 0; i < ranks; ++i) {
+    texts.push_back(
+        all.substr(static_cast<std::size_t>(starts[i]), static_cast<std::size_t>(sizes[i])));
+  }
+  return texts;
+}
 
 void abort_job(int exit_code, const std::string& what) {
   static std::atomic_flag begun;

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.h"
 
@@ -25,6 +26,8 @@ class LaunchSession {
   std::unique_ptr<Communicator> world();  // all ranks: MPI, or the local communicator of size 1
   int local_rank() const;                 // among the ranks of this node
   int local_size() const;
+  // The texts of this node's ranks, by local rank. Collective over them.
+  std::vector<std::string> gather_on_node(const std::string& mine) const;
 
  private:
   bool mpi_ = false;

@@ -19,7 +19,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kMaxFileBytes = std::size_t{1} << 28;
+constexpr std::size_t kMaxFileBytes = std::size_t{1} << 26;
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 constexpr std::int32_t kMaxId = (1 << 24) - 1;  // no vocabulary comes near
 

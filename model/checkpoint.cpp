@@ -13,7 +13,7 @@ namespace roundhouse {
 namespace {
 
 constexpr std::array<const char*, 2> kSingleFiles = {"model.safetensors", "pytorch_model.bin"};
-constexpr std::size_t kMaxIndexBytes = std::size_t{1} << 28;
+constexpr std::size_t kMaxIndexBytes = std::size_t{1} << 26;
 
 // Early LLaMA files carry the rotary frequencies, which follow from the config, and those of OPT a version number.
 bool is_ignored(std::string_view tensor) {

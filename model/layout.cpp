@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <utility>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "model/json_file.h"
 #include "model/weights.h"
 
@@ -197,6 +199,21 @@ std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoi
                      "leaving them out would make it another one");
   }
   return unread;
+}
+
+void check_unquantized_values(const ModelConfig& config, const Checkpoint& checkpoint, DType type) {
+  std::vector<TensorInfo> tensors = tensors_before_blocks(config);
+  std::ranges::move(tensors_after_blocks(config), std::back_inserter(tensors));
+  for (std::int64_t block = 0; block < config.blocks; ++block) {
+    for (TensorInfo& tensor : tensors_of_block(config, block)) {
+      if (tensor.shape.size() == 1) tensors.push_back(std::move(tensor));  // a norm or a bias
+    }
+  }
+  for (const TensorInfo& tensor : tensors) {
+    const HostView view = checkpoint.weight(tensor.name, tensor.shape);
+    check_values(view, type, checkpoint.directory().string() + ": " + tensor.name);
+    release_mapped_pages(view.bytes);
+  }
 }
 
 BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,

@@ -45,6 +45,10 @@ std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& config);
 // the names of the other tensors that nobody reads: spare layers, heads for other tasks. Reads no values but those of a tied head.
 std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
 
+// check_values() of all that is not quantized: embedding, positions, head, norms, biases. Reads them whole. The
+// linears' weights, which are most of a model, are checked as each block is loaded.
+void check_unquantized_values(const ModelConfig& config, const Checkpoint& checkpoint, DType type);
+
 // The weights of one block; see DecoderBlock::load().
 BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,
                         Backend& backend, LoadLinears linears);

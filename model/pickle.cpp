@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <deque>
 #include <set>
 #include <string_view>
 #include <unordered_map>
@@ -60,9 +61,11 @@ constexpr std::array<std::string_view, 10> kStorages = {
 constexpr std::string_view kRebuildTensor = "torch._utils._rebuild_tensor_v2";
 constexpr std::string_view kOrderedDict = "collections.OrderedDict";
 
-// No file has more; what refers to one string or shape many times shall not make many long copies of it.
+// No file has more. A few bytes of a pickle can refer to one string or shape again, so what is copied for every tensor (its
+// storage's key, which is a small number, and its shape) has to be short.
 constexpr std::size_t kMaxStringBytes = 4096;
-constexpr std::size_t kMaxDimensions = 64;
+constexpr std::size_t kMaxKeyBytes = 64;
+constexpr std::size_t kMaxDimensions = 8;
 
 enum class Kind {
   kNone,
@@ -83,14 +86,17 @@ using Ref = std::uint32_t;
 struct Value {
   Kind kind = Kind::kNone;
   std::int64_t integer = 0;
-  std::string text;        // of strings and globals
+  std::string_view text;   // of strings and globals: part of the pickle, or of a constant
   std::vector<Ref> items;  // of a dict: key, value, key, value, ...
 };
 
 class Machine {
  public:
   Machine(std::span<const std::byte> pickle, const std::string& where)
-      : pickle_(pickle), where_(where) {}
+      : pickle_(pickle), where_(where), values_(3) {
+    values_[kOtherRef].kind = Kind::kOther;
+    values_[kEmptyTupleRef].kind = Kind::kTuple;
+  }
 
   std::vector<PickledTensor> run() {
     for (;;) {
@@ -129,10 +135,11 @@ class Machine {
     const int unused = 64 - 8 * bytes;
     return static_cast<std::int64_t>(value << unused) >> unused;
   }
-  std::string take_line() {
-    std::string line;
-    for (char c = take(1)[0]; c != '\n'; c = take(1)[0]) line += c;
-    return line;
+  std::string_view take_line() {
+    const auto* begin = reinterpret_cast<const char*>(pickle_.data()) + at_;
+    std::size_t bytes = 0;
+    while (take(1)[0] != '\n') ++bytes;
+    return {begin, bytes};
   }
 
   // The stack; nothing below a mark can be reached but through it.
@@ -173,7 +180,7 @@ class Machine {
     if (text.size() > kMaxStringBytes)
       fail("a string of " + std::to_string(text.size()) + " bytes");
     if (!is_utf8(text)) fail("a string that is not UTF-8");
-    push({.kind = Kind::kString, .integer = 0, .text = std::string(text), .items = {}});
+    push({.kind = Kind::kString, .integer = 0, .text = text, .items = {}});
   }
   void push_integer(std::int64_t number) {
     push({.kind = Kind::kInteger, .integer = number, .text = {}, .items = {}});
@@ -186,14 +193,21 @@ class Machine {
     for (auto item = items.rbegin(); item != items.rend(); ++item) *item = pop();
     push_items(Kind::kTuple, std::move(items));
   }
-  void push_global(const std::string& module, const std::string& name) {
-    const std::string whole = module + "." + name;
-    const bool storage = module == "torch" && std::ranges::find(kStorages, name) != kStorages.end();
-    if (!storage && whole != kRebuildTensor && whole != kOrderedDict) {
+  void push_global(std::string_view module, std::string_view name) {
+    const std::string whole = std::string(module) + "." + std::string(name);
+    std::string_view known;
+    if (module == "torch") {
+      const auto* storage = std::ranges::find(kStorages, name);
+      if (storage != kStorages.end()) known = *storage;
+    }
+    for (const std::string_view function : {kRebuildTensor, kOrderedDict}) {
+      if (whole == function) known = function;
+    }
+    if (known.empty()) {
       fail("the pickle asks for " + in_quotes(whole) +
            ", which no checkpoint needs: not loaded (only tensors in dictionaries are)");
     }
-    push({.kind = Kind::kGlobal, .integer = 0, .text = storage ? name : whole, .items = {}});
+    push({.kind = Kind::kGlobal, .integer = 0, .text = known, .items = {}});
   }
   void set_items(Value& dict, const std::vector<Ref>& items) {
     if (items.size() % 2 != 0) fail("a key without a value");
@@ -207,7 +221,8 @@ class Machine {
     std::vector<Ref> id = value(tuple).items;
     const bool ok = id.size() == 5 && is_string(id[0]) && value(id[0]).text == "storage" &&
                     value(id[1]).kind == Kind::kGlobal && value(id[1]).text.ends_with("Storage") &&
-                    is_string(id[2]) && value(id[4]).kind == Kind::kInteger;
+                    is_string(id[2]) && value(id[2]).text.size() <= kMaxKeyBytes &&
+                    value(id[4]).kind == Kind::kInteger;
     if (!ok) fail("not the persistent id of a storage");
     push_items(Kind::kStorage, std::move(id));
   }
@@ -258,13 +273,13 @@ class Machine {
         (void)pop();
         return;
       case kNone:
-        return push({});
+        return stack_.push_back(kNoneRef);
       case kNewTrue:
       case kNewFalse:
-        return push_items(Kind::kOther, {});
+        return stack_.push_back(kOtherRef);
       case kBinFloat:
         (void)take(8);
-        return push_items(Kind::kOther, {});
+        return stack_.push_back(kOtherRef);
       case kBinInt:
         return push_integer(signed_number(4));
       case kBinInt1:
@@ -281,7 +296,7 @@ class Machine {
       case kShortBinUnicode:
         return push_string(take(unsigned_number(1)));
       case kEmptyTuple:
-        return push_items(Kind::kTuple, {});
+        return stack_.push_back(kEmptyTupleRef);
       case kEmptyList:
         return push_items(Kind::kList, {});
       case kEmptyDict:
@@ -316,14 +331,13 @@ class Machine {
         (void)top_of_kind(Kind::kDict, "a dictionary");
         return;
       case kGlobal: {
-        const std::string module = take_line();
+        const std::string_view module = take_line();
         return push_global(module, take_line());
       }
       case kStackGlobal: {
         const Ref name = pop(), module = pop();
         if (!is_string(name) || !is_string(module)) fail("not a name");
-        const std::string module_name = value(module).text;
-        return push_global(module_name, std::string(value(name).text));
+        return push_global(value(module).text, value(name).text);
       }
       case kBinPersId:
         return make_storage();
@@ -356,17 +370,17 @@ class Machine {
     if (value(result).kind != Kind::kDict) fail("not a dictionary of tensors");
     const std::vector<Ref>& items = value(result).items;
     std::vector<PickledTensor> tensors;
-    std::set<std::string> names;
+    std::set<std::string_view> names;
     for (std::size_t i = 0; i < items.size(); i += 2) {
       if (!is_string(items[i])) fail("a key that is not a string");
-      const std::string& name = value(items[i]).text;
+      const std::string_view name = value(items[i]).text;
       if (!names.insert(name).second) fail("tensor " + in_quotes(name) + " stands twice");
       if (value(items[i + 1]).kind != Kind::kTensor) fail(in_quotes(name) + " is not a tensor");
       const std::vector<Ref>& arguments = value(items[i + 1]).items;
       const std::vector<Ref>& storage = value(arguments[0]).items;
-      tensors.push_back({.name = name,
-                         .storage_type = value(storage[1]).text,
-                         .storage_key = value(storage[2]).text,
+      tensors.push_back({.name = std::string(name),
+                         .storage_type = std::string(value(storage[1]).text),
+                         .storage_key = std::string(value(storage[2]).text),
                          .storage_elements = value(storage[4]).integer,
                          .offset = value(arguments[1]).integer,
                          .shape = shape_of(arguments[2]),
@@ -379,7 +393,9 @@ class Machine {
   const std::string& where_;
   std::size_t at_ = 0;
   std::size_t start_ = 0;  // of the opcode at work
-  std::vector<Value> values_;
+  // One each of what nothing changes is enough.
+  static constexpr Ref kNoneRef = 0, kOtherRef = 1, kEmptyTupleRef = 2;
+  std::deque<Value> values_;
   std::vector<Ref> stack_;
   std::vector<std::size_t> marks_;
   std::unordered_map<std::uint64_t, Ref> memo_;

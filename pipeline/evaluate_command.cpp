@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/json_values.h"
 #include "pipeline/run_files.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
@@ -60,7 +61,7 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
       int there = 0;
       if (job.first()) {
         results = read_results(path);
-        if (results.value("identity", "") != identity) results = nlohmann::json::object();
+        if (text_in(results, "identity") != identity) results = nlohmann::json::object();
         there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings
                     ? 1
                     : 0;

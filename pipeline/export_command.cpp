@@ -3,6 +3,7 @@
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/json_values.h"
 #include "pipeline/run_files.h"
 
 namespace roundhouse {
@@ -19,7 +20,7 @@ bool is_exported(const std::filesystem::path& directory, const std::filesystem::
                  const std::string& identity) {
   if (!std::filesystem::exists(directory) || !std::filesystem::exists(note)) return false;
   const auto json = nlohmann::json::parse(read_text_file(note), nullptr, false);
-  if (!json.is_object() || json.value("identity", "") != identity) return false;
+  if (text_in(json, "identity") != identity) return false;
   try {
     return verify_checkpoint(directory).empty();
   } catch (const InputError&) {

@@ -1,17 +1,13 @@
 #include "pipeline/hdf5_store.h"
 
-#include <fcntl.h>
 #include <hdf5.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <limits>
 #include <string_view>
-#include <system_error>
 #include <vector>
 
 #include "base/error.h"
@@ -73,44 +69,31 @@ Seal parse_seal(const std::string& block) {
   return seal;
 }
 
-// Reads with read(), not mmap: a failing disk is an error then, not a signal.
-Seal checked_seal(const fs::path& file) {
-  const auto refuse = [&file]() {
-    return Error("cannot read " + file.string() + ": " + std::generic_category().message(errno));
-  };
-  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw refuse();
-  const Unique<int, &::close> owner(descriptor);
+// Throws Damage; or what InputFile does where the file cannot be read, which says nothing about its content. The whole
+// file goes into `image`, if there is one.
+Seal checked_seal(const fs::path& path, std::vector<std::byte>* image = nullptr) {
+  InputFile file(path);
+  std::vector<std::byte> part(image != nullptr ? file.size()
+                                               : std::max(kSealBytes, std::size_t{4} << 20));
+  std::span<const std::byte> bytes(part.data(), file.read(part));
+  const std::span<const std::byte> block = bytes.first(std::min(kSealBytes, bytes.size()));
+  Seal seal = parse_seal({reinterpret_cast<const char*>(block.data()), block.size()});
+  bytes = bytes.subspan(kSealBytes);
 
-  const auto read_up_to = [&](std::size_t bytes, std::string& into) {
-    into.resize(bytes);
-    std::size_t done = 0;
-    while (done < bytes) {
-      const ssize_t part = ::read(descriptor, into.data() + done, bytes - done);
-      if (part < 0 && errno == EINTR) continue;
-      if (part < 0) throw refuse();
-      if (part == 0) break;
-      done += static_cast<std::size_t>(part);
-    }
-    into.resize(done);
-  };
-
-  std::string part;
-  read_up_to(kSealBytes, part);
-  Seal seal = parse_seal(part);
   Xxh3 hash;
   const std::string head = seal.head();
   hash.update(std::as_bytes(std::span(head)));
-  std::uint64_t bytes = 0;
-  for (;;) {
-    read_up_to(std::size_t{4} << 20, part);
-    if (part.empty()) break;
-    hash.update(std::as_bytes(std::span(part)));
-    bytes += part.size();
+  std::uint64_t total = 0;
+  while (!bytes.empty()) {
+    hash.update(bytes);
+    total += bytes.size();
+    if (image != nullptr) break;
+    bytes = {part.data(), file.read(part)};
   }
-  if (bytes < seal.bytes) throw Damage{"it is cut short"};
-  if (bytes > seal.bytes) throw Damage{"it has bytes after its end"};
+  if (total < seal.bytes) throw Damage{"it is cut short"};
+  if (total > seal.bytes) throw Damage{"it has bytes after its end"};
   if (hash.hex() != seal.hash) throw Damage{"its content does not match its hash"};
+  if (image != nullptr) *image = std::move(part);
   return seal;
 }
 
@@ -336,12 +319,36 @@ std::vector<std::string> dataset_names(hid_t file) {
   return names;
 }
 
-Record read_record(const fs::path& path, bool with_tensors) {
-  const std::uint64_t bytes = fs::file_size(path);
-  const H5File file(check_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), "open"));
+// Opens a file that is in memory already. So HDF5 meets neither a disk, whose errors it would report like damage, nor a file
+// system without the locks that it asks for. `image` must stay as it is until the file is closed.
+H5File open_image(std::span<std::byte> image) {
+  // Without these the library makes two copies.
+  static const H5FD_file_image_callbacks_t kNoCopies = {
+      .image_malloc = [](std::size_t, H5FD_file_image_op_t, void* data) { return data; },
+      .image_memcpy = [](void* to, const void*, std::size_t, H5FD_file_image_op_t,
+                         void*) { return to; },
+      .image_realloc = [](void*, std::size_t, H5FD_file_image_op_t, void*) -> void* {
+        return nullptr;
+      },
+      .image_free = [](void*, H5FD_file_image_op_t, void*) -> herr_t { return 0; },
+      .udata_copy = [](void* data) { return data; },
+      .udata_free = [](void*) -> herr_t { return 0; },
+      .udata = nullptr};
+  H5FD_file_image_callbacks_t callbacks = kNoCopies;
+  callbacks.udata = image.data();
+  const H5Properties access = properties(H5P_FILE_ACCESS);
+  check_hdf5(H5Pset_fapl_core(access.get(), std::size_t{1} << 20, false), "driver");
+  check_hdf5(H5Pset_file_image_callbacks(access.get(), &callbacks), "image");
+  check_hdf5(H5Pset_file_image(access.get(), image.data(), image.size()), "image");
+  // The library wants a name that no file has.
+  return H5File(check_hdf5(H5Fopen("/dev/null/record", H5F_ACC_RDONLY, access.get()), "open"));
+}
+
+Record read_record(std::span<std::byte> image, bool with_tensors) {
+  const H5File file = open_image(image);
   Record record;
-  record.attributes = read_attributes(file.get(), bytes);
-  Budget budget{.file_bytes = bytes, .left = bytes};
+  record.attributes = read_attributes(file.get(), image.size());
+  Budget budget{.file_bytes = image.size(), .left = image.size()};
   for (const std::string& name : dataset_names(file.get())) {
     HostTensor tensor = read_dataset(file.get(), name, budget, with_tensors);
     if (with_tensors) record.tensors.emplace(name, std::move(tensor));
@@ -425,18 +432,18 @@ std::optional<Record> Hdf5Store::read(const std::string& key, bool with_tensors)
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) return std::nullopt;
-  if (error) throw Error("cannot read " + path.string() + ": " + error.message());
 
   std::string why;
   try {
-    if (!fs::is_regular_file(status)) throw Damage{"it is not a file"};
-    const Seal seal = checked_seal(path);
+    if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
+    std::vector<std::byte> image;
+    const Seal seal = checked_seal(path, &image);
     const std::string wanted = identity_of(key);
     if (!wanted.empty() && seal.identity != wanted)
       throw Damage{"belongs to another configuration"};
     const QuietHdf5 quiet;
     try {
-      return read_record(path, with_tensors);
+      return read_record(image, with_tensors);
     } catch (const Error& structure) {
       throw Damage{structure.what()};
     }

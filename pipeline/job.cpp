@@ -1,35 +1,25 @@
 #include "pipeline/job.h"
 
-#include <sched.h>
-
 #include <algorithm>
-#include <thread>
 
 #include "base/error.h"
 #include "model/json_file.h"
+#include "model/layout.h"
 #include "pipeline/schedule.h"
+#include "pipeline/threads.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
-namespace {
-
-// Processors this process may use: its own share if the launcher has bound it, else an equal part of the node's.
-int choose_threads(int local_size) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int all = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const int mine = sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : all;
-  return mine < all ? mine : std::max(1, all / local_size);
-}
-
-}  // namespace
-
 std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
-                                           const LaunchSession& session) {
+                                           const LaunchSession& session,
+                                           std::string* threads_summary) {
+  if (threads == 0 && device.backend == "cpu") {
+    RankThreads chosen = choose_threads(session);
+    threads = chosen.threads;
+    if (threads_summary != nullptr) *threads_summary = std::move(chosen.summary);
+  }
   return make_backend(device.backend,
-                      {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
-                       .device = device.index,
-                       .sharers = device.sharers});
+                      {.threads = threads, .device = device.index, .sharers = device.sharers});
 }
 
 std::size_t default_activation_bytes(const LaunchSession& session) {
@@ -61,7 +51,7 @@ Job::Job(LaunchSession& session, RunConfig config)
   check_lengths();
 
   device_ = choose_device(config_.device, session.local_size(), *world_);
-  backend_ = make_rank_backend(device_, config_.threads, session);
+  backend_ = make_rank_backend(device_, config_.threads, session, &threads_summary_);
   std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
   for (const PerplexityTask& task : config_.perplexity)
     longest = std::max<std::int64_t>(longest, task.window);
@@ -76,6 +66,7 @@ Job::Job(LaunchSession& session, RunConfig config)
   }
 
   if (first()) {
+    check_unquantized_values(model_->config(), model_->checkpoint(), backend_->activation_type());
     std::filesystem::create_directories(config_.run);
     lock_ = std::make_unique<RunLock>(config_.run);
     fingerprint_ = model_fingerprint(config_.model);

@@ -30,6 +30,7 @@ class Job {
   bool first() const { return world_->rank() == 0; }
   Backend& backend() { return *backend_; }
   const DeviceChoice& device() const { return device_; }
+  const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -57,6 +58,7 @@ class Job {
   std::unique_ptr<CausalLM> model_;
   DeviceChoice device_;
   std::unique_ptr<Backend> backend_;
+  std::string threads_summary_;
   std::unique_ptr<DecoderBlock> shape_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::string fingerprint_;
@@ -67,9 +69,10 @@ class Job {
   std::unique_ptr<JobMonitor> monitor_;
 };
 
-// This rank's device; `threads`: of the CPU, 0: its share of the node's.
+// This rank's device; `threads`: of the CPU, 0: its share of the node's (threads.h), which the summary then says.
 std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
-                                           const LaunchSession& session);
+                                           const LaunchSession& session,
+                                           std::string* threads_summary = nullptr);
 // This rank's share of half of what is free on its node.
 std::size_t default_activation_bytes(const LaunchSession& session);
 // Memory that cannot be pinned becomes a line and an event.

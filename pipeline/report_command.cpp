@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/json_values.h"
 #include "pipeline/run_files.h"
 #include "stages/report/report.h"
 
@@ -33,17 +34,18 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
   }
   std::map<int, nlohmann::json> blocks;
   for (const nlohmann::json& event : journal) {
-    if (event.value("event", "") == "block" && event.value("recipe", "") == name) {
-      blocks[event.value("block", 0)] = event;
+    if (text_in(event, "event") == "block" && text_in(event, "recipe") == name) {
+      blocks[integer_in(event, "block", 0)] = event;
     }
   }
   for (const auto& [block, event] : blocks) {
-    row.seconds += event.value("seconds", 0.0);
-    row.relative_error += event.value("relative_error", 0.0) / static_cast<double>(blocks.size());
-    row.bits_per_weight += event.value("bits_per_weight", 0.0) / static_cast<double>(blocks.size());
+    row.seconds += number_in(event, "seconds");
+    row.relative_error += number_in(event, "relative_error") / static_cast<double>(blocks.size());
+    row.bits_per_weight += number_in(event, "bits_per_weight") / static_cast<double>(blocks.size());
     const nlohmann::json linears = event.value("linears", nlohmann::json::array());
     for (const nlohmann::json& linear : linears) {
-      if (linear.value("damping_tries", 0) > 1 || linear.contains("fallback")) ++row.fallbacks;
+      if (integer_in(linear, "damping_tries", 0) > 1 || linear.contains("fallback"))
+        ++row.fallbacks;
     }
   }
   return row;

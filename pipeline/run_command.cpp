@@ -126,6 +126,7 @@ bool quantize(Job& job) {
                       (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " +
                       std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
                       job.backend().description() +
+                      (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }

@@ -7,7 +7,6 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <fstream>
 #include <system_error>
 
 #include <fmt/chrono.h>
@@ -103,9 +102,8 @@ std::string calibration_text(const RunConfig& config, const std::string& fingerp
 
 RunLock::RunLock(const fs::path& run) {
   const fs::path path = run / "lock";
-  fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (fd_ < 0) throw Error("cannot open " + path.string() + ": " + reason());
-  Unique<int, &::close> owner(fd_);
+  Descriptor owner = open_regular_file(path, O_RDWR | O_CREAT);
+  fd_ = owner.get();
 
   if (!lock_descriptor(fd_, F_OFD_SETLK)) {
     if (errno != EAGAIN && errno != EACCES) {
@@ -217,9 +215,8 @@ void Journal::append(nlohmann::json event) {
   require(!event.contains("time"), "a journal's event brings a \"time\" of its own");
   event["time"] = time_now();
   std::string line = event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  const int descriptor = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  if (descriptor < 0) throw Error("cannot open " + path_.string() + ": " + reason());
-  const Unique<int, &::close> owner(descriptor);
+  const Descriptor owner = open_regular_file(path_, O_RDWR | O_CREAT | O_APPEND);
+  const int descriptor = owner.get();
   // Over a network file system O_APPEND alone can lose lines. Where there are no locks it has to
   // do.
   lock_descriptor(descriptor, F_OFD_SETLKW);
@@ -233,10 +230,10 @@ void Journal::append(nlohmann::json event) {
 
 int Journal::count_new(const std::string& kind) {
   int count = 0;
-  std::ifstream file(path_, std::ios::binary);
-  file.seekg(counted_bytes_);
+  if (!fs::exists(path_)) return count;
+  LineReader file(path_, static_cast<std::uint64_t>(counted_bytes_));
   // A line that has no end yet is for the next call.
-  for (std::string line; std::getline(file, line) && !file.eof();) {
+  for (std::string line; file.next(line) && file.ended();) {
     counted_bytes_ += static_cast<std::int64_t>(line.size()) + 1;
     const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
     const auto found = event.is_object() ? event.find("event") : event.end();
@@ -247,8 +244,10 @@ int Journal::count_new(const std::string& kind) {
 
 std::vector<nlohmann::json> read_journal(const fs::path& run) {
   std::vector<nlohmann::json> events;
-  std::ifstream file(run / "journal.jsonl");
-  for (std::string line; std::getline(file, line);) {
+  const fs::path path = run / "journal.jsonl";
+  if (!fs::exists(path)) return events;
+  LineReader file(path);
+  for (std::string line; file.next(line);) {
     nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
     if (event.is_object()) events.push_back(std::move(event));
   }

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "model/model_config.h"
 #include "pipeline/commands.h"
+#include "pipeline/json_values.h"
 #include "pipeline/progress_line.h"
 #include "pipeline/run_files.h"
 #include "pipeline/run_folder.h"
@@ -32,7 +33,8 @@ int blocks_of(const RunConfig& config, const std::vector<Json>& journal) {
   }
   int blocks = 0;
   for (const Json& event : journal) {
-    if (event.value("event", "") == "block") blocks = std::max(blocks, event.value("block", 0) + 1);
+    if (text_in(event, "event") == "block")
+      blocks = std::max(blocks, integer_in(event, "block", 0) + 1);
   }
   return blocks;
 }
@@ -79,14 +81,15 @@ struct LastJob {
 LastJob last_job(const std::vector<Json>& journal) {
   LastJob job;
   for (const Json& event : journal) {
-    const std::string kind = event.value("event", "");
+    const std::string kind = text_in(event, "event");
     if (kind == "quantize") {
       job = {};
-      job.device = event.value("device", "");
-      job.ranks = event.value("ranks", 0);
-      job.teams = std::max(1, event.value("/mesh/pipeline"_json_pointer, 1));
+      job.device = text_in(event, "device");
+      job.ranks = integer_in(event, "ranks", 0);
+      const auto mesh = event.find("mesh");
+      if (mesh != event.end()) job.teams = std::max(1, integer_in(*mesh, "pipeline", 1));
     } else if (kind == "block") {
-      job.unit_seconds += event.value("seconds", 0.0);
+      job.unit_seconds += number_in(event, "seconds");
       ++job.units;
     }
     job.last_event = event;
@@ -96,7 +99,7 @@ LastJob last_job(const std::vector<Json>& journal) {
 }
 
 std::string describe(const Json& event) {
-  std::string text = event.value("time", "") + " " + event.value("event", "");
+  std::string text = text_in(event, "time") + " " + text_in(event, "event");
   for (const char* key : {"recipe", "format", "name"}) {
     if (event.contains(key) && event[key].is_string()) text += " " + event[key].get<std::string>();
   }
@@ -142,7 +145,7 @@ Picture look(const fs::path& run) {
     text += "\n";
   }
   if (!job.last_event.is_null()) text += "last: " + describe(job.last_event) + "\n";
-  return {text, job.last_event.is_object() && job.last_event.value("event", "") == "done"};
+  return {text, text_in(job.last_event, "event") == "done"};
 }
 
 }  // namespace

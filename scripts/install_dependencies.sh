@@ -2,6 +2,8 @@
 # Installs what Roundhouse is built with, from the distribution (Debian 12, Ubuntu 24.04 or later), and nothing that is there already.
 #   scripts/install_dependencies.sh           to build and run
 #   scripts/install_dependencies.sh --tests   and to test: NumPy, and as root a one-machine Slurm
+#   scripts/install_dependencies.sh --fuzz    and to fuzz: Clang with libFuzzer
+#   scripts/install_dependencies.sh --which-clang     installs nothing: the Clang that fuzzes
 # CUDA and NCCL are the cluster's own: they are never installed here.
 set -euo pipefail
 
@@ -13,8 +15,36 @@ packages=(
 )
 wanted=()  # a test that lacks one of these is skipped and says so
 
+# Clang with libFuzzer, 16 or later: the newest that is there.
+clang_with_libfuzzer() {
+  local version
+  for version in 21 20 19 18 17 16; do
+    if command -v clang++-$version >/dev/null && compgen -G "/usr/lib/llvm-$version/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a" >/dev/null; then
+      echo clang++-$version
+      return
+    fi
+  done
+  return 1
+}
+
 case "${1-}" in
   '') ;;
+  --which-clang)
+    clang_with_libfuzzer
+    exit
+    ;;
+  --fuzz)
+    if ! clang_with_libfuzzer >/dev/null; then
+      clang=16  # Debian 12 and Ubuntu 24.04 have it; later ones have a later one
+      for version in 19 18; do
+        if [[ $(apt-cache policy clang-$version 2>/dev/null) == *Candidate:\ [0-9]* ]]; then
+          clang=$version
+          break
+        fi
+      done
+      packages+=("clang-$clang" "libclang-rt-$clang-dev" "libomp-$clang-dev")
+    fi
+    ;;
   --tests)
     wanted+=(python3-numpy)
     # The Slurm test starts its daemons as root; on a machine that belongs to a cluster its own Slurm is used.
@@ -26,7 +56,7 @@ case "${1-}" in
     fi
     ;;
   *)
-    echo "usage: $0 [--tests]" >&2
+    echo "usage: $0 [--tests | --fuzz | --which-clang]" >&2
     exit 2
     ;;
 esac

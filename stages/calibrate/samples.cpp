@@ -1,7 +1,6 @@
 #include "stages/calibrate/samples.h"
 
 #include <algorithm>
-#include <fstream>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -16,11 +15,10 @@ namespace {
 constexpr std::int64_t kMicroBatchTokens = 2048;
 
 std::vector<std::string> read_json_lines(const std::filesystem::path& path) {
-  std::ifstream in(path);
-  if (!in) throw InputError(path.string() + ": cannot be read");
+  LineReader lines(path);
   std::vector<std::string> documents;
   std::string line;
-  for (int number = 1; std::getline(in, line); ++number) {
+  for (int number = 1; lines.next(line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = path.string() + ":" + std::to_string(number) + ": ";
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);

@@ -17,7 +17,6 @@
 #include "base/hash.h"
 #include "base/unique.h"
 #include "model/layout.h"
-#include "model/weights.h"
 #include "stages/export/format.h"
 #include "stages/export/side_files.h"
 #include "stages/quantize/block_record.h"
@@ -435,21 +434,8 @@ void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlo
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {
   check_dtype(options);
-  if (!options.dtype || *options.dtype == DType::kF32) return;
-  const auto check = [&](const TensorInfo& tensor) {
-    const HostView view = model.checkpoint().view(tensor.name);
-    if (view.type == *options.dtype) return;
-    check_values(view, *options.dtype,
-                 model.checkpoint().directory().string() + ": " + tensor.name);
-  };
-  const ModelConfig& config = model.config();
-  std::ranges::for_each(tensors_before_blocks(config), check);
-  for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
-    for (const TensorInfo& tensor : tensors_of_block(config, block)) {
-      if (tensor.shape.size() == 1) check(tensor);  // the linears are what is quantized
-    }
-  }
-  std::ranges::for_each(tensors_after_blocks(config), check);
+  if (options.dtype && *options.dtype != DType::kF32)
+    check_unquantized_values(model.config(), model.checkpoint(), *options.dtype);
 }
 
 void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,

@@ -14,22 +14,23 @@ namespace {
 struct Preset {
   std::string_view name;
   int iterations;
-  double rate;  // 0: 1 / iterations
+  double rate;      // 0: 1 / iterations
+  bool twice_rate;  // of that at 3 bits and below, from 1000 iterations on
   Grid grid;
   int samples;
   Sampling sampling;
 };
 constexpr std::array<Preset, 4> kPresets{{
-    {"paper", 200, 0.0, Grid::kAsymAutoRound, 512, Sampling::kIndependent},
-    {"current", 200, 0.0, Grid::kSymFull, 128, Sampling::kEpochs},
-    {"light", 50, 0.005, Grid::kSymFull, 128, Sampling::kEpochs},
-    {"best", 1000, 0.0, Grid::kSymFull, 512, Sampling::kEpochs},
+    {"paper", 200, 0.0, false, Grid::kAsymAutoRound, 512, Sampling::kIndependent},
+    {"current", 200, 0.0, true, Grid::kSymFull, 128, Sampling::kEpochs},
+    {"light", 50, 0.005, false, Grid::kSymFull, 128, Sampling::kEpochs},
+    {"best", 1000, 0.0, true, Grid::kSymFull, 512, Sampling::kEpochs},
 }};
 
 double default_rate(const Preset& preset, int iterations, int bits) {
   if (preset.rate > 0.0) return preset.rate;
-  const double twice = preset.name == "best" && bits <= 3 ? 2.0 : 1.0;
-  return twice / iterations;
+  const bool twice = preset.twice_rate && iterations >= 1000 && bits <= 3;
+  return (twice ? 2.0 : 1.0) / iterations;
 }
 
 SignRoundSettings read_settings(int bits, std::int64_t group_size, OptionReader& options) {

@@ -14,7 +14,9 @@
 //   paper     200          1 / iterations     A-ar     512       independent     the paper's, and the default
 //   current   200          1 / iterations     S-full   128       epochs          auto-round's defaults today, as the two below
 //   light     50           0.005              S-full   128       epochs
-//   best      1000         1 / iterations     S-full   512       epochs          twice the rate at 2 and 3 bits
+//   best      1000         1 / iterations     S-full   512       epochs
+//
+// As in auto-round today, current and best take twice the rate at 2 and 3 bits from 1000 iterations on.
 //
 // Options, all with the preset's value unless given: iterations, batch_size (8), learning_rate, minmax_learning_rate
 // (learning_rate), minmax_tuning, quantized_input (false: blocks are tuned on the full-precision stream), best_loss (false: the

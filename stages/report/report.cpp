@@ -43,7 +43,7 @@ std::vector<Cells> cells_of(const Report& report) {
       const auto found = row.perplexity.find(text);
       cells.push_back(found == row.perplexity.end() ? "" : number("%.4f", found->second));
     }
-    cells.push_back(row.relative_error > 0 ? format("%.2e", row.relative_error) : "");
+    cells.push_back(row.relative_error != 0 ? number("%.2e", row.relative_error) : "");
     cells.push_back(row.seconds > 0 ? format("%.1f", row.seconds) : "");
     cells.push_back(std::to_string(row.fallbacks));
     table.push_back(cells);

@@ -1,13 +1,16 @@
 #include "base/file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fstream>
 
 #include "base/error.h"
+#include "base/hash.h"
 
 namespace roundhouse {
 namespace {
@@ -83,6 +86,41 @@ TEST_F(FileTest, MapsAFileAndMovesTheMapping) {
   EXPECT_TRUE(MappedFile(folder_ / "empty").bytes().empty());
   EXPECT_THROW(MappedFile(folder_ / "none"), InputError);
   EXPECT_THROW(MappedFile{folder_}, InputError);
+}
+
+TEST_F(FileTest, ReadsLines) {
+  const fs::path path = folder_ / "file";
+  const auto lines = [&](const std::string& text, std::uint64_t from = 0) {
+    write_text_atomically(path, text);
+    LineReader reader(path, from);
+    std::vector<std::string> found;
+    for (std::string line; reader.next(line);) found.push_back(line + (reader.ended() ? "" : "~"));
+    return found;
+  };
+  using testing::ElementsAre;
+  EXPECT_THAT(lines(""), ElementsAre());
+  EXPECT_THAT(lines("a\n\nb"), ElementsAre("a", "", "b~"));
+  EXPECT_THAT(lines("a\n\n", 1), ElementsAre("", ""));
+  EXPECT_THAT(lines("a\n", 2), ElementsAre());
+  // Longer than what is read at once, and with an end exactly there.
+  const std::string longer(200'000, 'x'), part((std::size_t{1} << 16) - 1, 'y');
+  EXPECT_THAT(lines(part + "\n" + longer + "\n" + part + "\n" + longer),
+              ElementsAre(part, longer, part, longer + "~"));
+}
+
+// Whoever opened the pipe to read waited for a writer.
+TEST_F(FileTest, PipesAndDevicesAreRefusedAtOnce) {
+  const fs::path pipe = folder_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);
+  for (const fs::path& path : {pipe, fs::path("/dev/zero")}) {
+    const std::string expected = path.string() + ": it is not a regular file";
+    EXPECT_THAT(error_of([&] { read_text_file(path); }), HasSubstr(expected));
+    EXPECT_THAT(error_of([&] { MappedFile file(path); }), HasSubstr(expected));
+    EXPECT_THAT(error_of([&] { InputFile file(path); }), HasSubstr(expected));
+    EXPECT_THAT(error_of([&] { LineReader file(path); }), HasSubstr(expected));
+    EXPECT_THAT(error_of([&] { open_regular_file(path, O_RDWR | O_CREAT); }), HasSubstr(expected));
+    EXPECT_THAT(error_of([&] { sha256_hex_of_file(path); }), HasSubstr(expected));
+  }
 }
 
 TEST_F(FileTest, AFailingWriterLeavesTheOldContentAndNoTemporaryFile) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <vector>
 
 namespace roundhouse {
 namespace {
@@ -45,14 +46,20 @@ BlockCost gptq_cost(const Sizes& sizes) {
   return cost;
 }
 
-// Two passes over the stream, for statistics and for the search of what is more than a linear.
-BlockCost awq_cost(const Sizes& sizes, double points, double group_size) {
+// A pass over the stream for statistics, and another for the search of what is more than a linear.
+BlockCost awq_cost(const Sizes& sizes, const nlohmann::json& options, double group_size) {
   constexpr double kClipCandidates = 10;
+  const double points = options.at("grid_points");
+  const std::vector<ScaleSet> sets =
+      options.at("scale_search") ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
+  const bool modules =
+      std::ranges::any_of(sets, [](const ScaleSet& set) { return set.group != set.last_group; });
+  const double passes = modules ? 2 : 1;
   BlockCost cost{
-      .flops = {}, .bytes_up = 2 * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
-  cost.flops["forward"] = 4 * sizes.tokens * sizes.all_weights();
+      .flops = {}, .bytes_up = passes * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
+  cost.flops["forward"] = 2 * passes * sizes.tokens * sizes.all_weights();
   std::set<int> with_gram;
-  for (const ScaleSet& set : sizes.block.scale_sets()) {
+  for (const ScaleSet& set : sets) {
     const auto first = static_cast<std::size_t>(set.group),
                last = static_cast<std::size_t>(set.last_group);
     const InputGroup& group = sizes.block.groups()[first];
@@ -67,6 +74,7 @@ BlockCost awq_cost(const Sizes& sizes, double points, double group_size) {
     const double n = sizes.cols(sizes.block.groups()[static_cast<std::size_t>(g)]);
     cost.flops["gram"] += sizes.tokens * n * n;
   }
+  if (!options.at("clip_search")) return cost;
   for (const InputGroup& group : sizes.block.groups()) {
     const double size =
         group_size > 0 ? std::min(group_size, sizes.cols(group)) : sizes.cols(group);
@@ -100,7 +108,7 @@ BlockCost cost_of_block(const Recipe& recipe, const DecoderBlock& shape, int sam
   const nlohmann::json& options = recipe.options;
   if (recipe.method == "gptq") return gptq_cost(sizes);
   if (recipe.method == "awq") {
-    return awq_cost(sizes, options.at("grid_points"), static_cast<double>(recipe.group_size));
+    return awq_cost(sizes, options, static_cast<double>(recipe.group_size));
   }
   if (recipe.method == "signround") {
     const int batch =

@@ -257,13 +257,33 @@ TEST_F(PytorchFileTest, PicklesThatLeaveNoDictionaryOfTensors) {
       "unknown arguments");
   expect("\x80\x02}]b.", "not attributes");
   // Shapes of more dimensions than any tensor has, and lists in themselves.
-  expect(dictionary(tensor(storage("FloatStorage", "0", 6), 0, std::vector<std::int64_t>(65, 1),
-                           std::vector<std::int64_t>(65, 1))),
+  expect(dictionary(tensor(storage("FloatStorage", "0", 6), 0, std::vector<std::int64_t>(9, 1),
+                           std::vector<std::int64_t>(9, 1))),
          "unknown arguments");
   expect("\x80\x02]q\1h\1a.", "not a dictionary");
   std::string deep = "\x80\x02)";
   for (int i = 0; i < 1'000'000; ++i) deep += "\x85";
   expect(deep + ".", "not a dictionary");
+}
+
+// A few bytes a name refer to one tensor again: what is copied for each has to be short, or 4 MB of pickle become gigabytes.
+TEST_F(PytorchFileTest, ManyNamesOfOneTensorTakeLittleForEach) {
+  const auto shared = [](const std::string& key, std::size_t dimensions, int names) {
+    std::string pickle =
+        "\x80\x02}(" + text("t") +
+        tensor(storage("FloatStorage", key, 6), 0, std::vector<std::int64_t>(dimensions, 1),
+               std::vector<std::int64_t>(dimensions, 1)) +
+        "q\1";
+    for (int i = 0; i < names; ++i) {
+      const std::string name = std::to_string(i);
+      pickle += "\x8c" + little_endian(name.size(), 1) + name + "h\1";
+    }
+    return pickle + "u.";
+  };
+  write_file(directory_ / "m.bin", checkpoint_of(shared("0", 8, 300'000)));
+  EXPECT_EQ(PytorchFile(directory_ / "m.bin").names().size(), 300'001u);
+  EXPECT_THAT(error_of_pickle(shared(std::string(65, '0'), 1, 1)), HasSubstr("persistent id"));
+  EXPECT_THAT(error_of_pickle(shared("0", 9, 1)), HasSubstr("unknown arguments"));
 }
 
 TEST_F(PytorchFileTest, ArchivesThatAreNotPytorchs) {

@@ -1,15 +1,16 @@
 // Runs the program itself: what it prints where, and its exit codes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 #include "base/file.h"
 #include "pipeline/hdf5_store.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/pipeline/program.h"
 #include "tests/source_folder.h"
 
 namespace roundhouse {
@@ -19,21 +20,10 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::MatchesRegex;
 
-struct Outcome {
-  int exit_code;
-  std::string out, err;
-};
-
 class CommandLineTest : public testing::Test {
  protected:
   Outcome run(const std::string& arguments, const std::string& launcher = "") const {
-    const std::string out = (folder_.path() / "out").string(),
-                      err = (folder_.path() / "err").string();
-    const int status =
-        std::system(("cd " + source_folder().string() + " && " + launcher +
-                     " " ROUNDHOUSE_PROGRAM " " + arguments + " > " + out + " 2> " + err)
-                        .c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text_file(out), read_text_file(err)};
+    return run_program(folder_.path(), arguments, launcher);
   }
   // Wrong input: exit code 2, one line on stderr, nothing on stdout.
   std::string refusal(const std::string& arguments) const {
@@ -144,6 +134,55 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
       again.err,
       HasSubstr("recipes/rtn-w4g128/block-0003 is damaged (its content does not match its hash)"));
   EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
+}
+
+// A number that is not finite is null in JSON.
+TEST_F(CommandLineTest, AJournalWithNullsAndOtherTypesIsReported) {
+  ASSERT_EQ(quantize().exit_code, 0);
+  std::ofstream(folder_.path() / "run/journal.jsonl", std::ios::app)
+      << R"({"event": "block", "recipe": "rtn-w4g128", "block": 2, "relative_error": null, "seconds": null,)"
+         R"( "bits_per_weight": null, "linears": [null, 3, {"damping_tries": null}]})"
+         "\n"
+      << R"({"event": 1, "recipe": null, "block": "x"})"
+         "\n"
+      << R"({"event": "quantize", "device": 1, "ranks": "two", "mesh": 3})"
+         "\n";
+  const Outcome report = run("report " + at("run"));
+  EXPECT_EQ(report.exit_code, 0) << report.err;
+  EXPECT_THAT(report.out, HasSubstr("not finite"));
+  const Outcome status = run("status " + at("run"));
+  EXPECT_EQ(status.exit_code, 0) << status.err;
+  const Outcome again = quantize();
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+}
+
+// Whether or not a token of the texts uses that row, and before any block is made.
+TEST_F(CommandLineTest, WhatIsNotQuantizedMustBeFinite) {
+  const fs::path bundled = source_folder() / "tests/data/tiny-world";
+  const fs::path model = folder_.path() / "model";
+  fs::create_directory(model);
+  for (const char* name : {"config.json", "tokenizer.model", "tokenizer_config.json"}) {
+    fs::copy_file(bundled / name, model / name);
+  }
+  const std::string whole = read_text_file(bundled / "model.safetensors");
+  std::uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, whole.data(), sizeof header_bytes);
+  const auto header = nlohmann::json::parse(whole.substr(8, header_bytes));
+  for (const char* name : {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight",
+                           "model.layers.5.post_attention_layernorm.weight"}) {
+    const auto& entry = header.at(name);
+    const std::size_t begin = 8 + header_bytes + entry.at("data_offsets")[0].get<std::size_t>();
+    const std::size_t end = 8 + header_bytes + entry.at("data_offsets")[1].get<std::size_t>();
+    std::string bytes = whole;
+    ASSERT_LE(begin + 8, end);
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(end - 8), 8,
+                '\xff');  // NaN in every type
+    write_text_atomically(model / "model.safetensors", bytes);
+    const Outcome outcome = quantize("--set model=" + model.string());
+    EXPECT_EQ(outcome.exit_code, 2) << name << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(std::string(name) + "\": holds NaN")) << name;
+    EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << name;
+  }
 }
 
 TEST_F(CommandLineTest, SeveralRanksSayACommonMistakeOnce) {

@@ -72,6 +72,38 @@ TEST(SignRoundOptionsTest, ResolvedReadsBackToItself) {
   }
 }
 
+// Whatever the presets make of it, what is written into the run's config.yaml must be accepted there.
+TEST(SignRoundOptionsTest, EveryPresetWithAnyIterationsReadsBackToItself) {
+  for (const char* preset : {"paper", "current", "light", "best"}) {
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const int iterations : {1, 2, 999, 1000, 100000}) {
+        const Recipe recipe = parse_recipe({{"method", "signround"},
+                                            {"preset", preset},
+                                            {"bits", bits},
+                                            {"iterations", iterations}});
+        json again = resolved(recipe);
+        again.erase("name");
+        EXPECT_EQ(resolved(parse_recipe(again)), resolved(recipe))
+            << preset << " " << bits << " " << iterations;
+      }
+    }
+  }
+}
+
+TEST(SignRoundOptionsTest, TwiceTheRateIsForManyIterationsAtFewBits) {
+  const auto rate = [](const char* preset, int bits, int iterations) {
+    const Recipe recipe = parse_recipe(
+        {{"method", "signround"}, {"preset", preset}, {"bits", bits}, {"iterations", iterations}});
+    return recipe.options.at("learning_rate").get<double>() * iterations;
+  };
+  EXPECT_DOUBLE_EQ(rate("best", 3, 999), 1.0);
+  EXPECT_DOUBLE_EQ(rate("best", 3, 1000), 2.0);
+  EXPECT_DOUBLE_EQ(rate("best", 2, 2000), 2.0);
+  EXPECT_DOUBLE_EQ(rate("best", 4, 1000), 1.0);
+  EXPECT_DOUBLE_EQ(rate("current", 3, 1000), 2.0);
+  EXPECT_DOUBLE_EQ(rate("paper", 3, 1000), 1.0);
+}
+
 TEST(SignRoundOptionsTest, ValuesOutOfRangeAreErrors) {
   for (const char* text :
        {R"({"method": "signround", "preset": "worst"})",
