@@ -21,7 +21,7 @@ BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, B
 Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
   std::string text = read_text_file(task.text);
   if (task.rows) text = join_rows(text);
-  return cut_windows(tokenizer.encode_with_bos(text), task.window, task.limit, task.text.string());
+  return cut_windows(tokenizer.encode_document(text), task.window, task.limit, task.text.string());
 }
 
 // What a figure depends on besides the weights.
