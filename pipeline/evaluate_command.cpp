@@ -1,13 +1,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
+#include <span>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
+#include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
 
@@ -18,10 +22,25 @@ BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, B
   return [&](int block) { return shape.load(model.checkpoint(), block, backend); };
 }
 
-Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
-  std::string text = read_text_file(task.text);
-  if (task.rows) text = join_rows(text);
-  return cut_windows(tokenizer.encode_document(text), task.window, task.limit, task.text.string());
+// Tokenized by rank 0, for all ranks. Collective.
+Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer, ThreadPool& threads,
+                     Communicator& world, JobMonitor& monitor) {
+  Windows windows{.ids = {}, .length = task.window};
+  if (world.rank() == 0) {
+    monitor.phase("tokens of " + task.text.string());
+    const auto tick = [&] { monitor.tick(); };
+    const std::string text = read_evaluation_text(task, threads, tick);
+    const std::size_t most =
+        static_cast<std::size_t>(task.limit) * static_cast<std::size_t>(task.window);
+    windows = cut_windows(ParallelTokenizer(tokenizer, threads).encode_document(text, most, tick),
+                          task.window, task.limit, task.text.string());
+  }
+  const Watchdog::Waiting waiting(&monitor.watchdog());
+  auto size = static_cast<std::int64_t>(windows.ids.size());
+  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  windows.ids.resize(static_cast<std::size_t>(size));
+  world.broadcast(std::as_writable_bytes(std::span(windows.ids)), 0);
+  return windows;
 }
 
 // What a figure depends on besides the weights.
@@ -48,7 +67,7 @@ nlohmann::json read_results(const std::filesystem::path& path) {
 bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
                       const std::vector<PerplexityTask>& tasks) {
   for (const PerplexityTask& task : tasks) {
-    const Windows windows = read_windows(task, job.tokenizer());
+    std::optional<Windows> windows;  // read when they are needed
     const nlohmann::json settings = settings_of(task);
     for (const std::string& name : recipes) {
       const std::string identity =
@@ -68,6 +87,10 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
       if (job.world().all_reduce_max(there) != 0) continue;
       if (job.stop_requested()) return false;
 
+      if (!windows) {
+        windows =
+            read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
+      }
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {
@@ -77,8 +100,8 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         };
       }
       const Perplexity result =
-          measure_perplexity(job.model(), job.shape(), weights, windows, job.backend(), job.world(),
-                             job.budget(), job.monitor());
+          measure_perplexity(job.model(), job.shape(), weights, *windows, job.backend(),
+                             job.world(), job.budget(), job.monitor());
       if (!job.first()) continue;
       results["recipe"] = name;
       results["identity"] = identity;
@@ -119,11 +142,17 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto shape = make_decoder_block(model.config(), longest, *backend);
   ActivationBudget budget(std::size_t{1} << 40, std::filesystem::temp_directory_path());
   JobMonitor monitor(*world, nullptr, 600, 0);
+  ThreadPool threads(rank_threads(0, session));
+  if (world->rank() == 0) {
+    for (const std::string& warning : tokenizer->warnings()) monitor.say("warning: " + warning);
+    check_evaluation(arguments.perplexity, *tokenizer, threads, [&] { monitor.tick(); });
+  }
   for (const PerplexityTask& task : arguments.perplexity) {
     monitor.phase("perplexity on " + task.name);
     const Perplexity result =
         measure_perplexity(model, *shape, original_weights(model, *shape, *backend),
-                           read_windows(task, *tokenizer), *backend, *world, budget, monitor);
+                           read_windows(task, *tokenizer, threads, *world, monitor), *backend,
+                           *world, budget, monitor);
     if (world->rank() == 0) {
       std::printf("%s: perplexity %.6f (%lld windows of %lld)\n", task.name.c_str(),
                   result.perplexity, static_cast<long long>(result.windows),
@@ -145,6 +174,10 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
   if (recipes.empty()) {
     recipes = complete_recipes(job);
     if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
+  }
+  if (job.first()) {
+    check_evaluation(config.perplexity, job.tokenizer(), job.text_threads(),
+                     [&] { job.monitor().tick(); });
   }
   if (!evaluate_recipes(job, recipes, config.perplexity)) return 75;
   if (job.first()) report_run(config.run);

@@ -23,14 +23,17 @@ int choose_threads(int local_size) {
 
 }  // namespace
 
+int rank_threads(int threads, const LaunchSession& session) {
+  return threads > 0 ? threads : choose_threads(session.local_size());
+}
+
 std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
                                            const LaunchSession& session) {
   std::string name = device;
   if (name == "auto") name = has_device("cuda") ? "cuda" : "cpu";
   if (!has_device(name)) throw InputError("device: this build or machine has no \"" + name + "\"");
   return make_backend(name,
-                      {.threads = threads > 0 ? threads : choose_threads(session.local_size()),
-                       .device = session.local_rank()});
+                      {.threads = rank_threads(threads, session), .device = session.local_rank()});
 }
 
 Job::Job(LaunchSession& session, RunConfig config)
@@ -80,9 +83,13 @@ Job::Job(LaunchSession& session, RunConfig config)
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4 / sharers;
+  text_threads_ = std::make_unique<ThreadPool>(rank_threads(config_.threads, session));
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
+  if (first()) {
+    for (const std::string& warning : tokenizer_->warnings()) monitor_->say("warning: " + warning);
+  }
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     monitor_->say(key + " is damaged (" + why + "): it will be made again");
     monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});

@@ -7,6 +7,7 @@
 
 #include "comm/launcher.h"
 #include "kernels/backend.h"
+#include "kernels/thread_pool_cpu.h"
 #include "model/causal_lm.h"
 #include "model/tokenizer.h"
 #include "pipeline/config.h"
@@ -34,6 +35,7 @@ class Job {
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
   std::size_t saved_activation_bytes() const { return saved_activation_bytes_; }
+  ThreadPool& text_threads() { return *text_threads_; }  // of this rank, for texts
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
   const std::string& fingerprint() const { return fingerprint_; }
@@ -60,10 +62,13 @@ class Job {
   std::unique_ptr<Hdf5Store> store_;
   std::unique_ptr<ActivationBudget> budget_;
   std::size_t saved_activation_bytes_ = 0;
+  std::unique_ptr<ThreadPool> text_threads_;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;
 };
 
+// Processors for this rank, if the config's `threads` does not say: its share of the node's.
+int rank_threads(int threads, const LaunchSession& session);
 // This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
 // rank's place on its node.
 std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,

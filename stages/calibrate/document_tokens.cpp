@@ -8,8 +8,8 @@
 namespace roundhouse {
 namespace {
 
-constexpr std::size_t kMaxKept = std::size_t{1} << 24;        // ids
-constexpr std::size_t kBatchBytes = std::size_t{1} << 24;     // of text that is held at a time
+constexpr std::size_t kMaxKept = std::size_t{1} << 24;     // ids
+constexpr std::size_t kBatchBytes = std::size_t{1} << 24;  // of text that is held at a time
 constexpr auto kBetweenLines = std::chrono::seconds(20);
 
 std::string_view stripped(std::string_view text) {
@@ -156,7 +156,8 @@ std::vector<std::int32_t> DocumentTokens::gather(std::span<const TokenSpan> span
     }
     for (std::size_t i = 0; i < document.chunks && at < span_end; ++i) {
       const Chunk& chunk = chunks_[document.first_chunk + i];
-      const std::size_t begin = std::max(at, span.begin), end = std::min(at + chunk.tokens, span_end);
+      const std::size_t begin = std::max(at, span.begin),
+                        end = std::min(at + chunk.tokens, span_end);
       if (begin < end) {
         const Use use{span.document, document.first_chunk + i, begin - at, end - at,
                       to + begin - span.begin};
@@ -183,7 +184,8 @@ void DocumentTokens::tokenize_again(std::span<const Use> uses, std::span<std::in
     std::vector<std::size_t> documents;
     std::vector<std::size_t> first_use;
     std::size_t bytes = 0, end = done;
-    for (; end < uses.size() && bytes < kBatchBytes && first_use.size() < tokenizer_.batch(); ++end) {
+    for (; end < uses.size() && bytes < kBatchBytes && first_use.size() < tokenizer_.batch();
+         ++end) {
       if (end > done && uses[end].chunk == uses[end - 1].chunk) continue;
       first_use.push_back(end);
       if (documents.empty() || documents.back() != uses[end].document) {

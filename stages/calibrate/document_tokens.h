@@ -1,8 +1,8 @@
 // The documents of a text file as tokens, without holding them all: how many there are in each document, and any of them.
 #pragma once
 
-#include <cstdint>
 #include <chrono>
+#include <cstdint>
 #include <span>
 #include <vector>
 

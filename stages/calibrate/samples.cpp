@@ -47,11 +47,13 @@ Taken draw_windows(const Draw& draw) {
   // Documents are tokenized when their turn comes, as many at a time as windows are missing.
   const auto count_from = [&](std::size_t place) {
     const std::size_t missing = draw.samples() - taken.spans.size();
-    draw.text.count(std::span(draw.order).subspan(place, std::min(missing, draw.order.size() - place)));
+    draw.text.count(
+        std::span(draw.order).subspan(place, std::min(missing, draw.order.size() - place)));
     return place + missing;
   };
   std::size_t counted = 0;
-  for (std::size_t place = 0; place < draw.order.size() && taken.spans.size() < draw.samples(); ++place) {
+  for (std::size_t place = 0; place < draw.order.size() && taken.spans.size() < draw.samples();
+       ++place) {
     if (place == counted) counted = count_from(place);
     const std::size_t tokens = draw.text.tokens(draw.order[place]);
     ++taken.looked_at;
@@ -140,7 +142,8 @@ Taken draw_concatenated(const Draw& draw) {
     const std::size_t other = i + draw.random.below(places - i);
     const std::size_t chosen = at(other);
     moved[other] = at(i);
-    for (std::size_t begin = shift + chosen * draw.length(), end = begin + draw.length(); begin < end;) {
+    for (std::size_t begin = shift + chosen * draw.length(), end = begin + draw.length();
+         begin < end;) {
       const auto next = std::ranges::upper_bound(begins, begin);
       const auto document = static_cast<std::size_t>(next - begins.begin()) - 1;
       const std::size_t count = std::min(*next, end) - begin;
@@ -212,7 +215,9 @@ DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokeniz
             " looked at were " + (options.drawing == Drawing::kPacked ? "longer" : "shorter");
   }
   if (options.drawing == Drawing::kWindows && used < draw.samples()) {
-    line += "; all that are long enough were used again: more of the text is used by shorter windows or drawing: concatenated";
+    line +=
+        "; all that are long enough were used again: more of the text is used by shorter windows "
+        "or drawing: concatenated";
   }
   monitor.say(line);
   return {.samples = Samples(options.samples, options.sequence_length, options.shards,
