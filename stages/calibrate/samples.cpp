@@ -213,11 +213,8 @@ DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokeniz
   if (taken.unfit > 0) {
     line += "; " + std::to_string(taken.unfit) + " of " + std::to_string(taken.looked_at) +
             " looked at were " + (options.drawing == Drawing::kPacked ? "longer" : "shorter");
-  }
-  if (options.drawing == Drawing::kWindows && used < draw.samples()) {
-    line +=
-        "; all that are long enough were used again: more of the text is used by shorter windows "
-        "or drawing: concatenated";
+    if (options.drawing == Drawing::kWindows && used < draw.samples())
+      line += ", which shorter windows or another drawing would use";
   }
   monitor.say(line);
   return {.samples = Samples(options.samples, options.sequence_length, options.shards,

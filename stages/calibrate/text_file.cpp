@@ -116,7 +116,8 @@ void TextFile::refuse_other_formats() const {
 void TextFile::find_lines(const std::function<void()>& tick) {
   const std::string_view text = content();
   std::size_t released = 0;
-  for (std::size_t begin = 0; begin < text.size();) {
+  for (std::size_t begin = text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
+       begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
     if (text.substr(begin, end - begin).find_first_not_of(kBlanks) != std::string_view::npos)
       begins_.push_back(begin);

@@ -214,9 +214,10 @@ TEST_F(SamplesTest, SaysHowManyDocumentsTheWindowsCameFrom) {
                    threads, listener);
   ASSERT_EQ(listener.lines.size(), 2u);
   EXPECT_THAT(listener.lines[0], HasSubstr("few.jsonl: JSON lines, 3 documents"));
-  EXPECT_THAT(listener.lines[1],
-              HasSubstr("6 windows of 8 tokens from 2 documents; 1 of 3 looked at were shorter; "
-                        "all that are long enough were used again"));
+  EXPECT_THAT(
+      listener.lines[1],
+      HasSubstr("6 windows of 8 tokens from 2 documents; 1 of 3 looked at were shorter, which "
+                "shorter windows or another drawing would use"));
   EXPECT_EQ(drawn.facts["documents"], 3);
   EXPECT_EQ(drawn.facts["documents_used"], 2);
   EXPECT_EQ(drawn.facts["documents_looked_at"], 3);
@@ -231,21 +232,21 @@ TEST_F(SamplesTest, LongTextsAreTokenizedOnceInChunksByAnyNumberOfThreads) {
   const std::string whole = "|" + book;
   for (const Drawing drawing : {Drawing::kWindows, Drawing::kConcatenated}) {
     const SampleOptions options{.text = text,
-                                .samples = 200,
+                                .samples = 60,
                                 .sequence_length = 30'000,
                                 .seed = 3,
                                 .shards = 1,
                                 .drawing = drawing};
     const Samples one = draw_all(options, 1).samples;
-    for (int i = 0; i < 200; ++i)
+    for (int i = 0; i < 60; ++i)
       ASSERT_NE(whole.find(letters_of(one.ids(i, 1))), std::string::npos) << i;
     ThreadPool threads(3);
     Listener listener;
     const ByteTokenizer tokenizer;
     const Samples three = draw_samples(options, tokenizer, threads, listener).samples;
-    EXPECT_TRUE(std::ranges::equal(one.ids(0, 200), three.ids(0, 200)));
+    EXPECT_TRUE(std::ranges::equal(one.ids(0, 60), three.ids(0, 60)));
     EXPECT_LT(tokenizer.bytes, book.size() * 9 / 8) << "what is not kept is tokenized twice";
-    EXPECT_GT(listener.ticks, 8);
+    EXPECT_GT(listener.ticks, 5);
   }
 }
 
