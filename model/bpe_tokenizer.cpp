@@ -285,8 +285,10 @@ void check_pipeline_of_file(const std::filesystem::path& file) {
   if (!std::filesystem::exists(file)) return;
   const json object = read_json_file(file, kMaxFileBytes);
   const std::string where = file.string() + ": ";
-  if (!object.is_object()) throw InputError(where + "not a JSON object");
-  check_pipeline(object.value("model", json::object()), object, where);
+  if (!object.is_object() || !object.contains("model") || !object["model"].is_object()) {
+    throw InputError(where + "no object \"model\"");
+  }
+  check_pipeline(object["model"], object, where);
 }
 
 void finish(BpeTokenizer& tokenizer, const TokenizerConfig& config, const Template& around) {

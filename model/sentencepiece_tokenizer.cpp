@@ -300,8 +300,10 @@ void read_prefix_of_json(const std::filesystem::path& file, TokenizerConfig& con
   if (!normalizer.is_array())
     normalizer = normalizer.is_null() ? nlohmann::json::array() : nlohmann::json({normalizer});
   for (const nlohmann::json& step : normalizer) {
-    const bool prepend = type_of(step) == "\"Prepend\"" && step.value("prepend", "") == "\u2581";
-    const bool replace = type_of(step) == "\"Replace\"" && step.value("content", "") == "\u2581";
+    const bool prepend =
+        type_of(step) == "\"Prepend\"" && step.value("prepend", nlohmann::json()) == "\u2581";
+    const bool replace =
+        type_of(step) == "\"Replace\"" && step.value("content", nlohmann::json()) == "\u2581";
     if (!prepend && !replace)
       throw InputError(where + "normalizer: " + type_of(step) + " is not supported");
     each = each || prepend;

@@ -67,16 +67,18 @@ void Tokenizer::set_special_tokens(SpecialTokens tokens, std::int64_t rows) {
 
 void Tokenizer::append(const TextPiece& piece, WordCache& cache,
                        std::vector<std::int32_t>& ids) const {
-  if (piece.special == nullptr) {
+  if (piece.special != nullptr) {
+    ids.push_back(piece.special->id);
+  } else {
     append_part(piece.text, piece.start, cache, ids);
-    return;
   }
-  if (rows_ >= 0 && piece.special->id >= rows_) {
-    throw InputError("a text with the special token " + in_quotes(piece.special->text) +
-                     ": its id is " + std::to_string(piece.special->id) +
-                     ", and vocab_size in config.json is " + std::to_string(rows_));
-  }
-  ids.push_back(piece.special->id);
+}
+
+void Tokenizer::check_row(const SpecialToken& token) const {
+  if (rows_ < 0 || token.id < rows_) return;
+  throw InputError("a text with the special token " + in_quotes(token.text) + ": its id is " +
+                   std::to_string(token.id) + ", and vocab_size in config.json is " +
+                   std::to_string(rows_));
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
@@ -106,6 +108,7 @@ PieceCutter::PieceCutter(const Tokenizer& tokenizer, std::string_view text, std:
 std::optional<TextPiece> PieceCutter::next() {
   if (at_ == text_.size()) return std::nullopt;
   if (special_ && special_->begin == at_) {
+    tokenizer_.check_row(*special_->token);
     const TextPiece piece{text_.substr(at_, special_->end - at_), special_->token, start_};
     at_ = special_->end;
     start_ = PieceStart::kBehindSpecial;

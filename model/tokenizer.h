@@ -50,6 +50,7 @@ class Tokenizer {
   const SpecialTokens& special_tokens() const { return special_tokens_; }
   // Ids from `rows` on have no row in the model's embedding.
   void set_special_tokens(SpecialTokens tokens, std::int64_t rows);
+  void check_row(const SpecialToken& token) const;  // throws InputError if it has none
   // What the tokenizer's files ask for and is not done: a line each, for people.
   const std::vector<std::string>& warnings() const { return warnings_; }
   void set_warnings(std::vector<std::string> warnings) { warnings_ = std::move(warnings); }
@@ -66,7 +67,7 @@ class Tokenizer {
 
 // Cuts a text into pieces of about `bytes`, a little more where may_cut() says no, and at its special tokens.
 // Precondition: text is UTF-8; it and the tokenizer outlive this. Throws InputError for a stretch of more than 16 MiB that
-// cannot be cut.
+// cannot be cut, and for a special token that the model has no row for.
 class PieceCutter {
  public:
   static constexpr std::size_t kPieceBytes = std::size_t{1} << 18;

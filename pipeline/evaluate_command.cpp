@@ -11,7 +11,6 @@
 #include "pipeline/job.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
-#include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
 
@@ -28,12 +27,7 @@ Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer, Thr
   Windows windows{.ids = {}, .length = task.window};
   if (world.rank() == 0) {
     monitor.phase("tokens of " + task.text.string());
-    const auto tick = [&] { monitor.tick(); };
-    const std::string text = read_evaluation_text(task, threads, tick);
-    const std::size_t most =
-        static_cast<std::size_t>(task.limit) * static_cast<std::size_t>(task.window);
-    windows = cut_windows(ParallelTokenizer(tokenizer, threads).encode_document(text, most, tick),
-                          task.window, task.limit, task.text.string());
+    windows = evaluation_windows(task, task.limit, tokenizer, threads, [&] { monitor.tick(); });
   }
   const Watchdog::Waiting waiting(&monitor.watchdog());
   auto size = static_cast<std::int64_t>(windows.ids.size());
@@ -142,7 +136,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto shape = make_decoder_block(model.config(), longest, *backend);
   ActivationBudget budget(std::size_t{1} << 40, std::filesystem::temp_directory_path());
   JobMonitor monitor(*world, nullptr, 600, 0);
-  ThreadPool threads(rank_threads(0, session));
+  ThreadPool threads(world->rank() == 0 ? rank_threads(0, session) : 1);
   if (world->rank() == 0) {
     for (const std::string& warning : tokenizer->warnings()) monitor.say("warning: " + warning);
     check_evaluation(arguments.perplexity, *tokenizer, threads, [&] { monitor.tick(); });

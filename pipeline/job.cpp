@@ -83,7 +83,8 @@ Job::Job(LaunchSession& session, RunConfig config)
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4 / sharers;
-  text_threads_ = std::make_unique<ThreadPool>(rank_threads(config_.threads, session));
+  text_threads_ =
+      std::make_unique<ThreadPool>(first() ? rank_threads(config_.threads, session) : 1);
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);

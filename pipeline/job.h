@@ -35,7 +35,7 @@ class Job {
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
   std::size_t saved_activation_bytes() const { return saved_activation_bytes_; }
-  ThreadPool& text_threads() { return *text_threads_; }  // of this rank, for texts
+  ThreadPool& text_threads() { return *text_threads_; }  // for texts, which rank 0 reads
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
   const std::string& fingerprint() const { return fingerprint_; }

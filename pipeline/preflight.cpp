@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/calibrate/text_file.h"
-#include "stages/evaluate/perplexity.h"
 
 namespace roundhouse {
 namespace {
@@ -48,30 +47,33 @@ std::string gib(std::uint64_t bytes) {
 
 }  // namespace
 
-std::string read_evaluation_text(const PerplexityTask& task, ThreadPool& threads,
-                                 const std::function<void()>& tick) {
+Windows evaluation_windows(const PerplexityTask& task, int limit, const Tokenizer& tokenizer,
+                           ThreadPool& threads, const std::function<void()>& tick) {
   const TextFile file(task.text, threads, tick);
   if (file.json_lines()) {
     throw InputError(file.description() +
                      ", but perplexity is measured on plain text: put the texts into one file");
   }
-  return task.rows ? join_rows(file.content()) : std::string(file.content());
+  const std::string joined = task.rows ? join_rows(file.content()) : std::string();
+  const std::string_view text = task.rows ? joined : file.content();
+  const std::size_t most = static_cast<std::size_t>(limit) * static_cast<std::size_t>(task.window);
+  std::vector<std::int32_t> ids;
+  try {
+    // All of it, whatever the limit, so that a text is refused now or never.
+    for (ChunkCutter chunks(tokenizer, text); chunks.next();) tick();
+    ids = ParallelTokenizer(tokenizer, threads).encode_document(text, most, tick);
+  } catch (const InputError& error) {
+    throw InputError(task.text.string() + ": " + error.what());
+  }
+  return cut_windows(ids, task.window, limit, task.text.string());
 }
 
 std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tasks,
                                           const Tokenizer& tokenizer, ThreadPool& threads,
                                           const std::function<void()>& tick) {
   std::vector<std::string> lines;
-  ParallelTokenizer parallel(tokenizer, threads);
   for (const PerplexityTask& task : tasks) {
-    const std::string text = read_evaluation_text(task, threads, tick);
-    try {
-      const auto window = static_cast<std::size_t>(task.window);
-      cut_windows(parallel.encode_document(text, window, tick), task.window, 1, task.text.string());
-    } catch (const InputError& error) {
-      const std::string what = error.what(), name = task.text.string();
-      throw InputError(what.starts_with(name) ? what : name + ": " + what);
-    }
+    evaluation_windows(task, 1, tokenizer, threads, tick);
     lines.push_back("perplexity: " + task.text.string() + ": plain text" +
                     (task.rows ? ", each line a row" : ""));
   }

@@ -10,15 +10,16 @@
 #include "model/causal_lm.h"
 #include "model/tokenizer.h"
 #include "pipeline/config.h"
+#include "stages/evaluate/perplexity.h"
 
 namespace roundhouse {
 
-// The text whose perplexity is measured, its rows joined where the task says so. Throws InputError naming the file: see
-// TextFile; JSON lines.
-std::string read_evaluation_text(const PerplexityTask& task, ThreadPool& threads,
-                                 const std::function<void()>& tick);
+// The windows of a task's text, its rows joined where the task says so; at most `limit` (0: all). Throws InputError naming the
+// file: see TextFile; JSON lines; not one window; what the tokenizer says.
+Windows evaluation_windows(const PerplexityTask& task, int limit, const Tokenizer& tokenizer,
+                           ThreadPool& threads, const std::function<void()>& tick);
 
-// Throws InputError naming the file unless every task's text fills a window. Returns a line for each: what it was taken for.
+// Throws the errors of evaluation_windows(), looking at whole texts but tokenizing a window. Returns a line for each: what it was taken for.
 std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tasks,
                                           const Tokenizer& tokenizer, ThreadPool& threads,
                                           const std::function<void()>& tick);

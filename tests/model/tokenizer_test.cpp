@@ -307,6 +307,8 @@ TEST_F(TokenizerDirectoryTest, WhatIsAskedForAndNotDoneIsRefusedOrSaidByName) {
   EXPECT_THAT(json_error({{"normalizer", {{"type", "NFKC"}}}}),
               AllOf(HasSubstr("tokenizer.json: normalizer"), HasSubstr("NFKC")));
   EXPECT_THAT(json_error({{"pre_tokenizer", {{"type", "Digits"}}}}), HasSubstr("Digits"));
+  EXPECT_THAT(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", 7}}}}),
+              HasSubstr("Prepend"));
   EXPECT_EQ(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", "\u2581"}}}}),
             "(no InputError)");
 

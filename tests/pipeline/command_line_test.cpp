@@ -118,6 +118,12 @@ TEST_F(CommandLineTest, EvaluationTextsAreJudgedBeforeTheFirstBlock) {
   EXPECT_THAT(
       refused("lines.txt", lines),
       HasSubstr("lines.txt: JSON lines, 100 documents, but perplexity is measured on plain text"));
+  // "ll" is within pieces of the vocabulary, so that nothing can be cut here; far behind the first window.
+  std::string stretch;
+  for (int i = 0; i < 60; ++i) stretch += "The red ball is in the box. ";
+  stretch += std::string((1 << 24) + (1 << 17), 'l');
+  EXPECT_THAT(refused("stretch.txt", stretch),
+              HasSubstr("stretch.txt: a text with more than 16 MiB in which no word ends"));
   EXPECT_THAT(refused("latin.txt", "th\xe9 end"), HasSubstr("latin.txt:1: is not UTF-8"));
   EXPECT_THAT(refusal("evaluate tests/data/tiny-world --window 64 --text " + at("lines.txt")),
               HasSubstr("lines.txt: JSON lines"));

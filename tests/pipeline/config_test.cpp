@@ -176,6 +176,16 @@ TEST_F(ConfigTest, OverridesSayWhichOneIsWrong) {
               HasSubstr("--set recipes.x.bits: \"recipes\" is not a group of keys"));
 }
 
+TEST_F(ConfigTest, DrawingsHaveNames) {
+  for (const auto& [name, drawing] : {std::pair("windows", Drawing::kWindows),
+                                      {"packed", Drawing::kPacked},
+                                      {"concatenated", Drawing::kConcatenated}}) {
+    const RunConfig config = read(with(""), {std::string("calibration.drawing=") + name});
+    EXPECT_EQ(config.calibration.drawing, drawing);
+    EXPECT_EQ(read(to_yaml(config)).calibration.drawing, drawing);
+  }
+}
+
 TEST_F(ConfigTest, OverridesReachIntoLists) {
   const RunConfig config = read(with("evaluate: {perplexity: [{name: t, text: " + at("other.txt") +
                                      ", window: 64, rows: true}]}\n"),

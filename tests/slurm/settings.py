@@ -38,7 +38,7 @@ def main():
         (folder / "rows.txt").write_text("".join(f" {line} \n \n" for line in lines))
 
         def run(out, **variables):
-            environment = dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(source), SLURM_JOB_ID="7",
+            environment = dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(source), SLURM_JOB_ID="7", SLURM_JOB_NODELIST="here",
                                SLURM_CPUS_PER_TASK="1", ROUNDHOUSE=str(program), CONFIG=str(folder / "config.yaml"),
                                RUN=str(folder / out), **variables)
             subprocess.run(["bash", source / "slurm/quantize_70b.sh"], env=environment, check=True)
