@@ -74,24 +74,29 @@ void SpecialTokens::add(SpecialToken token) {
   if (token.text.empty()) return;
   if (std::ranges::find(tokens_, token.text, &SpecialToken::text) != tokens_.end()) return;
   begins_[static_cast<unsigned char>(token.text.front())] = true;
+  strips_left_ = strips_left_ || token.strips_left;
   const auto place = std::ranges::find_if(
       tokens_, [&](const SpecialToken& other) { return other.text.size() < token.text.size(); });
   tokens_.insert(place, std::move(token));
 }
 
-std::optional<SpecialTokens::Found> SpecialTokens::find(std::string_view text,
-                                                        std::size_t from) const {
+std::optional<SpecialTokens::Found> SpecialTokens::find(std::string_view text, std::size_t least,
+                                                        std::size_t from, std::size_t until) const {
   if (tokens_.empty()) return std::nullopt;
-  for (std::size_t i = from; i < text.size(); ++i) {
+  for (std::size_t i = from; i < until; ++i) {
     if (!begins_[static_cast<unsigned char>(text[i])]) continue;
     for (const SpecialToken& token : tokens_) {
       if (!text.substr(i).starts_with(token.text)) continue;
       std::size_t end = i + token.text.size();
       if (token.strips_right) end = behind_white_space(text, end);
-      return Found{token.strips_left ? before_white_space(text, from, i) : i, end, &token};
+      return Found{token.strips_left ? before_white_space(text, least, i) : i, end, &token};
     }
   }
   return std::nullopt;
+}
+
+std::size_t SpecialTokens::horizon(std::string_view text, std::size_t end) const {
+  return strips_left_ ? std::min(behind_white_space(text, end) + 1, text.size()) : end;
 }
 
 SpecialTokens read_special_tokens(

@@ -32,12 +32,17 @@ class SpecialTokens {
     std::size_t begin, end;  // with the white space that it takes
     const SpecialToken* token;
   };
-  // The leftmost at or behind byte `from`, the longest of those that begin there. Precondition: text is UTF-8.
-  std::optional<Found> find(std::string_view text, std::size_t from) const;
+  // The leftmost that begins in [from, until), the longest of those that begin there; it takes no white space before `least`.
+  // Precondition: text is UTF-8.
+  std::optional<Found> find(std::string_view text, std::size_t least, std::size_t from,
+                            std::size_t until) const;
+  // Where the first token may begin that takes white space from before byte `end`, plus one; `end` if there is none such.
+  std::size_t horizon(std::string_view text, std::size_t end) const;
 
  private:
   std::vector<SpecialToken> tokens_;  // the longest first
   std::array<bool, 256> begins_{};    // does a name begin with this byte?
+  bool strips_left_ = false;          // does any?
 };
 
 // What the files of a tokenizer declare: added_tokens_decoder of tokenizer_config.json, tokenizer.json, added_tokens.json,

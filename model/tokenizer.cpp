@@ -99,11 +99,7 @@ std::vector<std::int32_t> Tokenizer::encode_document(std::string_view text) cons
 
 PieceCutter::PieceCutter(const Tokenizer& tokenizer, std::string_view text, std::size_t bytes,
                          PieceStart start)
-    : tokenizer_(tokenizer),
-      text_(text),
-      bytes_(bytes),
-      start_(start),
-      special_(tokenizer.special_tokens().find(text, 0)) {}
+    : tokenizer_(tokenizer), text_(text), bytes_(bytes), start_(start) {}
 
 std::optional<TextPiece> PieceCutter::next() {
   if (at_ == text_.size()) return std::nullopt;
@@ -112,7 +108,8 @@ std::optional<TextPiece> PieceCutter::next() {
     const TextPiece piece{text_.substr(at_, special_->end - at_), special_->token, start_};
     at_ = special_->end;
     start_ = PieceStart::kBehindSpecial;
-    special_ = tokenizer_.special_tokens().find(text_, at_);
+    special_.reset();
+    searched_ = at_;
     return piece;
   }
   const std::size_t limit = special_ ? special_->begin : text_.size();
@@ -131,6 +128,15 @@ std::optional<TextPiece> PieceCutter::next() {
                          " MiB in which no word ends cannot be tokenized");
       }
       left = right;
+    }
+  }
+  if (!special_ && end > searched_) {
+    const std::size_t until = tokenizer_.special_tokens().horizon(text_, end);
+    special_ = tokenizer_.special_tokens().find(text_, at_, std::max(at_, searched_), until);
+    searched_ = until;
+    if (special_ && special_->begin < end) {
+      end = special_->begin;
+      if (end == at_) return next();
     }
   }
   const TextPiece piece{text_.substr(at_, end - at_), nullptr, start_};

@@ -83,6 +83,8 @@ class PieceCutter {
   std::size_t at_ = 0;
   PieceStart start_;
   std::optional<SpecialTokens::Found> special_;  // the next one
+  std::size_t searched_ =
+      0;  // no other begins before this byte: a text is touched where it is cut, not whole
 };
 
 // From DIRECTORY/tokenizer.model (SentencePiece), else vocab.json and merges.txt, else tokenizer.json (byte-level BPE), and

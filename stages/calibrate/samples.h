@@ -10,12 +10,13 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/tree_sum.h"
-#include "kernels/thread_pool_cpu.h"
-#include "model/tokenizer.h"
 #include "stages/monitor.h"
 #include "stages/run_store.h"
 
 namespace roundhouse {
+
+class ThreadPool;
+class Tokenizer;
 
 // Sequences that go through a block together: about 2048 tokens, a shape that the matrix products like.
 std::int64_t micro_batch_sequences(std::int64_t length);

@@ -269,6 +269,12 @@ TEST_F(TokenizerDirectoryTest, SpecialTokensAreThoseThatTheFilesDeclare) {
                                    "8": {"content": "[X]]"}}})";
   EXPECT_THAT(ids(decoder, "[X] \n [X]] \t[X][X]]"), ElementsAre(7, 8, 7, 8))
       << "the longest first, with the white space that it takes";
+  const auto tokenizer = load_tokenizer(directory_.path());
+  for (const std::size_t bytes : {1, 2, 3}) {
+    EXPECT_THAT(in_pieces(*tokenizer, "[X] \n [X]] \t[X][X]]", bytes), ElementsAre(7, 8, 7, 8));
+    EXPECT_EQ(in_pieces(*tokenizer, "a \n  [X]  b  c \t \n [X]", bytes),
+              tokenizer->encode("a \n  [X]  b  c \t \n [X]"));
+  }
   write_file(directory_ / "added_tokens.json", R"({"[Y]": 9})");
   write_file(directory_ / "special_tokens_map.json", R"({"eos_token": "<unk>"})");
   EXPECT_THAT(ids("{}", "[Y]<unk>[Y]"), ElementsAre(9, 0, 9));

@@ -8,6 +8,8 @@
 #include <set>
 
 #include "base/error.h"
+#include "kernels/thread_pool_cpu.h"
+#include "model/tokenizer.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
