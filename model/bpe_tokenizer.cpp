@@ -1,5 +1,5 @@
 // The tokenizer of GPT-2 and OPT: byte-level BPE (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
-// Subword Units", on bytes). The name of a special token in a text is spelled out like any other word.
+// Subword Units", on bytes).
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "model/gpt2_words.h"
 #include "model/json_file.h"
+#include "model/tokenizer.h"
 #include "model/tokenizer_files.h"
 #include "model/utf8.h"
 
@@ -20,7 +21,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 26;
-constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 constexpr std::int32_t kMaxId = (1 << 24) - 1;  // no vocabulary comes near
 
 class BpeTokenizer : public Tokenizer {
@@ -74,31 +74,47 @@ class BpeTokenizer : public Tokenizer {
   }
 
   void set_bos(const std::string& name, const std::string& where) {
-    const auto id = id_of(name);
-    if (!id)
-      throw InputError(where + "bos_token: " + in_quotes(name) + " is not in the vocabulary");
-    bos_ = *id;
+    bos_ = token("bos_token", name, where);
+  }
+  void set_eos(const std::string& name, const std::string& where) {
+    eos_ = token("eos_token", name, where);
   }
   void set_prefix_space(bool add) { prefix_space_ = add; }
 
-  std::vector<std::int32_t> encode(std::string_view text) const override {
-    if (text.size() > kMaxTextBytes)
-      throw InputError("a text of more than 1 GiB cannot be tokenized in one piece");
-    if (!is_utf8(text)) throw InputError("a text that is not UTF-8 cannot be tokenized");
-    std::string prefixed;
-    if (prefix_space_ && !text.empty() && text.front() != ' ') {
-      prefixed = " " + std::string(text);
-      text = prefixed;
-    }
-    std::vector<std::int32_t> ids;
-    Work work;
-    for (const std::string_view word : gpt2_words(text)) append_word(word, work, ids);
-    return ids;
-  }
   std::int32_t vocabulary() const override { return size_; }
   std::int32_t bos() const override { return bos_; }
+  std::int32_t eos() const override { return eos_; }
+  bool may_cut(char32_t left, char32_t right) const override { return gpt2_word_ends(left, right); }
+  std::optional<std::int32_t> id_of_token(const std::string& name) const override {
+    return id_of(name);
+  }
 
  private:
+  void append_part(std::string_view part, PieceStart start, WordCache& cache,
+                   std::vector<std::int32_t>& ids) const override {
+    std::string prefixed;
+    if (prefix_space_ && start != PieceStart::kWithin && part.front() != ' ') {
+      prefixed = " " + std::string(part);
+      part = prefixed;
+    }
+    Work work;
+    for (const std::string_view word : gpt2_words(part)) {
+      if (const auto known = cache.find(word)) {
+        ids.insert(ids.end(), known->begin(), known->end());
+        continue;
+      }
+      const std::size_t before = ids.size();
+      append_word(word, work, ids);
+      cache.add(word, std::span(ids).subspan(before));
+    }
+  }
+
+  std::int32_t token(const char* role, const std::string& name, const std::string& where) const {
+    const auto id = id_of(name);
+    if (!id) throw InputError(where + role + ": " + in_quotes(name) + " is not in the vocabulary");
+    return *id;
+  }
+
   struct Merge {
     std::int32_t rank;
     std::int32_t id;  // of what both become
@@ -176,6 +192,7 @@ class BpeTokenizer : public Tokenizer {
   std::array<std::int32_t, 256> id_of_byte_{};
   std::int32_t size_ = 0;
   std::int32_t bos_ = -1;
+  std::int32_t eos_ = -1;
   bool prefix_space_ = false;
 };
 
@@ -221,25 +238,72 @@ void check_pipeline(const json& model, const json& object, const std::string& wh
   }
 }
 
-// The token that the post-processor puts before a text: its first element.
-std::optional<std::string> first_of_template(const json& object) {
-  const auto found = object.find("post_processor");
-  if (found == object.end() || !found->is_object()) return std::nullopt;
-  const json single = found->value("single", json());
-  if (!single.is_array() || single.empty() || !single[0].is_object()) return std::nullopt;
-  const json special = single[0].value("SpecialToken", json());
-  const json id = special.is_object() ? special.value("id", json()) : json();
-  return id.is_string() ? std::optional(id.get<std::string>()) : std::nullopt;
+// The tokens that the post-processor puts around a text.
+struct Template {
+  std::optional<std::string> first, last;
+};
+
+// A step of the post-processor. Those of GPT-2 ("ByteLevel") only say which bytes a token stands for.
+void add_step(const json& step, Template& around, const std::string& where) {
+  const json type = step.is_object() ? step.value("type", json()) : json();
+  if (type == "Sequence") {
+    for (const json& inner : step.value("processors", json::array()))
+      add_step(inner, around, where);
+    return;
+  }
+  if (type == "ByteLevel") return;
+  const json parts = step.is_object() ? step.value("single", json()) : json();
+  const auto fail = [&] {
+    throw InputError(where +
+                     "post_processor: only a template of at most one special token before " +
+                     "and one behind the text is supported");
+  };
+  if (type != "TemplateProcessing" || !parts.is_array()) fail();
+  bool text_seen = false;
+  for (const json& part : parts) {
+    if (part.is_object() && part.contains("Sequence") && !text_seen) {
+      text_seen = true;
+      continue;
+    }
+    const json special = part.is_object() ? part.value("SpecialToken", json()) : json();
+    const json id = special.is_object() ? special.value("id", json()) : json();
+    std::optional<std::string>& place = text_seen ? around.last : around.first;
+    if (!id.is_string() || place) fail();
+    place = id.get<std::string>();
+  }
 }
 
-void finish(BpeTokenizer& tokenizer, const TokenizerConfig& config,
-            const std::optional<std::string>& bos) {
-  // GPT-2 adds none unless told to.
-  if (!config.add_bos.value_or(bos.has_value())) return;
-  const std::optional<std::string> name = config.bos ? config.bos : bos;
+Template read_template(const json& object, const std::string& where) {
+  Template around;
+  const json step = object.value("post_processor", json());
+  if (!step.is_null()) add_step(step, around, where);
+  return around;
+}
+
+// A tokenizer.json, as far as it says what is done to a text.
+void check_pipeline_of_file(const std::filesystem::path& file) {
+  if (!std::filesystem::exists(file)) return;
+  const json object = read_json_file(file, kMaxFileBytes);
+  const std::string where = file.string() + ": ";
+  if (!object.is_object() || !object.contains("model") || !object["model"].is_object()) {
+    throw InputError(where + "no object \"model\"");
+  }
+  check_pipeline(object["model"], object, where);
+}
+
+void finish(BpeTokenizer& tokenizer, const TokenizerConfig& config, const Template& around) {
   const std::string where = config.file.string() + ": ";
-  if (!name) throw InputError(where + "add_bos_token is true, but there is no bos_token");
-  tokenizer.set_bos(*name, where);
+  // GPT-2 adds none unless told to.
+  if (config.add_bos.value_or(around.first.has_value())) {
+    const std::optional<std::string> name = config.bos ? config.bos : around.first;
+    if (!name) throw InputError(where + "add_bos_token is true, but there is no bos_token");
+    tokenizer.set_bos(*name, where);
+  }
+  if (config.add_eos.value_or(around.last.has_value())) {
+    const std::optional<std::string> name = config.eos ? config.eos : around.last;
+    if (!name) throw InputError(where + "add_eos_token is true, but there is no eos_token");
+    tokenizer.set_eos(*name, where);
+  }
 }
 
 }  // namespace
@@ -249,6 +313,7 @@ std::unique_ptr<Tokenizer> load_byte_bpe(const std::filesystem::path& vocabulary
                                          const TokenizerConfig& config) {
   auto tokenizer = std::make_unique<BpeTokenizer>(read_json_file(vocabulary, kMaxFileBytes),
                                                   vocabulary.string() + ": ");
+  check_pipeline_of_file(vocabulary.parent_path() / "tokenizer.json");
   add_merge_lines(*tokenizer, merges);
   const std::filesystem::path added = vocabulary.parent_path() / "added_tokens.json";
   if (std::filesystem::exists(added)) {
@@ -258,7 +323,7 @@ std::unique_ptr<Tokenizer> load_byte_bpe(const std::filesystem::path& vocabulary
     for (const auto& [token, id] : tokens.items()) tokenizer->add_token(token, id, where);
   }
   tokenizer->set_prefix_space(config.add_prefix_space.value_or(false));
-  finish(*tokenizer, config, std::nullopt);
+  finish(*tokenizer, config, {});
   return tokenizer;
 }
 
@@ -298,7 +363,7 @@ std::unique_ptr<Tokenizer> load_byte_bpe(const std::filesystem::path& file,
   }
   const bool prefix_space = object["pre_tokenizer"].value("add_prefix_space", json(true)) == true;
   tokenizer->set_prefix_space(config.add_prefix_space.value_or(prefix_space));
-  finish(*tokenizer, config, first_of_template(object));
+  finish(*tokenizer, config, read_template(object, where));
   return tokenizer;
 }
 

@@ -9,15 +9,8 @@ namespace {
 
 enum class Kind { kSpace, kLetter, kNumber, kOther };
 
-// Unicode's White_Space, which is no category.
-bool is_space(char32_t c) {
-  return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-         c == 0x3000;
-}
-
 Kind kind_of(char32_t c) {
-  if (is_space(c)) return Kind::kSpace;
+  if (is_white_space(c)) return Kind::kSpace;
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
@@ -66,6 +59,13 @@ std::size_t word_end(std::string_view text, std::size_t begin) {
 }
 
 }  // namespace
+
+bool gpt2_word_ends(char32_t left, char32_t right) {
+  const Kind before = kind_of(left), after = kind_of(right);
+  // A space may belong to the word behind it, a letter to the apostrophe before it; more of anything is more of the word.
+  return before != after && before != Kind::kSpace &&
+         !(before == Kind::kOther && after == Kind::kLetter);
+}
 
 std::vector<std::string_view> gpt2_words(std::string_view text) {
   std::vector<std::string_view> words;

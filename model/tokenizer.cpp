@@ -1,5 +1,6 @@
 #include "model/tokenizer.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -7,15 +8,21 @@
 #include "model/json_file.h"
 #include "model/model_config.h"
 #include "model/tokenizer_files.h"
+#include "model/utf8.h"
 
 namespace roundhouse {
 namespace {
 
 constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
+constexpr std::size_t kMaxPieceBytes = std::size_t{1} << 24;
+
+using Roles = std::vector<std::pair<std::string, std::string>>;
 
 struct Found {
   std::unique_ptr<Tokenizer> tokenizer;
   std::filesystem::path file;
+  Roles defaults;                    // the special tokens of this kind if no file names them
+  std::vector<std::string> classes;  // Hugging Face's, that do the same
 };
 
 // By the files that are there.
@@ -24,11 +31,23 @@ Found find_tokenizer(const std::filesystem::path& directory, const TokenizerConf
   const std::filesystem::path vocabulary = directory / "vocab.json";
   const std::filesystem::path merges = directory / "merges.txt";
   const std::filesystem::path json = directory / "tokenizer.json";
-  if (std::filesystem::exists(model)) return {load_sentencepiece(model, config), model};
-  if (std::filesystem::exists(vocabulary) && std::filesystem::exists(merges)) {
-    return {load_byte_bpe(vocabulary, merges, config), vocabulary};
+  const Roles gpt2 = {{"bos_token", "<|endoftext|>"},
+                      {"eos_token", "<|endoftext|>"},
+                      {"unk_token", "<|endoftext|>"}};
+  const std::vector<std::string> gpt2_classes = {"GPT2Tokenizer", "PreTrainedTokenizer",
+                                                 "TokenizersBackend"};
+  if (std::filesystem::exists(model)) {
+    return {load_sentencepiece(model, config),
+            model,
+            {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"unk_token", "<unk>"}},
+            {"LlamaTokenizer", "CodeLlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend"}};
   }
-  if (std::filesystem::exists(json)) return {load_byte_bpe(json, config), json};
+  if (std::filesystem::exists(vocabulary) && std::filesystem::exists(merges)) {
+    return {load_byte_bpe(vocabulary, merges, config), vocabulary, gpt2, gpt2_classes};
+  }
+  if (std::filesystem::exists(json)) {
+    return {load_byte_bpe(json, config), json, {}, gpt2_classes};
+  }
   if (std::filesystem::exists(vocabulary)) {
     throw InputError(merges.string() + ": missing, beside vocab.json");
   }
@@ -41,10 +60,89 @@ Found find_tokenizer(const std::filesystem::path& directory, const TokenizerConf
 
 }  // namespace
 
-std::vector<std::int32_t> Tokenizer::encode_with_bos(std::string_view text) const {
+void Tokenizer::set_special_tokens(SpecialTokens tokens, std::int64_t rows) {
+  special_tokens_ = std::move(tokens);
+  rows_ = rows;
+}
+
+void Tokenizer::append(const TextPiece& piece, WordCache& cache,
+                       std::vector<std::int32_t>& ids) const {
+  if (piece.special != nullptr) {
+    ids.push_back(piece.special->id);
+  } else {
+    append_part(piece.text, piece.start, cache, ids);
+  }
+}
+
+void Tokenizer::check_row(const SpecialToken& token) const {
+  if (rows_ < 0 || token.id < rows_) return;
+  throw InputError("a text with the special token " + in_quotes(token.text) + ": its id is " +
+                   std::to_string(token.id) + ", and vocab_size in config.json is " +
+                   std::to_string(rows_));
+}
+
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
+  if (!is_utf8(text)) throw InputError("a text that is not UTF-8 cannot be tokenized");
+  std::vector<std::int32_t> ids;
+  WordCache cache;
+  PieceCutter pieces(*this, text);
+  while (const auto piece = pieces.next()) append(*piece, cache, ids);
+  return ids;
+}
+
+std::vector<std::int32_t> Tokenizer::encode_document(std::string_view text) const {
   std::vector<std::int32_t> ids = encode(text);
   if (bos() >= 0) ids.insert(ids.begin(), bos());
+  if (eos() >= 0) ids.push_back(eos());
   return ids;
+}
+
+PieceCutter::PieceCutter(const Tokenizer& tokenizer, std::string_view text, std::size_t bytes,
+                         PieceStart start)
+    : tokenizer_(tokenizer), text_(text), bytes_(bytes), start_(start) {}
+
+std::optional<TextPiece> PieceCutter::next() {
+  if (at_ == text_.size()) return std::nullopt;
+  if (special_ && special_->begin == at_) {
+    tokenizer_.check_row(*special_->token);
+    const TextPiece piece{text_.substr(at_, special_->end - at_), special_->token, start_};
+    at_ = special_->end;
+    start_ = PieceStart::kBehindSpecial;
+    special_.reset();
+    searched_ = at_;
+    return piece;
+  }
+  const std::size_t limit = special_ ? special_->begin : text_.size();
+  std::size_t end = limit;
+  if (limit - at_ > bytes_) {
+    const auto continues = [&](std::size_t i) {
+      return (static_cast<unsigned char>(text_[i]) & 0xc0) == 0x80;
+    };
+    end = at_ + bytes_ - 1;  // of the last character before the cut
+    while (continues(end)) --end;
+    for (CodePoint left = code_point_at(text_, end); (end += left.bytes) < limit;) {
+      const CodePoint right = code_point_at(text_, end);
+      if (tokenizer_.may_cut(left.value, right.value)) break;
+      if (end - at_ > kMaxPieceBytes) {
+        throw InputError("a text with more than " + std::to_string(kMaxPieceBytes >> 20) +
+                         " MiB in which no word ends cannot be tokenized");
+      }
+      left = right;
+    }
+  }
+  if (!special_ && end > searched_) {
+    const std::size_t until = tokenizer_.special_tokens().horizon(text_, end);
+    special_ = tokenizer_.special_tokens().find(text_, at_, std::max(at_, searched_), until);
+    searched_ = until;
+    if (special_ && special_->begin < end) {
+      end = special_->begin;
+      if (end == at_) return next();
+    }
+  }
+  const TextPiece piece{text_.substr(at_, end - at_), nullptr, start_};
+  at_ = end;
+  start_ = PieceStart::kWithin;
+  return piece;
 }
 
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
@@ -63,35 +161,71 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
     return found->get<bool>();
   };
   config.add_bos = boolean("add_bos_token");
+  config.add_eos = boolean("add_eos_token");
   config.add_prefix_space = boolean("add_prefix_space");
-  if (const auto found = object.find("bos_token"); found != object.end() && !found->is_null()) {
-    // A name, or an object that describes the token.
+  config.legacy = boolean("legacy");
+  config.split_special_tokens = boolean("split_special_tokens").value_or(false);
+  // A name, or an object that describes the token.
+  const auto token = [&](const char* key) -> std::optional<std::string> {
+    const auto found = object.find(key);
+    if (found == object.end() || found->is_null()) return std::nullopt;
     const bool described = found->is_object() && found->contains("content");
     const nlohmann::json& name = described ? found->at("content") : *found;
     if (!name.is_string())
-      fail("bos_token: must be a string, or an object with a string \"content\"");
-    config.bos = name.get<std::string>();
-  }
+      fail(std::string(key) + ": must be a string, or an object with a string \"content\"");
+    return name.get<std::string>();
+  };
+  config.bos = token("bos_token");
+  config.eos = token("eos_token");
+  // What would make other ids of a text, and is not done here.
+  if (boolean("do_lower_case").value_or(false)) fail("do_lower_case: true is not supported");
+  const nlohmann::json options = object.value("sp_model_kwargs", nlohmann::json());
+  if (!options.empty()) fail("sp_model_kwargs: options of SentencePiece are not supported");
+  const nlohmann::json name = object.value("tokenizer_class", nlohmann::json());
+  if (name.is_string()) config.tokenizer_class = name.get<std::string>();
+  const nlohmann::json code = object.value("auto_map", nlohmann::json());
+  config.own_code = code.is_object() && code.contains("AutoTokenizer");
   return config;
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory) {
   TokenizerConfig config = read_tokenizer_config(directory);
+  bool opt = false;
   std::int64_t rows = std::numeric_limits<std::int64_t>::max();
   if (std::filesystem::exists(directory / "config.json")) {
     const ModelConfig model = read_model_config(directory);
     rows = model.vocabulary;
     // The first files of OPT came without this key, and the model was trained with the token.
-    if (model.architecture == Architecture::kOpt && !config.add_bos) {
+    opt = model.architecture == Architecture::kOpt;
+    if (opt && !config.add_bos) {
       config.add_bos = true;
       if (!config.bos) config.bos = "</s>";
     }
   }
   Found found = find_tokenizer(directory, config);
-  if (found.tokenizer->vocabulary() > rows) {
-    throw InputError(found.file.string() + ": " + std::to_string(found.tokenizer->vocabulary()) +
+  if (opt) found.defaults = {{"bos_token", "</s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"}};
+  Tokenizer& tokenizer = *found.tokenizer;
+  if (tokenizer.vocabulary() > rows) {
+    throw InputError(found.file.string() + ": " + std::to_string(tokenizer.vocabulary()) +
                      " pieces, but vocab_size in config.json is " + std::to_string(rows));
   }
+  SpecialTokens tokens = read_special_tokens(
+      config, found.defaults, [&](const std::string& name) { return tokenizer.id_of_token(name); });
+  if (!config.split_special_tokens) tokenizer.set_special_tokens(std::move(tokens), rows);
+  std::vector<std::string> warnings;
+  const std::string instead = ", and texts are tokenized by " + found.file.filename().string();
+  if (config.own_code) {
+    warnings.push_back(config.file.string() +
+                       ": auto_map: the model's own tokenizer code is not run" + instead);
+  } else if (config.tokenizer_class) {
+    std::string name = *config.tokenizer_class;
+    if (name.ends_with("Fast")) name.resize(name.size() - 4);
+    if (std::ranges::find(found.classes, name) == found.classes.end()) {
+      warnings.push_back(config.file.string() + ": tokenizer_class: " +
+                         in_quotes(*config.tokenizer_class) + " is not known" + instead);
+    }
+  }
+  tokenizer.set_warnings(std::move(warnings));
   return std::move(found.tokenizer);
 }
 

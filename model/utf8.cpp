@@ -2,7 +2,9 @@
 
 namespace roundhouse {
 
-bool is_utf8(std::string_view text) {
+bool is_utf8(std::string_view text) { return utf8_prefix(text) == text.size(); }
+
+std::size_t utf8_prefix(std::string_view text) {
   const auto* s = reinterpret_cast<const unsigned char*>(text.data());
   const std::size_t n = text.size();
   for (std::size_t i = 0; i < n;) {
@@ -12,17 +14,17 @@ bool is_utf8(std::string_view text) {
       continue;
     }
     const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return false;
+    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return i;
     // The second byte excludes overlong forms, surrogates and what lies beyond U+10FFFF.
     const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
     const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (s[i + 1] < low || s[i + 1] > high) return false;
+    if (s[i + 1] < low || s[i + 1] > high) return i;
     for (std::size_t j = 2; j < length; ++j) {
-      if ((s[i + j] & 0xc0) != 0x80) return false;
+      if ((s[i + j] & 0xc0) != 0x80) return i;
     }
     i += length;
   }
-  return true;
+  return n;
 }
 
 CodePoint code_point_at(std::string_view text, std::size_t i) {
@@ -37,6 +39,12 @@ CodePoint code_point_at(std::string_view text, std::size_t i) {
   }
   return {(lead & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f),
           4};
+}
+
+bool is_white_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+         c == 0x3000;
 }
 
 void append_utf8(std::string& text, char32_t value) {

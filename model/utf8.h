@@ -9,6 +9,8 @@ namespace roundhouse {
 
 // No overlong form, no surrogate, nothing beyond U+10FFFF, nothing cut off.
 bool is_utf8(std::string_view text);
+// How many bytes at the beginning are UTF-8: all, or up to the first character that is not.
+std::size_t utf8_prefix(std::string_view text);
 
 // The code point that begins at byte i < text.size(), and its length in bytes. Precondition: text is UTF-8.
 struct CodePoint {
@@ -16,6 +18,8 @@ struct CodePoint {
   std::size_t bytes;
 };
 CodePoint code_point_at(std::string_view text, std::size_t i);
+
+bool is_white_space(char32_t c);  // Unicode's White_Space, which is no category
 
 void append_utf8(std::string& text, char32_t value);
 

@@ -209,7 +209,7 @@ class Section {
   std::vector<std::string> known_;
 };
 
-// Puts the value of "a.b=value" into the tree.
+// Puts the value of "a.b=value" into the tree; "a.0.b" is the first entry of a list.
 void apply_override(YamlNode& root, const std::string& assignment) {
   const std::size_t equals = assignment.find('=');
   const std::string key = assignment.substr(0, equals);
@@ -226,10 +226,21 @@ void apply_override(YamlNode& root, const std::string& assignment) {
     const std::size_t dot = std::min(key.find('.', begin), key.size());
     const std::string word = key.substr(begin, dot - begin);
     if (word.empty()) throw InputError(where + ": is not a key");
+    const std::string before = key.substr(0, begin > 0 ? begin - 1 : 0);
+    begin = dot + 1;
+    if (at->kind == YamlNode::Kind::kSequence && is_whole_number(word)) {
+      std::size_t index = 0;
+      const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), index);
+      if (error != std::errc{} || index >= at->items.size()) {
+        throw InputError(where + ": " + in_quotes(before) + " has " +
+                         std::to_string(at->items.size()) + " entries, the first of which is 0");
+      }
+      at = &at->items[index];
+      continue;
+    }
     if (at->kind == YamlNode::Kind::kNull) at->kind = YamlNode::Kind::kMap;
     if (at->kind != YamlNode::Kind::kMap) {
-      throw InputError(where + ": " + in_quotes(key.substr(0, begin - 1)) +
-                       " is not a group of keys");
+      throw InputError(where + ": " + in_quotes(before) + " is not a group of keys");
     }
     auto found = std::ranges::find(at->keys, word);
     if (found == at->keys.end()) {
@@ -238,7 +249,6 @@ void apply_override(YamlNode& root, const std::string& assignment) {
       found = at->keys.end() - 1;
     }
     at = &at->items[static_cast<std::size_t>(found - at->keys.begin())];
-    begin = dot + 1;
   }
   *at = std::move(value);
 }
@@ -304,7 +314,9 @@ std::vector<Recipe> read_recipes(Section& top) {
   return recipes;
 }
 
-const char* name_of(Drawing drawing) { return drawing == Drawing::kPacked ? "packed" : "windows"; }
+const std::vector<std::string> kDrawings = {"windows", "packed", "concatenated"};  // by Drawing
+
+const std::string& name_of(Drawing drawing) { return kDrawings[static_cast<std::size_t>(drawing)]; }
 
 void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
@@ -326,9 +338,8 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
     fail(section.where("shards"), section.path_of("shards"),
          fmt::format("{} shards cannot be cut from {} samples", options.shards, options.samples));
   }
-  if (section.one_of("drawing", name_of(options.drawing), {"windows", "packed"}) == "packed") {
-    options.drawing = Drawing::kPacked;
-  }
+  const std::string drawing = section.one_of("drawing", name_of(options.drawing), kDrawings);
+  options.drawing = static_cast<Drawing>(std::ranges::find(kDrawings, drawing) - kDrawings.begin());
   if (std::int64_t{options.samples} * options.sequence_length > kMaxCalibrationTokens) {
     fail(section.where("samples"), section.path_of("samples"),
          fmt::format("{} samples of {} tokens are more than {} tokens", options.samples,

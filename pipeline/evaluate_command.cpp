@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
+#include <span>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -8,6 +10,7 @@
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/json_values.h"
+#include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
@@ -19,10 +22,20 @@ BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, B
   return [&](int block) { return shape.load(model.checkpoint(), block, backend); };
 }
 
-Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer) {
-  std::string text = read_text_file(task.text);
-  if (task.rows) text = join_rows(text);
-  return cut_windows(tokenizer.encode_with_bos(text), task.window, task.limit, task.text.string());
+// Tokenized by rank 0, for all ranks. Collective.
+Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer, ThreadPool& threads,
+                     Communicator& world, JobMonitor& monitor) {
+  Windows windows{.ids = {}, .length = task.window};
+  if (world.rank() == 0) {
+    monitor.phase("tokens of " + task.text.string());
+    windows = evaluation_windows(task, task.limit, tokenizer, threads, [&] { monitor.tick(); });
+  }
+  const Watchdog::Waiting waiting(&monitor.watchdog());
+  auto size = static_cast<std::int64_t>(windows.ids.size());
+  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  windows.ids.resize(static_cast<std::size_t>(size));
+  world.broadcast(std::as_writable_bytes(std::span(windows.ids)), 0);
+  return windows;
 }
 
 // What a figure depends on besides the weights.
@@ -49,7 +62,7 @@ nlohmann::json read_results(const std::filesystem::path& path) {
 bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
                       const std::vector<PerplexityTask>& tasks) {
   for (const PerplexityTask& task : tasks) {
-    const Windows windows = read_windows(task, job.tokenizer());
+    std::optional<Windows> windows;  // read when they are needed
     const nlohmann::json settings = settings_of(task);
     for (const std::string& name : recipes) {
       const std::string identity =
@@ -69,6 +82,10 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
       if (job.world().all_reduce_max(there) != 0) continue;
       if (job.stop_requested()) return false;
 
+      if (!windows) {
+        windows =
+            read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
+      }
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {
@@ -78,8 +95,8 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         };
       }
       const Perplexity result =
-          measure_perplexity(job.model(), job.shape(), weights, windows, job.backend(), job.world(),
-                             job.budget(), job.monitor());
+          measure_perplexity(job.model(), job.shape(), weights, *windows, job.backend(),
+                             job.world(), job.budget(), job.monitor());
       if (!job.first()) continue;
       results["recipe"] = name;
       results["identity"] = identity;
@@ -110,7 +127,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const CausalLM model(arguments.target);
   const auto tokenizer = load_tokenizer(arguments.target);
   const DeviceChoice device = choose_device("auto", session.local_size(), *world);
-  const auto backend = make_rank_backend(device, 0, session);
+  const RankThreads own = rank_threads(0, session);
+  const auto backend = make_rank_backend(device, own.threads);
   std::int64_t longest = 0;
   for (const PerplexityTask& task : arguments.perplexity)
     longest = std::max<std::int64_t>(longest, task.window);
@@ -124,11 +142,17 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   JobMonitor monitor(*world, nullptr, 600, 0);
   report_pin_failure(budget, monitor, world->rank());
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
+  ThreadPool threads(world->rank() == 0 ? own.threads : 1);
+  if (world->rank() == 0) {
+    for (const std::string& warning : tokenizer->warnings()) monitor.say("warning: " + warning);
+    check_evaluation(arguments.perplexity, *tokenizer, threads, [&] { monitor.tick(); });
+  }
   for (const PerplexityTask& task : arguments.perplexity) {
     monitor.phase("perplexity on " + task.name);
     const Perplexity result =
         measure_perplexity(model, *shape, original_weights(model, *shape, *backend),
-                           read_windows(task, *tokenizer), *backend, *world, budget, monitor);
+                           read_windows(task, *tokenizer, threads, *world, monitor), *backend,
+                           *world, budget, monitor);
     if (world->rank() == 0) {
       std::printf("%s: perplexity %.6f (%lld windows of %lld)\n", task.name.c_str(),
                   result.perplexity, static_cast<long long>(result.windows),
@@ -150,6 +174,10 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
   if (recipes.empty()) {
     recipes = complete_recipes(job);
     if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
+  }
+  if (job.first()) {
+    check_evaluation(config.perplexity, job.tokenizer(), job.text_threads(),
+                     [&] { job.monitor().tick(); });
   }
   if (!evaluate_recipes(job, recipes, config.perplexity)) return 75;
   if (job.first()) report_run(config.run);

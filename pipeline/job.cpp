@@ -6,18 +6,15 @@
 #include "model/json_file.h"
 #include "model/layout.h"
 #include "pipeline/schedule.h"
-#include "pipeline/threads.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
-std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
-                                           const LaunchSession& session,
-                                           std::string* threads_summary) {
-  if (threads == 0 && device.backend == "cpu") {
-    RankThreads chosen = choose_threads(session);
-    threads = chosen.threads;
-    if (threads_summary != nullptr) *threads_summary = std::move(chosen.summary);
-  }
+RankThreads rank_threads(int threads, const LaunchSession& session) {
+  if (threads > 0) return {.threads = threads, .summary = {}};
+  return choose_threads(session);
+}
+
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads) {
   return make_backend(device.backend,
                       {.threads = threads, .device = device.index, .sharers = device.sharers});
 }
@@ -51,7 +48,9 @@ Job::Job(LaunchSession& session, RunConfig config)
   check_lengths();
 
   device_ = choose_device(config_.device, session.local_size(), *world_);
-  backend_ = make_rank_backend(device_, config_.threads, session, &threads_summary_);
+  const RankThreads threads = rank_threads(config_.threads, session);
+  threads_summary_ = threads.summary;
+  backend_ = make_rank_backend(device_, threads.threads);
   std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
   for (const PerplexityTask& task : config_.perplexity)
     longest = std::max<std::int64_t>(longest, task.window);
@@ -88,14 +87,18 @@ Job::Job(LaunchSession& session, RunConfig config)
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
+  text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
-  if (first() && !model_->unread().empty()) {
-    monitor_->say(config_.model.string() +
-                  ": not read and not exported, since config.json has no place for them: " +
-                  in_quotes(model_->unread()));
-    monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
+  if (first()) {
+    for (const std::string& warning : tokenizer_->warnings()) monitor_->say("warning: " + warning);
+    if (!model_->unread().empty()) {
+      monitor_->say(config_.model.string() +
+                    ": not read and not exported, since config.json has no place for them: " +
+                    in_quotes(model_->unread()));
+      monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
+    }
   }
   report_pin_failure(*budget_, *monitor_, world_->rank());
   store_->on_damage = [this](const std::string& key, const std::string& why) {

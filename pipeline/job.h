@@ -7,6 +7,7 @@
 
 #include "comm/launcher.h"
 #include "kernels/backend.h"
+#include "kernels/thread_pool_cpu.h"
 #include "model/causal_lm.h"
 #include "model/tokenizer.h"
 #include "pipeline/config.h"
@@ -14,6 +15,7 @@
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job_monitor.h"
 #include "pipeline/run_folder.h"
+#include "pipeline/threads.h"
 #include "stages/calibrate/activations.h"
 
 namespace roundhouse {
@@ -37,6 +39,7 @@ class Job {
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
   std::size_t saved_activation_bytes() const { return saved_activation_bytes_; }
+  ThreadPool& text_threads() { return *text_threads_; }  // for texts, which rank 0 reads
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
   const std::string& fingerprint() const { return fingerprint_; }
@@ -65,14 +68,15 @@ class Job {
   std::unique_ptr<Hdf5Store> store_;
   std::unique_ptr<ActivationBudget> budget_;
   std::size_t saved_activation_bytes_ = 0;
+  std::unique_ptr<ThreadPool> text_threads_;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;
 };
 
-// This rank's device; `threads`: of the CPU, 0: its share of the node's (threads.h), which the summary then says.
-std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads,
-                                           const LaunchSession& session,
-                                           std::string* threads_summary = nullptr);
+// Processors for this rank: `threads`, or, where that is 0, its share of the node's (threads.h; collective then).
+RankThreads rank_threads(int threads, const LaunchSession& session);
+// `threads`: of the CPU.
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads);
 // This rank's share of half of what is free on its node.
 std::size_t default_activation_bytes(const LaunchSession& session);
 // Memory that cannot be pinned becomes a line and an event.

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
 
@@ -28,12 +29,15 @@ Samples calibrate(Job& job) {
   if (job.first()) {
     std::optional<Record> record = job.store().load("calibration");
     if (!record) {
-      const Samples drawn =
-          draw_samples(job.config().calibration, job.tokenizer(), [&] { job.monitor().tick(); });
-      record = to_record(drawn);
+      const DrawnSamples drawn = draw_samples(job.config().calibration, job.tokenizer(),
+                                              job.text_threads(), job.monitor());
+      record = to_record(drawn.samples);
       job.store().commit("calibration", *record);
-      job.monitor().event(
-          {{"event", "calibration"}, {"samples", drawn.count()}, {"tokens", drawn.length()}});
+      nlohmann::json event = drawn.facts;
+      event["event"] = "calibration";
+      event["samples"] = drawn.samples.count();
+      event["tokens"] = drawn.samples.length();
+      job.monitor().event(event);
     }
     const HostTensor& tensor = record->tensors.at("ids");
     ids.assign(reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size());
@@ -152,6 +156,19 @@ bool quantize(Job& job) {
   return true;
 }
 
+// Refuses what cannot end well, before any work is done.
+void check_beforehand(Job& job) {
+  job.monitor().phase("looking at texts, disk and memory");
+  check_memory(job.model().config(), job.backend());
+  if (!job.first()) return;
+  for (const std::string& line :
+       check_evaluation(job.config().perplexity, job.tokenizer(), job.text_threads(),
+                        [&] { job.monitor().tick(); })) {
+    job.monitor().say(line);
+  }
+  check_disk(job.config(), job.model().config());
+}
+
 int stopped(Job& job) {
   if (job.first()) {
     job.monitor().event({{"event", "stopped"}});
@@ -164,6 +181,7 @@ int stopped(Job& job) {
 
 int run_command(LaunchSession& session, const RunConfig& config) {
   Job job(session, config);
+  check_beforehand(job);
   if (!quantize(job)) return stopped(job);
 
   export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");

@@ -36,7 +36,8 @@ source slurm/supervise.sh
 settings=(--set "run=$RUN")
 [[ $MODEL ]] && settings+=(--set "model=$MODEL")
 [[ $CALIBRATION ]] && settings+=(--set "calibration.text=$CALIBRATION")
-[[ $WIKITEXT ]] && settings+=(--set "evaluate.perplexity=[{name: wikitext2, text: $WIKITEXT, window: 2048}]")
+# Where the text of the config's first perplexity lies; how it is read, the config says.
+[[ $WIKITEXT ]] && settings+=(--set "evaluate.perplexity.0.text=$WIKITEXT")
 [[ $SCRATCH ]] && settings+=(--set "memory.scratch=$SCRATCH")
 
 # srun does not take this over from sbatch.

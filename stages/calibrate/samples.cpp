@@ -3,100 +3,161 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
-#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/random.h"
+#include "stages/calibrate/document_tokens.h"
 
 namespace roundhouse {
 namespace {
 
 constexpr std::int64_t kMicroBatchTokens = 2048;
 
-std::vector<std::string> read_json_lines(const std::filesystem::path& path) {
-  LineReader lines(path);
-  std::vector<std::string> documents;
-  std::string line;
-  for (int number = 1; lines.next(line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = path.string() + ":" + std::to_string(number) + ": ";
-    const nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!object.is_object()) throw InputError(where + "not a JSON object");
-    const auto text = object.find("text");
-    if (text == object.end() || !text->is_string()) throw InputError(where + "no string \"text\"");
-    documents.push_back(text->get<std::string>());
-  }
-  if (documents.empty()) throw InputError(path.string() + ": holds no text");
-  return documents;
-}
-
-std::vector<std::string> read_documents(const std::filesystem::path& path) {
-  const std::string extension = path.extension().string();
-  if (extension == ".jsonl" || extension == ".json") return read_json_lines(path);
-  return {read_text_file(path)};
-}
-
+// What every way to draw has to do with.
 struct Draw {
   const SampleOptions& options;
-  const Tokenizer& tokenizer;
-  const std::function<void()>& tick;
-  const std::vector<std::string>& documents;
-  const std::vector<std::size_t>& order;
+  DocumentTokens& text;
+  const std::vector<std::size_t>& order;  // of the documents
+  Random& random;
 
   std::size_t length() const { return static_cast<std::size_t>(options.sequence_length); }
-  std::size_t tokens() const { return static_cast<std::size_t>(options.samples) * length(); }
+  std::size_t samples() const { return static_cast<std::size_t>(options.samples); }
+  std::size_t tokens() const { return samples() * length(); }
+  std::string asked() const {
+    return "calibration.samples asks for " + std::to_string(samples()) + " of " +
+           std::to_string(length());
+  }
+  [[noreturn]] void fail(const std::string& what) const {
+    throw InputError(options.text.string() + ": " + what);
+  }
 };
 
-std::vector<std::int32_t> draw_windows(const Draw& draw, Random& random) {
-  const std::size_t length = draw.length();
-  std::vector<std::int32_t> ids;
-  ids.reserve(draw.tokens());
-  while (ids.size() < draw.tokens()) {
-    const std::size_t before = ids.size();
-    std::size_t longest = 0;
-    for (const std::size_t document : draw.order) {
-      if (ids.size() == draw.tokens()) break;
-      draw.tick();
-      const std::vector<std::int32_t> tokens =
-          draw.tokenizer.encode_with_bos(draw.documents[document]);
-      longest = std::max(longest, tokens.size());
-      if (tokens.size() < length) continue;
-      const auto start = static_cast<std::ptrdiff_t>(random.below(tokens.size() - length + 1));
-      ids.insert(ids.end(), tokens.begin() + start,
-                 tokens.begin() + start + static_cast<std::ptrdiff_t>(length));
+// The tokens that are taken, in the order of the samples, and what was looked at for them.
+struct Taken {
+  std::vector<TokenSpan> spans;
+  std::size_t looked_at = 0;  // documents
+  std::size_t unfit = 0;      // of them
+};
+
+Taken draw_windows(const Draw& draw) {
+  Taken taken;
+  std::size_t longest = 0, fit_tokens = 0;
+  // Documents are tokenized when their turn comes, as many at a time as windows are missing.
+  const auto count_from = [&](std::size_t place) {
+    const std::size_t missing = draw.samples() - taken.spans.size();
+    draw.text.count(
+        std::span(draw.order).subspan(place, std::min(missing, draw.order.size() - place)));
+    return place + missing;
+  };
+  std::size_t counted = 0;
+  for (std::size_t place = 0; place < draw.order.size() && taken.spans.size() < draw.samples();
+       ++place) {
+    if (place == counted) counted = count_from(place);
+    const std::size_t tokens = draw.text.tokens(draw.order[place]);
+    ++taken.looked_at;
+    longest = std::max(longest, tokens);
+    if (tokens < draw.length()) {
+      ++taken.unfit;
+      continue;
     }
-    if (ids.size() == before) {
-      throw InputError(draw.options.text.string() + ": no document has the " +
-                       std::to_string(length) +
-                       " tokens of calibration.sequence_length (the longest has " +
-                       std::to_string(longest) + ")");
-    }
+    fit_tokens += tokens;
+    taken.spans.push_back(
+        {draw.order[place], draw.random.below(tokens - draw.length() + 1), draw.length()});
   }
-  return ids;
+  if (taken.spans.size() == draw.samples()) return taken;
+
+  const std::size_t fit = taken.spans.size();
+  if (fit == 0) {
+    draw.fail("no document has the " + std::to_string(draw.length()) +
+              " tokens of calibration.sequence_length (the longest has " + std::to_string(longest) +
+              ")");
+  }
+  if (fit_tokens < draw.tokens()) {
+    draw.fail(std::to_string(fit) + " of " + std::to_string(draw.order.size()) +
+              " documents have the " + std::to_string(draw.length()) +
+              " tokens of calibration.sequence_length, " + std::to_string(fit_tokens) +
+              " tokens together, and " + draw.asked() +
+              ": ask for less, or for drawing: packed or concatenated");
+  }
+  // All were used once, and are used again in the same order.
+  while (taken.spans.size() < draw.samples()) {
+    const std::size_t document = taken.spans[taken.spans.size() - fit].document;
+    const std::size_t places = draw.text.tokens(document) - draw.length() + 1;
+    taken.spans.push_back({document, draw.random.below(places), draw.length()});
+  }
+  return taken;
 }
 
-std::vector<std::int32_t> draw_packed(const Draw& draw) {
-  std::vector<std::int32_t> ids;
-  for (const std::size_t document : draw.order) {
-    if (ids.size() >= draw.tokens()) break;
-    draw.tick();
-    std::string_view text = draw.documents[document];
-    constexpr std::string_view kSpace = " \t\r\n\f\v";
-    text.remove_prefix(std::min(text.find_first_not_of(kSpace), text.size()));
-    text.remove_suffix(text.size() - (text.find_last_not_of(kSpace) + 1));
-    if (text.empty()) continue;
-    const std::vector<std::int32_t> tokens = draw.tokenizer.encode_with_bos(text);
-    if (tokens.size() <= draw.length()) ids.insert(ids.end(), tokens.begin(), tokens.end());
+Taken draw_packed(const Draw& draw) {
+  Taken taken;
+  std::size_t ids = 0, counted = 0;
+  for (std::size_t place = 0; place < draw.order.size() && ids < draw.tokens(); ++place) {
+    const std::size_t document = draw.order[place];
+    if (place == counted) {
+      const std::size_t missing = (draw.tokens() - ids + draw.length() - 1) / draw.length();
+      counted += std::min(missing, draw.order.size() - place);
+      draw.text.count(std::span(draw.order).subspan(place, counted - place));
+    }
+    ++taken.looked_at;
+    const std::size_t tokens = draw.text.tokens(document);
+    if (draw.text.blank(document) || tokens > draw.length()) {
+      ++taken.unfit;
+      continue;
+    }
+    taken.spans.push_back({document, 0, std::min(tokens, draw.tokens() - ids)});
+    ids += taken.spans.back().count;
   }
-  if (ids.size() < draw.tokens()) {
-    throw InputError(
-        draw.options.text.string() + ": its documents of up to " + std::to_string(draw.length()) +
-        " tokens fill " + std::to_string(ids.size() / draw.length()) +
-        " windows, and calibration.samples asks for " + std::to_string(draw.options.samples));
+  if (ids < draw.tokens()) {
+    draw.fail("its documents of up to " + std::to_string(draw.length()) + " tokens fill " +
+              std::to_string(ids / draw.length()) + " windows, and " + draw.asked());
   }
-  ids.resize(draw.tokens());
-  return ids;
+  return taken;
+}
+
+Taken draw_concatenated(const Draw& draw) {
+  std::vector<std::size_t> documents(draw.order.size());
+  std::iota(documents.begin(), documents.end(), std::size_t{0});
+  draw.text.count(documents);
+  std::vector<std::size_t> begins = {0};  // of each document in the row, and the end
+  for (const std::size_t document : documents)
+    begins.push_back(begins.back() + (draw.text.blank(document) ? 0 : draw.text.tokens(document)));
+  const std::size_t total = begins.back(), places = total / draw.length();
+  if (places < draw.samples()) {
+    draw.fail("its " + std::to_string(total) + " tokens fill " + std::to_string(places) +
+              " windows, and " + draw.asked());
+  }
+  // Windows lie side by side from a random token on, and a random choice of them is taken (Fisher and Yates, as far as
+  // needed).
+  const std::size_t shift = draw.random.below(total - places * draw.length() + 1);
+  std::unordered_map<std::size_t, std::size_t> moved;
+  const auto at = [&](std::size_t place) {
+    const auto found = moved.find(place);
+    return found == moved.end() ? place : found->second;
+  };
+  Taken taken;
+  taken.looked_at = documents.size();
+  for (std::size_t i = 0; i < draw.samples(); ++i) {
+    const std::size_t other = i + draw.random.below(places - i);
+    const std::size_t chosen = at(other);
+    moved[other] = at(i);
+    for (std::size_t begin = shift + chosen * draw.length(), end = begin + draw.length();
+         begin < end;) {
+      const auto next = std::ranges::upper_bound(begins, begin);
+      const auto document = static_cast<std::size_t>(next - begins.begin()) - 1;
+      const std::size_t count = std::min(*next, end) - begin;
+      taken.spans.push_back({document, begin - begins[document], count});
+      begin += count;
+    }
+  }
+  return taken;
+}
+
+std::size_t different_documents(const std::vector<TokenSpan>& spans) {
+  std::unordered_set<std::size_t> documents;
+  for (const TokenSpan& span : spans) documents.insert(span.document);
+  return documents.size();
 }
 
 }  // namespace
@@ -121,17 +182,47 @@ std::int64_t micro_batch_sequences(std::int64_t length) {
   return std::max<std::int64_t>(1, kMicroBatchTokens / length);
 }
 
-Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
-                     const std::function<void()>& tick) {
-  const std::vector<std::string> documents = read_documents(options.text);
+DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
+                          ThreadPool& threads, Monitor& monitor) {
+  const TextFile file(options.text, threads, [&] { monitor.tick(); });
+  monitor.say("calibration: " + file.description());
+  ParallelTokenizer parallel(tokenizer, threads);
+  DocumentTokens text(file, parallel, options.drawing == Drawing::kPacked, monitor);
   Random random(options.seed);
-  std::vector<std::size_t> order(documents.size());
+  std::vector<std::size_t> order(file.documents());
   std::iota(order.begin(), order.end(), std::size_t{0});
   random.shuffle(order);
-  const Draw draw{options, tokenizer, tick, documents, order};
-  return Samples(
-      options.samples, options.sequence_length, options.shards,
-      options.drawing == Drawing::kPacked ? draw_packed(draw) : draw_windows(draw, random));
+
+  const Draw draw{options, text, order, random};
+  Taken taken;
+  switch (options.drawing) {
+    case Drawing::kWindows:
+      taken = draw_windows(draw);
+      break;
+    case Drawing::kPacked:
+      taken = draw_packed(draw);
+      break;
+    case Drawing::kConcatenated:
+      taken = draw_concatenated(draw);
+      break;
+  }
+  const std::size_t used = different_documents(taken.spans);
+  std::string line = "calibration: " + std::to_string(options.samples) + " windows of " +
+                     std::to_string(options.sequence_length) + " tokens from " +
+                     std::to_string(used) + (used == 1 ? " document" : " documents");
+  if (taken.unfit > 0) {
+    line += "; " + std::to_string(taken.unfit) + " of " + std::to_string(taken.looked_at) +
+            " looked at were " + (options.drawing == Drawing::kPacked ? "longer" : "shorter");
+    if (options.drawing == Drawing::kWindows && used < draw.samples())
+      line += ", which shorter windows or another drawing would use";
+  }
+  monitor.say(line);
+  return {.samples = Samples(options.samples, options.sequence_length, options.shards,
+                             text.gather(taken.spans)),
+          .facts = {{"text", file.json_lines() ? "JSON lines" : "plain text"},
+                    {"documents", file.documents()},
+                    {"documents_looked_at", taken.looked_at},
+                    {"documents_used", used}}};
 }
 
 Record to_record(const Samples& samples) {

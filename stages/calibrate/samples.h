@@ -4,27 +4,31 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <span>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "comm/tree_sum.h"
-#include "model/tokenizer.h"
+#include "stages/monitor.h"
 #include "stages/run_store.h"
 
 namespace roundhouse {
+
+class ThreadPool;
+class Tokenizer;
 
 // Sequences that go through a block together: about 2048 tokens, a shape that the matrix products like.
 std::int64_t micro_batch_sequences(std::int64_t length);
 
 enum class Drawing {
   kWindows,  // GPTQ's: a window out of each document; shorter documents are skipped
-  kPacked    // AWQ's: whole documents one after another, cut into windows; longer ones are skipped
+  kPacked,   // AWQ's: whole documents one after another, cut into windows; longer ones are skipped
+  kConcatenated  // all documents one after another, cut into windows, some of which are taken
 };
 
 struct SampleOptions {
-  std::filesystem::path
-      text;  // JSON lines, each with a string "text"; or plain text (one document a file)
+  std::filesystem::path text;  // see TextFile
   int samples = 128;
   int sequence_length = 2048;
   std::uint64_t seed = 42;
@@ -54,12 +58,21 @@ class Samples {
   std::vector<std::int32_t> ids_;
 };
 
-// Draws token windows. Documents come in one seeded random order, so that none is used twice before all were used once.
-// kWindows: as GPTQ's data loader does, a window starts at a uniformly random token. kPacked: as llm-awq's (awq/utils/calib_data.py),
+struct DrawnSamples {
+  Samples samples;
+  nlohmann::json facts;  // what they were drawn from, for the journal
+};
+
+// Draws token windows and says what it took for what and from how many documents. The choice depends on the text, the tokenizer
+// and the options alone.
+// kWindows: documents come in a random order; a window starts at a uniformly random token of each, as GPTQ's data loader does
+// it, and none is used twice before all were used once. kPacked: as llm-awq's (awq/utils/calib_data.py), in the same order,
 // documents are stripped of white space at their ends, each begins with the begin-of-text token, and none is used twice.
-// Throws InputError naming the file and the line: not JSON, no text, no document long enough (kPacked: not enough of short ones).
-Samples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
-                     const std::function<void()>& tick);
+// kConcatenated: in the file's order; windows lie side by side from a random token on, and a random choice of them is taken.
+// Throws InputError naming the file: see TextFile; no document long enough; fewer tokens (in documents that are long enough;
+// kPacked: in documents that are short enough) than are asked for.
+DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
+                          ThreadPool& threads, Monitor& monitor);
 
 Record to_record(const Samples& samples);
 Samples samples_from_record(const Record& record);  // throws Error if it does not make sense

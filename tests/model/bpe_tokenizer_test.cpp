@@ -82,7 +82,7 @@ TEST_F(BpeFilesTest, BeginOfTextFollowsTheConfigs) {
   EXPECT_EQ(load()->bos(), -1) << "GPT-2 adds none";
   write_file(directory_ / "tokenizer_config.json",
              R"({"add_bos_token": true, "bos_token": {"content": "</s>"}})");
-  EXPECT_THAT(load()->encode_with_bos("ab"), ElementsAre(300, 256));
+  EXPECT_THAT(load()->encode_document("ab"), ElementsAre(300, 256));
   write_file(directory_ / "tokenizer_config.json", R"({"add_bos_token": true})");
   EXPECT_THAT(error(), HasSubstr("tokenizer_config.json: add_bos_token is true"));
   write_file(directory_ / "tokenizer_config.json",
@@ -203,6 +203,8 @@ TEST_F(TokenizerJsonTest, WhatWouldMakeOtherIdsIsRefused) {
   EXPECT_THAT(error_with({{"pre_tokenizer", nullptr}}), HasSubstr("pre_tokenizer"));
   EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "Metaspace"}}}}), HasSubstr("pre_tokenizer"));
   EXPECT_THAT(error_with({{"pre_tokenizer", {{"use_regex", false}}}}), HasSubstr("pre_tokenizer"));
+  EXPECT_THAT(error_with({{"post_processor", {{"type", "RobertaProcessing"}}}}),
+              HasSubstr("post_processor"));
   EXPECT_THAT(error_with({{"model", {{"type", "Unigram"}}}}), HasSubstr("only BPE"));
   EXPECT_THAT(error_with({{"model", {{"dropout", 0.1}}}}), HasSubstr("model.dropout"));
   EXPECT_THAT(error_with({{"model", {{"byte_fallback", true}}}}), HasSubstr("byte_fallback"));
@@ -216,6 +218,31 @@ TEST_F(TokenizerJsonTest, WhatWouldMakeOtherIdsIsRefused) {
               AllOf(HasSubstr("added_tokens"), HasSubstr("\"<x>\"")));
   EXPECT_THAT(error_with({{"added_tokens", {{{"content", "</s>"}, {"id", 9}}}}}),
               HasSubstr("has two ids"));
+}
+
+TEST_F(TokenizerJsonTest, EndOfTextIsThatOfTheTemplate) {
+  json object = good_;
+  object["post_processor"] = {{"type", "Sequence"},
+                              {"processors",
+                               {{{"type", "ByteLevel"}},
+                                {{"type", "TemplateProcessing"},
+                                 {"single",
+                                  {{{"SpecialToken", {{"id", "<s>"}}}},
+                                   {{"Sequence", {{"id", "A"}}}},
+                                   {{"SpecialToken", {{"id", "</s>"}}}}}}}}}};
+  EXPECT_EQ(load(object)->encode_document(""), (std::vector<std::int32_t>{0, 2}));
+}
+
+// What transformers reads when all three are there.
+TEST_F(TokenizerJsonTest, IsHeardBesideTheOtherTwoFiles) {
+  for (const char* file : {"vocab.json", "merges.txt"}) {
+    std::filesystem::copy_file(
+        std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/tokenizer/bpe" / file,
+        directory_ / file);
+  }
+  EXPECT_EQ(error_with(json::object()), "(no InputError)");
+  EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "Digits"}, {"individual_digits", true}}}}),
+              HasSubstr("tokenizer.json: pre_tokenizer"));
 }
 
 TEST_F(TokenizerJsonTest, DamagedFileIsAnInputErrorOrWorks) {

@@ -6,8 +6,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sentencepiece_processor.h>
 
 #include "base/random.h"
+#include "model/utf8.h"
 #include "tests/model/model_files.h"
 #include "tests/source_folder.h"
 
@@ -76,15 +78,29 @@ TEST(TokenizerTest, SentencePieceAgreesWithHuggingFace) {
       1000);
 }
 
+// What follows a special token gets no space in front; and with the other key the text gets none either.
+TEST(TokenizerTest, SentencePieceAgreesWithHuggingFaceOnTheSpaceInFront) {
+  for (const auto& [settings, golden] :
+       {std::pair(R"({"legacy": false})", "tiny-world-inside.txt"),
+        {R"({"legacy": false, "add_prefix_space": false})", "tiny-world-no-prefix.txt"}}) {
+    const TemporaryFolder directory;
+    std::filesystem::copy_file(tiny_world() / "tokenizer.model", directory / "tokenizer.model");
+    write_file(directory / "tokenizer_config.json", settings);
+    EXPECT_GE(compare(*load_tokenizer(directory.path()), kGolden / "texts.json", kGolden / golden),
+              1000);
+  }
+}
+
 // The files that each kind of tokenizer is in, alone.
 TEST(TokenizerTest, BytePairsAgreeWithHuggingFaceFromEitherKindOfFile) {
-  for (const std::vector<const char*>& files :
-       {std::vector{"vocab.json", "merges.txt"}, std::vector{"tokenizer.json"}}) {
+  for (const auto& [files, golden] :
+       {std::pair(std::vector{"vocab.json", "merges.txt", "tokenizer_config.json"}, "golden.txt"),
+        {std::vector{"tokenizer.json"}, "golden-json.txt"}}) {
     const TemporaryFolder directory;
     for (const char* file : files)
       std::filesystem::copy_file(kGolden / "bpe" / file, directory / file);
     EXPECT_GE(compare(*load_tokenizer(directory.path()), kGolden / "texts.json",
-                      kGolden / "bpe/golden.txt"),
+                      kGolden / "bpe" / golden),
               1000);
   }
 }
@@ -111,10 +127,89 @@ TEST(TokenizerTest, BeginOfTextIsAddedOnRequest) {
   EXPECT_EQ(tokenizer->vocabulary(), 1024);
   EXPECT_EQ(tokenizer->bos(), 1);
   EXPECT_THAT(tokenizer->encode(""), IsEmpty());
-  EXPECT_THAT(tokenizer->encode_with_bos(""), ElementsAre(1));
+  EXPECT_THAT(tokenizer->encode_document(""), ElementsAre(1));
   std::vector<std::int32_t> ids = tokenizer->encode("The box");
   ids.insert(ids.begin(), 1);
-  EXPECT_EQ(tokenizer->encode_with_bos("The box"), ids);
+  EXPECT_EQ(tokenizer->encode_document("The box"), ids);
+}
+
+// The library's own ids of a text as a whole.
+std::vector<std::int32_t> whole(const std::filesystem::path& model, std::string_view text) {
+  sentencepiece::SentencePieceProcessor processor;
+  EXPECT_TRUE(processor.Load(model.string()).ok());
+  std::vector<int> ids;
+  EXPECT_TRUE(processor.Encode(text, &ids).ok());
+  return ids;
+}
+
+std::vector<std::int32_t> in_pieces(const Tokenizer& tokenizer, std::string_view text,
+                                    std::size_t bytes) {
+  std::vector<std::int32_t> ids;
+  WordCache cache;
+  PieceCutter pieces(tokenizer, text, bytes);
+  std::size_t end = 0;
+  while (const auto piece = pieces.next()) {
+    EXPECT_EQ(piece->text.data(), text.data() + end);
+    end += piece->text.size();
+    tokenizer.append(*piece, cache, ids);
+  }
+  EXPECT_EQ(end, text.size());
+  return ids;
+}
+
+// Texts are cut into words and pieces; nobody must see it.
+TEST(TokenizerTest, ATextInPiecesHasTheIdsOfTheWholeText) {
+  const auto tokenizer = load_tokenizer(tiny_world());
+  const std::string text = read_bytes(tiny_world() / "test.txt");
+  const std::vector<std::int32_t> ids = whole(tiny_world() / "tokenizer.model", text);
+  EXPECT_EQ(tokenizer->encode(text), ids);
+  for (const std::size_t bytes : {1, 100, 4099}) EXPECT_EQ(in_pieces(*tokenizer, text, bytes), ids);
+}
+
+// Texts made of the vocabulary's own pieces, cut and joined at random, are where merges go furthest.
+TEST(TokenizerTest, MadeUpTextsInPiecesHaveTheIdsOfTheWhole) {
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.Load((tiny_world() / "tokenizer.model").string()).ok());
+  const auto tokenizer = load_tokenizer(tiny_world());
+  Random random(3);
+  for (int i = 0; i < 2000; ++i) {
+    std::string text;
+    for (std::uint64_t n = 1 + random.below(12); n > 0; --n) {
+      const std::string& piece = processor.IdToPiece(static_cast<int>(
+          3 + random.below(static_cast<std::uint64_t>(processor.GetPieceSize() - 3))));
+      text += random.below(4) == 0 ? piece.substr(0, 1) : piece;
+      if (random.below(3) == 0) text += random.below(2) == 0 ? " " : "\n";
+    }
+    std::string valid;  // pieces were cut within characters
+    for (std::string_view rest = text; !rest.empty();) {
+      const std::size_t good = utf8_prefix(rest);
+      valid += rest.substr(0, good);
+      rest.remove_prefix(std::min(rest.size(), good + 1));
+    }
+    std::vector<int> ids;
+    ASSERT_TRUE(processor.Encode(valid, &ids).ok());
+    EXPECT_EQ(in_pieces(*tokenizer, valid, 1), ids) << json(valid);
+  }
+}
+
+TEST(TokenizerTest, BytePairsInPiecesHaveTheIdsOfTheWhole) {
+  const auto tokenizer = load_tokenizer(kGolden / "bpe");
+  const json cases = json::parse(read_bytes(kGolden / "texts.json"));
+  for (const json& text_and_repeat : cases) {
+    std::string text;
+    for (int i = 0; i < text_and_repeat.at(1).get<int>(); ++i)
+      text += text_and_repeat.at(0).get<std::string>();
+    const std::vector<std::int32_t> ids = tokenizer->encode(text);
+    for (const std::size_t bytes : {1, 7, 64})
+      EXPECT_EQ(in_pieces(*tokenizer, text, bytes), ids) << text_and_repeat.dump();
+  }
+}
+
+TEST(TokenizerTest, AStretchWithoutWordsHasALimit) {
+  const auto tokenizer = load_tokenizer(kGolden / "bpe");
+  EXPECT_THAT(
+      input_error_of([&] { (void)tokenizer->encode(std::string((1 << 24) + 100'000, 'a') + 'b'); }),
+      HasSubstr("no word ends"));
 }
 
 TEST(TokenizerTest, InvalidUtf8IsAnInputError) {
@@ -146,11 +241,106 @@ TEST_F(TokenizerDirectoryTest, BeginOfTextFollowsTheConfig) {
   EXPECT_EQ(load_tokenizer(directory_.path())->bos(), 1) << "the default";
   configure(R"({"add_bos_token": false})");
   EXPECT_EQ(load_tokenizer(directory_.path())->bos(), -1);
-  EXPECT_THAT(load_tokenizer(directory_.path())->encode_with_bos(""), IsEmpty());
+  EXPECT_THAT(load_tokenizer(directory_.path())->encode_document(""), IsEmpty());
   configure(R"({"bos_token": "</s>"})");
   EXPECT_EQ(load_tokenizer(directory_.path())->bos(), 2);
   configure(R"({"bos_token": {"__type": "AddedToken", "content": "<s>"}, "add_bos_token": true})");
   EXPECT_EQ(load_tokenizer(directory_.path())->bos(), 1);
+}
+
+TEST_F(TokenizerDirectoryTest, EndOfTextIsAddedOnRequest) {
+  EXPECT_EQ(load_tokenizer(directory_.path())->eos(), -1);
+  configure(R"({"add_eos_token": true})");
+  EXPECT_THAT(load_tokenizer(directory_.path())->encode_document(""), ElementsAre(1, 2));
+  configure(R"({"add_eos_token": true, "eos_token": "<unk>"})");
+  EXPECT_EQ(load_tokenizer(directory_.path())->eos(), 0);
+}
+
+TEST_F(TokenizerDirectoryTest, SpecialTokensAreThoseThatTheFilesDeclare) {
+  const auto ids = [&](const std::string& settings, const std::string& text) {
+    configure(settings);
+    return load_tokenizer(directory_.path())->encode(text);
+  };
+  EXPECT_THAT(ids("{}", "<s></s>"), ElementsAre(1, 2)) << "LLaMA's, if no file says otherwise";
+  EXPECT_GT(ids(R"({"split_special_tokens": true})", "</s>").size(), 1u);
+  EXPECT_GT(ids(R"({"eos_token": null})", "</s>").size(), 1u) << "no file names it";
+  const std::string decoder =
+      R"({"added_tokens_decoder": {"7": {"content": "[X]", "lstrip": true, "rstrip": true},
+                                   "8": {"content": "[X]]"}}})";
+  EXPECT_THAT(ids(decoder, "[X] \n [X]] \t[X][X]]"), ElementsAre(7, 8, 7, 8))
+      << "the longest first, with the white space that it takes";
+  const auto tokenizer = load_tokenizer(directory_.path());
+  for (const std::size_t bytes : {1, 2, 3}) {
+    EXPECT_THAT(in_pieces(*tokenizer, "[X] \n [X]] \t[X][X]]", bytes), ElementsAre(7, 8, 7, 8));
+    EXPECT_EQ(in_pieces(*tokenizer, "a \n  [X]  b  c \t \n [X]", bytes),
+              tokenizer->encode("a \n  [X]  b  c \t \n [X]"));
+  }
+  write_file(directory_ / "added_tokens.json", R"({"[Y]": 9})");
+  write_file(directory_ / "special_tokens_map.json", R"({"eos_token": "<unk>"})");
+  EXPECT_THAT(ids("{}", "[Y]<unk>[Y]"), ElementsAre(9, 0, 9));
+}
+
+// Such a token may be declared (a <pad> that training added) and never occur.
+TEST_F(TokenizerDirectoryTest, ASpecialTokenWithoutARowIsAnErrorOnlyInAText) {
+  json config = small_config();
+  config["vocab_size"] = 1024;
+  write_file(directory_ / "config.json", config.dump());
+  configure(R"({"added_tokens_decoder": {"1024": {"content": "<pad>"}}})");
+  const auto tokenizer = load_tokenizer(directory_.path());
+  EXPECT_NO_THROW((void)tokenizer->encode("pad"));
+  EXPECT_THAT(input_error_of([&] { (void)tokenizer->encode("a <pad>"); }),
+              AllOf(HasSubstr("\"<pad>\""), HasSubstr("1024")));
+}
+
+TEST_F(TokenizerDirectoryTest, WhatIsAskedForAndNotDoneIsRefusedOrSaidByName) {
+  const auto error_of = [&](const std::string& text) {
+    configure(text);
+    return load_error(directory_.path());
+  };
+  EXPECT_THAT(error_of(R"({"do_lower_case": true})"), HasSubstr("do_lower_case"));
+  EXPECT_THAT(error_of(R"({"sp_model_kwargs": {"enable_sampling": true}})"),
+              HasSubstr("sp_model_kwargs"));
+  EXPECT_EQ(error_of(R"({"sp_model_kwargs": {}})"), "(no InputError)");
+  EXPECT_THAT(error_of(R"({"added_tokens_decoder": {"7": {"content": "x", "single_word": true}}})"),
+              HasSubstr("single_word"));
+  EXPECT_THAT(error_of(R"({"added_tokens_decoder": {"x": {"content": "y"}}})"),
+              AllOf(HasSubstr("added_tokens_decoder"), HasSubstr("\"y\"")));
+  const auto json_error = [&](const json& object) {
+    configure("{}");
+    write_file(directory_ / "tokenizer.json", object.dump());
+    return load_error(directory_.path());
+  };
+  EXPECT_THAT(json_error({{"normalizer", {{"type", "NFKC"}}}}),
+              AllOf(HasSubstr("tokenizer.json: normalizer"), HasSubstr("NFKC")));
+  EXPECT_THAT(json_error({{"pre_tokenizer", {{"type", "Digits"}}}}), HasSubstr("Digits"));
+  EXPECT_THAT(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", 7}}}}),
+              HasSubstr("Prepend"));
+  EXPECT_EQ(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", "\u2581"}}}}),
+            "(no InputError)");
+
+  std::filesystem::remove(directory_ / "tokenizer.json");
+  const auto warnings = [&](const std::string& text) {
+    configure(text);
+    return load_tokenizer(directory_.path())->warnings();
+  };
+  EXPECT_THAT(warnings(R"({"tokenizer_class": "LlamaTokenizerFast"})"), IsEmpty());
+  EXPECT_THAT(warnings(R"({"tokenizer_class": "MyTokenizer"})"),
+              ElementsAre(HasSubstr("\"MyTokenizer\"")));
+  EXPECT_THAT(warnings(R"({"auto_map": {"AutoTokenizer": ["own.Own", null]}})"),
+              ElementsAre(HasSubstr("auto_map")));
+}
+
+TEST_F(TokenizerDirectoryTest, TheFileBesideTheModelSaysWhereSpacesGo) {
+  const auto ids = [&](const json& object, const std::string& settings) {
+    configure(settings);
+    write_file(directory_ / "tokenizer.json", object.dump());
+    return load_tokenizer(directory_.path())->encode("</s>box");
+  };
+  const json each = {{"normalizer", {{"type", "Prepend"}, {"prepend", "\u2581"}}}};
+  const json first = {{"pre_tokenizer", {{"type", "Metaspace"}, {"prepend_scheme", "first"}}}};
+  EXPECT_EQ(ids(each, R"({"legacy": false})"), ids(each, R"({"legacy": true})"));
+  EXPECT_EQ(ids(first, R"({"legacy": true})"), ids(first, R"({"legacy": false})"));
+  EXPECT_NE(ids(each, "{}"), ids(first, "{}"));
 }
 
 TEST_F(TokenizerDirectoryTest, WrongConfigIsAnInputErrorThatNamesFileAndKey) {

@@ -92,6 +92,34 @@ TEST_F(CommandLineTest, WrongInputIsOneLineAndExitCode2) {
   EXPECT_THAT(refusal("verify " + at("empty")), HasSubstr("neither a run"));
 }
 
+// A job of days must not end with a line about its last text.
+TEST_F(CommandLineTest, EvaluationTextsAreJudgedBeforeTheFirstBlock) {
+  const auto refused = [&](const std::string& name, const std::string& text) {
+    write_text_atomically(folder_.path() / name, text);
+    const Outcome outcome =
+        quantize("--set 'evaluate.perplexity=[{text: " + at(name) + ", window: 64}]'");
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+    EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << "blocks were quantized";
+    return outcome.err;
+  };
+  EXPECT_THAT(refused("short.txt", "The red ball is in the box."),
+              MatchesRegex("(.|\n)*short.txt: [0-9]+ tokens do not fill one window of 64\n"));
+  std::string lines;
+  for (int i = 0; i < 100; ++i) lines += "{\"text\": \"The red ball is in the box.\"}\n";
+  EXPECT_THAT(
+      refused("lines.txt", lines),
+      HasSubstr("lines.txt: JSON lines, 100 documents, but perplexity is measured on plain text"));
+  // "ll" is within pieces of the vocabulary, so that nothing can be cut here; far behind the first window.
+  std::string stretch;
+  for (int i = 0; i < 60; ++i) stretch += "The red ball is in the box. ";
+  stretch += std::string((1 << 24) + (1 << 17), 'l');
+  EXPECT_THAT(refused("stretch.txt", stretch),
+              HasSubstr("stretch.txt: a text with more than 16 MiB in which no word ends"));
+  EXPECT_THAT(refused("latin.txt", "th\xe9 end"), HasSubstr("latin.txt:1: is not UTF-8"));
+  EXPECT_THAT(refusal("evaluate tests/data/tiny-world --window 64 --text " + at("lines.txt")),
+              HasSubstr("lines.txt: JSON lines"));
+}
+
 TEST_F(CommandLineTest, StandardOutputThatIsFullIsAnError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
   ASSERT_EQ(quantize().exit_code, 0);

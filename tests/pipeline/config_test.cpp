@@ -170,8 +170,31 @@ TEST_F(ConfigTest, OverridesSayWhichOneIsWrong) {
   EXPECT_THAT(of("a..b=1"), HasSubstr("is not a key"));
   EXPECT_THAT(of("threads=[1"), HasSubstr("--set threads: not valid YAML"));
   EXPECT_EQ(of("threads="), "--set threads: has no value");
-  EXPECT_THAT(of("recipes.0.bits=3"),
-              HasSubstr("--set recipes.0.bits: \"recipes\" is not a group of keys"));
+  EXPECT_THAT(
+      of("recipes.1.bits=3"),
+      HasSubstr("--set recipes.1.bits: \"recipes\" has 1 entries, the first of which is 0"));
+  EXPECT_THAT(of("recipes.x.bits=3"),
+              HasSubstr("--set recipes.x.bits: \"recipes\" is not a group of keys"));
+}
+
+TEST_F(ConfigTest, DrawingsHaveNames) {
+  for (const auto& [name, drawing] : {std::pair("windows", Drawing::kWindows),
+                                      {"packed", Drawing::kPacked},
+                                      {"concatenated", Drawing::kConcatenated}}) {
+    const RunConfig config = read(with(""), {std::string("calibration.drawing=") + name});
+    EXPECT_EQ(config.calibration.drawing, drawing);
+    EXPECT_EQ(read(to_yaml(config)).calibration.drawing, drawing);
+  }
+}
+
+TEST_F(ConfigTest, OverridesReachIntoLists) {
+  const RunConfig config = read(with("evaluate: {perplexity: [{name: t, text: " + at("other.txt") +
+                                     ", window: 64, rows: true}]}\n"),
+                                {"recipes.0.bits=3", "evaluate.perplexity.0.limit=5"});
+  EXPECT_EQ(config.recipes.at(0).bits, 3);
+  EXPECT_EQ(config.perplexity.at(0).limit, 5);
+  EXPECT_EQ(config.perplexity.at(0).window, 64);
+  EXPECT_TRUE(config.perplexity.at(0).rows);
 }
 
 struct Wrong {

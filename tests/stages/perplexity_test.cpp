@@ -39,7 +39,7 @@ TEST(PerplexityTest, WikiTextHasItsKnownTokens) {
     GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
   const auto tokens =
       load_tokenizer(data / "tokenizers/llama")
-          ->encode_with_bos(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
+          ->encode_document(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
   EXPECT_EQ(tokens.size(), 341469u);
 }
 
@@ -47,7 +47,7 @@ class BundledModel {
  public:
   Perplexity measure(Communicator& world, std::int64_t limit) {
     const Windows windows =
-        cut_windows(load_tokenizer(kModel)->encode_with_bos(read_text_file(kModel / "test.txt")),
+        cut_windows(load_tokenizer(kModel)->encode_document(read_text_file(kModel / "test.txt")),
                     512, limit, "test");
     NullMonitor monitor;
     ActivationBudget budget(std::size_t{1} << 32, folder_.path());

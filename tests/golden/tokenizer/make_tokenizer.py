@@ -5,8 +5,9 @@
                                                       ids of the same texts and of the lines of the file LINES
 
 Needs transformers 4 (tried with 4.46.3: the last major version with tokenizers in Python), sentencepiece and protobuf. Each
-tokenizer exists twice there, in Python and in Rust: this program stops where they differ, but for texts with the name of a
-special token, which the one in Python spells out when asked to, as ours does.
+tokenizer exists twice there, in Python and in Rust: this program says where they differ and writes the ids of the one in Rust,
+which is what transformers loads unless told otherwise. Names of special tokens in a text become their ids. tiny-world-inside.txt: with `legacy: false`, where what follows a special token gets no space in front;
+tiny-world-no-prefix.txt: and with `add_prefix_space: false`, where the text gets none either.
 
 golden.txt has a line for each text: the number of ids and an FNV-1a hash over the ids as little-endian 32-bit words.
 """
@@ -40,6 +41,10 @@ TEXTS = [
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "((((([[[[[{{{{{", "\\n \\t \\\\", "\"quoted\" 'single' `tick`",
 ]
 LONG = [["a", 10000], [" ", 5000], ["The ball rolls to the box. ", 3000], ["🙂", 2000], ["\n", 3000], ["ab c\u0301\u0000", 2000]]
+
+SPECIAL = ["<s>[INST] Hello [/INST] Well met.</s><s>[INST] Bye [/INST] So long.</s>", "a </s> b", "a  </s>  b", "</s></s>", "</s> ", " </s>",
+           "\n<s>\n", "<s>\u2581a", "<<s>>", "<s", "</s", "<unk>the<unk>", "x</s>\u00e9", "\U0001f642<s>\U0001f642", "<S>", "< s>", "don't</s>'s",
+           "12</s>34", "<s>  two spaces"]
 
 POOLS = [
     "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", " ", "  \n\t", ".,;:!?-_()[]{}/\\|@#$%^&*+=<>~`\"",
@@ -83,33 +88,41 @@ def fnv1a(ids):
     return f"{h:016x}"
 
 
-def load(folder):
-    """(Python's, Rust's) tokenizer of a folder, and what of a text only the first spells out."""
+def load(folder, **keys):
+    """(Python's, Rust's) tokenizer of a folder."""
     import transformers
 
     if (folder / "tokenizer.model").exists():
-        keys = {"legacy": True}
-        slow = transformers.LlamaTokenizer.from_pretrained(folder, split_special_tokens=True, **keys)
+        keys = {"legacy": True, **keys}
+        slow = transformers.LlamaTokenizer.from_pretrained(folder, **keys)
         fast = transformers.LlamaTokenizerFast.from_pretrained(folder, from_slow=True, **keys)
     else:
-        slow = transformers.GPT2Tokenizer.from_pretrained(folder, split_special_tokens=True)
+        slow = transformers.GPT2Tokenizer.from_pretrained(folder)
         fast = transformers.GPT2TokenizerFast.from_pretrained(folder)
-    return slow, fast, [token for token in fast.get_added_vocab()]
+    return slow, fast
 
 
-def golden(folder, texts, out):
-    slow, fast, names = load(folder)
-    lines, both = [], 0
+def golden(folder, texts, out, **keys):
+    slow, fast = load(folder, **keys)
+    lines = []
     for text, repeat in texts:
         text *= repeat
         ids = slow.encode(text, add_special_tokens=False)
-        if not any(name in text for name in names):
-            other = fast.encode(text, add_special_tokens=False)
-            assert ids == other, f"{folder.name}: {text!r}: {ids} in Python, {other} in Rust"
-            both += 1
-        lines.append(f"{len(ids)} {fnv1a(ids)}\n")
+        other = fast.encode(text, add_special_tokens=False)
+        if ids != other:
+            print(f"{folder.name} {keys}: {text!r}: {ids} in Python, {other} in Rust")
+        lines.append(f"{len(other)} {fnv1a(other)}\n")
     out.write_text("".join(lines))
-    print(f"{folder.name}: {len(lines)} texts, {both} of them by both tokenizers")
+    print(f"{out.name}: {len(lines)} texts")
+
+
+def golden_of_file(file, texts, out):
+    """Of a tokenizer.json alone, whose special tokens are those that it lists."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    ids = [tokenizer.encode(text * repeat, add_special_tokens=False).ids for text, repeat in texts]
+    out.write_text("".join(f"{len(each)} {fnv1a(each)}\n" for each in ids))
 
 
 def train_bpe(folder, texts):
@@ -148,16 +161,20 @@ def main():
                 (target / file.name).symlink_to(file.resolve())
             golden(target, texts, target / "golden.txt")
         return
-    texts = make_texts()
+    plain = make_texts()
+    texts = plain + [[text, 1] for text in SPECIAL]
     rows = ",\n".join(json.dumps(text, separators=(",", ":")) for text in texts)
     (HERE / "texts.json").write_text(f"[\n{rows}\n]\n")
-    train_bpe(HERE / "bpe", texts)
+    train_bpe(HERE / "bpe", plain)
     json_file = HERE / "bpe" / "tokenizer.json"
     held = json_file.read_bytes()
     json_file.unlink()  # transformers would read it, and not the other two
     golden(HERE / "bpe", texts, HERE / "bpe" / "golden.txt")
     json_file.write_bytes(held)
+    golden_of_file(json_file, texts, HERE / "bpe" / "golden-json.txt")
     golden(TINY_WORLD, texts, HERE / "tiny-world.txt")
+    golden(TINY_WORLD, texts, HERE / "tiny-world-inside.txt", legacy=False)
+    golden(TINY_WORLD, texts, HERE / "tiny-world-no-prefix.txt", legacy=False, add_prefix_space=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+// A file of text, mapped, of any size: JSON lines, each of which is a document, or plain text, which is one. What it is, its
+// content says.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/file.h"
+#include "kernels/thread_pool_cpu.h"
+
+namespace roundhouse {
+
+class TextFile {
+ public:
+  // Checks all of it: that it is UTF-8, and of JSON lines that each is an object with a string "text". Its name (.jsonl,
+  // .ndjson, .json) makes it JSON lines even if its first line is not. Throws InputError naming the file, and the line: what is
+  // wrong, compressed files and other formats, a file without text. Calls `tick` now and then.
+  TextFile(const std::filesystem::path& path, ThreadPool& threads,
+           const std::function<void()>& tick);
+
+  const std::filesystem::path& path() const { return path_; }
+  bool json_lines() const { return json_lines_; }
+  std::string description()
+      const;  // "FILE: JSON lines, 600 documents", "FILE: plain text, 1 document"
+
+  std::size_t documents() const { return begins_.size(); }
+  // The text of a document, which is in the file, or put into `storage`. Safe in several threads.
+  std::string_view document(std::size_t index, std::string& storage) const;
+  // Bytes that document() has to read.
+  std::size_t bytes_of(std::size_t index) const { return line(index).size(); }
+
+  std::string_view content() const;  // every byte
+  // Takes what was read out of this process's memory. It is read again when it is needed again.
+  void release_pages() const { release_mapped_pages(file_.bytes()); }
+
+ private:
+  std::string_view line(std::size_t index) const;
+  std::string where(std::size_t begin) const;  // "FILE:12: "
+  void refuse_other_formats() const;
+  void find_lines(const std::function<void()>& tick);
+  void check_lines(ThreadPool& threads, const std::function<void()>& tick) const;
+  void check_utf8(ThreadPool& threads, const std::function<void()>& tick) const;
+
+  std::filesystem::path path_;
+  MappedFile file_;
+  bool json_lines_ = false;
+  std::vector<std::uint64_t> begins_;  // of each document, in bytes
+};
+
+}  // namespace roundhouse
