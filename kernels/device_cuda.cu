@@ -151,6 +151,19 @@ std::string CudaBackend::description() const {
   return text.str();
 }
 
+std::string CudaBackend::computes_as() const {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device_->index()), "cudaGetDeviceProperties");
+  int runtime = 0, blas = 0, solver = 0;
+  check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+  check(cublasGetVersion(device_->blas(), &blas), "cublasGetVersion");
+  check(cusolverGetVersion(&solver), "cusolverGetVersion");
+  return std::string("GPU ") + properties.name + ", compute capability " +
+         std::to_string(properties.major) + "." + std::to_string(properties.minor) + ", CUDA " +
+         std::to_string(runtime) + ", cuBLAS " + std::to_string(blas) + ", cuSOLVER " +
+         std::to_string(solver);
+}
+
 bool has_cuda_device() { return device_count() > 0; }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {

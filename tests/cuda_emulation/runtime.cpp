@@ -158,6 +158,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {"emulation", 9, 0, emulation::kDeviceBytes};
   return cudaSuccess;
 }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
   *value = 1;
   return report(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
