@@ -26,7 +26,8 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kSealBytes = 512;  // the smallest user block that HDF5 knows
 constexpr const char* kAttributes = "attributes";
-constexpr std::string_view kMagic = "roundhouse-record 1";
+constexpr std::string_view kMagic = "roundhouse-record 2";
+constexpr std::string_view kEarlierMagic = "roundhouse-record 1\n";  // did not hold the key
 constexpr std::string_view kNoIdentity = "none";
 constexpr std::array kTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kU8,
                                DType::kI32, DType::kI64, DType::kU32};
@@ -37,13 +38,14 @@ struct Damage {
 };
 
 struct Seal {
+  std::string key;
   std::string identity;
   std::uint64_t bytes = 0;
   std::string hash;
 
   std::string head() const {
-    return std::string(kMagic) + "\nidentity " + identity + "\nbytes " + std::to_string(bytes) +
-           "\n";
+    return std::string(kMagic) + "\nkey " + key + "\nidentity " + identity + "\nbytes " +
+           std::to_string(bytes) + "\n";
   }
   std::string text() const {
     std::string block = head() + "xxh3-128 " + hash + "\n";
@@ -64,7 +66,9 @@ Seal parse_seal(const std::string& block) {
     return value;
   };
   Seal seal;
+  if (block.starts_with(kEarlierMagic)) throw Damage{"it was written by an earlier version"};
   if (block.size() != kSealBytes || !take(kMagic).empty()) throw Damage{"it has no seal"};
+  seal.key = take("key ");
   seal.identity = take("identity ");
   const std::string bytes = take("bytes ");
   std::from_chars(bytes.data(), bytes.data() + bytes.size(), seal.bytes);
@@ -73,8 +77,9 @@ Seal parse_seal(const std::string& block) {
   return seal;
 }
 
-// Reads with read(), not mmap: a failing disk is an error then, not a signal.
-Seal checked_seal(const fs::path& file) {
+// The seal of the file that is to hold this record. Reads with read(), not mmap: a failing disk is an
+// error then, not a signal.
+Seal checked_seal(const fs::path& file, const std::string& key) {
   const auto refuse = [&file]() {
     return Error("cannot read " + file.string() + ": " + std::generic_category().message(errno));
   };
@@ -111,6 +116,7 @@ Seal checked_seal(const fs::path& file) {
   if (bytes < seal.bytes) throw Damage{"it is cut short"};
   if (bytes > seal.bytes) throw Damage{"it has bytes after its end"};
   if (hash.hex() != seal.hash) throw Damage{"its content does not match its hash"};
+  if (seal.key != key) throw Damage{"it is a copy of " + seal.key};
   return seal;
 }
 
@@ -403,7 +409,10 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
     check_hdf5(H5Fget_vfd_handle(file.get(), H5P_DEFAULT, &memory), "memory");
     char* const image = *static_cast<char**>(memory);
 
-    Seal seal{.identity = identity_of(key), .bytes = static_cast<std::uint64_t>(bytes), .hash = ""};
+    Seal seal{.key = key,
+              .identity = identity_of(key),
+              .bytes = static_cast<std::uint64_t>(bytes),
+              .hash = ""};
     if (seal.identity.empty()) seal.identity = kNoIdentity;
     Xxh3 hash;
     const std::string head = seal.head();
@@ -420,36 +429,51 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
   reported_.erase(key);
 }
 
-std::optional<Record> Hdf5Store::read(const std::string& key, bool with_tensors) {
+std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
   const fs::path path = path_of(key);
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) return std::nullopt;
   if (error) throw Error("cannot read " + path.string() + ": " + error.message());
-
-  std::string why;
   try {
     if (!fs::is_regular_file(status)) throw Damage{"it is not a file"};
-    const Seal seal = checked_seal(path);
+    const Seal seal = checked_seal(path, key);
     const std::string wanted = identity_of(key);
-    if (!wanted.empty() && seal.identity != wanted)
-      throw Damage{"belongs to another configuration"};
+    if (!wanted.empty() && seal.identity != wanted) throw Damage{kForeign};
     const QuietHdf5 quiet;
     try {
-      return read_record(path, with_tensors);
+      return read_record(path, content == Content::kAll);
     } catch (const Error& structure) {
       throw Damage{structure.what()};
     }
   } catch (const Damage& damage) {
     why = damage.why;
+    return std::nullopt;
   }
-  if (reported_.insert(key).second && on_damage) on_damage(key, why);
-  return std::nullopt;
 }
 
-std::optional<Record> Hdf5Store::load(const std::string& key) { return read(key, true); }
+std::optional<Record> Hdf5Store::read_or_report(const std::string& key, Content content) {
+  std::string why;
+  std::optional<Record> record = read(key, content, why);
+  if (!why.empty() && reported_.insert(key).second && on_damage) on_damage(key, why);
+  return record;
+}
 
-bool Hdf5Store::has(const std::string& key) { return read(key, false).has_value(); }
+std::optional<Record> Hdf5Store::load(const std::string& key) {
+  return read_or_report(key, Content::kAll);
+}
+
+std::optional<nlohmann::json> Hdf5Store::attributes(const std::string& key) {
+  std::optional<Record> record = read_or_report(key, Content::kAttributes);
+  if (!record) return std::nullopt;
+  return std::move(record->attributes);
+}
+
+std::string Hdf5Store::check(const std::string& key) {
+  std::string why;
+  if (read(key, Content::kAttributes, why)) return "";
+  return why.empty() ? "missing" : why;
+}
 
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
@@ -457,15 +481,6 @@ void Hdf5Store::remove(const std::string& key) {
   fs::remove(path, error);
   reported_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
-}
-
-std::string check_seal(const fs::path& file) {
-  try {
-    checked_seal(file);
-    return "";
-  } catch (const Damage& damage) {
-    return damage.why;
-  }
 }
 
 }  // namespace roundhouse

@@ -21,7 +21,34 @@ int choose_threads(int local_size) {
   return mine < all ? mine : std::max(1, all / local_size);
 }
 
+// With identity.json damaged nothing but the records says what the run was made with. Where they say that it was something
+// else, it is not for us to make them all again.
+void check_records_without_identity(const RunConfig& config, const RunInputs& inputs) {
+  const FoundIdentity found = read_identity(config.run);
+  if (found.identity || found.why == "missing") return;
+  Hdf5Store store(config.run);
+  set_identities(store, config, inputs);
+  for (const Recipe& recipe : config.recipes) {
+    for (int block = 0; block < inputs.blocks; ++block) {
+      const std::string key = block_key(recipe.name, block);
+      if (store.check(key) != Hdf5Store::kForeign) continue;
+      throw InputError(
+          config.run.string() + "/identity.json is damaged (" + found.why + "), and " + key +
+          " was made with other settings, or from other files. Put the old settings and files "
+          "back, use "
+          "another run folder, or delete identity.json: then all that is foreign is made again");
+    }
+  }
+}
+
 }  // namespace
+
+void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs) {
+  store.set_identity("calibration", calibration_identity(config, inputs));
+  for (const Recipe& recipe : config.recipes) {
+    store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
+  }
+}
 
 std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
                                            const LaunchSession& session) {
@@ -55,19 +82,7 @@ Job::Job(LaunchSession& session, RunConfig config)
     }
   }
 
-  if (first()) {
-    std::filesystem::create_directories(config_.run);
-    lock_ = std::make_unique<RunLock>(config_.run);
-    fingerprint_ = model_fingerprint(config_.model);
-    settle_config(config_, fingerprint_);
-  }
-  fingerprint_ = share(fingerprint_);
-
-  store_ = std::make_unique<Hdf5Store>(config_.run);
-  store_->set_identity("calibration", calibration_identity(config_, fingerprint_));
-  for (const Recipe& recipe : config_.recipes) {
-    store_->set_identity("recipes/" + recipe.name, recipe_identity(config_, fingerprint_, recipe));
-  }
+  settle();
   const std::size_t budget =
       config_.activation_memory_gib > 0
           ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
@@ -84,12 +99,35 @@ Job::Job(LaunchSession& session, RunConfig config)
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
   store_->on_damage = [this](const std::string& key, const std::string& why) {
-    monitor_->say(key + " is damaged (" + why + "): it will be made again");
-    monitor_->event({{"event", "damaged"}, {"record", key}, {"why", why}});
+    report_damage(key, why);
   };
+  for (const auto& [file, why] : damaged_) report_damage(file, why);
+  model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_);
 }
 
 Job::~Job() = default;
+
+// What the run is of: rank 0 looks, all ranks know.
+void Job::settle() {
+  nlohmann::json view;
+  if (first()) {
+    std::filesystem::create_directories(config_.run);
+    lock_ = std::make_unique<RunLock>(config_.run);
+    const std::string torn = repair_journal(config_.run);
+    const RunInputs inputs = read_inputs(config_);
+    check_records_without_identity(config_, inputs);
+    Settled settled = settle_config(config_, inputs);
+    damaged_ = std::move(settled.damaged);
+    if (!torn.empty()) damaged_.push_back({"journal.jsonl", torn});
+    view = {settled.inputs.model, settled.inputs.tokenizer, settled.inputs.calibration_text,
+            settled.inputs.blocks};
+  }
+  view = nlohmann::json::parse(share(view.dump()));
+  inputs_ = {view[0].get<std::string>(), view[1].get<std::string>(), view[2].get<std::string>(),
+             view[3].get<int>()};
+  store_ = std::make_unique<Hdf5Store>(config_.run);
+  set_identities(*store_, config_, inputs_);
+}
 
 void Job::check_lengths() const {
   const auto check = [&](const std::string& key, std::int64_t tokens) {
@@ -102,6 +140,11 @@ void Job::check_lengths() const {
     check("calibration.sequence_length", config_.calibration.sequence_length);
   for (const PerplexityTask& task : config_.perplexity)
     check("evaluate.perplexity window of " + task.name, task.window);
+}
+
+void Job::report_damage(const std::string& what, const std::string& why) {
+  monitor_->say(what + " is damaged (" + why + "): it is made again");
+  monitor_->event({{"event", "damaged"}, {"record", what}, {"why", why}});
 }
 
 const Recipe& Job::recipe(const std::string& name) const {
@@ -138,12 +181,15 @@ bool needs_calibration(const RunConfig& config) {
 
 std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
+  std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    const RecipeState state =
+    RecipeState state =
         inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
                        job.config().calibration.shards, 0, job.store(), job.world());
     if (state.missing() == 0) complete.push_back(recipe.name);
+    made_of.push_back(std::move(state.made_of));
   }
+  job.model_identity().settle(made_of);
   return complete;
 }
 

@@ -12,6 +12,7 @@
 #include "pipeline/config.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job_monitor.h"
+#include "pipeline/model_identity.h"
 #include "pipeline/run_folder.h"
 #include "stages/calibrate/activations.h"
 
@@ -36,10 +37,14 @@ class Job {
   std::size_t saved_activation_bytes() const { return saved_activation_bytes_; }
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
-  const std::string& fingerprint() const { return fingerprint_; }
+  const RunInputs& inputs() const { return inputs_; }
+  ModelIdentity& model_identity() { return *model_identity_; }
 
   const Recipe& recipe(const std::string& name) const;  // throws InputError
   std::vector<std::string> recipe_names() const;
+
+  // Says and journals that a file of the run is not what was written, and is made again.
+  void report_damage(const std::string& what, const std::string& why);
 
   // Collective: does any rank want to stop? The same answer everywhere.
   bool stop_requested();
@@ -48,6 +53,7 @@ class Job {
 
  private:
   void check_lengths() const;
+  void settle();
 
   RunConfig config_;
   std::unique_ptr<Communicator> world_;
@@ -56,18 +62,23 @@ class Job {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<DecoderBlock> shape_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::string fingerprint_;
+  RunInputs inputs_;
+  std::vector<Damaged> damaged_;  // rank 0: files of the run that were written anew
   std::unique_ptr<Hdf5Store> store_;
   std::unique_ptr<ActivationBudget> budget_;
   std::size_t saved_activation_bytes_ = 0;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;
+  std::unique_ptr<ModelIdentity> model_identity_;
 };
 
 // This machine's device by the config's word, with its number of threads (CPU) or its device number (GPU) chosen from the
 // rank's place on its node.
 std::unique_ptr<Backend> make_rank_backend(const std::string& device, int threads,
                                            const LaunchSession& session);
+
+// The identities of all records of a run.
+void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
 
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
 void export_recipes(Job& job, const std::vector<std::string>& recipes,
@@ -81,7 +92,8 @@ void report_run(const std::filesystem::path& run);
 // Does any recipe look at activations?
 bool needs_calibration(const RunConfig& config);
 
-// Recipes of which every block is in the store. Collective.
+// Settles the model's identity by the records of all recipes; returns the recipes of which every block is in the store.
+// Collective; once a job.
 std::vector<std::string> complete_recipes(Job& job);
 
 }  // namespace roundhouse

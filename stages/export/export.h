@@ -18,6 +18,7 @@ struct ExportOptions {
   std::string format;         // "compressed-tensors", "gptq", "awq" or "dense"
   DType dtype = DType::kF16;  // of "dense" weights, and of all that is not quantized: F16 or F32
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
+  bool replace = false;  // the directory is known to be an export of ours, even if its SHA256SUMS is gone
 };
 
 std::vector<std::string> export_formats();
@@ -34,7 +35,8 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
                        const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);
 
-// Checks DIRECTORY/SHA256SUMS: returns the files that are missing, damaged or unlisted (empty: all is well).
+// Checks DIRECTORY/SHA256SUMS: returns the lines that are none, and the files that are missing (the list itself may be one),
+// damaged or unlisted, each with what is wrong with it (empty: all is well).
 std::vector<std::string> verify_checkpoint(const std::filesystem::path& directory);
 
 }  // namespace roundhouse
