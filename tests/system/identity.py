@@ -67,6 +67,13 @@ class Tests:
         self.run.call("verify", self.run.run)
         print(f"{what}: gone on, same bits", flush=True)
 
+    def ranks(self):
+        """What records and notes say does not depend on who wrote them."""
+        for ranks, pipeline in ((2, 1), (3, 3)):
+            shutil.rmtree(self.run.run)
+            self.goes_on(f"from the start on {ranks} ranks, {pipeline} stage(s)", "--set", f"mesh.pipeline={pipeline}", ranks=ranks)
+            check(self.run.hashes()["model.json"] == self.expected["model.json"], "model.json depends on the ranks")
+
     def weights(self):
         for tensor in ("model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight",
                        "model.embed_tokens.weight", "lm_head.weight"):
@@ -150,7 +157,7 @@ def main():
     tests = None
     try:
         tests = Tests(parser.parse_args())
-        for case in (tests.weights, tests.lost_memory, tests.copies, tests.tokenizer, tests.texts, tests.evaluation, tests.devices):
+        for case in (tests.ranks, tests.weights, tests.lost_memory, tests.copies, tests.tokenizer, tests.texts, tests.evaluation, tests.devices):
             case()
     except Failure as failure:
         print(f"FAILED: {failure}", flush=True)
