@@ -66,7 +66,7 @@ Seal parse_seal(const std::string& block) {
     return value;
   };
   Seal seal;
-  if (block.starts_with(kEarlierMagic)) throw Damage{"it was written by an earlier version"};
+  if (block.starts_with(kEarlierMagic)) throw Damage{Hdf5Store::kEarlier};
   if (block.size() != kSealBytes || !take(kMagic).empty()) throw Damage{"it has no seal"};
   seal.key = take("key ");
   seal.identity = take("identity ");

@@ -26,8 +26,9 @@ namespace roundhouse {
 
 class Hdf5Store final : public RunStore {
  public:
-  // What check() says of a record that carries another identity.
+  // What check() says of a whole record that carries another identity, and of one without a key.
   static constexpr const char* kForeign = "belongs to another configuration";
+  static constexpr const char* kEarlier = "was written by an earlier version";
 
   // Makes the folder where needed.
   explicit Hdf5Store(std::filesystem::path root);

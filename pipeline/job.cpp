@@ -21,8 +21,8 @@ int choose_threads(int local_size) {
   return mine < all ? mine : std::max(1, all / local_size);
 }
 
-// With identity.json damaged nothing but the records says what the run was made with. Where they say that it was something
-// else, it is not for us to make them all again.
+// With identity.json damaged nothing but the records says what the run was made with. Where they
+// say that it was something else, it is not for us to make them all again.
 void check_records_without_identity(const RunConfig& config, const RunInputs& inputs) {
   const FoundIdentity found = read_identity(config.run);
   if (found.identity || found.why == "missing") return;
@@ -31,12 +31,12 @@ void check_records_without_identity(const RunConfig& config, const RunInputs& in
   for (const Recipe& recipe : config.recipes) {
     for (int block = 0; block < inputs.blocks; ++block) {
       const std::string key = block_key(recipe.name, block);
-      if (store.check(key) != Hdf5Store::kForeign) continue;
-      throw InputError(
-          config.run.string() + "/identity.json is damaged (" + found.why + "), and " + key +
-          " was made with other settings, or from other files. Put the old settings and files "
-          "back, use "
-          "another run folder, or delete identity.json: then all that is foreign is made again");
+      const std::string why = store.check(key);
+      if (why != Hdf5Store::kForeign && why != Hdf5Store::kEarlier) continue;
+      throw InputError((config.run / "identity.json").string() + " is damaged (" + found.why +
+                       "), and " + key + " " + why +
+                       ". Put the old settings and files back, use another run folder, or delete "
+                       "identity.json: then what does not belong here is made again");
     }
   }
 }
@@ -113,11 +113,11 @@ void Job::settle() {
   if (first()) {
     std::filesystem::create_directories(config_.run);
     lock_ = std::make_unique<RunLock>(config_.run);
-    const std::string torn = repair_journal(config_.run);
     const RunInputs inputs = read_inputs(config_);
     check_records_without_identity(config_, inputs);
     Settled settled = settle_config(config_, inputs);
     damaged_ = std::move(settled.damaged);
+    const std::string torn = repair_journal(config_.run);
     if (!torn.empty()) damaged_.push_back({"journal.jsonl", torn});
     view = {settled.inputs.model, settled.inputs.tokenizer, settled.inputs.calibration_text,
             settled.inputs.blocks};

@@ -24,6 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSums = "SHA256SUMS";
+constexpr std::size_t kMostFaults = 20;  // of one file or folder
 constexpr const char* kMadeAgain = " (the next `roundhouse run` makes it again)";
 
 // Counts what was looked at and prints what is wrong.
@@ -39,8 +40,11 @@ class Verdict {
       found.emplace_back(error.what());
     }
     ++(found.empty() ? whole_ : wrong_);
-    for (const std::string& fault : found) {
-      fmt::print("{}: {}{}\n", what.string(), fault, remedy);
+    for (std::size_t i = 0; i < std::min(found.size(), kMostFaults); ++i) {
+      fmt::print("{}: {}{}\n", what.string(), found[i], remedy);
+    }
+    if (found.size() > kMostFaults) {
+      fmt::print("{}: {} more such faults\n", what.string(), found.size() - kMostFaults);
     }
     std::fflush(stdout);
   }

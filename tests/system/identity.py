@@ -55,7 +55,7 @@ class Tests:
         for word in words:
             check(word in said, f"{word} is not named:\n{said}")
         check(self.run.hashes().keys() == before.keys(), f"something was made all the same:\n{said}")
-        return said.strip().splitlines()[-1]
+        return next(line for line in said.splitlines() if words[0] in line)
 
     def goes_on(self, what, *arguments, **options):
         said = self.run.finish(*arguments, **options)
@@ -92,6 +92,20 @@ class Tests:
         self.refused("model.layers.0.mlp.down_proj.weight")
         shutil.copy(self.model / "model.safetensors", self.run.model / "model.safetensors")
         self.goes_on("model.json lost")
+
+    def lost_identity(self):
+        """Finished work of other settings, or of an earlier version, is not made again unasked."""
+        self.half_done()
+        identity = self.run.run / "identity.json"
+        identity.write_text(identity.read_text() + " ")
+        self.refused("identity.json is damaged", "gptq-w3g32/block-0000", arguments=("--set", "calibration.seed=8"))
+        self.goes_on("identity.json damaged, the same settings")
+        self.half_done()
+        identity.write_text("{}")
+        for record in self.run.run.glob("recipes/*/*.h5"):
+            content = record.read_bytes()
+            record.write_bytes(content.replace(b"roundhouse-record 2", b"roundhouse-record 1", 1))
+        print("earlier version:", self.refused("earlier version"), flush=True)
 
     def copies(self):
         self.half_done()
@@ -157,7 +171,7 @@ def main():
     tests = None
     try:
         tests = Tests(parser.parse_args())
-        for case in (tests.ranks, tests.weights, tests.lost_memory, tests.copies, tests.tokenizer, tests.texts, tests.evaluation, tests.devices):
+        for case in (tests.ranks, tests.weights, tests.lost_memory, tests.lost_identity, tests.copies, tests.tokenizer, tests.texts, tests.evaluation, tests.devices):
             case()
     except Failure as failure:
         print(f"FAILED: {failure}", flush=True)
