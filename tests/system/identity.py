@@ -14,15 +14,20 @@ import sys
 from small_run import Failure, SmallRun, check
 
 
+def data_range(content, tensor):
+    length = struct.unpack("<Q", content[:8])[0]
+    begin, end = json.loads(content[8:8 + length])[tensor]["data_offsets"]
+    return 8 + length + begin, 8 + length + end
+
+
 def change_weight(model, tensor, byte=9000):
     """Flips a bit behind the first pages of a tensor; size and modification time stay what they were."""
     path = model / "model.safetensors"
     times = path.stat()
     content = bytearray(path.read_bytes())
-    length = struct.unpack("<Q", content[:8])[0]
-    begin, end = json.loads(content[8:8 + length])[tensor]["data_offsets"]
+    begin, end = data_range(content, tensor)
     check(begin + byte < end, f"{tensor} has no byte {byte}")
-    content[8 + length + begin + byte] ^= 1
+    content[begin + byte] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
@@ -84,6 +89,20 @@ class Tests:
                 shutil.copy(self.model / "model.safetensors", self.run.model / "model.safetensors")
             self.goes_on(f"{tensor} put back")
 
+    def half_copied(self):
+        """The first start meets a file of full length whose end is still to come, the second one the whole."""
+        shutil.rmtree(self.run.run)
+        path = self.run.model / "model.safetensors"
+        content = path.read_bytes()
+        begin, end = data_range(content, "model.layers.1.mlp.down_proj.weight")
+        path.write_bytes(content[:begin + 5000] + bytes(end - begin - 5000) + content[end:])
+        self.run.finish()
+        for made in [*self.run.run.glob("recipes/*/block-0002.h5"), *self.run.run.glob("results/*")]:
+            made.unlink()
+        shutil.rmtree(self.run.run / "export")
+        path.write_bytes(content)
+        print("half copied at the first start:", self.refused("model.layers.1.mlp.down_proj.weight"), flush=True)
+
     def lost_memory(self):
         """What records say is enough."""
         self.half_done()
@@ -118,6 +137,16 @@ class Tests:
         path = self.run.model / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": False}))
         print("add_bos_token changed:", self.refused("tokenizer"), flush=True)
+
+    def copied_files(self):
+        self.half_done()
+        self.run.finish()
+        (self.run.model / "generation_config.json").write_text('{"bos_token_id": 1}\n')
+        self.run.finish()
+        for export in self.run.run.glob("export/*/*/SHA256SUMS"):
+            check((export.parent / "generation_config.json").exists(), f"{export.parent} is not written again with what the model has now")
+        (self.run.model / "generation_config.json").unlink()
+        self.goes_on("a file that exports carry along came and went")
 
     def texts(self):
         self.half_done()
@@ -171,7 +200,7 @@ def main():
     tests = None
     try:
         tests = Tests(parser.parse_args())
-        for case in (tests.ranks, tests.weights, tests.lost_memory, tests.lost_identity, tests.copies, tests.tokenizer, tests.texts, tests.evaluation, tests.devices):
+        for case in (tests.ranks, tests.weights, tests.half_copied, tests.lost_memory, tests.lost_identity, tests.copies, tests.tokenizer, tests.copied_files, tests.texts, tests.evaluation, tests.devices):
             case()
     except Failure as failure:
         print(f"FAILED: {failure}", flush=True)
