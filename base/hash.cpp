@@ -64,6 +64,11 @@ std::string xxh3_hex(std::string_view text) {
   return hex_of(XXH3_128bits(text.data(), text.size()));
 }
 
+std::string xxh3_hex_of_file(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  return hex_of(XXH3_128bits(file.bytes().data(), file.bytes().size()));
+}
+
 std::string sha256_hex_of_file(const std::filesystem::path& path) {
   InputFile file(path);
   const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());

@@ -25,6 +25,9 @@ class Backend : public Memory,
                 public LearnedRoundingKernels {
  public:
   virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"
+  // All that decides the last bits of a result besides our own version: the kind of device and the libraries that compute.
+  // Two backends that say the same give the same bits. E.g. "CPU with AVX-512, oneDNN 2.6.3".
+  virtual std::string computes_as() const = 0;
 };
 
 struct BackendOptions {

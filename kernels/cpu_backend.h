@@ -12,6 +12,7 @@ class CpuBackend : public Backend {
  public:
   explicit CpuBackend(const BackendOptions& options);
   std::string description() const override;
+  std::string computes_as() const override;
 
   Buffer allocate(std::size_t bytes) override;
   void upload(std::span<const std::byte> from, void* to) override;

@@ -18,6 +18,7 @@ class CudaBackend : public Backend {
   explicit CudaBackend(const BackendOptions& options);
   ~CudaBackend() override;
   std::string description() const override;
+  std::string computes_as() const override;
 
   Buffer allocate(std::size_t bytes) override;
   void upload(std::span<const std::byte> from, void* to) override;

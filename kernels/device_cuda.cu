@@ -160,6 +160,18 @@ std::string CudaBackend::description() const {
   return text.str();
 }
 
+std::string CudaBackend::computes_as() const {
+  const cudaDeviceProp properties = properties_of(device_->index());
+  int runtime = 0, blas = 0, solver = 0;
+  check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
+  check(cublasGetVersion(device_->blas(), &blas), "cublasGetVersion");
+  check(cusolverGetVersion(&solver), "cusolverGetVersion");
+  return std::string("GPU ") + properties.name + ", compute capability " +
+         std::to_string(properties.major) + "." + std::to_string(properties.minor) + ", CUDA " +
+         std::to_string(runtime) + ", cuBLAS " + std::to_string(blas) + ", cuSOLVER " +
+         std::to_string(solver);
+}
+
 VisibleGpus visible_cuda_devices() {
   VisibleGpus gpus;
   int count = 0;

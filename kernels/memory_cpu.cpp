@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/cpu_backend.h"
 #include "kernels/cpu_parallel.h"
+#include "kernels/sgemm_cpu.h"
 
 namespace roundhouse {
 namespace {
@@ -32,6 +33,14 @@ std::string CpuBackend::description() const {
                                                                 : "";
   return "CPU, " + std::to_string(threads_.size()) +
          (threads_.size() == 1 ? " thread" : " threads") + vectors;
+}
+
+// Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
+std::string CpuBackend::computes_as() const {
+  const char* const level = __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
+                            : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
+                                                                  : "x86-64";
+  return std::string("CPU ") + level + ", " + sgemm_library() + ", GCC " + __VERSION__;
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) {

@@ -25,6 +25,21 @@ void sgemm(const Sgemm& op) {
   }
 }
 
+std::string sgemm_library() {
+  const dnnl_version_t& version = *dnnl_version();
+  // Later extensions (VNNI, BF16, AMX) do not take part in products of F32. ONEDNN_MAX_CPU_ISA may keep it below the processor.
+  const unsigned vectors = static_cast<unsigned>(dnnl_get_effective_cpu_isa());
+  const auto knows = [vectors](dnnl_cpu_isa_t isa) {
+    return (vectors & static_cast<unsigned>(isa)) == static_cast<unsigned>(isa);
+  };
+  return "oneDNN " + std::to_string(version.major) + "." + std::to_string(version.minor) + "." +
+         std::to_string(version.patch) + " with " +
+         (knows(dnnl_cpu_isa_avx512_core) ? "AVX-512"
+          : knows(dnnl_cpu_isa_avx2)      ? "AVX2"
+          : knows(dnnl_cpu_isa_avx)       ? "AVX"
+                                          : "SSE4.1");
+}
+
 std::int64_t tile_edge(std::int64_t m, std::int64_t n) {
   for (const std::int64_t edge : {1024, 512}) {
     if (((m + edge - 1) / edge) * ((n + edge - 1) / edge) >= 32) return edge;

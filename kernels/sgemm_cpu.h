@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace roundhouse {
 
@@ -21,6 +22,8 @@ struct Sgemm {
 };
 
 void sgemm(const Sgemm& op);  // throws Error
+// The library and the vectors that it uses here: "oneDNN 2.6.3 with AVX-512".
+std::string sgemm_library();
 
 // The edge of the square tiles into which an [m, n] result is cut: large for speed (oneDNN packs
 // its operands again for each tile), but at least a few dozen tiles where the result is large

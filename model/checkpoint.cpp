@@ -126,4 +126,17 @@ HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
   return found;
 }
 
+void Checkpoint::note_content(const std::string& name) const {
+  if (contents_->add(name, content_hash(view(name)))) return;
+  throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) +
+                   ": does not hold what it held when it was read before: the file has changed. "
+                   "Put the old file back, or begin again in another run folder");
+}
+
+std::vector<std::filesystem::path> Checkpoint::files() const {
+  std::vector<std::filesystem::path> files;
+  for (const auto& [name, file] : files_) files.push_back(file->path());
+  return files;
+}
+
 }  // namespace roundhouse

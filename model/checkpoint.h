@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "model/tensor_contents.h"
 #include "model/tensor_file.h"
 
 namespace roundhouse {
@@ -28,6 +29,13 @@ class Checkpoint {
   // The same, and InputError if the shape differs or the type is not F32, F16 or BF16.
   HostView weight(const std::string& name, const Shape& shape) const;
 
+  // Hashes a tensor that is about to be used, and keeps the hash. Throws InputError naming file and tensor if it held
+  // something else when it was read before, in this job or, as contents() was told, in an earlier one.
+  void note_content(const std::string& name) const;
+  TensorContents& contents() const { return *contents_; }
+  // Those that tensors are read from, by their names in the directory, sorted.
+  std::vector<std::filesystem::path> files() const;
+
  private:
   struct Place {
     const TensorFile* file;
@@ -40,6 +48,7 @@ class Checkpoint {
   std::filesystem::path directory_;
   std::map<std::string, std::unique_ptr<TensorFile>> files_;
   std::map<std::string, Place> places_;
+  std::unique_ptr<TensorContents> contents_ = std::make_unique<TensorContents>();
 };
 
 }  // namespace roundhouse

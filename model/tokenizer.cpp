@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "model/json_file.h"
 #include "model/model_config.h"
 #include "model/tokenizer_files.h"
@@ -227,6 +228,19 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   }
   tokenizer.set_warnings(std::move(warnings));
   return std::move(found.tokenizer);
+}
+
+std::string tokenizer_content(const std::filesystem::path& directory) {
+  Xxh3 hash;
+  for (const char* name :
+       {"tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
+        "special_tokens_map.json", "added_tokens.json"}) {
+    const std::filesystem::path file = directory / name;
+    if (!std::filesystem::is_regular_file(file)) continue;
+    const std::string line = std::string(name) + " " + xxh3_hex_of_file(file) + "\n";
+    hash.update(std::as_bytes(std::span(line)));
+  }
+  return hash.hex();
 }
 
 std::vector<std::filesystem::path> tokenizer_files(const std::filesystem::path& directory) {

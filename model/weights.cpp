@@ -51,6 +51,7 @@ void check_values(const HostView& view, DType type, const std::string& name) {
 Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
                    Backend& backend) {
   const HostView view = checkpoint.weight(name, shape);
+  checkpoint.note_content(name);
   check_values(view, backend.activation_type(), checkpoint.directory().string() + ": " + name);
   Tensor weight = Tensor::upload(backend, view, backend.activation_type());
   backend.sync();

@@ -13,7 +13,7 @@ namespace roundhouse {
 // Precondition: view.type is F32, F16 or BF16.
 void check_values(const HostView& view, DType type, const std::string& name);
 
-// Checkpoint::weight(), checked, in the backend's activation type.
+// Checkpoint::weight(), checked and noted (note_content()), in the backend's activation type.
 Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
                    Backend& backend);
 

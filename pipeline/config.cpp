@@ -323,7 +323,10 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
   const auto needy = std::ranges::find_if(
       config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
   if (!section.text("text", "").empty()) {
-    options.text = section.file("text", files);
+    // A run that has begun knows the text by its content, and needs it no more once the windows are drawn.
+    std::error_code ignored;
+    const bool begun = fs::exists(config.run / "calibration.h5", ignored);
+    options.text = section.file("text", begun ? InputFiles::kMayBeGone : files);
   } else if (needy != config.recipes.end()) {
     fail(section.where("text"), section.path_of("text"),
          "is missing: recipe " + in_quotes(needy->name) + " needs calibration text");
@@ -423,6 +426,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.data_ranks = mesh.integer("data", config.data_ranks, 0, kMaxRanks);
   mesh.finish();
   config.device = top.one_of("device", config.device, {"auto", "cpu", "cuda"});
+  config.allow_other_device = top.boolean("allow_other_device", config.allow_other_device);
   config.threads = top.integer("threads", config.threads, 0, 4096);
 
   Section memory = top.section("memory");
@@ -501,6 +505,7 @@ std::string to_yaml(const RunConfig& config) {
   }
   line("mesh: {{pipeline: {}, data: {}}}", config.pipeline_ranks, config.data_ranks);
   line("device: {}", config.device);
+  if (config.allow_other_device) line("allow_other_device: true");
   line("threads: {}", config.threads);
   line("memory:");
   line("  activations_gib: {}", config.activation_memory_gib);
@@ -527,7 +532,6 @@ std::map<std::string, std::string> result_keys(const RunConfig& config) {
   std::map<std::string, std::string> keys;
   // Without calibration text no recipe uses any of this, and a text may be added later.
   if (!config.calibration.text.empty()) {
-    keys["calibration.text"] = config.calibration.text.lexically_normal().string();
     keys["calibration.samples"] = std::to_string(config.calibration.samples);
     keys["calibration.sequence_length"] = std::to_string(config.calibration.sequence_length);
     keys["calibration.seed"] = std::to_string(config.calibration.seed);

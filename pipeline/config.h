@@ -33,6 +33,7 @@ struct RunConfig {
   int pipeline_ranks = 0;     // mesh: {pipeline: P, data: D}; 0: chosen from the ranks
   int data_ranks = 0;
   std::string device = "auto";       // auto, cpu or cuda
+  bool allow_other_device = false;   // go on with blocks that another kind of device computed
   int threads = 0;                   // a rank; 0: this node's processors shared by its ranks
   double activation_memory_gib = 0;  // of host memory, a rank; 0: its share of half of what is free
   double saved_activation_gib =
@@ -63,8 +64,9 @@ RunConfig read_run_config(const std::filesystem::path& run);
 // same.
 std::string to_yaml(const RunConfig& config);
 
-// The part that changes results, as flat "key: value" pairs ("calibration.seed" -> "42";
-// "recipes.NAME" -> its JSON), for hashing and for naming what differs.
+// The settings that change results, as flat "key: value" pairs ("calibration.seed" -> "42";
+// "recipes.NAME" -> its JSON), for hashing and for naming what differs. Files are not among them:
+// what they hold counts, not what they are called (RunInputs).
 std::map<std::string, std::string> result_keys(const RunConfig& config);
 
 // The keys that both have with other values, each as "key: was X, is Y". Recipes that only one side

@@ -9,9 +9,9 @@
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
-#include "pipeline/json_values.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
+#include "pipeline/sealed_json.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
 
@@ -39,11 +39,12 @@ Windows read_windows(const PerplexityTask& task, const Tokenizer& tokenizer, Thr
 }
 
 // What a figure depends on besides the weights.
-nlohmann::json settings_of(const PerplexityTask& task) {
+nlohmann::json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
   return {{"window", task.window},
           {"limit", task.limit},
           {"rows", task.rows},
-          {"text", xxh3_hex(read_text_file(task.text))}};
+          {"text", xxh3_hex_of_file(task.text)},
+          {"tokenizer", inputs.tokenizer}};
 }
 
 // JSON has no NaN: a model whose output is not finite has no perplexity.
@@ -51,10 +52,17 @@ nlohmann::json number_or_null(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
 }
 
-nlohmann::json read_results(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) return nlohmann::json::object();
-  auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
-  return json.is_object() ? json : nlohmann::json::object();
+// The figures of one recipe, or an empty object: there are none, or not of these weights.
+nlohmann::json read_results(Job& job, const std::string& name, const std::string& identity) {
+  const std::string key = results_key(name);
+  const SealedJson sealed = read_sealed_json(job.config().run / key, key);
+  if (!sealed.object) {
+    if (sealed.why != "missing") job.report_damage(key, sealed.why);
+    return nlohmann::json::object();
+  }
+  const bool ours = sealed.object->value("identity", "") == identity &&
+                    sealed.object->value("model", "") == job.model_identity().content();
+  return ours ? *sealed.object : nlohmann::json::object();
 }
 
 }  // namespace
@@ -63,18 +71,17 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
                       const std::vector<PerplexityTask>& tasks) {
   for (const PerplexityTask& task : tasks) {
     std::optional<Windows> windows;  // read when they are needed
-    const nlohmann::json settings = settings_of(task);
+    const nlohmann::json settings =
+        job.first() ? settings_of(task, job.inputs()) : nlohmann::json();
     for (const std::string& name : recipes) {
       const std::string identity =
-          name == kOriginal ? job.fingerprint()
-                            : recipe_identity(job.config(), job.fingerprint(), job.recipe(name));
-      const std::filesystem::path path = results_path(job.config().run, name);
+          name == kOriginal ? job.inputs().model
+                            : recipe_identity(job.config(), job.inputs(), job.recipe(name));
       // Rank 0's look decides, so that all ranks do the same.
       nlohmann::json results;
       int there = 0;
       if (job.first()) {
-        results = read_results(path);
-        if (text_in(results, "identity") != identity) results = nlohmann::json::object();
+        results = read_results(job, name, identity);
         there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings
                     ? 1
                     : 0;
@@ -86,6 +93,7 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         windows =
             read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
       }
+      if (job.first()) job.model_identity().note_embedding();
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {
@@ -97,22 +105,25 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
       const Perplexity result =
           measure_perplexity(job.model(), job.shape(), weights, *windows, job.backend(),
                              job.world(), job.budget(), job.monitor());
+      job.model_identity().join();
       if (!job.first()) continue;
       results["recipe"] = name;
       results["identity"] = identity;
+      results["model"] = job.model_identity().content();
+      results["computed_by"][task.name] = job.backend().computes_as();
       results["perplexity"][task.name] = number_or_null(result.perplexity);
       results["windows"][task.name] = result.windows;
       results["settings"][task.name] = settings;
-      write_text_atomically(path, results.dump(1) + "\n");
+      write_sealed_json(results_path(job.config().run, name), results_key(name), results);
       job.monitor().event({{"event", "perplexity"},
                            {"recipe", name},
                            {"name", task.name},
                            {"windows", result.windows},
                            {"perplexity", number_or_null(result.perplexity)}});
-      char text[64];
-      std::snprintf(text, sizeof text, "%.4f (%lld windows)", result.perplexity,
+      char figure[64];
+      std::snprintf(figure, sizeof figure, "%.4f (%lld windows)", result.perplexity,
                     static_cast<long long>(result.windows));
-      job.monitor().say("perplexity of " + name + " on " + task.name + ": " + text);
+      job.monitor().say("perplexity of " + name + " on " + task.name + ": " + figure);
     }
   }
   return true;
@@ -170,9 +181,10 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
   RunConfig config = read_run_config(arguments.target);
   if (!arguments.perplexity.empty()) config.perplexity = arguments.perplexity;
   Job job(session, config);
+  const std::vector<std::string> complete = complete_recipes(job);
   std::vector<std::string> recipes = arguments.recipes;
   if (recipes.empty()) {
-    recipes = complete_recipes(job);
+    recipes = complete;
     if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
   }
   if (job.first()) {

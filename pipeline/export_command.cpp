@@ -1,55 +1,97 @@
 #include "base/error.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
-#include "pipeline/json_values.h"
 #include "pipeline/run_files.h"
+#include "pipeline/sealed_json.h"
+#include "stages/export/side_files.h"
 
 namespace roundhouse {
 namespace {
 
-// What an export depends on. Kept beside the export (FORMAT.json), so that a finished one is not written again.
+// What an export depends on: its recipe, its options, and the files that are copied.
 std::string export_identity(Job& job, const Recipe& recipe, const ExportOptions& options) {
-  return xxh3_hex(recipe_identity(job.config(), job.fingerprint(), recipe) + "\n" + options.format +
-                  "\n" + std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
-                  std::to_string(options.max_shard_bytes));
+  std::string text = recipe_identity(job.config(), job.inputs(), recipe) + "\n" + options.format +
+                     "\n" + std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
+                     std::to_string(options.max_shard_bytes) + "\n";
+  for (const std::string& file : side_files(job.config().model).carried) {
+    text += file + " " + xxh3_hex_of_file(job.config().model / file) + "\n";
+  }
+  return xxh3_hex(text);
 }
 
-bool is_exported(const std::filesystem::path& directory, const std::filesystem::path& note,
-                 const std::string& identity) {
-  if (!std::filesystem::exists(directory) || !std::filesystem::exists(note)) return false;
-  const auto json = nlohmann::json::parse(read_text_file(note), nullptr, false);
-  if (text_in(json, "identity") != identity) return false;
-  try {
-    return verify_checkpoint(directory).empty();
-  } catch (const InputError&) {
-    return false;  // its list of hashes is gone or damaged: it is written again
+// Beside an export lies a note of what it was made from; with it a finished one is not written again.
+struct Export {
+  std::string key;  // for messages: "export/NAME/FORMAT", wherever it is
+  std::filesystem::path directory;
+  std::string identity;  // export_identity()
+};
+
+// Whether it is there, whole, and made of this model. Says what is damaged.
+bool is_exported(Job& job, const Export& wanted, bool& ours) {
+  const ExportCheck check = check_export(wanted.directory, wanted.key);
+  ours = check.noted;
+  if (check.faults.empty()) {
+    return check.identity == wanted.identity && check.model == job.model_identity().content();
   }
+  const bool begun = std::filesystem::exists(wanted.directory) || check.noted;
+  if (begun) job.report_damage(wanted.key, check.faults.front());
+  return false;
 }
 
 }  // namespace
+
+std::filesystem::path export_note_path(const std::filesystem::path& directory) {
+  return directory.parent_path() / (directory.filename().string() + ".json");
+}
+
+ExportCheck check_export(const std::filesystem::path& directory, const std::string& key) {
+  ExportCheck check;
+  if (!std::filesystem::is_directory(directory)) check.faults.push_back("missing");
+  const std::filesystem::path note = export_note_path(directory);
+  const SealedJson sealed = read_sealed_json(note, key);
+  const auto text = [&](const char* name) { return sealed.object->value(name, std::string()); };
+  if (!sealed.object) {
+    check.faults.push_back(note.filename().string() + ": " + sealed.why);
+  } else {
+    check.noted = true;
+    check.identity = text("identity");
+    check.model = text("model");
+  }
+  if (!std::filesystem::is_directory(directory)) return check;
+  const std::filesystem::path sums = directory / "SHA256SUMS";
+  if (sealed.object && std::filesystem::is_regular_file(sums) &&
+      sha256_hex_of_file(sums) != text("sums")) {
+    check.faults.push_back("SHA256SUMS: damaged");
+  }
+  for (std::string& fault : verify_checkpoint(directory)) check.faults.push_back(std::move(fault));
+  return check;
+}
 
 void export_recipes(Job& job, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output) {
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
-      const ExportOptions options = export_options(job.config(), format);
+      ExportOptions options = export_options(job.config(), format);
       check_exportable(recipe, job.model().config(), job.shape(), format);
-      const std::filesystem::path directory = output / name / format;
-      const std::filesystem::path note = output / name / (format + ".json");
-      const std::string identity = export_identity(job, recipe, options);
+      const Export wanted{.key = "export/" + name + "/" + format,
+                          .directory = output / name / format,
+                          .identity = export_identity(job, recipe, options)};
 
       job.monitor().phase("export of " + name + " as " + format);
-      const int there = job.first() && is_exported(directory, note, identity) ? 1 : 0;
+      const int there = job.first() && is_exported(job, wanted, options.replace) ? 1 : 0;
       if (job.world().all_reduce_max(there) != 0) continue;
-      export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, directory,
+      export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, wanted.directory,
                         job.backend(), job.world(), job.monitor());
+      job.model_identity().join();
       if (!job.first()) continue;
-      write_text_atomically(note, nlohmann::json{{"identity", identity}}.dump() + "\n");
+      write_sealed_json(export_note_path(wanted.directory), wanted.key,
+                        {{"identity", wanted.identity},
+                         {"model", job.model_identity().content()},
+                         {"sums", sha256_hex_of_file(wanted.directory / "SHA256SUMS")}});
       job.monitor().event({{"event", "export"}, {"recipe", name}, {"format", format}});
-      job.monitor().say("exported " + directory.string());
+      job.monitor().say("exported " + wanted.directory.string());
     }
   }
 }

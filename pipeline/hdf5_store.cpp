@@ -22,7 +22,8 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kSealBytes = 512;  // the smallest user block that HDF5 knows
 constexpr const char* kAttributes = "attributes";
-constexpr std::string_view kMagic = "roundhouse-record 1";
+constexpr std::string_view kMagic = "roundhouse-record 2";
+constexpr std::string_view kEarlierMagic = "roundhouse-record 1\n";  // did not hold the key
 constexpr std::string_view kNoIdentity = "none";
 constexpr std::array kTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kU8,
                                DType::kI32, DType::kI64, DType::kU32};
@@ -33,13 +34,14 @@ struct Damage {
 };
 
 struct Seal {
+  std::string key;
   std::string identity;
   std::uint64_t bytes = 0;
   std::string hash;
 
   std::string head() const {
-    return std::string(kMagic) + "\nidentity " + identity + "\nbytes " + std::to_string(bytes) +
-           "\n";
+    return std::string(kMagic) + "\nkey " + key + "\nidentity " + identity + "\nbytes " +
+           std::to_string(bytes) + "\n";
   }
   std::string text() const {
     std::string block = head() + "xxh3-128 " + hash + "\n";
@@ -60,7 +62,9 @@ Seal parse_seal(const std::string& block) {
     return value;
   };
   Seal seal;
+  if (block.starts_with(kEarlierMagic)) throw Damage{Hdf5Store::kEarlier};
   if (block.size() != kSealBytes || !take(kMagic).empty()) throw Damage{"it has no seal"};
+  seal.key = take("key ");
   seal.identity = take("identity ");
   const std::string bytes = take("bytes ");
   std::from_chars(bytes.data(), bytes.data() + bytes.size(), seal.bytes);
@@ -69,31 +73,24 @@ Seal parse_seal(const std::string& block) {
   return seal;
 }
 
-// Throws Damage; or what InputFile does where the file cannot be read, which says nothing about its content. The whole
-// file goes into `image`, if there is one.
-Seal checked_seal(const fs::path& path, std::vector<std::byte>* image = nullptr) {
+// The seal of the file that is to hold this record; the whole file goes into `image`. Throws Damage; or what InputFile does where
+// the file cannot be read, which says nothing about its content.
+Seal checked_seal(const fs::path& path, const std::string& key, std::vector<std::byte>& image) {
   InputFile file(path);
-  std::vector<std::byte> part(image != nullptr ? file.size()
-                                               : std::max(kSealBytes, std::size_t{4} << 20));
-  std::span<const std::byte> bytes(part.data(), file.read(part));
-  const std::span<const std::byte> block = bytes.first(std::min(kSealBytes, bytes.size()));
-  Seal seal = parse_seal({reinterpret_cast<const char*>(block.data()), block.size()});
-  bytes = bytes.subspan(kSealBytes);
+  image.resize(file.size());
+  image.resize(file.read(image));
+  const std::span<const std::byte> bytes(image);
+  const std::size_t front = std::min(kSealBytes, bytes.size());
+  Seal seal = parse_seal({reinterpret_cast<const char*>(bytes.data()), front});
 
   Xxh3 hash;
   const std::string head = seal.head();
   hash.update(std::as_bytes(std::span(head)));
-  std::uint64_t total = 0;
-  while (!bytes.empty()) {
-    hash.update(bytes);
-    total += bytes.size();
-    if (image != nullptr) break;
-    bytes = {part.data(), file.read(part)};
-  }
-  if (total < seal.bytes) throw Damage{"it is cut short"};
-  if (total > seal.bytes) throw Damage{"it has bytes after its end"};
+  hash.update(bytes.subspan(front));
+  if (bytes.size() - front < seal.bytes) throw Damage{"it is cut short"};
+  if (bytes.size() - front > seal.bytes) throw Damage{"it has bytes after its end"};
   if (hash.hex() != seal.hash) throw Damage{"its content does not match its hash"};
-  if (image != nullptr) *image = std::move(part);
+  if (seal.key != key) throw Damage{"it is a copy of " + seal.key};
   return seal;
 }
 
@@ -410,7 +407,10 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
     check_hdf5(H5Fget_vfd_handle(file.get(), H5P_DEFAULT, &memory), "memory");
     char* const image = *static_cast<char**>(memory);
 
-    Seal seal{.identity = identity_of(key), .bytes = static_cast<std::uint64_t>(bytes), .hash = ""};
+    Seal seal{.key = key,
+              .identity = identity_of(key),
+              .bytes = static_cast<std::uint64_t>(bytes),
+              .hash = ""};
     if (seal.identity.empty()) seal.identity = kNoIdentity;
     Xxh3 hash;
     const std::string head = seal.head();
@@ -427,36 +427,52 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
   reported_.erase(key);
 }
 
-std::optional<Record> Hdf5Store::read(const std::string& key, bool with_tensors) {
+std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
   const fs::path path = path_of(key);
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) return std::nullopt;
 
-  std::string why;
   try {
     if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
     std::vector<std::byte> image;
-    const Seal seal = checked_seal(path, &image);
+    const Seal seal = checked_seal(path, key, image);
     const std::string wanted = identity_of(key);
-    if (!wanted.empty() && seal.identity != wanted)
-      throw Damage{"belongs to another configuration"};
+    if (!wanted.empty() && seal.identity != wanted) throw Damage{kForeign};
     const QuietHdf5 quiet;
     try {
-      return read_record(image, with_tensors);
+      return read_record(image, content == Content::kAll);
     } catch (const Error& structure) {
       throw Damage{structure.what()};
     }
   } catch (const Damage& damage) {
     why = damage.why;
+    return std::nullopt;
   }
-  if (reported_.insert(key).second && on_damage) on_damage(key, why);
-  return std::nullopt;
 }
 
-std::optional<Record> Hdf5Store::load(const std::string& key) { return read(key, true); }
+std::optional<Record> Hdf5Store::read_or_report(const std::string& key, Content content) {
+  std::string why;
+  std::optional<Record> record = read(key, content, why);
+  if (!why.empty() && reported_.insert(key).second && on_damage) on_damage(key, why);
+  return record;
+}
 
-bool Hdf5Store::has(const std::string& key) { return read(key, false).has_value(); }
+std::optional<Record> Hdf5Store::load(const std::string& key) {
+  return read_or_report(key, Content::kAll);
+}
+
+std::optional<nlohmann::json> Hdf5Store::attributes(const std::string& key) {
+  std::optional<Record> record = read_or_report(key, Content::kAttributes);
+  if (!record) return std::nullopt;
+  return std::move(record->attributes);
+}
+
+std::string Hdf5Store::check(const std::string& key) {
+  std::string why;
+  if (read(key, Content::kAttributes, why)) return "";
+  return why.empty() ? "missing" : why;
+}
 
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
@@ -464,15 +480,6 @@ void Hdf5Store::remove(const std::string& key) {
   fs::remove(path, error);
   reported_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
-}
-
-std::string check_seal(const fs::path& file) {
-  try {
-    checked_seal(file);
-    return "";
-  } catch (const Damage& damage) {
-    return damage.why;
-  }
 }
 
 }  // namespace roundhouse

@@ -14,6 +14,7 @@
 #include "pipeline/device_choice.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job_monitor.h"
+#include "pipeline/model_identity.h"
 #include "pipeline/run_folder.h"
 #include "pipeline/threads.h"
 #include "stages/calibrate/activations.h"
@@ -42,10 +43,14 @@ class Job {
   ThreadPool& text_threads() { return *text_threads_; }  // for texts, which rank 0 reads
   Journal& journal() { return *journal_; }
   JobMonitor& monitor() { return *monitor_; }
-  const std::string& fingerprint() const { return fingerprint_; }
+  const RunInputs& inputs() const { return inputs_; }
+  ModelIdentity& model_identity() { return *model_identity_; }
 
   const Recipe& recipe(const std::string& name) const;  // throws InputError
   std::vector<std::string> recipe_names() const;
+
+  // Says and journals that a file of the run is not what was written, and is made again.
+  void report_damage(const std::string& what, const std::string& why);
 
   // Collective: does any rank want to stop? The same answer everywhere.
   bool stop_requested();
@@ -54,6 +59,7 @@ class Job {
 
  private:
   void check_lengths() const;
+  void settle();
 
   RunConfig config_;
   std::unique_ptr<Communicator> world_;
@@ -64,13 +70,15 @@ class Job {
   std::string threads_summary_;
   std::unique_ptr<DecoderBlock> shape_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::string fingerprint_;
+  RunInputs inputs_;
+  std::vector<Damaged> damaged_;  // rank 0: files of the run that were written anew
   std::unique_ptr<Hdf5Store> store_;
   std::unique_ptr<ActivationBudget> budget_;
   std::size_t saved_activation_bytes_ = 0;
   std::unique_ptr<ThreadPool> text_threads_;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;
+  std::unique_ptr<ModelIdentity> model_identity_;
 };
 
 // Processors for this rank: `threads`, or, where that is 0, its share of the node's (threads.h; collective then).
@@ -81,6 +89,9 @@ std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threa
 std::size_t default_activation_bytes(const LaunchSession& session);
 // Memory that cannot be pinned becomes a line and an event.
 void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank);
+
+// The identities of all records of a run.
+void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
 
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
 void export_recipes(Job& job, const std::vector<std::string>& recipes,
@@ -94,7 +105,8 @@ void report_run(const std::filesystem::path& run);
 // Does any recipe look at activations?
 bool needs_calibration(const RunConfig& config);
 
-// Recipes of which every block is in the store. Collective.
+// Settles the model's identity by the records of all recipes; returns the recipes of which every block is in the store.
+// Collective; once a job.
 std::vector<std::string> complete_recipes(Job& job);
 
 }  // namespace roundhouse

@@ -1,32 +1,34 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <set>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/json_values.h"
 #include "pipeline/run_files.h"
+#include "pipeline/sealed_json.h"
 #include "stages/report/report.h"
 
 namespace roundhouse {
 namespace {
 
-nlohmann::json read_json(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) return nlohmann::json::object();
-  auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
-  return json.is_object() ? json : nlohmann::json::object();
-}
-
 // The figures of one recipe: perplexities from its results, the rest from the journal (a block that was made twice counts
 // as it was made last).
 ReportRow row_of(const std::string& name, const std::filesystem::path& run,
-                 const std::vector<nlohmann::json>& journal) {
+                 const std::vector<nlohmann::json>& journal, std::vector<std::string>& notes) {
   ReportRow row;
   row.name = name;
-  const nlohmann::json results = read_json(results_path(run, name));
+  const SealedJson sealed = read_sealed_json(results_path(run, name), results_key(name));
+  if (!sealed.object && sealed.why != "missing") {
+    notes.push_back(results_key(name) + " is damaged (" + sealed.why +
+                    "): `roundhouse run` measures it again");
+  }
+  const nlohmann::json results = sealed.object.value_or(nlohmann::json::object());
   const nlohmann::json perplexities = results.value("perplexity", nlohmann::json::object());
   for (const auto& [text, value] : perplexities.items()) {
     row.perplexity[text] =
@@ -57,12 +59,18 @@ Report make_report(const std::filesystem::path& run) {
   Report report;
   report.title = config.model.string() + ", quantized";
   if (std::filesystem::exists(results_path(run, kOriginal))) {
-    ReportRow original = row_of(kOriginal, run, {});
+    ReportRow original = row_of(kOriginal, run, {}, report.notes);
     original.bits_per_weight = 16;
     report.rows.push_back(std::move(original));
   }
   for (const Recipe& recipe : config.recipes)
-    report.rows.push_back(row_of(recipe.name, run, journal));
+    report.rows.push_back(row_of(recipe.name, run, journal, report.notes));
+  for (const nlohmann::json& event : journal) {
+    if (event.value("event", "") != "other_device") continue;
+    report.notes.push_back("blocks were computed by different kinds of device: " +
+                           event.value("before", nlohmann::json()).dump() + ", then " +
+                           event.value("now", nlohmann::json()).dump());
+  }
   for (const ReportRow& row : report.rows) {
     if (row.fallbacks > 0) {
       report.notes.push_back(row.name + ": " + std::to_string(row.fallbacks) +
@@ -77,9 +85,18 @@ Report make_report(const std::filesystem::path& run) {
 void report_run(const std::filesystem::path& run) {
   const Report report = make_report(run);
   const std::filesystem::path folder = run / "report";
-  write_text_atomically(folder / "results.md", to_markdown(report));
-  write_text_atomically(folder / "results.csv", to_csv(report));
-  write_text_atomically(folder / "index.html", to_html(report));
+  nlohmann::json hashes;
+  const std::map<std::string, std::string> files = {{"results.md", to_markdown(report)},
+                                                    {"results.csv", to_csv(report)},
+                                                    {"index.html", to_html(report)}};
+  for (const auto& [name, text] : files) {
+    write_text_atomically(folder / name, text);
+    hashes[name] = xxh3_hex(text);
+  }
+  // The journal as the report saw it: lines that are cut off its end later are missed.
+  const std::vector<std::string> checks = check_journal(run).checks;
+  write_sealed_json(run / kReportFile, kReportFile,
+                    {{"files", hashes}, {"journal", checks.empty() ? "" : checks.back()}});
   std::printf("\n%s\nreport: %s\n", to_text(report).c_str(),
               (folder / "index.html").string().c_str());
   std::fflush(stdout);

@@ -3,6 +3,10 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/error.h"
 #include "pipeline/commands.h"
@@ -89,27 +93,58 @@ void remove_snapshots(Job& job, const std::string& recipe) {
   }
 }
 
+// Blocks are made on the same kind of device as those before: another computes other last bits.
+void settle_device(Job& job, const std::vector<RecipeState>& states) {
+  const std::string mine = job.backend().computes_as();
+  std::set<std::string> now, before;
+  for (const auto& bytes : job.world().all_gather(std::as_bytes(std::span(mine)))) {
+    now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  for (const RecipeState& state : states) {
+    before.insert(state.computed_by.begin(), state.computed_by.end());
+  }
+  std::set<std::string> all = now;
+  all.insert(before.begin(), before.end());
+  if (all.size() == 1) return;
+  const std::string what =
+      now.size() > 1
+          ? fmt::format("ranks of this job compute differently: {}", fmt::join(now, "; "))
+          : fmt::format("blocks in {} were computed by {}; this job computes by {}",
+                        job.config().run.string(), fmt::join(before, "; "), *now.begin());
+  if (!job.config().allow_other_device) {
+    throw InputError(what +
+                     ". Their results differ in their last bits. Go on where the machine is of "
+                     "that kind, use another run "
+                     "folder, or set `allow_other_device: true` to have both in one model");
+  }
+  if (!job.first()) return;
+  job.monitor().say(what + ": gone on as allow_other_device asks");
+  job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
+}
+
 // False if it stopped early.
 bool quantize(Job& job) {
   const RunConfig& config = job.config();
   const int blocks = static_cast<int>(job.model().config().blocks);
-  std::optional<Samples> samples;
-  if (needs_calibration(config)) samples.emplace(calibrate(job));
-
+  // What can be refused is refused before anything is computed.
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;
+  std::vector<ContentsByTensor> made_of;
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
     states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
                                     config.snapshot_every, job.store(), job.world()));
     missing += states.back().missing();
+    made_of.push_back(states.back().made_of);
   }
+  job.model_identity().settle(made_of);
   const int total = blocks * static_cast<int>(config.recipes.size());
   job.monitor().plan_units(total, total - missing);
 
-  if (job.first() && missing > 0) {
-    settle_device(config.run, job.backend().is_host_memory() ? "cpu" : "cuda");
-  }
+  if (missing > 0) settle_device(job, states);
+  std::optional<Samples> samples;
+  if (needs_calibration(config)) samples.emplace(calibrate(job));
+
   const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
                                       config.calibration.shards, blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
@@ -135,6 +170,9 @@ bool quantize(Job& job) {
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }
 
+  if (job.first() && missing > 0 && needs_calibration(config)) {
+    job.model_identity().note_embedding();
+  }
   Schedule schedule{.backend = job.backend(),
                     .mesh = mesh,
                     .model = job.model(),
@@ -150,6 +188,7 @@ bool quantize(Job& job) {
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
+  job.model_identity().join();
   if (job.first()) {
     for (const Recipe& recipe : config.recipes) remove_snapshots(job, recipe.name);
   }

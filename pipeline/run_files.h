@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace roundhouse {
 
@@ -10,6 +11,19 @@ inline std::filesystem::path results_path(const std::filesystem::path& run,
                                           const std::string& recipe) {
   return run / "results" / (recipe + ".json");
 }
+inline constexpr const char* kReportFile = "report.json";  // hashes of the files in RUN/report
 inline constexpr const char* kOriginal = "original";  // the unquantized model among the results
+
+inline std::string results_key(const std::string& recipe) { return "results/" + recipe + ".json"; }
+
+// An export's note, beside it: DIRECTORY.json {identity, model, sums}, sealed.
+std::filesystem::path export_note_path(const std::filesystem::path& directory);
+struct ExportCheck {
+  std::vector<std::string> faults;  // empty: whole. Each names a file, or is "missing"
+  bool noted = false;               // its note is whole: the directory is ours
+  std::string identity, model;      // what the note says that it was made of
+};
+// `key` is that of the note's seal: "export/RECIPE/FORMAT", wherever the directory is.
+ExportCheck check_export(const std::filesystem::path& directory, const std::string& key);
 
 }  // namespace roundhouse

@@ -17,6 +17,10 @@
 namespace roundhouse {
 namespace {
 
+// Attributes of a block's record besides those of to_record().
+constexpr const char* kMadeOf = "made_of";          // tensor name -> hash of what it held
+constexpr const char* kComputedBy = "computed_by";  // Backend::computes_as()
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -170,7 +174,10 @@ class RecipeWalk {
     nlohmann::json phases = std::exchange(result.record["phases"], nullptr);
     result.record.erase("phases");
     const auto commit_start = std::chrono::steady_clock::now();
-    s_.store.commit(block_key(recipe_.name, block), to_record(result));
+    Record record = to_record(result);
+    record.attributes[kMadeOf] = contents_of_block(s_.model, block);
+    record.attributes[kComputedBy] = s_.backend.computes_as();
+    s_.store.commit(block_key(recipe_.name, block), record);
     phases["load"] = load_seconds;
     phases["commit"] = seconds_since(commit_start);
     result.record["phases"] = std::move(phases);
@@ -263,24 +270,43 @@ int RecipeState::last_missing() const {
 RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
                            RunStore& store, Communicator& world) {
   // Each rank reads its share; what it found counts for all.
-  const auto all_have = [&](int count, const std::function<std::string(int)>& key) {
+  RecipeState state;
+  const auto all_have = [&](int count, const std::function<std::string(int)>& key,
+                            bool with_sources) {
     const PartRange mine = parts_of_rank(count, world.rank(), world.size());
-    std::vector<std::uint8_t> found;
-    for (int i = mine.begin; i < mine.end; ++i) found.push_back(store.has(key(i)) ? 1 : 0);
+    nlohmann::json found = nlohmann::json::array();
+    for (int i = mine.begin; i < mine.end; ++i) {
+      const std::optional<nlohmann::json> attributes = store.attributes(key(i));
+      nlohmann::json sources;
+      if (attributes) sources = nlohmann::json::object();
+      if (attributes && with_sources) {
+        sources[kMadeOf] = attributes->value(kMadeOf, nlohmann::json::object());
+        sources[kComputedBy] = attributes->value(kComputedBy, "");
+      }
+      found.push_back(std::move(sources));
+    }
+    const std::string text = found.dump();
     std::vector<bool> result;
-    for (const auto& part : world.all_gather(std::as_bytes(std::span(found)))) {
-      for (const std::byte value : part) result.push_back(value != std::byte{0});
+    for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+      const char* const begin = reinterpret_cast<const char*>(part.data());
+      for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
+        result.push_back(!record.is_null());
+        if (record.is_null() || !with_sources) continue;
+        for (const auto& [tensor, hash] : record[kMadeOf].items())
+          state.made_of[tensor] = hash.get<std::string>();
+        state.computed_by.insert(record[kComputedBy].get<std::string>());
+      }
     }
     return result;
   };
 
-  RecipeState state;
-  state.done = all_have(blocks, [&](int block) { return block_key(recipe.name, block); });
+  state.done = all_have(
+      blocks, [&](int block) { return block_key(recipe.name, block); }, true);
   if (state.missing() == 0 || snapshot_every <= 0) return state;
   const int newest = state.first_missing() / snapshot_every * snapshot_every;
   for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
-    const auto found =
-        all_have(shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); });
+    const auto found = all_have(
+        shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); }, false);
     if (std::ranges::find(found, false) == found.end()) state.snapshot = after;
   }
   return state;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "model/quantized_linear.h"
 #include "pipeline/job_monitor.h"
 #include "pipeline/mesh.h"
+#include "pipeline/model_identity.h"
 #include "stages/calibrate/activations.h"
 #include "stages/calibrate/samples.h"
 #include "stages/quantize/recipe.h"
@@ -30,8 +32,10 @@ namespace roundhouse {
 
 // The state of one recipe in the store. The same on every rank.
 struct RecipeState {
-  std::vector<bool> done;  // by block
-  int snapshot = 0;        // blocks before the newest usable snapshot; 0: start at the embedding
+  std::vector<bool> done;    // by block
+  int snapshot = 0;          // blocks before the newest usable snapshot; 0: start at the embedding
+  ContentsByTensor made_of;  // what the done blocks say that they were made of
+  std::set<std::string> computed_by;  // Backend::computes_as() of those who made them
   int missing() const;
   int first_missing() const;  // Precondition: missing() > 0
   int last_missing() const;

@@ -10,13 +10,13 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "model/model_config.h"
 #include "pipeline/commands.h"
 #include "pipeline/json_values.h"
 #include "pipeline/progress_line.h"
 #include "pipeline/run_files.h"
 #include "pipeline/run_folder.h"
+#include "pipeline/sealed_json.h"
 #include "stages/run_store.h"
 
 namespace roundhouse {
@@ -49,11 +49,8 @@ int blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
 }
 
 Json read_results(const fs::path& run, const std::string& recipe) {
-  const fs::path path = results_path(run, recipe);
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return Json::object();
-  Json results = Json::parse(read_text_file(path), nullptr, false);
-  return results.is_object() ? results : Json::object();
+  return read_sealed_json(results_path(run, recipe), results_key(recipe))
+      .object.value_or(Json::object());
 }
 
 // "test 12.3456, wikitext2 8.9012"

@@ -1,13 +1,22 @@
+// Checks every hash of a run, or of an export, and that all is there that the run's config asks for. Reads only.
 #include <algorithm>
 #include <cstdio>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/hdf5_store.h"
+#include "pipeline/job.h"
+#include "pipeline/run_files.h"
 #include "pipeline/run_folder.h"
+#include "pipeline/sealed_json.h"
 
 namespace roundhouse {
 namespace {
@@ -15,70 +24,194 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSums = "SHA256SUMS";
+constexpr std::size_t kMostFaults = 20;  // of one file or folder
+constexpr const char* kMadeAgain = " (the next `roundhouse run` makes it again)";
 
 // Counts what was looked at and prints what is wrong.
 class Verdict {
  public:
-  void whole() { ++whole_; }
-  void damaged(const fs::path& file, const std::string& why, const std::string& remedy) {
-    ++damaged_;
-    fmt::print("{}: {}{}\n", file.string(), why, remedy);
+  // `faults`: empty if it is whole. What cannot be read is a fault of its own, and ends nothing.
+  void look(const fs::path& what, const std::string& remedy,
+            const std::function<std::vector<std::string>()>& faults) {
+    std::vector<std::string> found;
+    try {
+      found = faults();
+    } catch (const std::exception& error) {
+      found.emplace_back(error.what());
+    }
+    ++(found.empty() ? whole_ : wrong_);
+    for (std::size_t i = 0; i < std::min(found.size(), kMostFaults); ++i) {
+      fmt::print("{}: {}{}\n", what.string(), found[i], remedy);
+    }
+    if (found.size() > kMostFaults) {
+      fmt::print("{}: {} more such faults\n", what.string(), found.size() - kMostFaults);
+    }
     std::fflush(stdout);
   }
   int finish() const {
-    fmt::print("{} whole, {} damaged\n", whole_, damaged_);
-    return damaged_ == 0 ? 0 : 1;
+    fmt::print("{} whole, {} damaged or missing\n", whole_, wrong_);
+    return wrong_ == 0 ? 0 : 1;
   }
 
  private:
   int whole_ = 0;
-  int damaged_ = 0;
+  int wrong_ = 0;
 };
 
-void verify_export(const fs::path& directory, const std::string& remedy, Verdict& verdict) {
-  const std::vector<std::string> wrong = verify_checkpoint(directory);
-  for (const std::string& file : wrong) verdict.damaged(directory, file, remedy);
-  if (wrong.empty()) verdict.whole();
-}
+using Faults = std::vector<std::string>;
 
-void verify_run(const fs::path& run, Verdict& verdict) {
-  std::vector<fs::path> records, exports;
-  for (fs::recursive_directory_iterator at(run), end; at != end; ++at) {
-    if (at->path() == run / "scratch") at.disable_recursion_pending();
-    if (at->is_regular_file() && at->path().extension() == ".h5") records.push_back(at->path());
-    if (at->is_regular_file() && at->path().filename() == kSums)
-      exports.push_back(at->path().parent_path());
-  }
-  // The order of a directory is the file system's.
-  std::ranges::sort(records);
-  std::ranges::sort(exports);
-  for (const fs::path& record : records) {
-    std::string why;
-    try {
-      why = check_seal(record);
-    } catch (const Error& error) {
-      why = error.what();  // cannot be read
+Faults one_fault(const std::string& why) { return why.empty() ? Faults{} : Faults{why}; }
+
+class RunCheck {
+ public:
+  RunCheck(const fs::path& run, Verdict& verdict) : run_(run), verdict_(verdict), store_(run) {}
+
+  void check() {
+    check_folder_files();
+    if (config_) {
+      if (found_.identity) set_identities(store_, *config_, found_.identity->inputs);
+      list_expected();
     }
-    if (why.empty()) {
-      verdict.whole();
-    } else {
-      verdict.damaged(record, why, " (the next `roundhouse run` makes it again)");
+    list_what_is_there();
+    for (const std::string& key : records_) {
+      look(key + ".h5", [&] { return one_fault(store_.check(key)); });
+    }
+    for (const std::string& key : exports_) {
+      look(key, [&] { return check_export(run_ / key, key).faults; });
+    }
+    for (const std::string& name : results_) {
+      look(results_key(name), [&] { return check_results(name); });
     }
   }
-  for (const fs::path& directory : exports) {
-    verify_export(directory, " (the next `roundhouse export` writes it again)", verdict);
+
+ private:
+  void look(const std::string& what, const std::function<Faults()>& faults) {
+    verdict_.look(run_ / what, kMadeAgain, faults);
   }
-}
+
+  // Those of which each run has one.
+  void check_folder_files() {
+    look("identity.json", [&] {
+      found_ = read_identity(run_);
+      return one_fault(found_.why);
+    });
+    look("config.yaml", [&] {
+      const fs::path file = run_ / "config.yaml";
+      if (!fs::is_regular_file(file)) return Faults{"missing"};
+      if (found_.identity && xxh3_hex_of_file(file) != found_.identity->config) {
+        return Faults{"it is not what was written"};
+      }
+      config_ = read_run_config(run_);
+      return Faults{};
+    });
+    look(kModelFile,
+         [&] { return one_fault(read_sealed_json(run_ / kModelFile, kModelFile).why); });
+    const JournalCheck journal = check_journal(run_);
+    look("journal.jsonl", [&] { return journal.faults; });
+    look(kReportFile, [&] { return check_report(journal); });
+  }
+
+  Faults check_report(const JournalCheck& journal) {
+    const SealedJson note = read_sealed_json(run_ / kReportFile, kReportFile);
+    if (!note.object) return {note.why};
+    Faults faults;
+    for (const auto& [name, hash] : note.object->at("files").items()) {
+      const fs::path file = run_ / "report" / name;
+      if (!fs::is_regular_file(file)) {
+        faults.push_back("report/" + name + ": missing");
+      } else if (xxh3_hex_of_file(file) != hash) {
+        faults.push_back("report/" + name + ": damaged");
+      }
+    }
+    const auto last = note.object->value("journal", "");
+    if (std::ranges::find(journal.checks, last) == journal.checks.end()) {
+      faults.push_back("journal.jsonl: ends before the line that the report knows");
+    }
+    return faults;
+  }
+
+  void list_expected() {
+    if (needs_calibration(*config_)) records_.insert("calibration");
+    for (const Recipe& recipe : config_->recipes) {
+      const int blocks = found_.identity ? found_.identity->inputs.blocks : 0;
+      for (int block = 0; block < blocks; ++block) records_.insert(block_key(recipe.name, block));
+      for (const std::string& format : config_->export_formats) {
+        exports_.insert("export/" + recipe.name + "/" + format);
+      }
+      measured_.insert(recipe.name);
+    }
+    if (config_->evaluate_original) measured_.insert(kOriginal);
+    if (!config_->perplexity.empty()) results_ = measured_;
+  }
+
+  // Whatever else the run has: of recipes that were taken out, snapshots, further formats.
+  void list_what_is_there() {
+    for (fs::recursive_directory_iterator at(run_), end; at != end; ++at) {
+      // What a job that was killed had begun to write is no part of the run.
+      const std::string ending = at->path().extension().string();
+      if (at->path() == run_ / "scratch" || ending == ".partial" || ending == ".old") {
+        at.disable_recursion_pending();
+      }
+      const fs::path path = at->path().lexically_relative(run_);
+      const std::string key = fs::path(path).replace_extension().generic_string();
+      if (path.extension() == ".h5") records_.insert(key);
+      const std::string folder = path.begin()->string();
+      if (folder == "export" && path.filename() == kSums) {
+        exports_.insert(path.parent_path().generic_string());
+      }
+      if (folder == "export" && path.extension() == ".json" &&
+          std::distance(path.begin(), path.end()) == 3) {
+        exports_.insert(key);
+      }
+      if (folder == "results" && path.extension() == ".json") results_.insert(path.stem().string());
+    }
+  }
+
+  Faults check_results(const std::string& name) {
+    const SealedJson results = read_sealed_json(results_path(run_, name), results_key(name));
+    if (!results.object) return {results.why};
+    Faults faults;
+    if (!measured_.contains(name)) return faults;  // of a recipe that was taken out
+    for (const PerplexityTask& task : config_->perplexity) {
+      const nlohmann::json settings =
+          results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
+      const bool same = settings.value("window", 0) == task.window &&
+                        settings.value("limit", -1) == task.limit &&
+                        settings.value("rows", !task.rows) == task.rows;
+      if (!same) faults.push_back("the figure of " + task.name + " is missing");
+    }
+    return faults;
+  }
+
+  fs::path run_;
+  Verdict& verdict_;
+  Hdf5Store store_;
+  FoundIdentity found_;
+  std::optional<RunConfig> config_;
+  std::set<std::string> records_, exports_, results_;  // keys; of results the names
+  std::set<std::string> measured_;                     // whose results the config asks for
+};
 
 }  // namespace
 
 int verify_command(const fs::path& target) {
   Verdict verdict;
   if (!fs::is_directory(target)) throw InputError(target.string() + " is not a folder");
-  if (fs::exists(target / kSums)) {
-    verify_export(target, "", verdict);
-  } else if (fs::exists(target / "identity.json") || fs::exists(target / "config.yaml")) {
-    verify_run(target, verdict);
+  const bool run =
+      std::ranges::any_of(std::vector<std::string>{"identity.json", "config.yaml", "journal.jsonl"},
+                          [&](const std::string& name) { return fs::exists(target / name); });
+  if (run) {
+    RunCheck(target, verdict).check();
+  } else if (fs::exists(target / kSums)) {
+    verdict.look(target, "", [&] {
+      // An export in a run's folder, or where --output put it, has its note beside it.
+      const fs::path directory = fs::absolute(target).lexically_normal();
+      const fs::path whole = directory.has_filename() ? directory : directory.parent_path();
+      const std::string key =
+          "export/" + whole.parent_path().filename().string() + "/" + whole.filename().string();
+      return fs::exists(export_note_path(whole)) ? check_export(whole, key).faults
+                                                 : verify_checkpoint(whole);
+    });
   } else {
     throw InputError(target.string() +
                      " is neither a run (no config.yaml) nor an export (no SHA256SUMS)");

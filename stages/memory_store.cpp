@@ -19,11 +19,11 @@ std::optional<Record> MemoryStore::load(const std::string& key) {
   return records_.at(key);
 }
 
-bool MemoryStore::has(const std::string& key) {
-  if (!records_.contains(key)) return false;
-  if (!damaged_.contains(key)) return true;
+std::optional<nlohmann::json> MemoryStore::attributes(const std::string& key) {
+  if (!records_.contains(key)) return std::nullopt;
+  if (!damaged_.contains(key)) return records_.at(key).attributes;
   if (reported_.insert(key).second && on_damage) on_damage(key, "damaged (injected)");
-  return false;
+  return std::nullopt;
 }
 
 void MemoryStore::remove(const std::string& key) {

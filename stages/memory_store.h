@@ -13,7 +13,7 @@ class MemoryStore final : public RunStore {
  public:
   void commit(const std::string& key, const Record& record) override;
   std::optional<Record> load(const std::string& key) override;
-  bool has(const std::string& key) override;
+  std::optional<nlohmann::json> attributes(const std::string& key) override;
   void remove(const std::string& key) override;
 
   // The n-th commit from now (1: the next) throws Error and every later one too, as on a full disk;

@@ -30,8 +30,9 @@ class RunStore {
   // Nothing if there is none. A damaged record (hash, structure) counts as none: it is reported once to `on_damage`
   // and can be committed anew. Throws Error only where reading is not possible at all (permissions, ...).
   virtual std::optional<Record> load(const std::string& key) = 0;
-  // Whether load() would give a record, without holding its tensors.
-  virtual bool has(const std::string& key) = 0;
+  // Those of the record that load() would give, without holding its tensors.
+  virtual std::optional<nlohmann::json> attributes(const std::string& key) = 0;
+  bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
 
   std::function<void(const std::string& key, const std::string& why)> on_damage;

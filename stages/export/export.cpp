@@ -324,6 +324,7 @@ class Exporter {
       const auto found = replaced.find(piece.source.substr(shape_.prefix(piece.block).size() + 1));
       if (found != replaced.end()) return found->second.view();
     }
+    model_.checkpoint().note_content(piece.source);
     return model_.checkpoint().view(piece.source);
   }
 
@@ -366,10 +367,10 @@ fs::path normal(const fs::path& directory) {
 }
 
 // A directory that is not one of our exports is somebody's: it is never replaced.
-void check_replaceable(const fs::path& directory) {
+void check_replaceable(const fs::path& directory, bool known) {
   if (!fs::exists(fs::symlink_status(directory))) return;
   const bool ours = fs::is_directory(directory) && !fs::is_symlink(directory) &&
-                    (fs::is_empty(directory) || fs::exists(directory / kSums));
+                    (known || fs::is_empty(directory) || fs::exists(directory / kSums));
   if (!ours) {
     throw InputError(directory.string() + " exists and is not an earlier export (it has no " +
                      kSums + "): remove it, or choose another directory");
@@ -460,7 +461,7 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
       monitor.tick();
     }
     if (rank == 0) {
-      check_replaceable(target);
+      check_replaceable(target, options.replace);
       symmetric = exporter.finds_symmetric();
     }
   });
@@ -511,9 +512,10 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
 }
 
 std::vector<std::string> verify_checkpoint(const fs::path& directory) {
-  const fs::path list = directory / kSums;
+  std::vector<std::string> faults;
   std::map<std::string, std::string> sums;  // file -> digits
-  const std::string text = read_text_file(list, std::size_t{64} << 20);
+  if (!fs::is_regular_file(directory / kSums)) return {std::string(kSums) + ": missing"};
+  const std::string text = read_text_file(directory / kSums, std::size_t{64} << 20);
   int number = 0;
   for (std::string_view rest = text; !rest.empty();) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -521,16 +523,17 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory) {
     ++number;
     // "DIGITS  NAME", or "DIGITS *NAME" where sha256sum was told to read in binary.
     const std::string_view digits = line.substr(0, std::min<std::size_t>(line.size(), 64));
-    const bool well_formed =
-        line.size() > 66 && digits.find_first_not_of("0123456789abcdef") == digits.npos &&
-        line[64] == ' ' && (line[65] == ' ' || line[65] == '*') && is_within(line.substr(66));
-    if (!well_formed) {
-      throw InputError(list.string() + ":" + std::to_string(number) + ": not a line of sha256sum");
+    const bool well_formed = line.size() > 66 &&
+                             digits.find_first_not_of("0123456789abcdef") == digits.npos &&
+                             line[64] == ' ' && (line[65] == ' ' || line[65] == '*') &&
+                             is_within(line.substr(66)) && line.find('\0') == line.npos;
+    if (well_formed) {
+      sums[std::string(line.substr(66))] = digits;
+    } else {
+      faults.push_back(std::string(kSums) + ":" + std::to_string(number) +
+                       ": not a line of sha256sum");
     }
-    sums[std::string(line.substr(66))] = digits;
   }
-
-  std::vector<std::string> faults;
   for (const auto& [name, digits] : sums) {
     if (!fs::is_regular_file(directory / name)) {
       faults.push_back(name + ": missing");

@@ -20,6 +20,7 @@ struct ExportOptions {
   // Of "dense" weights, and of all that is not quantized: F16, BF16 or F32. Nothing: that of each tensor in the checkpoint.
   std::optional<DType> dtype = {};
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
+  bool replace = false;  // the directory is known to be an export of ours, even if its SHA256SUMS is gone
 };
 
 std::vector<std::string> export_formats();
@@ -40,7 +41,8 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
                        const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);
 
-// Checks DIRECTORY/SHA256SUMS: returns the files that are missing, damaged or unlisted (empty: all is well).
+// Checks DIRECTORY/SHA256SUMS: returns the lines that are none, and the files that are missing (the list itself may be one),
+// damaged or unlisted, each with what is wrong with it (empty: all is well).
 std::vector<std::string> verify_checkpoint(const std::filesystem::path& directory);
 
 }  // namespace roundhouse

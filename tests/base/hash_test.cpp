@@ -30,6 +30,15 @@ TEST(Xxh3Test, PiecesGiveTheHashOfTheWhole) {
   EXPECT_EQ(hash.hex(), hash.hex()) << "asking does not change the state";
 }
 
+TEST(Xxh3Test, AFileHasTheHashOfItsContent) {
+  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "roundhouse_xxh3";
+  for (const char* text : {"", "abc"}) {
+    write_text_atomically(path, text);
+    EXPECT_EQ(xxh3_hex_of_file(path), xxh3_hex(text));
+  }
+  EXPECT_THROW((void)xxh3_hex_of_file(path.parent_path() / "nowhere"), InputError);
+}
+
 TEST(Sha256Test, KnownAnswers) {
   const std::filesystem::path path =
       std::filesystem::path(testing::TempDir()) / "roundhouse_sha256";

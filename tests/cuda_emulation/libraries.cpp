@@ -169,6 +169,10 @@ cublasStatus_t cublasSetWorkspace(cublasHandle_t, void* memory, std::size_t byte
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t mode) {
   return mode == CUBLAS_TF32_TENSOR_OP_MATH ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
+cublasStatus_t cublasGetVersion(cublasHandle_t, int* version) {
+  *version = 0;
+  return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasSetAtomicsMode(cublasHandle_t, cublasAtomicsMode_t) {
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -242,6 +246,10 @@ cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params) {
 }
 cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream) {
   handle->stream = stream;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverGetVersion(int* version) {
+  *version = 0;
   return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnSetDeterministicMode(cusolverDnHandle_t, cusolverDeterministicMode_t) {

@@ -311,6 +311,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   name.copy(properties->uuid.bytes, sizeof properties->uuid.bytes);
   return cudaSuccess;
 }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
   EMULATION_CALL();
   *value = 1;

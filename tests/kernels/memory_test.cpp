@@ -154,6 +154,13 @@ TEST_P(MemoryTest, RangesOutsideTheirMatrixAreRefused) {
 
 TEST_P(MemoryTest, DescribesItself) { EXPECT_FALSE(backend().description().empty()); }
 
+TEST_P(MemoryTest, SaysWhatDecidesItsBits) {
+  const std::string kind = backend().computes_as();
+  EXPECT_TRUE(kind.starts_with(backend().is_host_memory() ? "CPU x86-64" : "GPU ")) << kind;
+  EXPECT_EQ(kind, make_backend(GetParam(), {.threads = 3})->computes_as())
+      << "threads change no bits";
+}
+
 TEST(BackendTableTest, KnowsWhatWasBuilt) {
   EXPECT_EQ(built_backends().front(), "cpu");
   EXPECT_TRUE(has_device("cpu"));

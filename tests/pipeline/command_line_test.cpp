@@ -143,7 +143,7 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
 
   const Outcome whole = run("verify " + at("run"));
   EXPECT_EQ(whole.exit_code, 0) << whole.out;
-  EXPECT_EQ(whole.out, "6 whole, 0 damaged\n");
+  EXPECT_EQ(whole.out, "11 whole, 0 damaged or missing\n");
 
   const fs::path record = folder_.path() / "run/recipes/rtn-w4g128/block-0003.h5";
   std::fstream file(record, std::ios::in | std::ios::out | std::ios::binary);
@@ -154,7 +154,7 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
   const Outcome damaged = run("verify " + at("run"));
   EXPECT_EQ(damaged.exit_code, 1);
   EXPECT_THAT(damaged.out, HasSubstr(record.string() + ": its content does not match its hash"));
-  EXPECT_THAT(damaged.out, HasSubstr("5 whole, 1 damaged\n"));
+  EXPECT_THAT(damaged.out, HasSubstr("10 whole, 1 damaged or missing\n"));
 
   const Outcome again = quantize();
   EXPECT_EQ(again.exit_code, 0) << again.err;
@@ -210,6 +210,22 @@ TEST_F(CommandLineTest, WhatIsNotQuantizedMustBeFinite) {
     EXPECT_EQ(outcome.exit_code, 2) << name << outcome.err;
     EXPECT_THAT(outcome.err, HasSubstr(std::string(name) + "\": holds NaN")) << name;
     EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << name;
+  }
+}
+
+TEST_F(CommandLineTest, VerifyKnowsWhatARunHasToHave) {
+  ASSERT_EQ(quantize().exit_code, 0);
+  const fs::path run_folder = folder_.path() / "run";
+  for (const char* name : {"recipes/rtn-w4g128/block-0005.h5", "identity.json", "config.yaml",
+                           "model.json", "journal.jsonl", "report.json", "report/results.csv"}) {
+    const std::string content = read_text_file(run_folder / name);
+    fs::remove(run_folder / name);
+    const Outcome missing = run("verify " + at("run"));
+    EXPECT_EQ(missing.exit_code, 1) << name;
+    EXPECT_THAT(missing.out, HasSubstr(name));
+    EXPECT_THAT(missing.out, HasSubstr("missing"));
+    write_text_atomically(run_folder / name, content);
+    EXPECT_EQ(run("verify " + at("run")).exit_code, 0) << name;
   }
 }
 

@@ -237,8 +237,8 @@ class Hdf5StoreTest : public testing::Test {
   }
   // A right seal around any HDF5 content.
   static std::string sealed(const std::string& content) {
-    const std::string head =
-        "roundhouse-record 1\nidentity none\nbytes " + std::to_string(content.size()) + "\n";
+    const std::string head = "roundhouse-record 2\nkey record\nidentity none\nbytes " +
+                             std::to_string(content.size()) + "\n";
     std::string block = head + "xxh3-128 " + xxh3_hex(head + content) + "\n";
     block.resize(512, '\0');
     return block + content;
@@ -296,11 +296,31 @@ TEST_F(Hdf5StoreTest, TheSealSaysWhatTheHeaderSays) {
   store_.set_identity("record", "00ff");
   store_.commit("record", sample_record());
   const std::string bytes = slurp(path_);
-  const std::string head =
-      "roundhouse-record 1\nidentity 00ff\nbytes " + std::to_string(bytes.size() - 512) + "\n";
+  const std::string head = "roundhouse-record 2\nkey record\nidentity 00ff\nbytes " +
+                           std::to_string(bytes.size() - 512) + "\n";
   EXPECT_EQ(std::string(bytes.c_str()),
             head + "xxh3-128 " + xxh3_hex(head + bytes.substr(512)) + "\n");
-  EXPECT_EQ(check_seal(path_), "");
+  EXPECT_EQ(store_.check("record"), "");
+  EXPECT_EQ(store_.check("another"), "missing");
+  EXPECT_EQ(why_, "") << "a check tells nobody";
+}
+
+TEST_F(Hdf5StoreTest, ACopyUnderAnotherKeyIsDamage) {
+  store_.commit("recipes/a/block-0000", sample_record());
+  store_.commit("recipes/a/block-0001", {});
+  fs::copy_file(store_.path_of("recipes/a/block-0000"), store_.path_of("recipes/a/block-0001"),
+                fs::copy_options::overwrite_existing);
+  EXPECT_TRUE(store_.has("recipes/a/block-0000"));
+  EXPECT_FALSE(store_.has("recipes/a/block-0001"));
+  EXPECT_EQ(why_, "it is a copy of recipes/a/block-0000");
+}
+
+TEST_F(Hdf5StoreTest, ARecordOfTheFirstVersionCountsAsDamaged) {
+  std::string old = "roundhouse-record 1\nidentity none\nbytes 3\n";
+  old += "xxh3-128 " + xxh3_hex(old + "abc") + "\n";
+  old.resize(512, '\0');
+  EXPECT_FALSE(loads(old + "abc"));
+  EXPECT_EQ(why_, "was written by an earlier version");
 }
 
 TEST_F(Hdf5StoreTest, EveryTruncationIsFound) {
@@ -325,7 +345,7 @@ TEST_F(Hdf5StoreTest, EveryFlippedBitIsFound) {
         round < 512 ? static_cast<std::size_t>(round) : random.below(bytes.size());
     bytes[at] = static_cast<char>(bytes[at] ^ (1 << random.below(8)));
     ASSERT_FALSE(loads(bytes)) << "byte " << at;
-    ASSERT_NE(check_seal(path_), "") << "byte " << at;
+    ASSERT_NE(store_.check("record"), "") << "byte " << at;
   }
 }
 
@@ -439,7 +459,8 @@ TEST_F(Hdf5StoreTest, AnotherIdentityCountsAsDamage) {
   const auto identity_line = [&](const std::string& key) {
     store_.commit(key, {});
     const std::string bytes = slurp(store_.path_of(key));
-    return bytes.substr(20, bytes.find('\n', 20) - 20);
+    const std::size_t begin = bytes.find("identity ");
+    return bytes.substr(begin, bytes.find('\n', begin) - begin);
   };
   EXPECT_EQ(identity_line("recipes/a/block-0000"), "identity aa");
   EXPECT_EQ(identity_line("recipes/a-b/block-0000"), "identity bb") << "a is no folder of a-b";
@@ -450,7 +471,8 @@ TEST_F(Hdf5StoreTest, AnotherIdentityCountsAsDamage) {
   store_.set_identity("recipes/a", "dd");
   EXPECT_FALSE(store_.has("recipes/a/block-0000"));
   EXPECT_EQ(why_, "belongs to another configuration");
-  EXPECT_EQ(check_seal(store_.path_of("recipes/a/block-0000")), "") << "it is whole all the same";
+  EXPECT_EQ(Hdf5Store(folder_.path()).check("recipes/a/block-0000"), "")
+      << "it is whole all the same";
 }
 
 TEST_F(Hdf5StoreTest, KeysStayBelowTheRoot) {

@@ -72,6 +72,10 @@ class RunFolderTest : public testing::Test {
     made.recipes = {parse_recipe({{"method", "rtn"}}), parse_recipe({{"method", "gptq"}})};
     return made;
   }
+  // What the files are like, without looking at them.
+  static RunInputs inputs(const std::string& model = "f00") {
+    return {.model = model, .tokenizer = "t00", .calibration_text = "c00", .blocks = 6};
+  }
   TemporaryFolder folder_;
 };
 
@@ -101,71 +105,107 @@ TEST_F(RunFolderTest, OneProcessCannotHoldItTwice) {
 
 TEST_F(RunFolderTest, SettlesAndResumes) {
   RunConfig first = config();
-  settle_config(first, "f00");
+  settle_config(first, inputs());
   EXPECT_EQ(read_run_config(first.run).recipes.size(), 2u);
-  settle_config(first, "f00");
+  settle_config(first, inputs());
 
   RunConfig faster = first;
   faster.threads = 7;
   faster.snapshot_every = 2;
-  settle_config(faster, "f00");
+  settle_config(faster, inputs());
   EXPECT_EQ(read_run_config(first.run).threads, 7) << "what changes no result may change";
-}
-
-TEST_F(RunFolderTest, GoesOnOnlyOnTheSameKindOfDevice) {
-  const RunConfig run = config();
-  settle_config(run, "f00");
-  settle_device(run.run, "cuda");
-  settle_config(run, "f00");  // keeps it
-  settle_device(run.run, "cuda");
-  EXPECT_NE(message_of([&] { settle_device(run.run, "cpu"); }).find("quantized with device cuda"),
-            std::string::npos);
 }
 
 TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
   RunConfig first = config();
-  settle_config(first, "f00");
+  settle_config(first, inputs());
   RunConfig other = first;
   other.calibration.seed = 43;
-  EXPECT_EQ(message_of([&] { settle_config(other, "f00"); }),
+  EXPECT_EQ(message_of([&] { settle_config(other, inputs()); }),
             first.run.string() +
                 " was made with other settings: calibration.seed: was 42, is 43. Use another run "
                 "folder, or put "
                 "the old value back");
-  EXPECT_THAT(message_of([&] { settle_config(first, "f01"); }),
+  EXPECT_THAT(message_of([&] { settle_config(first, inputs("f01")); }),
               HasSubstr("are not those that the run began with"));
   other.recipes[1].options["damping"] = 0.5;
-  EXPECT_THAT(message_of([&] { settle_config(other, "f00"); }),
+  EXPECT_THAT(message_of([&] { settle_config(other, inputs()); }),
               HasSubstr("calibration.seed: was 42, is 43; recipes.gptq-w4g128: was {"));
-  EXPECT_THROW(settle_config(other, "f00"), InputError);
+  EXPECT_THROW(settle_config(other, inputs()), InputError);
 }
 
 TEST_F(RunFolderTest, RecipesMayComeAndGoButNotChange) {
   RunConfig both = config();
-  settle_config(both, "f00");
+  settle_config(both, inputs());
   RunConfig one = both;
   one.recipes.pop_back();
-  settle_config(one, "f00");
+  settle_config(one, inputs());
   RunConfig changed = both;
   changed.recipes[1].options["damping"] = 0.5;
-  EXPECT_THAT(message_of([&] { settle_config(changed, "f00"); }),
+  EXPECT_THAT(message_of([&] { settle_config(changed, inputs()); }),
               HasSubstr("recipes.gptq-w4g128: was"))
       << "it was out, and comes back as another under its old name";
   RunConfig three = both;
   three.recipes.push_back(parse_recipe({{"method", "rtn"}, {"bits", 2}}));
-  settle_config(three, "f00");
+  settle_config(three, inputs());
 }
 
-TEST_F(RunFolderTest, ADamagedIdentityIsAnErrorThatSaysWhatToDo) {
+TEST_F(RunFolderTest, ADamagedIdentityIsSeenAndWrittenAnew) {
   const RunConfig made = config();
-  settle_config(made, "f00");
-  for (const char* text : {"", "{", "[]", "{\"model\": 3, \"keys\": {}}",
-                           "{\"model\": \"f00\", \"keys\": {\"a\": 1}}"}) {
+  settle_config(made, inputs());
+  const std::string whole = read_text_file(made.run / "identity.json");
+  const auto settled = [&](const std::string& text) {
     write_text_atomically(made.run / "identity.json", text);
-    EXPECT_THAT(message_of([&] { settle_config(made, "f00"); }),
-                HasSubstr("identity.json: damaged. Delete it"))
-        << text;
+    const Settled result = settle_config(made, inputs());
+    EXPECT_EQ(read_text_file(made.run / "identity.json"), whole);
+    return result.damaged;
+  };
+  EXPECT_TRUE(settled(whole).empty());
+  for (const std::string& text : {std::string(), std::string("{"), std::string("[]"),
+                                  std::string("{\"model\": 3}"), whole + " "}) {
+    const auto damaged = settled(text);
+    ASSERT_EQ(damaged.size(), 1u) << text;
+    EXPECT_EQ(damaged[0].file, "identity.json");
+    EXPECT_NE(damaged[0].why, "");
   }
+}
+
+TEST_F(RunFolderTest, ADamagedConfigIsSeenAndWrittenAnew) {
+  const RunConfig made = config();
+  settle_config(made, inputs());
+  const std::string whole = read_text_file(made.run / "config.yaml");
+  write_text_atomically(made.run / "config.yaml", whole + "\n");
+  const auto damaged = settle_config(made, inputs()).damaged;
+  ASSERT_EQ(damaged.size(), 1u);
+  EXPECT_EQ(damaged[0].file, "config.yaml");
+  EXPECT_EQ(read_text_file(made.run / "config.yaml"), whole);
+}
+
+TEST_F(RunFolderTest, ContentDecidesAndPathsDoNot) {
+  const RunConfig first = config();
+  settle_config(first, inputs());
+  RunConfig moved = first;
+  moved.calibration.text = "/elsewhere/other-name.jsonl";
+  EXPECT_NO_THROW(settle_config(moved, inputs()));
+  EXPECT_EQ(recipe_identity(first, inputs(), first.recipes[1]),
+            recipe_identity(moved, inputs(), moved.recipes[1]));
+  RunInputs gone = inputs();
+  gone.calibration_text.clear();
+  EXPECT_EQ(settle_config(moved, gone).inputs.calibration_text, "c00") << "what it was is known";
+
+  RunInputs other = inputs();
+  other.calibration_text = "c01";
+  EXPECT_THAT(message_of([&] { settle_config(moved, other); }),
+              HasSubstr("other-name.jsonl does not hold the text that the run began with"));
+  EXPECT_NE(recipe_identity(first, inputs(), first.recipes[1]),
+            recipe_identity(first, other, first.recipes[1]));
+  EXPECT_EQ(recipe_identity(first, inputs(), first.recipes[0]),
+            recipe_identity(first, other, first.recipes[0]))
+      << "rtn sees no samples";
+  other = inputs();
+  other.tokenizer = "t01";
+  EXPECT_THAT(message_of([&] { settle_config(first, other); }),
+              HasSubstr("tokenizer: its files in"));
 }
 
 TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
@@ -177,14 +217,14 @@ TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
   elsewhere.run = "other";
   const Recipe& rtn = base.recipes[0];
   const Recipe& gptq = base.recipes[1];
-  EXPECT_NE(recipe_identity(base, "f", rtn), recipe_identity(base, "f", gptq));
-  EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(base, "g", gptq));
-  EXPECT_NE(recipe_identity(base, "f", gptq), recipe_identity(reseeded, "f", gptq));
-  EXPECT_EQ(recipe_identity(base, "f", rtn), recipe_identity(reseeded, "f", rtn))
+  EXPECT_NE(recipe_identity(base, inputs(), rtn), recipe_identity(base, inputs(), gptq));
+  EXPECT_NE(recipe_identity(base, inputs(), gptq), recipe_identity(base, inputs("g"), gptq));
+  EXPECT_NE(recipe_identity(base, inputs(), gptq), recipe_identity(reseeded, inputs(), gptq));
+  EXPECT_EQ(recipe_identity(base, inputs(), rtn), recipe_identity(reseeded, inputs(), rtn))
       << "rtn sees no samples";
-  EXPECT_EQ(recipe_identity(base, "f", gptq), recipe_identity(elsewhere, "f", gptq));
-  EXPECT_NE(calibration_identity(base, "f"), calibration_identity(reseeded, "f"));
-  EXPECT_EQ(calibration_identity(base, "f"), calibration_identity(elsewhere, "f"));
+  EXPECT_EQ(recipe_identity(base, inputs(), gptq), recipe_identity(elsewhere, inputs(), gptq));
+  EXPECT_NE(calibration_identity(base, inputs()), calibration_identity(reseeded, inputs()));
+  EXPECT_EQ(calibration_identity(base, inputs()), calibration_identity(elsewhere, inputs()));
 }
 
 TEST_F(RunFolderTest, TheFingerprintFollowsTheModelsFiles) {
@@ -257,6 +297,33 @@ TEST_F(RunFolderTest, TheJournalCountsWhatIsNew) {
   EXPECT_EQ(journal.count_new("block"), 0);
 }
 
+TEST_F(RunFolderTest, EveryDamageOfTheJournalIsSeenAndPutAside) {
+  Journal journal(folder_.path());
+  for (int i = 0; i < 5; ++i) journal.append({{"event", "block"}, {"block", i}});
+  const fs::path path = folder_.path() / "journal.jsonl";
+  const std::string whole = read_text_file(path);
+  EXPECT_TRUE(check_journal(folder_.path()).faults.empty());
+  EXPECT_EQ(repair_journal(folder_.path()), "");
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    std::string text = whole;
+    text[at] = static_cast<char>(text[at] ^ 4);
+    write_text_atomically(path, text);
+    ASSERT_FALSE(check_journal(folder_.path()).faults.empty()) << "byte " << at;
+  }
+  EXPECT_THAT(repair_journal(folder_.path()), HasSubstr("is damaged"));
+  EXPECT_TRUE(check_journal(folder_.path()).faults.empty());
+  EXPECT_EQ(read_journal(folder_.path()).size(), 4u);
+  EXPECT_THAT(read_text_file(folder_.path() / "journal.damaged"), HasSubstr("\"block\":4"));
+
+  const std::size_t second = whole.find('\n') + 1, third = whole.find('\n', second) + 1;
+  write_text_atomically(path, whole.substr(0, second) + whole.substr(third));
+  EXPECT_THAT(repair_journal(folder_.path()), HasSubstr("lines are missing before line 2"));
+  EXPECT_EQ(repair_journal(folder_.path()), "");
+  EXPECT_EQ(read_journal(folder_.path()).size(), 4u);
+  journal.append({{"event", "block"}, {"block", 5}});
+  EXPECT_TRUE(check_journal(folder_.path()).faults.empty()) << "it goes on behind the last line";
+}
+
 TEST_F(RunFolderTest, ProcessesShareAJournal) {
   constexpr int kProcesses = 4, kEvents = 50;
   for (int process = 0; process < kProcesses; ++process) {
@@ -268,6 +335,7 @@ TEST_F(RunFolderTest, ProcessesShareAJournal) {
   }
   for (int process = 0; process < kProcesses; ++process) ::wait(nullptr);
   EXPECT_EQ(read_journal(folder_.path()).size(), static_cast<std::size_t>(kProcesses * kEvents));
+  EXPECT_TRUE(check_journal(folder_.path()).faults.empty()) << "each line knows the one before it";
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -460,12 +461,20 @@ TEST_F(ExportTest, VerifyFindsWhatIsWrong) {
     const std::string sums = read_text_file(out() / "SHA256SUMS");
     for (const std::string line : {"nonsense", "0123  config.json", "", "../x"}) {
       write_text_atomically(out() / "SHA256SUMS", sums + line + "\n");
-      EXPECT_THROW(verify_checkpoint(out()), InputError) << line;
+      EXPECT_THAT(verify_checkpoint(out()), Contains(HasSubstr("not a line of sha256sum"))) << line;
+      EXPECT_THAT(verify_checkpoint(out()), Contains("model.safetensors: damaged"))
+          << "it goes on after a malformed line";
     }
     write_text_atomically(out() / "SHA256SUMS", std::string(64, '0') + "  ../config.json\n");
-    EXPECT_THROW(verify_checkpoint(out()), InputError);
+    EXPECT_THAT(verify_checkpoint(out()), Contains("SHA256SUMS:1: not a line of sha256sum"));
     fs::remove(out() / "SHA256SUMS");
-    EXPECT_THROW(verify_checkpoint(out()), InputError);
+    EXPECT_THAT(verify_checkpoint(out()), ElementsAre("SHA256SUMS: missing"));
+  }
+  world_.barrier();
+  EXPECT_THROW(write(out(), {.format = "gptq"}), InputError) << "it may be somebody's";
+  write(out(), {.format = "gptq", .replace = true});
+  if (world_.rank() == 0) {
+    EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
   }
   world_.barrier();
 }

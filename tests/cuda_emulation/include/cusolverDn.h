@@ -20,6 +20,7 @@ struct SolverParams;
 }  // namespace emulation
 using cusolverDnHandle_t = emulation::Solver*;
 using cusolverDnParams_t = emulation::SolverParams*;
+cusolverStatus_t cusolverGetVersion(int* version);
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle);
 cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle);
 cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t* params);

@@ -1,0 +1,252 @@
+#include "pipeline/model_identity.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "model/layout.h"
+#include "pipeline/sealed_json.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr std::size_t kNamed = 5;  // tensors that a message names
+
+// What can be known of a file without reading it. The time of the last change of its state cannot be set back.
+Json facts_of(const fs::path& path) {
+  struct stat facts {};
+  if (::stat(path.c_str(), &facts) != 0) {
+    throw InputError("cannot read " + path.string() + ": " +
+                     std::generic_category().message(errno));
+  }
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  return {{"path", fs::weakly_canonical(path).string()},
+          {"bytes", facts.st_size},
+          {"modified", nanoseconds(facts.st_mtim)},
+          {"changed", nanoseconds(facts.st_ctim)}};
+}
+
+std::vector<TensorInfo> tensors_outside_blocks(const ModelConfig& config) {
+  std::vector<TensorInfo> tensors = tensors_before_blocks(config);
+  for (TensorInfo& tensor : tensors_after_blocks(config)) tensors.push_back(std::move(tensor));
+  return tensors;
+}
+
+std::string text_of(const std::vector<std::byte>& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// Rank 0's text, on every rank.
+std::string broadcast(Communicator& world, std::string text) {
+  std::int64_t size = std::ssize(text);
+  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  text.resize(static_cast<std::size_t>(size));
+  world.broadcast(std::as_writable_bytes(std::span(text)), 0);
+  return text;
+}
+
+// {files, contents}; nothing, and why, if there is none that could be believed.
+SealedJson read_memory(const fs::path& run) {
+  SealedJson memory = read_sealed_json(run / kModelFile, kModelFile);
+  if (memory.object && !(memory.object->contains("files") && memory.object->contains("contents"))) {
+    return {std::nullopt, "it lacks a key"};
+  }
+  return memory;
+}
+
+std::string list(const std::vector<std::string>& names) {
+  const std::size_t named = std::min(names.size(), kNamed);
+  std::string text = fmt::format("{}", fmt::join(names.begin(), names.begin() + named, ", "));
+  if (names.size() > named) text += fmt::format(" and {} more", names.size() - named);
+  return text;
+}
+
+}  // namespace
+
+void ModelIdentity::settle(const std::vector<ContentsByTensor>& recorded) {
+  TensorContents& contents = model_.checkpoint().contents();
+  Json view;
+  if (world_.rank() == 0) {
+    files_ = Json::array();
+    for (const fs::path& file : model_.checkpoint().files()) files_.push_back(facts_of(file));
+    SealedJson memory = read_memory(run_);
+    if (!memory.object && memory.why != "missing") {
+      monitor_.say(fmt::format("{} is damaged ({}): it is made again from the model's files",
+                               kModelFile, memory.why));
+      monitor_.event({{"event", "damaged"}, {"record", kModelFile}, {"why", memory.why}});
+    }
+    view = {{"known", memory.object.has_value()},
+            {"same", memory.object && memory.object->at("files") == files_},
+            {"contents", memory.object ? memory.object->at("contents") : Json::object()}};
+  }
+  view = Json::parse(broadcast(world_, view.dump()));
+
+  // Where no block is kept, nothing was made of what was read before.
+  const bool kept = std::ranges::any_of(recorded, [](const auto& each) { return !each.empty(); });
+  if (kept) {
+    std::vector<std::string> conflicts;
+    const auto learn = [&](const ContentsByTensor& more) {
+      for (const auto& [tensor, hash] : more) {
+        if (!contents.add(tensor, hash)) conflicts.push_back(tensor);
+      }
+    };
+    for (const ContentsByTensor& each : recorded) learn(each);
+    learn(view["contents"].get<ContentsByTensor>());
+    if (!conflicts.empty()) {
+      throw InputError(fmt::format(
+          "{}: its records were not made of one model: they differ in what they say of {}. Use "
+          "another run folder",
+          run_.string(), list(conflicts)));
+    }
+    if (!view["same"].get<bool>()) hash_again(!view["known"].get<bool>());
+  }
+  if (world_.rank() == 0) write();
+}
+
+void ModelIdentity::hash_again(bool all) {
+  const Checkpoint& checkpoint = model_.checkpoint();
+  TensorContents& contents = checkpoint.contents();
+  monitor_.phase("hashing the model's files: they are not where or what they were");
+  std::vector<std::string> names;
+  for (const auto& [name, hash] : contents.all()) names.push_back(name);
+  if (all) {
+    for (const TensorInfo& tensor : tensors_outside_blocks(model_.config())) {
+      if (!contents.of(tensor.name)) names.push_back(tensor.name);
+    }
+  }
+
+  std::uint64_t total = 0;
+  std::vector<std::uint64_t> begins;
+  for (const std::string& name : names) {
+    begins.push_back(total);
+    if (checkpoint.has(name)) total += checkpoint.view(name).bytes.size();
+  }
+  const auto share = [&](int rank) {
+    return total / static_cast<std::uint64_t>(world_.size()) * static_cast<std::uint64_t>(rank);
+  };
+  const std::uint64_t begin = share(world_.rank());
+  const std::uint64_t end =
+      world_.rank() + 1 == world_.size() ? total + 1 : share(world_.rank() + 1);
+
+  Json found = {{"differ", Json::array()}, {"contents", Json::object()}};
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (begins[i] < begin || begins[i] >= end) continue;
+    const std::optional<std::string> known = contents.of(names[i]);
+    std::string now;
+    if (checkpoint.has(names[i])) {
+      const HostView view = checkpoint.view(names[i]);
+      now = content_hash(view);
+      release_mapped_pages(view.bytes);
+    }
+    if (known && *known != now) {
+      found["differ"].push_back(names[i]);
+    } else {
+      found["contents"][names[i]] = now;
+    }
+    monitor_.tick();
+  }
+
+  const std::string mine = found.dump();
+  std::vector<std::string> differ;
+  for (const auto& bytes : world_.all_gather(std::as_bytes(std::span(mine)))) {
+    const Json theirs = Json::parse(text_of(bytes));
+    for (const auto& name : theirs["differ"]) differ.push_back(name.get<std::string>());
+    for (const auto& [name, hash] : theirs["contents"].items()) {
+      (void)contents.add(name, hash.get<std::string>());
+    }
+  }
+  if (differ.empty()) return;
+  std::ranges::sort(differ);
+  throw InputError(fmt::format(
+      "{}: {} of {} tensors do not hold what {} was made of: {}. Use another run folder, or put "
+      "the "
+      "old files back",
+      checkpoint.directory().string(), differ.size(), names.size(), run_.string(), list(differ)));
+}
+
+void ModelIdentity::note_embedding() {
+  bool new_to_us = false;
+  for (const TensorInfo& tensor : tensors_before_blocks(model_.config())) {
+    if (model_.checkpoint().contents().of(tensor.name)) continue;
+    model_.checkpoint().note_content(tensor.name);
+    new_to_us = true;
+  }
+  if (new_to_us) write();
+}
+
+void ModelIdentity::join() {
+  TensorContents& contents = model_.checkpoint().contents();
+  const std::string mine = Json(contents.all()).dump();
+  std::string error;
+  const auto all = world_.gather(std::as_bytes(std::span(mine)), 0);
+  if (world_.rank() == 0) {
+    std::vector<std::string> conflicts;
+    for (const std::vector<std::byte>& bytes : all) {
+      for (const auto& [tensor, hash] : Json::parse(text_of(bytes)).get<ContentsByTensor>()) {
+        if (!contents.add(tensor, hash)) conflicts.push_back(tensor);
+      }
+    }
+    if (!conflicts.empty()) {
+      error = fmt::format(
+          "{}: ranks read different values of {}: the files changed meanwhile, or machines have "
+          "different copies of them",
+          model_.checkpoint().directory().string(), list(conflicts));
+    } else {
+      write();
+    }
+  }
+  error = broadcast(world_, error);
+  if (!error.empty()) throw InputError(error);
+  const Json merged = Json::parse(broadcast(world_, Json(contents.all()).dump()));
+  for (const auto& [tensor, hash] : merged.items()) {
+    (void)contents.add(tensor, hash.get<std::string>());
+  }
+}
+
+std::string ModelIdentity::content() const {
+  Xxh3 hash;
+  const auto add = [&](const std::vector<TensorInfo>& tensors) {
+    return std::ranges::all_of(tensors, [&](const TensorInfo& tensor) {
+      const auto known = model_.checkpoint().contents().of(tensor.name);
+      if (!known) return false;
+      const std::string line = tensor.name + " " + *known + "\n";
+      hash.update(std::as_bytes(std::span(line)));
+      return true;
+    });
+  };
+  const ModelConfig& config = model_.config();
+  bool all = add(tensors_outside_blocks(config));
+  for (std::int64_t block = 0; all && block < config.blocks; ++block) {
+    all = add(tensors_of_block(config, block));
+  }
+  return all ? hash.hex() : "";
+}
+
+void ModelIdentity::write() const {
+  write_sealed_json(run_ / kModelFile, kModelFile,
+                    {{"files", files_}, {"contents", model_.checkpoint().contents().all()}});
+}
+
+ContentsByTensor contents_of_block(const CausalLM& model, int block) {
+  ContentsByTensor contents;
+  for (const TensorInfo& tensor : tensors_of_block(model.config(), block)) {
+    const auto known = model.checkpoint().contents().of(tensor.name);
+    if (!known) throw Error("internal error: " + tensor.name + " was not read");
+    contents[tensor.name] = *known;
+  }
+  return contents;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,61 @@
+// Which model a run is of: by what its tensors hold, not by where they lie.
+//
+// The first 4 KiB of every tensor (model_fingerprint()) are part of every record's identity. What lies behind them is hashed
+// as it is read. A block's record names the hashes of the tensors of its block; RUN/model.json holds those of all tensors
+// that were read so far, with path, size and times of the files. While these do not change they stand for the content, and
+// nothing is read twice.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "comm/communicator.h"
+#include "model/causal_lm.h"
+#include "stages/monitor.h"
+
+namespace roundhouse {
+
+using ContentsByTensor = std::map<std::string, std::string>;  // tensor name -> content_hash()
+
+class ModelIdentity {
+ public:
+  ModelIdentity(const CausalLM& model, std::filesystem::path run, Communicator& world,
+                Monitor& monitor)
+      : model_(model), run_(std::move(run)), world_(world), monitor_(monitor) {}
+
+  // Collective, before anything is computed. `recorded`: what records of the run say they are made of, the same on every
+  // rank. If the files are not those that model.json knows, or there is no model.json, all ranks share in hashing them again.
+  // Throws InputError naming tensors that do not hold what records were made of.
+  void settle(const std::vector<ContentsByTensor>& recorded);
+
+  // On one rank: hashes the embedding, of which else only rows are read, and writes model.json.
+  void note_embedding();
+
+  // Collective: brings together what the ranks have read since, and writes model.json. Throws InputError naming a tensor
+  // that did not hold the same for all.
+  void join();
+
+  // Of every tensor's name and hash; empty while some were not read yet.
+  std::string content() const;
+
+ private:
+  void write() const;
+  void hash_again(bool all);
+
+  const CausalLM& model_;
+  std::filesystem::path run_;
+  Communicator& world_;
+  Monitor& monitor_;
+  nlohmann::json files_;  // rank 0: path, size and times, as they were before anything was read
+};
+
+// Names of the tensors of one block, with their hashes; throws Error if one was not read.
+ContentsByTensor contents_of_block(const CausalLM& model, int block);
+
+inline constexpr const char* kModelFile = "model.json";
+
+}  // namespace roundhouse
