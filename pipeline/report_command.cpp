@@ -66,7 +66,7 @@ Report make_report(const std::filesystem::path& run) {
   for (const Recipe& recipe : config.recipes)
     report.rows.push_back(row_of(recipe.name, run, journal, report.notes));
   for (const nlohmann::json& event : journal) {
-    if (event.value("event", "") != "other_device") continue;
+    if (text_in(event, "event") != "other_device") continue;
     report.notes.push_back("blocks were computed by different kinds of device: " +
                            event.value("before", nlohmann::json()).dump() + ", then " +
                            event.value("now", nlohmann::json()).dump());
