@@ -20,7 +20,8 @@ struct ExportOptions {
   // Of "dense" weights, and of all that is not quantized: F16, BF16 or F32. Nothing: that of each tensor in the checkpoint.
   std::optional<DType> dtype = {};
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
-  bool replace = false;  // the directory is known to be an export of ours, even if its SHA256SUMS is gone
+  bool replace =
+      false;  // the directory is known to be an export of ours, even if its SHA256SUMS is gone
 };
 
 std::vector<std::string> export_formats();
