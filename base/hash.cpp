@@ -65,8 +65,11 @@ std::string xxh3_hex(std::string_view text) {
 }
 
 std::string xxh3_hex_of_file(const std::filesystem::path& path) {
-  const MappedFile file(path);
-  return hex_of(XXH3_128bits(file.bytes().data(), file.bytes().size()));
+  InputFile file(path);
+  Xxh3 hash;
+  std::vector<std::byte> part(std::size_t{4} << 20);
+  while (const std::size_t bytes = file.read(part)) hash.update(std::span(part).first(bytes));
+  return hash.hex();
 }
 
 std::string sha256_hex_of_file(const std::filesystem::path& path) {

@@ -72,22 +72,23 @@ json read_if_there(const std::filesystem::path& file) {
 
 void SpecialTokens::add(SpecialToken token) {
   if (token.text.empty()) return;
-  if (std::ranges::find(tokens_, token.text, &SpecialToken::text) != tokens_.end()) return;
-  begins_[static_cast<unsigned char>(token.text.front())] = true;
-  strips_left_ = strips_left_ || token.strips_left;
-  const auto place = std::ranges::find_if(
-      tokens_, [&](const SpecialToken& other) { return other.text.size() < token.text.size(); });
-  tokens_.insert(place, std::move(token));
+  const std::string text = token.text;
+  const auto [place, is_new] = by_length_[text.size()].try_emplace(text, std::move(token));
+  if (!is_new) return;
+  begins_[static_cast<unsigned char>(text.front())] = true;
+  strips_left_ = strips_left_ || place->second.strips_left;
 }
 
 std::optional<SpecialTokens::Found> SpecialTokens::find(std::string_view text, std::size_t least,
                                                         std::size_t from, std::size_t until) const {
-  if (tokens_.empty()) return std::nullopt;
   for (std::size_t i = from; i < until; ++i) {
     if (!begins_[static_cast<unsigned char>(text[i])]) continue;
-    for (const SpecialToken& token : tokens_) {
-      if (!text.substr(i).starts_with(token.text)) continue;
-      std::size_t end = i + token.text.size();
+    for (const auto& [length, tokens] : by_length_) {
+      if (length > text.size() - i) continue;
+      const auto found = tokens.find(text.substr(i, length));
+      if (found == tokens.end()) continue;
+      const SpecialToken& token = found->second;
+      std::size_t end = i + length;
       if (token.strips_right) end = behind_white_space(text, end);
       return Found{token.strips_left ? before_white_space(text, least, i) : i, end, &token};
     }

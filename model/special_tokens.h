@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "model/tokenizer_files.h"
@@ -26,7 +29,7 @@ class SpecialTokens {
  public:
   // Of two tokens with the same name the first counts. An empty name is no token.
   void add(SpecialToken token);
-  bool empty() const { return tokens_.empty(); }
+  bool empty() const { return by_length_.empty(); }
 
   struct Found {
     std::size_t begin, end;  // with the white space that it takes
@@ -40,9 +43,17 @@ class SpecialTokens {
   std::size_t horizon(std::string_view text, std::size_t end) const;
 
  private:
-  std::vector<SpecialToken> tokens_;  // the longest first
-  std::array<bool, 256> begins_{};    // does a name begin with this byte?
-  bool strips_left_ = false;          // does any?
+  struct HashOfText {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const {
+      return std::hash<std::string_view>()(text);
+    }
+  };
+  using ByText = std::unordered_map<std::string, SpecialToken, HashOfText, std::equal_to<>>;
+  std::map<std::size_t, ByText, std::greater<>>
+      by_length_;                   // of the name in bytes, the longest first
+  std::array<bool, 256> begins_{};  // does a name begin with this byte?
+  bool strips_left_ = false;        // does any?
 };
 
 // What the files of a tokenizer declare: added_tokens_decoder of tokenizer_config.json, tokenizer.json, added_tokens.json,

@@ -95,7 +95,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
 // Hash of the files that decide how a text is cut into tokens, special tokens included: name and content of each.
 std::string tokenizer_content(const std::filesystem::path& directory);
 
-// Files that an exported checkpoint must carry along (those that exist): tokenizer.model, tokenizer.json, ...
+// The files that make up a tokenizer, those that exist: tokenizer.model, tokenizer.json, ...
 std::vector<std::filesystem::path> tokenizer_files(const std::filesystem::path& directory);
 
 }  // namespace roundhouse

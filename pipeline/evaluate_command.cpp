@@ -178,9 +178,10 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
   if (!std::filesystem::exists(arguments.target / "journal.jsonl"))
     return evaluate_model(session, arguments);
-  RunConfig config = read_run_config(arguments.target);
-  if (!arguments.perplexity.empty()) config.perplexity = arguments.perplexity;
-  Job job(session, config);
+  const RunConfig config = read_run_config(arguments.target);
+  const std::vector<PerplexityTask>& tasks =
+      arguments.perplexity.empty() ? config.perplexity : arguments.perplexity;
+  Job job(session, config, tasks);
   const std::vector<std::string> complete = complete_recipes(job);
   std::vector<std::string> recipes = arguments.recipes;
   if (recipes.empty()) {
@@ -188,10 +189,9 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
     if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
   }
   if (job.first()) {
-    check_evaluation(config.perplexity, job.tokenizer(), job.text_threads(),
-                     [&] { job.monitor().tick(); });
+    check_evaluation(tasks, job.tokenizer(), job.text_threads(), [&] { job.monitor().tick(); });
   }
-  if (!evaluate_recipes(job, recipes, config.perplexity)) return 75;
+  if (!evaluate_recipes(job, recipes, tasks)) return 75;
   if (job.first()) report_run(config.run);
   return 0;
 }

@@ -29,14 +29,23 @@ struct Export {
 
 // Whether it is there, whole, and made of this model. Says what is damaged.
 bool is_exported(Job& job, const Export& wanted, bool& ours) {
-  const ExportCheck check = check_export(wanted.directory, wanted.key);
+  const ExportCheck check =
+      check_export(wanted.directory, wanted.key, [&] { job.monitor().tick(); });
   ours = check.noted;
   if (check.faults.empty()) {
     return check.identity == wanted.identity && check.model == job.model_identity().content();
   }
-  const bool begun = std::filesystem::exists(wanted.directory) || check.noted;
+  // A folder with neither is somebody else's.
+  const bool begun = check.noted || std::filesystem::exists(wanted.directory / "SHA256SUMS");
   if (begun) job.report_damage(wanted.key, check.faults.front());
   return false;
+}
+
+// Rank 0's word on an export of all ranks.
+bool is_exported_for_all(Job& job, const Export& wanted, bool& ours) {
+  const bool there = job.first() && is_exported(job, wanted, ours);
+  const Watchdog::Waiting waiting(&job.monitor().watchdog());
+  return job.world().all_reduce_max(there ? 1 : 0) != 0;
 }
 
 }  // namespace
@@ -45,7 +54,8 @@ std::filesystem::path export_note_path(const std::filesystem::path& directory) {
   return directory.parent_path() / (directory.filename().string() + ".json");
 }
 
-ExportCheck check_export(const std::filesystem::path& directory, const std::string& key) {
+ExportCheck check_export(const std::filesystem::path& directory, const std::string& key,
+                         const std::function<void()>& tick) {
   ExportCheck check;
   if (!std::filesystem::is_directory(directory)) check.faults.push_back("missing");
   const std::filesystem::path note = export_note_path(directory);
@@ -64,7 +74,8 @@ ExportCheck check_export(const std::filesystem::path& directory, const std::stri
       sha256_hex_of_file(sums) != text("sums")) {
     check.faults.push_back("SHA256SUMS: damaged");
   }
-  for (std::string& fault : verify_checkpoint(directory)) check.faults.push_back(std::move(fault));
+  for (std::string& fault : verify_checkpoint(directory, tick))
+    check.faults.push_back(std::move(fault));
   return check;
 }
 
@@ -80,8 +91,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
                           .identity = export_identity(job, recipe, options)};
 
       job.monitor().phase("export of " + name + " as " + format);
-      const int there = job.first() && is_exported(job, wanted, options.replace) ? 1 : 0;
-      if (job.world().all_reduce_max(there) != 0) continue;
+      if (is_exported_for_all(job, wanted, options.replace)) continue;
       export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, wanted.directory,
                         job.backend(), job.world(), job.monitor());
       job.model_identity().join();
@@ -98,7 +108,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
 
 int export_command(LaunchSession& session, const ExportArguments& arguments) {
   const RunConfig config = read_run_config(arguments.run);
-  Job job(session, config);
+  Job job(session, config, {});
   std::vector<std::string> formats = arguments.formats;
   if (formats.empty()) formats = config.export_formats;
   if (formats.empty()) formats = {"compressed-tensors"};

@@ -67,7 +67,7 @@ void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank) {
   };
 }
 
-Job::Job(LaunchSession& session, RunConfig config)
+Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks)
     : config_(std::move(config)), world_(session.world()) {
   model_ = std::make_unique<CausalLM>(config_.model);
   tokenizer_ = load_tokenizer(config_.model);
@@ -76,15 +76,14 @@ Job::Job(LaunchSession& session, RunConfig config)
         config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
         " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
   }
-  check_lengths();
+  check_lengths(tasks);
 
   device_ = choose_device(config_.device, session.local_size(), *world_);
   const RankThreads threads = rank_threads(config_.threads, session);
   threads_summary_ = threads.summary;
   backend_ = make_rank_backend(device_, threads.threads);
   std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
-  for (const PerplexityTask& task : config_.perplexity)
-    longest = std::max<std::int64_t>(longest, task.window);
+  for (const PerplexityTask& task : tasks) longest = std::max<std::int64_t>(longest, task.window);
   shape_ = make_decoder_block(model_->config(), longest, *backend_);
   for (const Recipe& recipe : config_.recipes) {
     for (const std::string& format : config_.export_formats) {
@@ -152,7 +151,7 @@ void Job::settle() {
   set_identities(*store_, config_, inputs_);
 }
 
-void Job::check_lengths() const {
+void Job::check_lengths(const std::vector<PerplexityTask>& tasks) const {
   const auto check = [&](const std::string& key, std::int64_t tokens) {
     if (tokens > model_->config().max_positions) {
       throw InputError(key + ": " + std::to_string(tokens) + " tokens, but the model has only " +
@@ -161,7 +160,7 @@ void Job::check_lengths() const {
   };
   if (needs_calibration(config_))
     check("calibration.sequence_length", config_.calibration.sequence_length);
-  for (const PerplexityTask& task : config_.perplexity)
+  for (const PerplexityTask& task : tasks)
     check("evaluate.perplexity window of " + task.name, task.window);
 }
 

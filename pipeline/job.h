@@ -24,8 +24,9 @@ namespace roundhouse {
 class Job {
  public:
   // Collective. Reads and checks the model, takes the run's lock (rank 0) and settles its config; throws InputError or Error
-  // before any work is done.
-  Job(LaunchSession& session, RunConfig config);
+  // before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
+  // config.
+  Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks);
   ~Job();
 
   const RunConfig& config() const { return config_; }
@@ -58,7 +59,7 @@ class Job {
   std::string share(std::string text);
 
  private:
-  void check_lengths() const;
+  void check_lengths(const std::vector<PerplexityTask>& tasks) const;
   void settle();
 
   RunConfig config_;

@@ -101,7 +101,7 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
     now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
   for (const RecipeState& state : states) {
-    before.insert(state.computed_by.begin(), state.computed_by.end());
+    if (state.missing() > 0) before.insert(state.computed_by.begin(), state.computed_by.end());
   }
   std::set<std::string> all = now;
   all.insert(before.begin(), before.end());
@@ -219,7 +219,7 @@ int stopped(Job& job) {
 }  // namespace
 
 int run_command(LaunchSession& session, const RunConfig& config) {
-  Job job(session, config);
+  Job job(session, config, config.perplexity);
   check_beforehand(job);
   if (!quantize(job)) return stopped(job);
 

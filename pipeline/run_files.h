@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct ExportCheck {
   std::string identity, model;      // what the note says that it was made of
 };
 // `key` is that of the note's seal: "export/RECIPE/FORMAT", wherever the directory is.
-ExportCheck check_export(const std::filesystem::path& directory, const std::string& key);
+ExportCheck check_export(
+    const std::filesystem::path& directory, const std::string& key,
+    const std::function<void()>& tick = [] {});
 
 }  // namespace roundhouse

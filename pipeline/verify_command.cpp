@@ -72,15 +72,23 @@ class RunCheck {
       if (found_.identity) set_identities(store_, *config_, found_.identity->inputs);
       list_expected();
     }
-    list_what_is_there();
+    const std::set<std::string> records = records_, exports = exports_;  // what `run` makes
+    try {
+      list_what_is_there();
+    } catch (const fs::filesystem_error& error) {
+      verdict_.look(error.path1(), "", [&] { return Faults{error.code().message()}; });
+    }
     for (const std::string& key : records_) {
-      look(key + ".h5", [&] { return one_fault(store_.check(key)); });
+      verdict_.look(run_ / (key + ".h5"), records.contains(key) ? kMadeAgain : "",
+                    [&] { return one_fault(store_.check(key)); });
     }
     for (const std::string& key : exports_) {
-      look(key, [&] { return check_export(run_ / key, key).faults; });
+      verdict_.look(run_ / key, exports.contains(key) ? kMadeAgain : "",
+                    [&] { return check_export(run_ / key, key).faults; });
     }
     for (const std::string& name : results_) {
-      look(results_key(name), [&] { return check_results(name); });
+      verdict_.look(run_ / results_key(name), measured_.contains(name) ? kMadeAgain : "",
+                    [&] { return check_results(name); });
     }
   }
 
@@ -106,8 +114,11 @@ class RunCheck {
     });
     look(kModelFile,
          [&] { return one_fault(read_sealed_json(run_ / kModelFile, kModelFile).why); });
-    const JournalCheck journal = check_journal(run_);
-    look("journal.jsonl", [&] { return journal.faults; });
+    JournalCheck journal;
+    look("journal.jsonl", [&] {
+      journal = check_journal(run_);
+      return journal.faults;
+    });
     look(kReportFile, [&] { return check_report(journal); });
   }
 
@@ -156,11 +167,11 @@ class RunCheck {
       const std::string key = fs::path(path).replace_extension().generic_string();
       if (path.extension() == ".h5") records_.insert(key);
       const std::string folder = path.begin()->string();
-      if (folder == "export" && path.filename() == kSums) {
+      const auto depth = std::distance(path.begin(), path.end());
+      if (folder == "export" && path.filename() == kSums && depth == 4) {
         exports_.insert(path.parent_path().generic_string());
       }
-      if (folder == "export" && path.extension() == ".json" &&
-          std::distance(path.begin(), path.end()) == 3) {
+      if (folder == "export" && path.extension() == ".json" && depth == 3) {
         exports_.insert(key);
       }
       if (folder == "results" && path.extension() == ".json") results_.insert(path.stem().string());
@@ -197,7 +208,9 @@ class RunCheck {
 int verify_command(const fs::path& target) {
   Verdict verdict;
   if (!fs::is_directory(target)) throw InputError(target.string() + " is not a folder");
+  // An export may carry any file of its model along, so its list of hashes decides first.
   const bool run =
+      !fs::exists(target / kSums) &&
       std::ranges::any_of(std::vector<std::string>{"identity.json", "config.yaml", "journal.jsonl"},
                           [&](const std::string& name) { return fs::exists(target / name); });
   if (run) {

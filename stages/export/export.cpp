@@ -511,7 +511,8 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   });
 }
 
-std::vector<std::string> verify_checkpoint(const fs::path& directory) {
+std::vector<std::string> verify_checkpoint(const fs::path& directory,
+                                           const std::function<void()>& tick) {
   std::vector<std::string> faults;
   std::map<std::string, std::string> sums;  // file -> digits
   if (!fs::is_regular_file(directory / kSums)) return {std::string(kSums) + ": missing"};
@@ -540,6 +541,7 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory) {
     } else if (sha256_hex_of_file(directory / name) != digits) {
       faults.push_back(name + ": damaged");
     }
+    tick();
   }
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(directory)) {
     if (entry.is_directory() && !entry.is_symlink()) continue;

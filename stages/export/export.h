@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -44,6 +45,8 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
 
 // Checks DIRECTORY/SHA256SUMS: returns the lines that are none, and the files that are missing (the list itself may be one),
 // damaged or unlisted, each with what is wrong with it (empty: all is well).
-std::vector<std::string> verify_checkpoint(const std::filesystem::path& directory);
+// tick() is called after each file.
+std::vector<std::string> verify_checkpoint(
+    const std::filesystem::path& directory, const std::function<void()>& tick = [] {});
 
 }  // namespace roundhouse

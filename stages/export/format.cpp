@@ -88,7 +88,7 @@ void convert_finite(const std::string& tensor, DType from_type, const void* from
       if ((out[done + i] & 0x7fff) == infinity && std::isfinite(values[i])) {
         throw Error(tensor + ": " + std::to_string(values[i]) + " is too large for " +
                     std::string(torch_name_of(to_type)) +
-                    "; export with `dtype: float32`, or `source`");
+                    "; set export.dtype to a type that holds it");
       }
     }
   }

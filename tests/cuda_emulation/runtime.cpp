@@ -305,9 +305,8 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   EMULATION_CALL();
   if (!emulation::is_visible(device)) return report(cudaErrorInvalidDevice);
-  *properties = {"", {}, 9, 0, emulation::kDeviceBytes};
+  *properties = {"emulation", {}, 9, 0, emulation::kDeviceBytes};
   const std::string name = emulation::visible_gpus()[static_cast<std::size_t>(device)];
-  name.copy(properties->name, sizeof properties->name - 1);
   name.copy(properties->uuid.bytes, sizeof properties->uuid.bytes);
   return cudaSuccess;
 }

@@ -146,9 +146,9 @@ evaluate: {original: false, perplexity: [{name: n, text: t, window: 64, limit: 2
     put("yaml", "anchors", "a: &x [1]\nb: *x\n")
     put("yaml", "text", 'model: "a\\nb\\u00e9"\nrun: \'it\'\'s\'\n')
 
-    head = "roundhouse-record 1\nidentity none\nbytes 4\nxxh3-128 "
-    put("records", "no-seal", b"")
-    put("records", "wrong-hash", (head + "0" * 32 + "\n").encode().ljust(512, b"\0") + b"abcd")
+    head = "roundhouse-record 2\nkey record\nidentity none\nbytes 4\nxxh3-128 "
+    put("records", "no-seal", b"f")
+    put("records", "wrong-hash", b"f" + (head + "0" * 32 + "\n").encode().ljust(512, b"\0") + b"abcd")
 
     a = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
     put("sums", "one", f"{a}  a\n")

@@ -40,7 +40,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     for (const std::string_view text :
          {"", "Once upon a time", " \n\t1234 \xC3\xA9t\xC3\xA9 \xF0\x9F\x90\xA2<s>"}) {
       for (const std::int32_t id : tokenizer->encode_document(text)) {
-        if (id < 0 || id >= tokenizer->vocabulary()) std::abort();
+        if (id < 0) std::abort();
       }
     }
   });

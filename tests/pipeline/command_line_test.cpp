@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "base/file.h"
+#include "base/hash.h"
 #include "pipeline/hdf5_store.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/pipeline/program.h"
@@ -126,6 +127,33 @@ TEST_F(CommandLineTest, StandardOutputThatIsFullIsAnError) {
   const int status = std::system(
       (ROUNDHOUSE_PROGRAM " status " + at("run") + " > /dev/full 2> /dev/null").c_str());
   EXPECT_EQ(WEXITSTATUS(status), 1);
+}
+
+TEST_F(CommandLineTest, AnotherTextIsNoPartOfTheRunsConfig) {
+  ASSERT_EQ(quantize().exit_code, 0);
+  const std::string config = read_text_file(folder_.path() / "run/config.yaml");
+  const std::string test =
+      read_text_file(source_folder() / "tests/data/tiny-world/test.txt").substr(0, 3000);
+  write_text_atomically(folder_.path() / "other.txt", test);
+  const Outcome measured =
+      run("evaluate " + at("run") + " --recipe rtn-w4g128 --window 64 --text " + at("other.txt"));
+  EXPECT_EQ(measured.exit_code, 0) << measured.err;
+  EXPECT_THAT(read_text_file(folder_.path() / "run/results/rtn-w4g128.json"), HasSubstr("other"));
+  EXPECT_EQ(read_text_file(folder_.path() / "run/config.yaml"), config);
+  const Outcome whole = run("verify " + at("run"));
+  EXPECT_EQ(whole.exit_code, 0) << whole.out;
+}
+
+// Exports carry along any file of the model, so a name alone makes no run of a folder.
+TEST_F(CommandLineTest, AnExportWithAConfigOfItsOwnIsVerifiedAsAnExport) {
+  fs::create_directories(folder_.path() / "export");
+  write_text_atomically(folder_.path() / "export/config.yaml", "a: 1\n");
+  write_text_atomically(
+      folder_.path() / "export/SHA256SUMS",
+      sha256_hex_of_file(folder_.path() / "export/config.yaml") + "  config.yaml\n");
+  const Outcome outcome = run("verify " + at("export"));
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.out;
+  EXPECT_EQ(outcome.out, "1 whole, 0 damaged or missing\n");
 }
 
 TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
