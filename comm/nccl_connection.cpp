@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <fstream>
 #include <future>
 #include <thread>
 #include <utility>
@@ -343,9 +344,10 @@ std::string current_gpu() {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDevice(&device), "asking for the current device");
   check_cuda(cudaGetDeviceProperties(&properties, device), "asking for a device's properties");
-  std::array<char, 64> host{};
-  gethostname(host.data(), host.size() - 1);
-  return std::string(host.data()) + " " + std::to_string(properties.pciDomainID) + ":" +
+  // Names of hosts may repeat, and one host may have several, where there are containers.
+  std::string host;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), host);
+  return host + " " + std::to_string(properties.pciDomainID) + ":" +
          std::to_string(properties.pciBusID) + ":" + std::to_string(properties.pciDeviceID);
 }
 

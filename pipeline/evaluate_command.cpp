@@ -139,6 +139,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto tokenizer = load_tokenizer(arguments.target);
   const DeviceChoice device = choose_device("auto", session.local_size(), *world);
   const RankThreads own = rank_threads(0, session);
+  JobMonitor monitor(*world, nullptr, 600, 0);  // goes after all that takes long to go
   const auto backend = make_rank_backend(device, own.threads);
   std::int64_t longest = 0;
   for (const PerplexityTask& task : arguments.perplexity)
@@ -150,7 +151,6 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto shape = make_decoder_block(model.config(), longest, *backend);
   ActivationBudget budget(default_activation_bytes(session), std::filesystem::temp_directory_path(),
                           backend->is_host_memory() ? nullptr : backend.get());
-  JobMonitor monitor(*world, nullptr, 600, 0);
   report_pin_failure(budget, monitor, world->rank());
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
   ThreadPool threads(world->rank() == 0 ? own.threads : 1);

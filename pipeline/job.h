@@ -65,6 +65,9 @@ class Job {
   RunConfig config_;
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<RunLock> lock_;
+  // Before all that takes long to go: until the last of it has gone the watchdog tells the others that this rank is alive.
+  std::unique_ptr<Journal> journal_;
+  std::unique_ptr<JobMonitor> monitor_;
   std::unique_ptr<CausalLM> model_;
   DeviceChoice device_;
   std::unique_ptr<Backend> backend_;
@@ -77,8 +80,6 @@ class Job {
   std::unique_ptr<ActivationBudget> budget_;
   std::size_t saved_activation_bytes_ = 0;
   std::unique_ptr<ThreadPool> text_threads_;
-  std::unique_ptr<Journal> journal_;
-  std::unique_ptr<JobMonitor> monitor_;
   std::unique_ptr<ModelIdentity> model_identity_;
 };
 

@@ -34,7 +34,8 @@ export OUT
 
 if [ -n "${BUNDLE:-}" ] && [ ! -e "$BUNDLE" ]; then echo "BUNDLE=$BUNDLE is not there" >&2; exit 1; fi
 bundle_file=${BUNDLE:-$source_folder/.gpu/bundle.tar.xz}
-if [ -z "${PROGRAMS:-}" ] && [ ! -e "$bundle_file" ]; then
+# A build that is asked for, and a baseline, are not measured by a bundle that lies there from another day.
+if [ -z "${PROGRAMS:-}" ] && { [ ! -e "$bundle_file" ] || { [ -z "${BUNDLE:-}" ] && [ -n "${BUILD:-}$baseline" ]; }; }; then
   build=${BUILD:-$source_folder/build}
   options=(-DROUNDHOUSE_CUDA=OFF)
   if [ "$CAMPAIGN_DEVICE" = cuda ]; then
@@ -57,7 +58,7 @@ fi
 CAMPAIGN_STARTED=$(date +%s)
 export CAMPAIGN_STARTED
 # Models and records in memory where there is room: disks there may be slow, and not what is measured.
-room=$(df --output=avail -BG /dev/shm 2>/dev/null | tail -n 1 | tr -dc 0-9)
+room=$(df --output=avail -BG /dev/shm 2>/dev/null | tail -n 1 | tr -dc 0-9 || true)
 if [ "${room:-0}" -ge 20 ]; then parent=/dev/shm; else parent=/tmp; fi
 CAMPAIGN_WORK=$(mktemp -d "${WORK:-$parent}/gpu-campaign.XXXXXX")
 export CAMPAIGN_WORK

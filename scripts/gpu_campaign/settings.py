@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
@@ -31,6 +32,11 @@ def environment():
     libraries = [os.environ.get("BUNDLE_LIBRARIES"), os.environ.get("LD_LIBRARY_PATH")]
     path = ":".join(folder for folder in libraries if folder)
     return dict(os.environ, **({"LD_LIBRARY_PATH": path} if path else {}))
+
+
+def seconds_left():
+    """Of the whole campaign."""
+    return float(os.environ["CAMPAIGN_STARTED"]) + float(os.environ["CAMPAIGN_SECONDS"]) - time.time()
 
 
 def command(program, *arguments):

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <exception>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -59,6 +60,8 @@ ActivationBudget::ActivationBudget(std::size_t bytes, std::filesystem::path scra
 }
 
 ActivationBudget::~ActivationBudget() {
+  // While an error unwinds the process ends: unpinning would wait for the device, perhaps for ever, before the error is told.
+  if (std::uncaught_exceptions() > 0) return;
   for (const std::span<std::byte> piece : pinned_) device_->unpin(piece);
   if (arena_ != nullptr) munmap(arena_, capacity_);
 }

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -115,10 +117,18 @@ class UnorderedTransport final : public Transport {
 
 }  // namespace
 
-DeviceLink choose_device_link(Communicator&) { return {true, "emulated GPUs"}; }
+DeviceLink choose_device_link(Communicator& world) {
+  std::string mine = emulation::current_gpu();
+  if (mine.starts_with("MIG")) mine = "MIG";  // instances of one GPU
+  std::vector<std::vector<std::byte>> gpus = world.all_gather(std::as_bytes(std::span(mine)));
+  std::ranges::sort(gpus);
+  if (std::ranges::adjacent_find(gpus) == gpus.end()) return {true, "emulated GPUs"};
+  return {false, "host memory (two ranks share a GPU)"};
+}
 
-std::unique_ptr<Transport> make_device_transport(const DeviceLink&, Communicator& host,
-                                                 const DeviceGroup&, DeviceCopies) {
+std::unique_ptr<Transport> make_device_transport(const DeviceLink& link, Communicator& host,
+                                                 const DeviceGroup&, DeviceCopies copies) {
+  if (!link.direct) return make_staged_transport(host, std::move(copies));
   return std::make_unique<UnorderedTransport>(host);
 }
 

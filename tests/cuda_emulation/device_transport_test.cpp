@@ -54,8 +54,9 @@ class EmulatedTransportTest : public testing::Test {
 
   const std::vector<float> ones_ = std::vector<float>(kCount, 1.0f);
   std::unique_ptr<Backend> backend_ = make_backend("cuda", {});
-  std::unique_ptr<Transport> transport_ = make_device_transport(
-      choose_device_link(test_world()), test_world(), {.name = "two ranks", .peers = {}}, {});
+  std::unique_ptr<Transport> transport_ =
+      make_device_transport({.direct = true, .description = "emulated GPUs"}, test_world(),
+                            {.name = "two ranks", .peers = {}}, {});
 };
 
 TEST_F(EmulatedTransportTest, WhatIsOnlyQueuedIsNotSent) {

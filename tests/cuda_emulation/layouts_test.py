@@ -24,7 +24,7 @@ class Runs:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
 
-    def start(self, name, visible, **environment):
+    def start(self, name, visible, mesh="{}", **environment):
         """A run with one rank for each of `visible`; its exit code and log."""
         config = self.folder / f"{name}.yaml"
         data = self.options.source / "tests/data/tiny-world"
@@ -32,6 +32,7 @@ class Runs:
 model: {self.folder}/model
 run: {self.folder}/{name}
 calibration: {{text: {data}/calibration.jsonl, samples: 4, sequence_length: 32, seed: 42, shards: 2}}
+mesh: {mesh}
 recipes: [{{method: gptq, bits: 4, group_size: 32}}]
 export: {{formats: [compressed-tensors]}}
 """)
@@ -43,9 +44,9 @@ export: {{formats: [compressed-tensors]}}
         print(f"--- {name}: {done.returncode}\n{done.stdout}{done.stderr}", flush=True)
         return done.returncode, done.stdout + done.stderr
 
-    def good(self, name, visible, **environment):
+    def good(self, name, visible, mesh="{}", **environment):
         """(log, journal's events, hashes of what was exported)"""
-        code, log = self.start(name, visible, **environment)
+        code, log = self.start(name, visible, mesh, **environment)
         check(code == 0, f"{name}: exit code {code}")
         run = self.folder / name
         events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
@@ -84,6 +85,10 @@ def main():
             check((SHARING in log) != different, f"{name}: the log is wrong about who shares")
             check(different or first == gpu_a, f"{name}: {first} is not {gpu_a}")
             check(got == sums, f"{name}: other bits than on one rank")
+            check(("messages by host memory" in log) == (name in ("instances", "shared")), f"{name}: the way of messages")
+
+        log, events, got = runs.good("shared-by-stages", ["a", "a"], "{pipeline: 2}")
+        check("messages by host memory" in log and got == sums, "shared-by-stages: other bits than on one rank")
 
         code, log = runs.start("without", ["a", ""])
         check(code not in (0, 124), f"without: exit code {code}")

@@ -212,6 +212,8 @@ bool is_visible(int device) {
   return device >= 0 && static_cast<std::size_t>(device) < visible_gpus().size();
 }
 
+int current_device = 0;
+
 std::size_t pinnable_bytes() {
   const char* const limit = std::getenv("EMULATED_PINNABLE_BYTES");
   return limit == nullptr ? std::numeric_limits<std::size_t>::max() : std::stoull(limit);
@@ -224,6 +226,8 @@ cudaError_t begin_call(const char* call) {
   return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
 const Pinning& pinning() { return registered; }
+
+std::string current_gpu() { return visible_gpus()[static_cast<std::size_t>(current_device)]; }
 
 bool on_device(const void* memory, std::size_t bytes) {
   if (bytes == 0) return true;
@@ -321,7 +325,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
 }
 cudaError_t cudaSetDevice(int device) {
   EMULATION_CALL();
-  return report(emulation::is_visible(device) ? cudaSuccess : cudaErrorInvalidDevice);
+  if (!emulation::is_visible(device)) return report(cudaErrorInvalidDevice);
+  emulation::current_device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {

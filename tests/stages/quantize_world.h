@@ -69,7 +69,7 @@ class QuantizeWorld {
         original_(embed()) {
     if (!backend_->is_host_memory() && team.size() > 1) {
       device_team_ = make_device_transport(
-          choose_device_link(team), team,
+          {.direct = true, .description = "emulated GPUs"}, team,
           {.name = "the team", .peers = all_peers(team), .broadcasts = true}, {});
     }
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <tuple>
 #include <type_traits>
 
@@ -205,6 +206,7 @@ struct Pinning {
   std::size_t bytes = 0;  // now
   std::size_t most_bytes = 0;
 };
+std::string current_gpu();  // the name of the one that this process has set
 const Pinning& pinning();
 
 // Queues work; what it reads from the host it must hold itself. It returns what went wrong.
