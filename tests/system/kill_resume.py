@@ -356,11 +356,29 @@ def disk_full(world):
         return SKIPPED
     try:
         total = json.loads(world.reference_file.read_text())["bytes"]
+
+        def resize(size):
+            return subprocess.run(["mount", "-o", f"remount,size={size}", str(world.run)], capture_output=True).returncode == 0
+
+        def used():
+            disk = os.statvfs(world.run)
+            return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+        # What cannot fit is refused before anything is made.
+        check(resize(total // 20), "the disk cannot be made small")
+        job = world.start(1)
+        code, said = job.wait(), job.output()
+        check(code == 1 and "not enough room" in said and not world.blocks(), f"exit code {code} on a small disk:\n{said}")
+
+        # Others fill it meanwhile.
         failures = 0
-        for percent in (5, 25, 45, 60, 75, 90, 250):
-            # At least a page: 0 would mean no limit.
-            subprocess.run(["mount", "-o", f"remount,size={max(4096, total * percent // 100)}", str(world.run)], check=True)
+        for percent in (25, 45, 60, 75, 90, 250):
+            check(resize(total * 250 // 100), "the disk cannot be made large")
             job = world.start(1 + failures % 2)
+            while job.process.poll() is None and used() < total * percent // 100:
+                time.sleep(0.001)
+            while percent < 100 and job.process.poll() is None and not resize(used() + 4096):
+                pass
             code = job.wait()
             if code != 0:
                 said = job.output()
