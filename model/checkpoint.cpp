@@ -94,6 +94,7 @@ void Checkpoint::add(const std::string& name, const TensorFile& file) {
                      " is there twice, as " + in_quotes(place->second.name) + " and as " +
                      in_quotes(name));
   }
+  contents_->expect({place->first});
 }
 
 std::vector<std::string> Checkpoint::names() const {
