@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <iterator>
 #include <optional>
 #include <set>
 #include <utility>
@@ -106,6 +105,12 @@ void check_tied_head(const OuterLayout& outer, const Checkpoint& checkpoint) {
                    ": set tie_word_embeddings to false if it is to be used, or take it out");
 }
 
+// A tensor smaller than a page cannot be given back by itself, and reading it maps the pages around it as well, which are
+// its neighbours'.
+void release_pages(const std::vector<TensorInfo>& tensors, const Checkpoint& checkpoint) {
+  for (const TensorInfo& tensor : tensors) release_mapped_pages(checkpoint.view(tensor.name).bytes);
+}
+
 // Collects those that have a name.
 class Collector {
  public:
@@ -202,17 +207,19 @@ std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoi
 }
 
 void check_unquantized_values(const ModelConfig& config, const Checkpoint& checkpoint, DType type) {
-  std::vector<TensorInfo> tensors = tensors_before_blocks(config);
-  std::ranges::move(tensors_after_blocks(config), std::back_inserter(tensors));
-  for (std::int64_t block = 0; block < config.blocks; ++block) {
-    for (TensorInfo& tensor : tensors_of_block(config, block)) {
-      if (tensor.shape.size() == 1) tensors.push_back(std::move(tensor));  // a norm or a bias
-    }
-  }
-  for (const TensorInfo& tensor : tensors) {
+  const auto check = [&](const TensorInfo& tensor) {
     const HostView view = checkpoint.weight(tensor.name, tensor.shape);
     check_values(view, type, checkpoint.directory().string() + ": " + tensor.name);
     release_mapped_pages(view.bytes);
+  };
+  std::ranges::for_each(tensors_before_blocks(config), check);
+  std::ranges::for_each(tensors_after_blocks(config), check);
+  for (std::int64_t block = 0; block < config.blocks; ++block) {
+    const std::vector<TensorInfo> tensors = tensors_of_block(config, block);
+    for (const TensorInfo& tensor : tensors) {
+      if (tensor.shape.size() == 1) check(tensor);  // a norm or a bias
+    }
+    release_pages(tensors, checkpoint);
   }
 }
 
@@ -238,6 +245,7 @@ BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint,
     weights.norms.push_back(load_weight(checkpoint, prefix + norm, {config.hidden_size}, backend));
   }
   backend.sync();
+  release_pages(tensors_of_block(config, block), checkpoint);
   return weights;
 }
 
