@@ -68,6 +68,15 @@ class Job:
         return {str(path.relative_to(self.run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def differing(expected, found):
+    """What a job exported too much, too little or otherwise, in words."""
+    differences = [f"{file} is missing" for file in sorted(expected.keys() - found.keys())]
+    differences += [f"{file} is too much" for file in sorted(found.keys() - expected.keys())]
+    differences += [f"{file} has other bits" for file in sorted(expected.keys() & found.keys())
+                    if expected[file] != found[file]]
+    return ", ".join(differences)
+
+
 def preempt(cluster, job):
     other = cluster.submit(["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
     wait_for(lambda: cluster.job(other).get("JobState") in ("RUNNING", "COMPLETED"), 60, "the preempting job to start")
@@ -131,8 +140,9 @@ def main():
             restarts = int(cluster.job(job.number)["Restarts"])
             if restarts == 0:
                 raise AssertionError(f"{name}: never started again")
-            if job.hashes() != reference:
-                raise AssertionError(f"{name}: other bits than undisturbed")
+            differences = differing(reference, job.hashes())
+            if differences:
+                raise AssertionError(f"{name}: not what an undisturbed job exported: {differences}")
             say(f"{name}: done after {restarts} restart(s), same bits")
         return 0
     except BaseException as error:
