@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <set>
 
@@ -216,10 +217,9 @@ int stopped(Job& job) {
   return kStopped;
 }
 
-}  // namespace
-
-int run_command(LaunchSession& session, const RunConfig& config) {
-  Job job(session, config, config.perplexity);
+// The exit code.
+int do_all(Job& job) {
+  const RunConfig& config = job.config();
   check_beforehand(job);
   if (!quantize(job)) return stopped(job);
 
@@ -235,6 +235,23 @@ int run_command(LaunchSession& session, const RunConfig& config) {
     report_run(config.run);
   }
   return 0;
+}
+
+// The last thing that the job does. A launcher's exit code is no proof: srun can end with 0 where a task was never started. So a
+// batch script names each of its launches in ROUNDHOUSE_LAUNCH, and finds here how the one of that name ended.
+void journal_end(Job& job, int exit_code) {
+  const char* launch = std::getenv("ROUNDHOUSE_LAUNCH");
+  if (!job.first() || launch == nullptr) return;
+  job.monitor().event({{"event", "end"}, {"exit_code", exit_code}, {"launch", launch}});
+}
+
+}  // namespace
+
+int run_command(LaunchSession& session, const RunConfig& config) {
+  Job job(session, config, config.perplexity);
+  const int exit_code = do_all(job);
+  journal_end(job, exit_code);
+  return exit_code;
 }
 
 }  // namespace roundhouse

@@ -89,7 +89,7 @@ LastJob last_job(const std::vector<Json>& journal) {
       job.unit_seconds += number_in(event, "seconds");
       ++job.units;
     }
-    job.last_event = event;
+    if (kind != "end") job.last_event = event;  // it repeats the one before, for batch scripts
   }
   if (job.units > 0) job.unit_seconds /= job.units;
   return job;

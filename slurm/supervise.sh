@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the batch scripts. `supervise RUN COMMAND...` starts COMMAND (an srun) as a job step and acts on its end:
 #
+# What counts is what the program says of its end in RUN/journal.jsonl; an srun that ends with 0 or 75 without such a word has
+# failed. So RUN must be the same path here and for the program (in a container, too), on a file system that both see.
+#
 #   exit code             what happens
 #   0                     done
 #   75                    stopped cleanly with work left, as the time limit is near: back into the queue
@@ -13,6 +16,9 @@
 #   (no end)              the node of this script died: Slurm requeues the job (#SBATCH --requeue)
 #
 # The script puts the job back MAX_RESTARTS times at most; preemptions and lost nodes count, too.
+
+: "${CONFIRM_SECONDS:=60}"  # a network file system may show what another node wrote as late as that
+: "${RETRY_SECONDS:=10}"    # for Slurm to clear a dead step away, or to find out that a node is lost
 
 finished_blocks() {
   { find "$1/recipes" -name 'block-*.h5' 2>/dev/null || true; } | wc -l  # no folder before the first start
@@ -43,8 +49,33 @@ on_terminate() {
   fi
 }
 
+# The exit code that the program wrote down as the last act of this launch; empty if it did not.
+word_of_the_program() {
+  local line
+  ls "$1" >/dev/null 2>&1 || true  # a network file system asks its server again
+  line=$({ grep -hsF "\"launch\":\"$ROUNDHOUSE_LAUNCH\"" "$1/journal.jsonl" || true; } | tail -n 1)
+  if [[ $line =~ '"exit_code":'([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; fi
+}
+
+# Puts the program's word in place of `status`, srun's: that can be 0 where a task was never started, and 137 where all was done.
+settle_status() {
+  local said deadline=$((SECONDS + CONFIRM_SECONDS))
+  while said=$(word_of_the_program "$1"); [[ ! $said && $status =~ ^(0|75)$ && $SECONDS -lt $deadline && ! $terminated ]]; do
+    sleep 1
+  done
+  if [[ $said ]]; then
+    status=$said
+  elif [[ $status =~ ^(0|75)$ ]]; then
+    echo "the step ended with exit code $status, but $1/journal.jsonl does not say that the program did: taken for a failed launch"
+    status=1
+  fi
+}
+
 # Runs the step in the background, so that signals are seen while it works. Its exit code is in `status`.
 run_step() {
+  launches=$((launches + 1))
+  ROUNDHOUSE_LAUNCH=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$launches-$(date +%s.%N)
+  export ROUNDHOUSE_LAUNCH
   "$@" &
   step=$!
   trap on_warning USR1
@@ -58,12 +89,13 @@ run_step() {
 }
 
 supervise() {
-  local run=$1 status step warned='' terminated='' blocks failures
+  local run=$1 status step launches=0 warned='' terminated='' blocks failures
   shift
   echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))," \
     "$(finished_blocks "$run") blocks finished: $*"
   while :; do
     run_step "$@"
+    settle_status "$run"
     if [[ $status == 0 ]]; then
       echo "done"
       exit 0
@@ -90,8 +122,7 @@ supervise() {
       put_back
       exit "$status"
     fi
-    # Time for Slurm to clear the dead step away, or to find out that a node is lost.
-    sleep 10
+    sleep "$RETRY_SECONDS"
     if [[ $terminated ]]; then exit "$status"; fi
   done
 }

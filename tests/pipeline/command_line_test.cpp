@@ -192,6 +192,19 @@ TEST_F(CommandLineTest, ARunIsSeenByStatusAndVerifyAndMendedAfterDamage) {
   EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
 }
 
+// Batch scripts believe no exit code without it.
+TEST_F(CommandLineTest, TheLastLineOfTheJournalSaysHowTheLaunchOfThatNameEnded) {
+  ::setenv("ROUNDHOUSE_LAUNCH", "7.1.2-x", 1);
+  const Outcome done = quantize();
+  ::unsetenv("ROUNDHOUSE_LAUNCH");
+  ASSERT_EQ(done.exit_code, 0) << done.err;
+  const std::string journal = read_text_file(folder_.path() / "run/journal.jsonl");
+  const std::string last = journal.substr(journal.rfind('\n', journal.size() - 2) + 1);
+  EXPECT_THAT(last, HasSubstr(R"("event":"end","exit_code":0,"launch":"7.1.2-x")"));
+  EXPECT_EQ(run("status --follow " + at("run")).exit_code, 0) << "still a run that is done";
+  EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
+}
+
 // A number that is not finite is null in JSON.
 TEST_F(CommandLineTest, AJournalWithNullsAndOtherTypesIsReported) {
   ASSERT_EQ(quantize().exit_code, 0);
