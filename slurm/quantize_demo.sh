@@ -20,14 +20,14 @@
 : "${ROUNDHOUSE:=$ROUNDHOUSE_ROOT/build/bin/roundhouse}"
 : "${CONFIG:=configs/demo.yaml}"
 : "${RUN:=runs/demo-slurm}"
-: "${MAX_RESTARTS:=100}"
 
+cd "$ROUNDHOUSE_ROOT" || exit 2
+# shellcheck source=/dev/null
+if [[ -e slurm/site.sh ]]; then source slurm/site.sh; fi
 set -euo pipefail
-cd "$ROUNDHOUSE_ROOT"
 source slurm/supervise.sh
 
-# srun does not take this over from sbatch.
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-
-supervise "$RUN" srun --mpi=pmix --kill-on-bad-exit=1 --wait=60 \
-  "$ROUNDHOUSE" run "$CONFIG" --set "run=$RUN"
+# shellcheck disable=SC2034  # for supervise.sh
+settings_of_job=(ROUNDHOUSE_ROOT ROUNDHOUSE CONFIG RUN)
+batch_script=slurm/quantize_demo.sh
+launch "$RUN" "$ROUNDHOUSE" run "$CONFIG" --set "run=$RUN"

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -54,7 +55,8 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
-NodeName=n[1-2] NodeHostName={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN
+GresTypes=gpu
+NodeName=n[1-2] NodeHostName={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -141,6 +143,10 @@ class Cluster:
         config = self.root / "slurm.conf"
         config.write_text(CONFIG.format(root=self.root, host=socket.gethostname().split(".")[0],
                                         ports=[first, first + 1, first + 2]))
+        # GPUs without a driver: Slurm counts them, hands them out and sets CUDA_VISIBLE_DEVICES.
+        for gpu in range(2):
+            os.mknod(self.root / f"gpu{gpu}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        (self.root / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.root}/gpu[0-1]\n")
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith(("SLURM_", "SBATCH_", "OMPI_", "PMIX_", "PMI_"))}
         self.environment.update(

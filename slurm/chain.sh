@@ -1,0 +1,23 @@
+#!/bin/bash
+# Submits a batch script several times, each to start when the one before it has ended with work left: for clusters that do not
+# requeue jobs. The rest of a chain goes when one of its jobs is done. From the root of the checkout:
+#
+#   MODEL=/models/Llama-2-70b-hf slurm/chain.sh 5 --time=4:00:00 slurm/quantize_70b.sh
+set -euo pipefail
+
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: $0 JOBS [OPTIONS OF SBATCH] SCRIPT" >&2
+  exit 2
+fi
+jobs=$1
+shift
+# shellcheck source=/dev/null
+if [[ -e slurm/site.sh ]]; then source slurm/site.sh; fi
+
+after=()
+for ((i = 1; i <= jobs; ++i)); do
+  job=$(sbatch --parsable --no-requeue --kill-on-invalid-dep=yes "${after[@]}" "$@")
+  job=${job%%;*}  # a cluster's name may follow
+  echo "job $job${after[*]:+, ${after[*]}}"
+  after=("--dependency=afternotok:$job")
+done
