@@ -11,6 +11,7 @@
 #include "comm/launcher.h"
 #include "model/synthetic.h"
 #include "pipeline/commands.h"
+#include "pipeline/signal_thread.h"
 
 namespace roundhouse {
 namespace {
@@ -297,6 +298,7 @@ int main_command(int argc, char** argv) {
       return kWrongInput;
     }
 
+    leave_signals_to_another_thread();
     const int exit_code = run_in_session(argc, argv, arguments.chosen);
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
       throw Error("cannot write to standard output");

@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on one machine, for tests: needs root, and the daemons of the distribution's packages.
+"""A Slurm of two nodes, and a third to take the place of one, on one machine, for tests: needs root, and the daemons of the distribution's packages.
 
 Everything lives in one temporary folder and on ports of its own, so that several may run side by side. Every process is a
 descendant of this one (it adopts orphans), which is how stop() finds them all.
@@ -14,10 +14,10 @@ import subprocess
 import tempfile
 import time
 
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
-# Timings are short, so that lost nodes and requeues take seconds; the rest is what two slurmd on one host need.
+# Timings are short, so that lost nodes and requeues take seconds; the rest is what several slurmd on one host need.
 CONFIG = """
 ClusterName=roundhouse
 SlurmctldHost={host}(127.0.0.1)
@@ -56,8 +56,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=n[1-2] NodeHostName={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
+NodeName=n[1-3] NodeHostName={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[3]}] CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=spare Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -135,18 +136,18 @@ class Cluster:
         become_subreaper()
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="rh-slurm-", dir="/tmp"))
         self.daemons = {}
-        first = consecutive_free_ports(3)
+        first = consecutive_free_ports(4)
         for node in NODES:
             (self.root / "spool" / node).mkdir(parents=True)
             (self.root / "tmp" / node).mkdir(parents=True)
         (self.root / "state").mkdir()
         config = self.root / "slurm.conf"
         config.write_text(CONFIG.format(root=self.root, host=socket.gethostname().split(".")[0],
-                                        ports=[first, first + 1, first + 2]))
+                                        ports=[first, first + 1, first + 2, first + 3]))
         # GPUs without a driver: Slurm counts them, hands them out and sets CUDA_VISIBLE_DEVICES.
         for gpu in range(2):
             os.mknod(self.root / f"gpu{gpu}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        (self.root / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.root}/gpu[0-1]\n")
+        (self.root / "gres.conf").write_text(f"NodeName=n[1-3] Name=gpu File={self.root}/gpu[0-1]\n")
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith(("SLURM_", "SBATCH_", "OMPI_", "PMIX_", "PMI_"))}
         self.environment.update(
@@ -169,13 +170,18 @@ class Cluster:
         self._spawn("slurmctld", ["slurmctld", "-D", "-c"])
         for node in NODES:
             self.start_node(node)
-        wait_for(lambda: self.tell("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", 30,
-                 "both nodes to be idle")
+        wait_for(lambda: self.tell("sinfo", "-h", "-p", "spare", "-t", "idle", "-o", "%D").strip() == "3", 30,
+                 "all nodes to be idle")
 
     def start_node(self, node):
         # Its job steps are orphaned on purpose; as subreaper the daemon keeps them below it, so that they can be told
         # from the other node's.
         self._spawn(node, ["slurmd", "-D", "-N", node], preexec_fn=become_subreaper)
+
+    def start_node_without(self, node, folder):
+        """A node on which the file system of this folder is not mounted: it sees an empty one."""
+        self._spawn(node, ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{folder}' && exec slurmd -D -N {node}"],
+                    preexec_fn=become_subreaper)
 
     def kill_node(self, node):
         """As if the power went: the daemon, its job steps and their tasks, in one moment."""

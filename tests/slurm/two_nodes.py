@@ -1,10 +1,14 @@
-"""slurm/quantize_demo.sh on a real Slurm of two nodes: undisturbed, preempted, requeued, warned, with either node lost.
-However it went, the exported files must have the same bits.
+"""slurm/quantize_70b.sh on a real Slurm of two nodes with two tasks and two GPUs each, which are /dev/null: the program takes the CPU.
+Preempted, out of time, with either node lost, with a node that does not see the checkout, and submitted twice. However it went, the
+exported files must have the same bits as those of one process without Slurm.
 
-two_nodes.py PROGRAM SOURCE_FOLDER [DISTURBANCE...]        without names: all of them
+two_nodes.py PROGRAM SOURCE_FOLDER [CASE...]        without names: all of them
 """
 import hashlib
+import json
 import pathlib
+import shutil
+import subprocess
 import sys
 import time
 
@@ -16,56 +20,87 @@ SKIPPED = 77
 CONFIG = """
 model: tests/data/tiny-world
 run: set by the batch script
+device: cpu
 calibration: {text: tests/data/tiny-world/calibration.jsonl, samples: 32, sequence_length: 512}
 recipes:
   - {method: rtn, bits: 4, group_size: 128}
   - {method: gptq, bits: 4, group_size: 128}
   - {method: gptq, bits: 3, group_size: 128}
-  - {method: gptq, bits: 2, group_size: 128}
 threads: 1
 export: {formats: [compressed-tensors]}
-evaluate: {original: false, perplexity: [{name: test, text: tests/data/tiny-world/test.txt, window: 512, limit: 4}]}
+evaluate: {original: false, perplexity: [{name: test, text: tests/data/tiny-world/test.txt, window: 512, limit: 2}]}
 """
-UNITS = 24  # 6 blocks x 4 recipes
+UNITS = 18  # 6 blocks x 3 recipes
+# Longer than it takes Slurm to look at time limits, which it does every 30 s.
+LONG_RECIPE = "{method: signround, bits: 4, group_size: 128, iterations: 100000}"
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+class Shared:
+    """The file system of the cluster: a checkout, the program, runs."""
+
+    def __init__(self, cluster, program, source):
+        self.folder = cluster.root / "shared"
+        self.checkout = self.folder / "checkout"
+        shutil.copytree(source / "slurm", self.checkout / "slurm", ignore=shutil.ignore_patterns("site.sh"))
+        (self.checkout / "tests").symlink_to(source / "tests")
+        (self.checkout / "config.yaml").write_text(CONFIG)
+        self.program = self.folder / "roundhouse"
+        self.program.symlink_to(program)
+
+    def run_of(self, name):
+        return self.folder / "runs" / name
 
 
 class Job:
-    def __init__(self, cluster, program, source, name):
+    def __init__(self, cluster, shared, name, *options, **variables):
         self.cluster, self.name = cluster, name
-        self.run = cluster.root / "runs" / name
+        self.run = shared.run_of(variables.pop("run", name))
         self.log = cluster.root / f"{name}.job.log"
-        config = cluster.root / "config.yaml"
-        config.write_text(CONFIG)
         self.number = cluster.submit(
-            [f"--output={self.log}", "slurm/quantize_demo.sh"], folder=source,
-            environment={"ROUNDHOUSE": str(program), "CONFIG": str(config), "RUN": str(self.run)})
+            [f"--output={self.log}", "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30", *options, "slurm/quantize_70b.sh"],
+            folder=shared.checkout,
+            environment={"ROUNDHOUSE": str(shared.program), "CONFIG": "config.yaml", "RUN": str(self.run), "CONFIRM_SECONDS": "5",
+                         "RETRY_SECONDS": "3"} | variables)
 
     def blocks(self):
         return len(list(self.run.glob("recipes/*/block-*.h5")))
 
+    def fact(self, name):
+        return self.cluster.job(self.number).get(name, "")
+
     def state(self):
-        return self.cluster.job(self.number).get("JobState", "")
+        return self.fact("JobState")
+
+    def restarts(self):
+        return int(self.fact("Restarts") or 0)
 
     def wait_for_middle(self):
         """Returns with RTN's blocks and some of GPTQ's done, and most of GPTQ's not."""
-        wait_for(lambda: self.blocks() >= 8 or self.state() in ("COMPLETED", "FAILED"), 120,
-                 f"{self.name}: the first blocks", every=0.02)
+        wait_for(lambda: self.blocks() >= 7 or self.state() in ENDED, 120, f"{self.name}: the first blocks", every=0.02)
         done = self.blocks()
-        if not 8 <= done < UNITS:
+        if not 7 <= done < UNITS:
             raise AssertionError(f"{self.name}: {done} of {UNITS} blocks, {self.state()}: not in the middle")
         return done
 
-    def wait_for_end(self, seconds=300):
+    def wait_for_end(self, seconds=300, expected="COMPLETED"):
         def ended():
             state = self.state()
-            return state if state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else ""
+            return state if state in ENDED else ""
         state = wait_for(ended, seconds, f"{self.name} to end", every=0.25)
-        if state != "COMPLETED":
+        if state != expected:
             raise AssertionError(f"{self.name}: {state}")
 
-    def hashes(self):
-        files = sorted(path for path in (self.run / "export").rglob("*") if path.is_file())
-        return {str(path.relative_to(self.run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    def ends(self):
+        """The exit codes that the program wrote down."""
+        events = [json.loads(line) for line in (self.run / "journal.jsonl").read_text().splitlines()]
+        return [event["exit_code"] for event in events if event["event"] == "end"]
+
+
+def hashes(run):
+    files = sorted(path for path in (run / "export").rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def differing(expected, found):
@@ -77,31 +112,84 @@ def differing(expected, found):
     return ", ".join(differences)
 
 
-def preempt(cluster, job):
-    other = cluster.submit(["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
-    wait_for(lambda: cluster.job(other).get("JobState") in ("RUNNING", "COMPLETED"), 60, "the preempting job to start")
-    return "a job of higher priority takes both nodes"
+class Cases:
+    def __init__(self, cluster, shared, reference, say):
+        self.cluster, self.shared, self.reference, self.say = cluster, shared, reference, say
+        self.job = None
 
+    def submit(self, *options, **variables):
+        self.job = Job(self.cluster, self.shared, *options, **variables)
+        return self.job
 
-def requeue(cluster, job):
-    cluster.tell("scontrol", "requeue", job.number)
-    return "scontrol requeue"
+    def finish(self, job, restarted=True):
+        job.wait_for_end()
+        restarts = job.restarts()
+        if restarted and restarts == 0:
+            raise AssertionError(f"{job.name}: never started again")
+        differences = differing(self.reference, hashes(job.run))
+        if differences:
+            raise AssertionError(f"{job.name}: not what a process alone exported: {differences}")
+        if job.ends()[-1] != 0:
+            raise AssertionError(f"{job.name}: the program's last word is {job.ends()[-1]}")
+        self.say(f"{job.name}: done after {restarts} restart(s), same bits")
 
+    def middle(self, job, what):
+        self.say(f"{job.name}: after {job.wait_for_middle()} of {UNITS} blocks: {what}")
 
-def warn(cluster, job):
-    cluster.tell("scancel", "--batch", "--signal=USR1", job.number)
-    return "SIGUSR1 to the batch script, as before the time limit"
+    def submitted_twice(self):
+        job = self.submit("submitted-twice")
+        self.middle(job, "the same run submitted again")
+        other = Job(self.cluster, self.shared, "second", "--nodes=1", "--partition=spare", "--nodelist=n3", run=job.name)
+        other.wait_for_end(60, "FAILED")
+        if other.fact("ExitCode") != "73:0" or other.restarts() > 0 or (job.run / "failures.log").exists():
+            raise AssertionError(f"second: exit code {other.fact('ExitCode')}, {other.restarts()} restarts, failures noted: "
+                                 f"{(job.run / 'failures.log').exists()}")
+        self.finish(job, restarted=False)
 
+    def preempted(self):
+        job = self.submit("preempted", GPU_BIND="single:1")
+        self.middle(job, "a job of higher priority takes both nodes")
+        other = self.cluster.submit(["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
+        wait_for(lambda: self.cluster.job(other).get("JobState") in ("RUNNING", "COMPLETED"), 60, "the preempting job to start")
+        self.finish(job)
 
-def lose(node):
-    def act(cluster, job):
-        cluster.kill_node(node)
+    def out_of_time(self):
+        job = self.submit("out-of-time", "--time=1", RECIPE=LONG_RECIPE)
+        wait_for(lambda: job.restarts() == 1 or job.state() in ENDED, 90, "the time limit's warning and a new place in the queue")
+        if job.state() in ENDED or job.ends() != [75]:
+            raise AssertionError(f"out-of-time: {job.state()}, the program's last words are {job.ends()}")
+        self.cluster.tell("scancel", job.number)
+        self.say("out-of-time: stopped cleanly and put back")
+
+    def lose(self, name, node):
+        job = self.submit(name)
+        self.middle(job, f"kill -9 of everything that was node {node}")
+        self.cluster.kill_node(node)
         # Down, or found out already by the job itself: either way it must not run on.
-        wait_for(lambda: cluster.job(job.number).get("JobState") != "RUNNING" or job.state() == "", 60,
-                 "Slurm to notice the lost node")
-        cluster.start_node(node)
-        return f"kill -9 of everything that was node {node}"
-    return act
+        wait_for(lambda: job.state() != "RUNNING", 60, "Slurm to notice the lost node")
+        self.cluster.start_node(node)
+        self.finish(job)
+
+    def second_node_lost(self):
+        self.lose("second-node-lost", "n2")
+
+    def first_node_lost(self):
+        self.lose("first-node-lost", "n1")
+
+    def mount_lost(self):
+        probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True)
+        if probe.returncode != 0:
+            self.say(f"mount-lost: skipped: {probe.stderr.strip()}")
+            return
+        self.cluster.kill_node("n2")
+        self.cluster.start_node_without("n2", self.shared.folder)
+        wait_for(lambda: self.cluster.tell("sinfo", "-h", "-p", "spare", "-t", "idle", "-o", "%D").strip() == "3", 60, "n2 to be back")
+        job = self.submit("mount-lost", "--partition=spare")
+        self.finish(job)
+        if job.fact("ExcNodeList") != "n2" or job.fact("NodeList") != "n[1,3]":
+            raise AssertionError(f"mount-lost: ended on {job.fact('NodeList')}, without {job.fact('ExcNodeList')}")
+        self.cluster.kill_node("n2")
+        self.cluster.start_node("n2")
 
 
 def main():
@@ -117,38 +205,26 @@ def main():
     def say(line):
         print(f"[{time.monotonic() - began:6.1f} s] {line}", flush=True)
 
-    job = None
+    cases = None
     try:
+        shared = Shared(cluster, program, source)
+        alone = shared.run_of("alone")
+        subprocess.run([shared.program, "run", "config.yaml", "--set", f"run={alone}"], cwd=shared.checkout, env=cluster.environment,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        reference = hashes(alone)
+        if not reference:
+            raise AssertionError("alone: nothing exported")
+        say(f"alone: done, {len(reference)} exported files")
         cluster.start()
-        say("two nodes are up")
-        job = Job(cluster, program, source, "undisturbed")
-        job.wait_for_end()
-        reference = job.hashes()
-        if not reference or job.blocks() != UNITS:
-            raise AssertionError(f"undisturbed: {len(reference)} exported files, {job.blocks()} blocks")
-        say(f"undisturbed: done, {len(reference)} exported files")
-
-        disturbances = {"preempted": preempt, "requeued": requeue, "warned": warn, "second-node-lost": lose("n2"),
-                        "first-node-lost": lose("n1")}
-        for name in sys.argv[3:] or disturbances:
-            disturb = disturbances[name]
-            job = Job(cluster, program, source, name)
-            done = job.wait_for_middle()
-            what = disturb(cluster, job)
-            say(f"{name}: after {done} of {UNITS} blocks: {what}")
-            job.wait_for_end()
-            restarts = int(cluster.job(job.number)["Restarts"])
-            if restarts == 0:
-                raise AssertionError(f"{name}: never started again")
-            differences = differing(reference, job.hashes())
-            if differences:
-                raise AssertionError(f"{name}: not what an undisturbed job exported: {differences}")
-            say(f"{name}: done after {restarts} restart(s), same bits")
+        say("the nodes are up")
+        cases = Cases(cluster, shared, reference, say)
+        for name in sys.argv[3:] or ("submitted-twice", "preempted", "out-of-time", "second-node-lost", "first-node-lost", "mount-lost"):
+            getattr(cases, name.replace("-", "_"))()
         return 0
     except BaseException as error:
         say(f"FAILED: {error}")
-        if job:
-            print("--- job", cluster.job(job.number), sep="\n", flush=True)
+        if cases and cases.job:
+            print("--- job", cluster.job(cases.job.number), sep="\n", flush=True)
         cluster.logs()
         raise
     finally:
