@@ -11,7 +11,7 @@
 #                         the start, it is a failure all the same
 #   2                     wrong usage, config or model: final
 #   73                    another job has the run: final, and nothing is written there
-#   "bad node: N: why"    in what the program prints (exit code 76, or another where the launcher ends all ranks): back into the
+#   "bad node: N ...: why" in what the program prints (exit code 76, or another where the launcher ends all ranks): back into the
 #                         queue, without these nodes. If all of several nodes say it, it is not the nodes: final, exit code 2
 #   any, after SIGTERM    preempted or cancelled: Slurm itself requeues the one and not the other. But a SIGTERM 30 s or more after
 #                         the warning means that time is up and the job over: back into the queue
@@ -165,7 +165,7 @@ watch_output() {
   local line
   while IFS= read -r line || [[ $line ]]; do
     printf '%s\n' "$line"
-    if [[ $line =~ "bad node: "[^\ ]+": " ]]; then printf '%s\n' "$line" >>"$notes"; fi
+    if [[ $line == *"bad node: "* ]]; then printf '%s\n' "$line" >>"$notes"; fi
   done 2>/dev/null || true
 }
 
@@ -173,7 +173,7 @@ watch_output() {
 find_bad_nodes() {
   local name of_job
   of_job=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || of_job=''
-  bad_nodes=$(sed -n 's/.*bad node: \([^ ]*\): .*/\1/p' "$notes" | sort -u | while read -r name; do
+  bad_nodes=$({ grep -o 'bad node: [^ :]*' "$notes" || true; } | sed 's/bad node: //' | while read -r name; do
     if [[ $of_job ]] && ! grep -qx "$name" <<<"$of_job"; then name=${name%%.*}; fi
     printf '%s\n' "$name"
   done | sort -u | paste -sd,)

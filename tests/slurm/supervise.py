@@ -140,7 +140,7 @@ def in_use(job):
 
 
 def bad_node(job):
-    code = job.start('echo "bad node: n2.cluster.org: no driver" >&2; exit 143', EXCLUDED="n[7-8]")
+    code = job.start('echo "[rank 0] bad node: n2.cluster.org (ranks 2, 3): no driver" >&2; exit 143', EXCLUDED="n[7-8]")
     expect(job, code not in (0, 2), "one bad node is not wrong input")
     expect(job, job.launches() == 1, "no second launch on that node")
     expect(job, job.told() == ["requeue 7", "update JobId=7 ExcNodeList=n[7-8],n2"], "put back without it and those before")
@@ -156,7 +156,7 @@ def bad_node_cannot_be_left_out(job):
 
 
 def all_nodes_bad(job):
-    code = job.start('echo "bad node: n1: no program"; echo "bad node: n2: no program"; exit 76')
+    code = job.start('echo "[rank 0] bad node: n1 (rank 0): no model; bad node: n2 (rank 1): no model"; exit 76')
     expect(job, code == 2 and not job.told(), "what all nodes say is not about nodes")
 
 
