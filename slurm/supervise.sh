@@ -165,7 +165,7 @@ watch_output() {
   local line
   while IFS= read -r line || [[ $line ]]; do
     printf '%s\n' "$line"
-    if [[ $line == *"bad node: "* ]]; then printf '%s\n' "$line" >>"$notes"; fi
+    if [[ $line == *"bad node: "* ]]; then printf '%s\n' "$line" >>"$notes/bad"; fi
   done 2>/dev/null || true
 }
 
@@ -173,7 +173,7 @@ watch_output() {
 find_bad_nodes() {
   local name of_job
   of_job=$(scontrol show hostnames "$SLURM_JOB_NODELIST" 2>/dev/null) || of_job=''
-  bad_nodes=$({ grep -o 'bad node: [^ :]*' "$notes" || true; } | sed 's/bad node: //' | while read -r name; do
+  bad_nodes=$({ grep -os 'bad node: [^ :]*' "$notes/bad" || true; } | sed 's/bad node: //' | while read -r name; do
     if [[ $of_job ]] && ! grep -qx "$name" <<<"$of_job"; then name=${name%%.*}; fi
     printf '%s\n' "$name"
   done | sort -u | paste -sd,)
@@ -182,16 +182,20 @@ find_bad_nodes() {
 # Runs the step in the background, so that signals are seen while it works. Its exit code is in `status`, nodes that it calls bad, with
 # commas, in `bad_nodes`.
 run_step() {
-  local output watcher i
+  local watcher i
   launches=$((launches + 1))
   ROUNDHOUSE_LAUNCH=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$launches-$(date +%s.%N)
   export ROUNDHOUSE_LAUNCH
-  notes=$(mktemp 2>/dev/null) || notes=/dev/null
-  exec {output}> >(watch_output)
-  watcher=$!
-  "$@" >&"$output" 2>&1 {output}>&- &
-  step=$!
-  exec {output}>&-
+  watcher=''
+  if notes=$(mktemp -d 2>/dev/null) && mkfifo "$notes/output"; then
+    "$@" >"$notes/output" 2>&1 &
+    step=$!
+    watch_output <"$notes/output" &
+    watcher=$!
+  else  # no room: then nobody looks for bad nodes
+    "$@" &
+    step=$!
+  fi
   if [[ $warned || $terminated ]]; then ask_to_stop; fi
   # A trapped signal ends `wait` early, with a status above 128, while the step goes on.
   while :; do
@@ -201,13 +205,16 @@ run_step() {
   done
   step=''
   # It ends with its last writer: not one that the step has left behind.
-  for ((i = 0; i < 50; ++i)); do
-    kill -0 "$watcher" 2>/dev/null || break
-    sleep 0.1
-  done
-  kill -KILL "$watcher" 2>/dev/null || true
-  find_bad_nodes
-  if [[ $notes != /dev/null ]]; then rm -f "$notes"; fi
+  bad_nodes=''
+  if [[ $watcher ]]; then
+    for ((i = 0; i < 50; ++i)); do
+      kill -0 "$watcher" 2>/dev/null || break
+      sleep 0.1
+    done
+    kill -KILL "$watcher" 2>/dev/null || true
+    find_bad_nodes
+  fi
+  if [[ $notes ]]; then rm -rf "$notes"; fi
 }
 
 # Before the program, on every node: a node that does not see it says so. srun itself would end with 2, as for a wrong config. The

@@ -31,8 +31,8 @@ export: {formats: [compressed-tensors]}
 evaluate: {original: false, perplexity: [{name: test, text: tests/data/tiny-world/test.txt, window: 512, limit: 2}]}
 """
 UNITS = 18  # 6 blocks x 3 recipes
-# Longer than it takes Slurm to look at time limits, which it does every 30 s.
-LONG_RECIPE = "{method: signround, bits: 4, group_size: 128, iterations: 100000}"
+# Units enough for longer than it takes Slurm to look at time limits, which it does every 30 s.
+MANY_RECIPES = ", ".join(f"{{method: gptq, bits: 4, group_size: 128, name: r{i}}}" for i in range(30))
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -154,7 +154,7 @@ class Cases:
         self.finish(job)
 
     def out_of_time(self):
-        job = self.submit("out-of-time", "--time=1", RECIPE=LONG_RECIPE)
+        job = self.submit("out-of-time", "--time=1", RECIPE=MANY_RECIPES)
         wait_for(lambda: job.restarts() == 1 or job.state() in ENDED, 90, "the time limit's warning and a new place in the queue")
         if job.state() in ENDED or job.ends() != [75]:
             raise AssertionError(f"out-of-time: {job.state()}, the program's last words are {job.ends()}")
