@@ -11,7 +11,7 @@ ENGINES = {
         ["transformers"],
     ),
     "transformers-5.17": (
-        ["transformers==5.17.0", "compressed-tensors==0.19.0", "accelerate", "optimum", "gptqmodel==7.7.0"],
+        ["transformers==5.17.0", "compressed-tensors==0.19.0", "accelerate"],  # GPTQModel 7.7 wants a newer one
         ["transformers"],
     ),
     "transformers-4.57": (

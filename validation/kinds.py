@@ -24,7 +24,7 @@ def recipes():
             for bits in (4, 3):
                 recipe = {"method": method, "bits": bits, "group_size": 128, "symmetric": symmetric}
                 if method == "signround":
-                    recipe["iterations"] = 20
+                    recipe["iterations"] = 5
                 made.append(recipe)
     for recipe in made:
         recipe["name"] = name_of(recipe)
@@ -38,6 +38,13 @@ def name_of(recipe):
     if "act_order" in recipe:
         parts.append(recipe["act_order"])
     return "-".join(parts)
+
+
+def holds(form, recipe):
+    """Whether the format can: else the program refuses."""
+    if recipe.get("act_order") == "dynamic":
+        return form in ("gptq", "dense")
+    return form != "awq" or recipe["bits"] == 4
 
 
 def yaml_of(recipe):

@@ -59,31 +59,34 @@ class Environments:
 
 
 def export(program, work, recipes):
-    """Quantizes and exports. Returns (folders by recipe and format, the program's own refusals, perplexities)."""
+    """Quantizes and exports. Returns (folders by recipe and format, the program's own refusals, results)."""
     run = work / "run"
     config = work / "config.yaml"
     lines = [f"model: {MODEL}", f"run: {run}",
              f"calibration: {{text: {MODEL}/calibration.jsonl, samples: 32, sequence_length: 256, seed: 1}}",
              "recipes:", *(f"  - {kinds.yaml_of(recipe)}" for recipe in recipes),
-             "export: {formats: [gptq, dense]}",
              "evaluate:", "  original: false",
              f"  perplexity: [{{name: test, text: {MODEL}/test.txt, window: 512, limit: 4}}]", ""]
     config.write_text("\n".join(lines))
     say(f"quantizing {len(recipes)} recipes")
     with open(work / "run.log", "w") as log:
         subprocess.run([program, "run", config], check=True, stdout=log, stderr=log)
-    folders, refusals, perplexities = {}, {}, {}
-    for recipe in recipes:
-        name = recipe["name"]
-        perplexities[name] = json.loads((run / "results" / f"{name}.json").read_text())
-        for form in kinds.FORMATS:
-            made = subprocess.run([program, "export", run, "--recipe", name, "--format", form],
+    folders, refusals = {}, {}
+    for form in kinds.FORMATS:
+        held = [recipe["name"] for recipe in recipes if kinds.holds(form, recipe)]
+        chosen = [word for name in held for word in ("--recipe", name)]
+        if held:
+            subprocess.run([program, "export", run, "--format", form, *chosen], check=True, capture_output=True)
+        folders.update({(name, form): run / "export" / name / form for name in held})
+        for name in {recipe["name"] for recipe in recipes} - set(held):
+            made = subprocess.run([program, "export", run, "--format", form, "--recipe", name],
                                   capture_output=True, text=True)
-            if made.returncode == 0:
-                folders[name, form] = run / "export" / name / form
-            else:
-                refusals[name, form] = made.stderr.strip().splitlines()[-1]
-    return folders, refusals, perplexities
+            if made.returncode != 2:
+                raise SystemExit(f"{name} as {form} was to be refused")
+            refusals[name, form] = made.stderr.strip().splitlines()[-1]
+    results = {recipe["name"]: json.loads((run / "results" / f"{recipe['name']}.json").read_text())
+               for recipe in recipes}
+    return folders, refusals, results
 
 
 def load(python, loader, folders, work, log):
@@ -99,6 +102,7 @@ def load(python, loader, folders, work, log):
         with open(listed) as exports:
             process = subprocess.Popen(command, stdin=exports, stdout=subprocess.PIPE, stderr=log, text=True)
         for line in process.stdout:
+            print(line, end="", file=log, flush=True)
             answer = json.loads(line)
             folder = pathlib.Path(answer.pop("export"))
             answers[folder] = answer
@@ -111,8 +115,8 @@ def load(python, loader, folders, work, log):
 
 
 def perplexity_of(result):
-    """Of the one task, wherever in the file it stands."""
-    return result["perplexity"]["test"]["perplexity"]
+    """Of the one task."""
+    return result["perplexity"]["test"]
 
 
 def main():

@@ -7,7 +7,9 @@ EXPORTS: one folder a line. Prints a JSON object a line: {"export": ..., "perple
 from dense exports, the others compare with them.
 """
 
+import importlib.util
 import json
+import logging
 import math
 import os
 import pathlib
@@ -61,6 +63,16 @@ LOADERS = {
 }
 
 
+class Reports(logging.Handler):
+    """transformers throws "look at the above report": its first line of a tensor that does not fit."""
+
+    mismatch = ""
+
+    def emit(self, record):
+        lines = [line for line in record.getMessage().splitlines() if "MISMATCH" in line]
+        self.mismatch = self.mismatch or " ".join(lines[:1])
+
+
 def token_ids(folder, text):
     import sentencepiece
 
@@ -88,6 +100,8 @@ def load(loader, folder, text, references):
     recipe, form = folder.parts[-2:]
     if form not in formats:
         return {"not_tried": f"{loader} does not read the format {form}"}
+    if form in ("gptq", "awq") and loader != "autoawq" and importlib.util.find_spec("gptqmodel") is None:
+        return {"not_tried": "no GPTQModel here, without which transformers reads neither GPTQ nor AWQ"}
     perplexity, logits, made = measure(read(folder), token_ids(folder, text))
     expected = references / f"{recipe}.pt"
     if loader == "reference":
@@ -99,6 +113,8 @@ def load(loader, folder, text, references):
 
 def main():
     loader, text, references = sys.argv[1], pathlib.Path(sys.argv[2]).read_text(), pathlib.Path(sys.argv[3])
+    reports = Reports()
+    logging.getLogger("transformers").addHandler(reports)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries talk
     for line in sys.stdin:
@@ -107,7 +123,8 @@ def main():
             answer = load(loader, folder, text, references)
         except Exception as error:  # whatever a library throws is its answer
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error} {reports.mismatch}"}
+        reports.mismatch = ""
         print(json.dumps({"export": str(folder), **answer}), file=answers, flush=True)
 
 

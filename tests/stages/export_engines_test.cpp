@@ -12,6 +12,7 @@ namespace roundhouse {
 namespace {
 
 using testing::AllOf;
+using testing::AnyOf;
 using testing::HasSubstr;
 using testing::Not;
 
@@ -36,9 +37,9 @@ std::string refusal(const Recipe& recipe, const std::string& format,
 TEST(EnginesTest, FourAndEightBitsSymmetricAreServedEverywhere) {
   for (const std::string& engine : engine_names()) {
     for (const int bits : {4, 8}) {
-      for (const std::string& format : {"compressed-tensors", "gptq"}) {
+      for (const char* format : {"compressed-tensors", "gptq"}) {
         const std::string said = refusal(recipe(bits, true), format, {engine});
-        if (said != "served") EXPECT_THAT(said, HasSubstr("does not read this format"));
+        EXPECT_THAT(said, AnyOf("served", HasSubstr("does not read this format")));
       }
     }
   }
