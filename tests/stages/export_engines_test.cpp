@@ -87,7 +87,7 @@ TEST(EnginesTest, WithoutEnginesNothingIsRefusedAndAnUnknownOneIsAnError) {
 
 TEST(EnginesTest, TheDocumentationShowsTheTable) {
   const std::string text = read_text_file(source_folder() / "docs" / "formats.md");
-  for (const std::string& row : engine_table()) EXPECT_THAT(text, HasSubstr(row + "\n"));
+  for (const std::string& row : engine_table()) EXPECT_NE(text.find(row + "\n"), text.npos) << row;
 }
 
 }  // namespace
