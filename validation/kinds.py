@@ -5,8 +5,8 @@ import re
 FORMATS = ["compressed-tensors", "gptq", "awq", "dense"]
 
 # A result is "same" where perplexity and logits are ours; the bounds are several times what float16 costs.
-PERPLEXITY_BOUND = 0.005  # relative
-LOGITS_BOUND = 0.05  # mean difference over the standard deviation
+PERPLEXITY_BOUND = 0.001  # relative
+LOGITS_BOUND = 0.005  # mean difference over the standard deviation
 
 
 def recipes():

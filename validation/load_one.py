@@ -46,10 +46,12 @@ def with_gptqmodel(folder):
 
 
 def with_autoawq(folder):
-    """On the CPU its linears have only their plain PyTorch path left, which is taken where Triton is not."""
+    """On the CPU it would take kernels of a library that is no longer made; its linears' plain PyTorch path reads the same files."""
+    import awq.models.base as base
     import awq.modules.linear.gemm as gemm
     from awq import AutoAWQForCausalLM
 
+    base.get_best_device = lambda: "cuda:0"
     gemm.TRITON_AVAILABLE = False
     return AutoAWQForCausalLM.from_quantized(str(folder), fuse_layers=False, device_map="cpu").model
 

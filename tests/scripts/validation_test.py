@@ -26,9 +26,9 @@ class KindsTest(unittest.TestCase):
         self.assertEqual(kinds.yaml_of(recipe), "{method: rtn, bits: 4, symmetric: true, name: a}")
 
     def test_same_is_what_computes_what_we_compute(self):
-        self.assertEqual(kinds.verdict({"perplexity": 2.001, "logits": 0.01}, 2.0)[0], "same")
-        self.assertEqual(kinds.verdict({"perplexity": 2.1, "logits": 0.01}, 2.0)[0], "differs")
-        self.assertEqual(kinds.verdict({"perplexity": 2.0, "logits": 0.2}, 2.0)[0], "differs")
+        self.assertEqual(kinds.verdict({"perplexity": 2.001, "logits": 0.001}, 2.0)[0], "same")
+        self.assertEqual(kinds.verdict({"perplexity": 2.01, "logits": 0.001}, 2.0)[0], "differs")
+        self.assertEqual(kinds.verdict({"perplexity": 2.0, "logits": 0.01}, 2.0)[0], "differs")
         nan = float("nan")
         self.assertEqual(kinds.verdict({"perplexity": nan, "logits": 0.0}, 2.0)[0], "differs")
         self.assertEqual(kinds.verdict({"perplexity": 2.0, "logits": nan}, 2.0)[0], "differs")
