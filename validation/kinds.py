@@ -67,10 +67,12 @@ def verdict(result, ours):
 
 
 def one_line(message):
-    """The first lines that say something, without addresses, colours and this machine's paths."""
+    """Without line breaks, colours, and what differs from export to export or machine to machine: paths, addresses, modules, shapes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
     message = re.sub(r"(/[\w.+-]+){2,}/", ".../", message)
     message = re.sub(r"0x[0-9a-f]{6,}", "0x...", message)
+    message = re.sub(r"\bmodel\.layers\.(\{[\d, ]*\}|\S)*\.(?=\w+\s)", "", message)
+    message = re.sub(r"torch\.Size\(\[[\d, ]*\]\)", "[...]", message)
     message = " ".join(message.split()).replace("|", "/")
     return message if len(message) <= 300 else message[:297] + "..."
 

@@ -151,7 +151,7 @@ def main():
                 for (name, form), folder in folders.items():
                     cells[f"{form} {name}", column] = kinds.verdict(answers[folder], perplexity_of(results[name]))
                 for (name, form), why in refusals.items():
-                    cells[f"{form} {name}", column] = ("not made", kinds.one_line(why))
+                    cells[f"{form} {name}", column] = ("not made", kinds.one_line(why.replace(name, "NAME")))
     text = kinds.table(columns, rows, cells)
     text += "\nNot tried: " + "; ".join(f"{engine} ({why})" for engine, why in engines.NOT_RUN.items()) + ".\n"
     if arguments.table:

@@ -53,7 +53,7 @@ def with_autoawq(folder):
 
     base.get_best_device = lambda: "cuda:0"
     gemm.TRITON_AVAILABLE = False
-    return AutoAWQForCausalLM.from_quantized(str(folder), fuse_layers=False, device_map="cpu").model
+    return AutoAWQForCausalLM.from_quantized(str(folder), fuse_layers=False, device_map={"": "cpu"}).model
 
 
 # What each reads at all: others are not tried.

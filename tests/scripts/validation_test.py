@@ -37,6 +37,8 @@ class KindsTest(unittest.TestCase):
         word, why = kinds.verdict({"error": "ValueError: /tmp/a/b/c.py:\n\x1b[1mno | at 0x7f0011223344"}, 2.0)
         self.assertEqual((word, why), ("refused", "ValueError: .../c.py: no / at 0x..."))
         self.assertEqual(len(kinds.one_line("x" * 1000)), 300)
+        self.assertEqual(kinds.one_line("model.layers.{0, 1}.mlp.up_proj.weight_zero_point | MISMATCH | torch.Size([96, 2])"),
+                         "weight_zero_point / MISMATCH / [...]")
 
     def test_equal_reasons_share_a_note(self):
         cells = {("a", "one"): ("same", "x"), ("a", "two"): ("refused", "no"), ("b", "one"): ("refused", "no")}
