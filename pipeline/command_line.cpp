@@ -12,6 +12,7 @@
 #include "model/synthetic.h"
 #include "pipeline/commands.h"
 #include "pipeline/signal_thread.h"
+#include "stages/export/engines.h"
 
 namespace roundhouse {
 namespace {
@@ -133,6 +134,11 @@ void add_export(CLI::App& app, Arguments& arguments) {
   add_list(command, "--format", given.formats, "In this format; may be repeated")
       ->type_name("FORMAT")
       ->check(CLI::IsMember(export_formats()));
+  add_list(command, "--for", given.engines,
+           "Refuse what this engine would not load, instead of those of the run's config; may be "
+           "repeated")
+      ->type_name("ENGINE")
+      ->check(CLI::IsMember(engine_names()));
   command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")
       ->type_name("DIR");
   command.footer(

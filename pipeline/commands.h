@@ -17,6 +17,7 @@ struct ExportArguments {
   std::filesystem::path run;
   std::vector<std::string> recipes;  // empty: all that are complete
   std::vector<std::string> formats;  // empty: the config's, or compressed-tensors
+  std::vector<std::string> engines;  // that must load it; empty: the config's
   std::filesystem::path output;      // empty: RUN/export
 };
 int export_command(LaunchSession& session, const ExportArguments& arguments);

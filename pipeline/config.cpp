@@ -13,6 +13,7 @@
 #include "model/json_file.h"
 #include "pipeline/run_files.h"
 #include "pipeline/yaml_tree.h"
+#include "stages/export/engines.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -351,21 +352,43 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
   section.finish();
 }
 
-void read_export(Section section, RunConfig& config) {
-  if (const std::vector<YamlNode>* formats = section.sequence("formats")) {
-    const std::vector<std::string> known = export_formats();
-    for (const YamlNode& node : *formats) {
-      const std::string format = Section::scalar(node, section.path_of("formats"));
-      if (std::ranges::find(known, format) == known.end()) {
-        fail(node.where, section.path_of("formats"),
-             fmt::format("{} is not one of {}", in_quotes(format), fmt::join(known, ", ")));
+// A list of different words out of `known`.
+std::vector<std::string> read_names(Section& section, const std::string& key,
+                                    const std::vector<std::string>& known) {
+  std::vector<std::string> names;
+  if (const std::vector<YamlNode>* nodes = section.sequence(key)) {
+    for (const YamlNode& node : *nodes) {
+      const std::string name = Section::scalar(node, section.path_of(key));
+      if (std::ranges::find(known, name) == known.end()) {
+        fail(node.where, section.path_of(key),
+             fmt::format("{} is not one of {}", in_quotes(name), fmt::join(known, ", ")));
       }
-      if (std::ranges::find(config.export_formats, format) != config.export_formats.end()) {
-        fail(node.where, section.path_of("formats"), in_quotes(format) + " stands there twice");
+      if (std::ranges::find(names, name) != names.end()) {
+        fail(node.where, section.path_of(key), in_quotes(name) + " stands there twice");
       }
-      config.export_formats.push_back(format);
+      names.push_back(name);
     }
   }
+  return names;
+}
+
+// A run that has begun keeps what it was started with, whatever is known of engines by now.
+void check_engines(const Section& section, const RunConfig& config) {
+  for (const Recipe& recipe : config.recipes) {
+    for (const std::string& format : config.export_formats) {
+      try {
+        check_served(recipe, format, config.export_for);
+      } catch (const InputError& error) {
+        fail(section.where("for"), section.path_of("for"), error.what());
+      }
+    }
+  }
+}
+
+void read_export(Section section, InputFiles files, RunConfig& config) {
+  config.export_formats = read_names(section, "formats", export_formats());
+  config.export_for = read_names(section, "for", engine_names());
+  if (files == InputFiles::kMustExist) check_engines(section, config);
   const std::string type =
       section.one_of("dtype", "source", {"source", "float16", "bfloat16", "float32"});
   for (const DType each : {DType::kF16, DType::kBF16, DType::kF32}) {
@@ -446,7 +469,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.time_limit_minutes = limits.number("minutes", config.time_limit_minutes, 0, 1e7);
   limits.finish();
 
-  read_export(top.section("export"), config);
+  read_export(top.section("export"), files, config);
   read_evaluate(top.section("evaluate"), files, config);
   top.finish();
   return config;
@@ -516,6 +539,7 @@ std::string to_yaml(const RunConfig& config) {
        config.time_limit_minutes);
   line("export:");
   line("  formats: [{}]", fmt::join(config.export_formats, ", "));
+  line("  for: [{}]", fmt::join(config.export_for, ", "));
   line("  dtype: {}", config.export_dtype ? torch_name_of(*config.export_dtype) : "source");
   line("  shard_gib: {}", config.export_shard_gib);
   line("evaluate:");

@@ -44,7 +44,8 @@ struct RunConfig {
   double time_limit_minutes = 0;  // stop cleanly (exit code 75) after this; 0: none
 
   std::vector<std::string> export_formats;
-  std::optional<DType> export_dtype;  // nothing: that of the checkpoint
+  std::vector<std::string> export_for;  // engines that must load what is exported
+  std::optional<DType> export_dtype;    // nothing: that of the checkpoint
   double export_shard_gib = 5;
   std::vector<PerplexityTask> perplexity;
   bool evaluate_original = true;

@@ -4,6 +4,7 @@
 #include "pipeline/job.h"
 #include "pipeline/run_files.h"
 #include "pipeline/sealed_json.h"
+#include "stages/export/engines.h"
 #include "stages/export/side_files.h"
 
 namespace roundhouse {
@@ -119,6 +120,11 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
     if (std::find(complete.begin(), complete.end(), name) == complete.end()) {
       throw InputError(name + " is not complete: `roundhouse run` goes on with it");
     }
+  }
+  const std::vector<std::string>& engines =
+      arguments.engines.empty() ? config.export_for : arguments.engines;
+  for (const std::string& name : recipes) {
+    for (const std::string& format : formats) check_served(job.recipe(name), format, engines);
   }
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");
   export_recipes(job, recipes, formats,

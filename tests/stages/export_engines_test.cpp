@@ -1,0 +1,94 @@
+#include "stages/export/engines.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "stages/export/format.h"
+#include "tests/source_folder.h"
+
+namespace roundhouse {
+namespace {
+
+using testing::AllOf;
+using testing::AnyOf;
+using testing::HasSubstr;
+using testing::Not;
+
+Recipe recipe(int bits, bool symmetric, int group_size = 128, const char* act_order = "static") {
+  return parse_recipe({{"method", "gptq"},
+                       {"bits", bits},
+                       {"group_size", group_size},
+                       {"symmetric", symmetric},
+                       {"act_order", act_order}});
+}
+
+std::string refusal(const Recipe& recipe, const std::string& format,
+                    const std::vector<std::string>& engines) {
+  try {
+    check_served(recipe, format, engines);
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "served";
+}
+
+TEST(EnginesTest, FourAndEightBitsSymmetricAreServedEverywhere) {
+  for (const std::string& engine : engine_names()) {
+    for (const int bits : {4, 8}) {
+      for (const char* format : {"compressed-tensors", "gptq"}) {
+        const std::string said = refusal(recipe(bits, true), format, {engine});
+        EXPECT_THAT(said, AnyOf("served", HasSubstr("does not read this format")));
+      }
+    }
+  }
+}
+
+TEST(EnginesTest, AsymmetricGptqIsRefusedWhereOnlySymmetricOneIsServed) {
+  EXPECT_THAT(refusal(recipe(4, false), "gptq", {"transformers", "vllm"}),
+              AllOf(HasSubstr("recipe gptq-w4g128 as gptq"), HasSubstr("vLLM 0.33.0"),
+                    HasSubstr("an asymmetric grid of 4 bits"),
+                    HasSubstr("it takes symmetric grids of 4 and 8 bits"),
+                    HasSubstr("use the format 'awq', the format 'dense', symmetric: true")));
+  EXPECT_THAT(refusal(recipe(4, false), "gptq", {"sglang"}), HasSubstr("SGLang"));
+  EXPECT_EQ(refusal(recipe(4, false), "gptq", {"transformers", "gptqmodel"}), "served");
+}
+
+TEST(EnginesTest, WhatIsOfferedInsteadIsServedByAllOfThem) {
+  const std::string said =
+      refusal(recipe(4, false), "compressed-tensors", {"vllm", "transformers"});
+  EXPECT_THAT(said, AllOf(HasSubstr("transformers 5.24.0"), HasSubstr("'awq'"),
+                          Not(HasSubstr("'gptq'"))));  // transformers would, vLLM would not
+}
+
+TEST(EnginesTest, WidthsGroupsAndOrderCount) {
+  EXPECT_THAT(refusal(recipe(3, true), "gptq", {"vllm"}),
+              HasSubstr("a symmetric grid of 3 bits there"));
+  EXPECT_THAT(refusal(recipe(4, true, 16), "gptq", {"vllm"}), HasSubstr("refuses groups of 16"));
+  EXPECT_EQ(refusal(recipe(4, true, -1), "gptq", {"vllm"}), "served");
+  EXPECT_THAT(
+      refusal(recipe(4, true, 128, "dynamic"), "gptq", {"vllm"}),
+      AllOf(HasSubstr("refuses act_order: dynamic"), HasSubstr("act_order: static in the recipe")));
+  EXPECT_EQ(refusal(recipe(4, true, -1, "dynamic"), "gptq", {"vllm"}), "served")
+      << "one group a row has no order";
+}
+
+TEST(EnginesTest, AFormatThatAnEngineDoesNotReadIsRefused) {
+  EXPECT_THAT(refusal(recipe(4, true), "compressed-tensors", {"gptqmodel"}),
+              AllOf(HasSubstr("GPTQModel 7.7.0 does not read this format"), HasSubstr("'gptq'")));
+}
+
+TEST(EnginesTest, WithoutEnginesNothingIsRefusedAndAnUnknownOneIsAnError) {
+  EXPECT_EQ(refusal(recipe(2, false, 16, "dynamic"), "gptq", {}), "served");
+  EXPECT_THAT(refusal(recipe(4, true), "gptq", {"llama.cpp"}),
+              AllOf(HasSubstr("unknown engine 'llama.cpp'"), HasSubstr("vllm, sglang")));
+}
+
+TEST(EnginesTest, TheDocumentationShowsTheTable) {
+  const std::string text = read_text_file(source_folder() / "docs" / "formats.md");
+  for (const std::string& row : engine_table()) EXPECT_NE(text.find(row + "\n"), text.npos) << row;
+}
+
+}  // namespace
+}  // namespace roundhouse
