@@ -77,6 +77,9 @@ class MappedFile {
 // next touch reads them again, mostly from the system's cache.
 void release_mapped_pages(std::span<const std::byte> bytes);
 
+// Runs `work`. What std::filesystem throws becomes one of the errors above, naming what failed, the path, why and what to do.
+void with_file_errors_named(const std::function<void()>& work);
+
 // Calls write(temp) for a temporary name beside `path`, then fsyncs that file, renames it to `path` and fsyncs the
 // directory. Makes the directory where needed. If anything fails the temporary file is removed, `path` is as it was,
 // and Error says why (a full disk says so). Concurrent writers must use different paths.

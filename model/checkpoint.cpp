@@ -42,11 +42,13 @@ std::string shape_text(const Shape& shape) {
 Checkpoint::Checkpoint(const std::filesystem::path& directory) : directory_(directory) {
   for (const std::string single : kSingleFiles) {
     if (std::filesystem::exists(directory / single)) {
+      list_ = directory / single;
       const TensorFile& file = open(single);
       for (const std::string& name : file.names()) add(name, file);
       return;
     }
     if (const auto index = directory / (single + ".index.json"); std::filesystem::exists(index)) {
+      list_ = index;
       read_index(index);
       return;
     }
@@ -107,8 +109,12 @@ bool Checkpoint::has(const std::string& name) const { return places_.contains(na
 
 HostView Checkpoint::view(const std::string& name) const {
   const auto found = places_.find(name);
-  if (found == places_.end())
-    throw InputError(directory_.string() + ": no tensor " + in_quotes(name));
+  if (found == places_.end()) {
+    const std::vector<std::string> nearest = nearest_words(name, names(), 3);
+    throw InputError(
+        list_.string() + ": no tensor " + in_quotes(name) +
+        (nearest.empty() ? "" : " (the most similar that it has: " + in_quotes(nearest) + ")"));
+  }
   return found->second.file->view(found->second.name);
 }
 

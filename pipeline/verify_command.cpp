@@ -10,7 +10,9 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/hash.h"
+#include "base/quote.h"
 #include "pipeline/commands.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job.h"
@@ -35,16 +37,17 @@ class Verdict {
             const std::function<std::vector<std::string>()>& faults) {
     std::vector<std::string> found;
     try {
-      found = faults();
+      with_file_errors_named([&] { found = faults(); });
     } catch (const std::exception& error) {
       found.emplace_back(error.what());
     }
     ++(found.empty() ? whole_ : wrong_);
     for (std::size_t i = 0; i < std::min(found.size(), kMostFaults); ++i) {
-      fmt::print("{}: {}{}\n", what.string(), found[i], remedy);
+      fmt::print("{}\n", printable_line(what.string() + ": " + found[i] + remedy));
     }
     if (found.size() > kMostFaults) {
-      fmt::print("{}: {} more such faults\n", what.string(), found.size() - kMostFaults);
+      fmt::print("{}\n", printable_line(fmt::format("{}: {} more such faults", what.string(),
+                                                     found.size() - kMostFaults)));
     }
     std::fflush(stdout);
   }
@@ -74,9 +77,9 @@ class RunCheck {
     }
     const std::set<std::string> records = records_, exports = exports_;  // what `run` makes
     try {
-      list_what_is_there();
-    } catch (const fs::filesystem_error& error) {
-      verdict_.look(error.path1(), "", [&] { return Faults{error.code().message()}; });
+      with_file_errors_named([&] { list_what_is_there(); });
+    } catch (const Error& error) {
+      verdict_.look(run_, "", [&] { return Faults{error.what()}; });
     }
     for (const std::string& key : records_) {
       verdict_.look(run_ / (key + ".h5"), records.contains(key) ? kMadeAgain : "",

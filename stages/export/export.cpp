@@ -58,7 +58,7 @@ void together(Communicator& world, const std::function<void()>& work,
   enum : char { kDone, kError, kInputError };
   std::string outcome(1, kDone);
   try {
-    work();
+    with_file_errors_named(work);
   } catch (const InputError& error) {
     outcome = std::string(1, kInputError) + error.what();
   } catch (const std::exception& error) {

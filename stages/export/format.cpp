@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "base/quote.h"
+
 namespace roundhouse {
 namespace {
 
@@ -36,7 +38,7 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name) {
     if (name == entry.name) return entry.make();
     known += (known.empty() ? "" : ", ") + std::string(entry.name);
   }
-  throw InputError("unknown export format '" + name + "' (there are " + known + ")");
+  throw InputError("unknown export format " + in_quotes(name) + " (there are " + known + ")");
 }
 
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why) {

@@ -4,7 +4,7 @@
 #include <array>
 #include <string_view>
 
-#include "base/error.h"
+#include "base/file.h"
 
 namespace roundhouse {
 namespace {
@@ -65,11 +65,7 @@ void collect(const fs::path& folder, const std::string& prefix, int depth, SideF
 
 SideFiles side_files(const fs::path& directory) {
   SideFiles files;
-  try {
-    collect(directory, "", 0, files);
-  } catch (const fs::filesystem_error& error) {
-    throw InputError(error.path1().string() + ": " + error.code().message());
-  }
+  with_file_errors_named([&] { collect(directory, "", 0, files); });
   std::ranges::sort(files.carried);
   std::ranges::sort(files.left);
   return files;
