@@ -228,7 +228,12 @@ std::string read_text_file(const fs::path& path, std::size_t limit) {
 
 MappedFile::MappedFile(const fs::path& path) {
   const Descriptor file = open_regular_file(path, O_RDONLY);
-  size_ = static_cast<std::size_t>(facts_of(file, path).st_size);
+  const struct stat facts = facts_of(file, path);
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  size_ = static_cast<std::size_t>(facts.st_size);
+  facts_ = {size_, nanoseconds(facts.st_mtim), nanoseconds(facts.st_ctim)};
   if (size_ == 0) return;  // mmap refuses a length of 0
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail("read", path, errno);
@@ -240,7 +245,9 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      facts_(other.facts_) {}
 
 void release_mapped_pages(std::span<const std::byte> bytes) {
   const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));

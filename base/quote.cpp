@@ -12,19 +12,16 @@ constexpr std::size_t kLongestName = 200;
 // One character or one byte that is none, as it is shown; how many bytes it is.
 std::pair<std::string, std::size_t> shown(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const std::size_t length = byte(0) < 0x80   ? 1
-                             : byte(0) < 0xe0 ? 2
-                             : byte(0) < 0xf0 ? 3
-                                              : 4;
+  const std::size_t length = byte(0) < 0x80 ? 1 : byte(0) < 0xe0 ? 2 : byte(0) < 0xf0 ? 3 : 4;
   const std::string_view character = text.substr(0, length);
   const bool whole = utf8_prefix(character) == length;
   // U+0080 to U+009F are control characters too, U+2028 and U+2029 end lines, and U+202A to U+202E and U+2066 to U+2069 turn
   // the direction of what follows.
-  const bool control =
-      byte(0) < 0x20 || byte(0) == 0x7f || (whole && length == 2 && byte(0) == 0xc2 && byte(1) < 0xa0) ||
-      (whole && length == 3 && byte(0) == 0xe2 &&
-       ((byte(1) == 0x80 && byte(2) >= 0xa8 && byte(2) <= 0xae) ||
-        (byte(1) == 0x81 && byte(2) >= 0xa6 && byte(2) <= 0xa9)));
+  const bool control = byte(0) < 0x20 || byte(0) == 0x7f ||
+                       (whole && length == 2 && byte(0) == 0xc2 && byte(1) < 0xa0) ||
+                       (whole && length == 3 && byte(0) == 0xe2 &&
+                        ((byte(1) == 0x80 && byte(2) >= 0xa8 && byte(2) <= 0xae) ||
+                         (byte(1) == 0x81 && byte(2) >= 0xa6 && byte(2) <= 0xa9)));
   if (whole && !control) return {std::string(character), length};
   if (byte(0) == '\n') return {"\\n", 1};
   if (byte(0) == '\r') return {"\\r", 1};
@@ -43,8 +40,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
     const auto& before = rows[(i + 2) % 3];
     now[0] = i;
     for (std::size_t j = 1; j <= b.size(); ++j) {
-      now[j] = std::min(
-          {before[j] + 1, now[j - 1] + 1, before[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      now[j] =
+          std::min({before[j] + 1, now[j - 1] + 1, before[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
       if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
         now[j] = std::min(now[j], rows[(i + 1) % 3][j - 2] + 1);
     }
@@ -124,9 +121,7 @@ std::string printable_line(std::string_view text) {
   return printable(text, kLongestLine);
 }
 
-std::string in_quotes(std::string_view name) {
-  return "\"" + printable(name, kLongestName) + "\"";
-}
+std::string in_quotes(std::string_view name) { return "\"" + printable(name, kLongestName) + "\""; }
 
 std::string in_quotes(const std::vector<std::string>& names) {
   constexpr std::size_t kShown = 8;

@@ -118,12 +118,13 @@ HostView Checkpoint::view(const std::string& name) const {
   return found->second.file->view(found->second.name);
 }
 
+std::string Checkpoint::where(const std::string& name) const {
+  return places_.at(name).file->path().string() + ": tensor " + in_quotes(name);
+}
+
 HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
   const HostView found = view(name);
-  const auto fail = [&](const std::string& what) {
-    throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) + ": " +
-                     what);
-  };
+  const auto fail = [&](const std::string& what) { throw InputError(where(name) + ": " + what); };
   if (found.shape != shape)
     fail("shape " + shape_text(found.shape) + ", but config.json makes it " + shape_text(shape));
   if (found.type != DType::kF32 && found.type != DType::kF16 && found.type != DType::kBF16) {
@@ -135,14 +136,14 @@ HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::note_content(const std::string& name) const {
   if (contents_->add(name, content_hash(view(name)))) return;
-  throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) +
+  throw InputError(where(name) +
                    ": does not hold what it held when it was read before: the file has changed. "
                    "Put the old file back, or begin again in another run folder");
 }
 
-std::vector<std::filesystem::path> Checkpoint::files() const {
-  std::vector<std::filesystem::path> files;
-  for (const auto& [name, file] : files_) files.push_back(file->path());
+std::vector<const TensorFile*> Checkpoint::files() const {
+  std::vector<const TensorFile*> files;
+  for (const auto& [name, file] : files_) files.push_back(file.get());
   return files;
 }
 

@@ -28,13 +28,15 @@ class Checkpoint {
   HostView view(const std::string& name) const;
   // The same, and InputError if the shape differs or the type is not F32, F16 or BF16.
   HostView weight(const std::string& name, const Shape& shape) const;
+  // For messages: FILE: tensor "NAME". Precondition: it is there.
+  std::string where(const std::string& name) const;
 
   // Hashes a tensor that is about to be used, and keeps the hash. Throws InputError naming file and tensor if it held
   // something else when it was read before, in this job or, as contents() was told, in an earlier one.
   void note_content(const std::string& name) const;
   TensorContents& contents() const { return *contents_; }
   // Those that tensors are read from, by their names in the directory, sorted.
-  std::vector<std::filesystem::path> files() const;
+  std::vector<const TensorFile*> files() const;
 
  private:
   struct Place {

@@ -244,7 +244,11 @@ bool is_plain_name(const std::string& name) {
 Recipe read_recipe(const YamlNode& node, const std::string& path) {
   const nlohmann::json object = to_json(node);
   try {
-    return parse_recipe(object);
+    Recipe recipe = parse_recipe(object);
+    recipe.where[""] = node.where + ": " + path;
+    for (std::size_t i = 0; i < node.keys.size(); ++i)
+      recipe.where[node.keys[i]] = node.items[i].where + ": " + path + "." + node.keys[i];
+    return recipe;
   } catch (const RecipeError& error) {
     const YamlNode* at = error.key.empty() ? nullptr : node.find(error.key);
     if (at == nullptr) {
@@ -398,6 +402,9 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.run = top.required_text("run");
   if (fs::exists(config.run, ignored) && !fs::is_directory(config.run, ignored)) {
     fail(top.where("run"), "run", "is not a folder: " + in_quotes(config.run.string()));
+  }
+  if (fs::equivalent(config.run, config.model, ignored)) {
+    fail(top.where("run"), "run", "is the folder of the model: choose another one");
   }
   config.recipes = read_recipes(top);
   read_calibration(top.section("calibration"), files, config);

@@ -25,8 +25,16 @@ TEST(QuoteTest, ControlCharactersAndRawBytesAreSpelledOut) {
   EXPECT_EQ(printable(std::string_view("a\0b\x7f", 4), 100), "a\\x00b\\x7f");
   EXPECT_EQ(printable("\xff\xfe ok \xc3", 100), "\\xff\\xfe ok \\xc3");
   EXPECT_EQ(printable("\xc0\xaf\xed\xa0\x80", 100), "\\xc0\\xaf\\xed\\xa0\\x80");
-  EXPECT_EQ(printable("\xc2\x9b" "2J", 100), "\\xc2\\x9b2J") << "U+009B begins a control sequence";
-  EXPECT_EQ(printable("\xe2\x80\xae" "x", 100), "\\xe2\\x80\\xaex") << "U+202E turns the line";
+  EXPECT_EQ(printable("\xc2\x9b"
+                      "2J",
+                      100),
+            "\\xc2\\x9b2J")
+      << "U+009B begins a control sequence";
+  EXPECT_EQ(printable("\xe2\x80\xae"
+                      "x",
+                      100),
+            "\\xe2\\x80\\xaex")
+      << "U+202E turns the line";
   EXPECT_EQ(printable("\xe2\x80\x9cx\xe2\x80\x9d", 100), "\xe2\x80\x9cx\xe2\x80\x9d");
 }
 
@@ -61,11 +69,12 @@ TEST(QuoteTest, NearestWords) {
   EXPECT_THAT(nearest_words("smaples", known, 2), ElementsAre("samples"));
   EXPECT_THAT(nearest_words("shard", known, 2), ElementsAre("shards"));
   EXPECT_THAT(nearest_words("recipes", known, 2), IsEmpty());
-  EXPECT_THAT(nearest_words("model.layers.1.mlp.up.weight",
-                            {"model.norm.weight", "model.layers.1.mlp.up_proj.weight",
-                             "model.layers.0.mlp.up_proj.weight"},
-                            2),
-              ElementsAre("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"));
+  EXPECT_THAT(
+      nearest_words("model.layers.1.mlp.up.weight",
+                    {"model.norm.weight", "model.layers.1.mlp.up_proj.weight",
+                     "model.layers.0.mlp.up_proj.weight"},
+                    2),
+      ElementsAre("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"));
   EXPECT_THAT(nearest_words(std::string(100000, 's'), known, 2), IsEmpty());
 }
 
