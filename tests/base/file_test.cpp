@@ -86,7 +86,7 @@ TEST_F(FileTest, ErrorsOfTheStandardLibraryBecomeOurs) {
     }
     return {};
   };
-  const std::filesystem::path file = folder_.path() / "a file";
+  const std::filesystem::path file = folder_ / "a file";
   write_text_atomically(file, "x");
   EXPECT_THAT(said([&] { std::filesystem::create_directories(file / "below"); }),
               testing::Pair("InputError", testing::StartsWith("cannot create directories " +
@@ -108,7 +108,7 @@ TEST_F(FileTest, ErrorsOfTheStandardLibraryBecomeOurs) {
 }
 
 TEST_F(FileTest, TheFactsAreThoseOfTheMappedFile) {
-  const std::filesystem::path path = folder_.path() / "mapped", other = folder_.path() / "other";
+  const std::filesystem::path path = folder_ / "mapped", other = folder_ / "other";
   write_text_atomically(path, "before");
   const MappedFile mapped(path);
   write_text_atomically(other, "longer than before");

@@ -70,8 +70,8 @@ TEST(CheckpointTest, AMissingTensorIsNamedWithItsFileAndThoseLikeIt) {
             (directory / "model.safetensors").string() + ": no tensor \"lm_head.weight\"");
   std::filesystem::rename(directory / "model.safetensors", directory / "x.safetensors");
   write_index(directory.path(), {{"model.norm.weight", "x.safetensors"}});
-  EXPECT_THAT(missing("model.norm.bias"), AllOf(HasSubstr(std::string(kIndex) + ": no tensor"),
-                                                HasSubstr("model.norm.weight")));
+  EXPECT_THAT(missing("model.norms.weight"), AllOf(HasSubstr(std::string(kIndex) + ": no tensor"),
+                                                   HasSubstr("model.norm.weight")));
 }
 
 TEST(CheckpointTest, IgnoresRotaryFrequencies) {
