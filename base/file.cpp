@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -25,11 +26,16 @@ std::string reason(int error) {
   return (full ? "disk full: " : "") + std::generic_category().message(error);
 }
 
+// What the user has to mend, as opposed to the disk or the network.
+bool is_users_to_mend(int error) {
+  constexpr std::array kOfUser = {ENOENT, ENOTDIR, EISDIR,    EACCES,      EPERM,
+                                  EROFS,  ELOOP,   ENOTEMPTY, ENAMETOOLONG};
+  return std::ranges::find(kOfUser, error) != kOfUser.end();
+}
+
 [[noreturn]] void fail(const char* verb, const fs::path& path, int error) {
   const std::string what = std::string("cannot ") + verb + " " + path.string() + ": ";
-  for (const int of_user : {ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, EROFS, ELOOP, ENAMETOOLONG}) {
-    if (error == of_user) throw InputError(what + reason(error));
-  }
+  if (is_users_to_mend(error)) throw InputError(what + reason(error));
   // What a socket answers, and a device that is not there.
   if (error == ENXIO || error == ENODEV) throw InputError(what + "it is not a regular file");
   throw Error(what + reason(error) + " (errno " + std::to_string(error) + ")");
@@ -84,6 +90,25 @@ void make_directories(const fs::path& directory) {
   }
   fs::create_directories(directory);
   for (const fs::path& made : missing) sync_to_disk(directory_of(made), O_DIRECTORY);
+}
+
+const char* remedy(int error) {
+  switch (error) {
+    case EACCES:
+    case EPERM:
+      return ": give this user access to it, or name another path";
+    case ENOTDIR:
+      return ": something on the way to it is a file; name another path";
+    case EROFS:
+    case ENAMETOOLONG:
+    case ELOOP:
+      return ": name another path";
+    case ENOSPC:
+    case EDQUOT:
+      return ": make room there";
+    default:
+      return "";
+  }
 }
 
 // Libraries that write for us do not always pass on why a write failed.
@@ -203,7 +228,12 @@ std::string read_text_file(const fs::path& path, std::size_t limit) {
 
 MappedFile::MappedFile(const fs::path& path) {
   const Descriptor file = open_regular_file(path, O_RDONLY);
-  size_ = static_cast<std::size_t>(facts_of(file, path).st_size);
+  const struct stat facts = facts_of(file, path);
+  const auto nanoseconds = [](const timespec& time) {
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  size_ = static_cast<std::size_t>(facts.st_size);
+  facts_ = {size_, nanoseconds(facts.st_mtim), nanoseconds(facts.st_ctim)};
   if (size_ == 0) return;  // mmap refuses a length of 0
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail("read", path, errno);
@@ -215,7 +245,9 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      facts_(other.facts_) {}
 
 void release_mapped_pages(std::span<const std::byte> bytes) {
   const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -225,10 +257,27 @@ void release_mapped_pages(std::span<const std::byte> bytes) {
   if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+void with_file_errors_named(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const fs::filesystem_error& error) {
+    // "cannot create directories: Permission denied", where what() of this class puts more around it.
+    std::string doing = error.std::system_error::what();
+    doing = doing.substr(0, doing.find(": "));
+    if (doing.starts_with("cannot ")) doing = doing.substr(7);
+    std::string what = "cannot " + doing + " " + error.path1().string();
+    if (!error.path2().empty()) what += " and " + error.path2().string();
+    const int number = error.code().value();
+    what += ": " + reason(number) + remedy(number);
+    if (is_users_to_mend(number)) throw InputError(what);
+    throw Error(what + " (errno " + std::to_string(number) + ")");
+  }
+}
+
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
   const fs::path directory = directory_of(path);
   try {
-    make_directories(directory);
+    with_file_errors_named([&] { make_directories(directory); });
   } catch (const std::exception& e) {
     fail_to_write(path, e.what(), false);
   }

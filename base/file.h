@@ -59,6 +59,12 @@ class LineReader {
 std::string read_text_file(const std::filesystem::path& path,
                            std::size_t limit = std::size_t{1} << 32);
 
+// What can be known of a file without reading it. `changed`, the time of the last change of its state, cannot be set back.
+struct FileFacts {
+  std::uint64_t bytes = 0;
+  std::int64_t modified = 0, changed = 0;  // nanoseconds since 1970
+};
+
 // A read-only mapping of a whole file. Throws InputError naming the path.
 class MappedFile {
  public:
@@ -67,15 +73,21 @@ class MappedFile {
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&&) = delete;
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // Of the file that is mapped, as it was then, whatever has its name by now.
+  const FileFacts& facts() const { return facts_; }
 
  private:
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  FileFacts facts_;
 };
 
 // Takes the pages that lie wholly in `bytes`, a part of a MappedFile, out of this process's memory. They are still there: the
 // next touch reads them again, mostly from the system's cache.
 void release_mapped_pages(std::span<const std::byte> bytes);
+
+// Runs `work`. What std::filesystem throws becomes one of the errors above, naming what failed, the path, why and what to do.
+void with_file_errors_named(const std::function<void()>& work);
 
 // Calls write(temp) for a temporary name beside `path`, then fsyncs that file, renames it to `path` and fsyncs the
 // directory. Makes the directory where needed. If anything fails the temporary file is removed, `path` is as it was,

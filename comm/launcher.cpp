@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/quote.h"
 #include "comm/mpi_communicator.h"
 #include "comm/mpi_error.h"
 
@@ -141,9 +142,7 @@ void abort_job(int exit_code, const std::string& what) {
   const bool mpi = mpi_is_up();
   int rank = environment_number({"OMPI_COMM_WORLD_RANK", "PMIX_RANK"}, 0);
   if (mpi) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  std::string line = "[rank " + std::to_string(rank) + "] " + what;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line += '\n';
+  const std::string line = "[rank " + std::to_string(rank) + "] " + printable_line(what) + "\n";
   std::fwrite(line.data(), 1, line.size(), stderr);  // one write: stderr has no buffer
   std::fflush(nullptr);
 

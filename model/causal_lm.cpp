@@ -49,7 +49,7 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
   }
   HostTensor rows = gather_rows(
       checkpoint_.weight(layout_.embedding, {config_.vocabulary, config_.embedding_size}), indices);
-  check_values(rows.view(), type, layout_.embedding);
+  check_values(rows.view(), type, checkpoint_.where(layout_.embedding));
   if (layout_.positions.empty()) return upload_rows(rows, backend);
 
   if (length > config_.max_positions) {
@@ -63,7 +63,7 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
       checkpoint_.weight(layout_.positions,
                          {layout_.position_offset + config_.max_positions, config_.hidden_size}),
       indices);
-  check_values(positions.view(), type, layout_.positions);
+  check_values(positions.view(), type, checkpoint_.where(layout_.positions));
   if (layout_.project_in.empty()) {
     const std::span<float> sum = rows.as<float>();
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += positions.as<float>()[i];

@@ -42,11 +42,13 @@ std::string shape_text(const Shape& shape) {
 Checkpoint::Checkpoint(const std::filesystem::path& directory) : directory_(directory) {
   for (const std::string single : kSingleFiles) {
     if (std::filesystem::exists(directory / single)) {
+      list_ = directory / single;
       const TensorFile& file = open(single);
       for (const std::string& name : file.names()) add(name, file);
       return;
     }
     if (const auto index = directory / (single + ".index.json"); std::filesystem::exists(index)) {
+      list_ = index;
       read_index(index);
       return;
     }
@@ -107,17 +109,22 @@ bool Checkpoint::has(const std::string& name) const { return places_.contains(na
 
 HostView Checkpoint::view(const std::string& name) const {
   const auto found = places_.find(name);
-  if (found == places_.end())
-    throw InputError(directory_.string() + ": no tensor " + in_quotes(name));
+  if (found == places_.end()) {
+    const std::vector<std::string> nearest = nearest_words(name, names(), 3);
+    throw InputError(
+        list_.string() + ": no tensor " + in_quotes(name) +
+        (nearest.empty() ? "" : " (the most similar that it has: " + in_quotes(nearest) + ")"));
+  }
   return found->second.file->view(found->second.name);
+}
+
+std::string Checkpoint::where(const std::string& name) const {
+  return places_.at(name).file->path().string() + ": tensor " + in_quotes(name);
 }
 
 HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
   const HostView found = view(name);
-  const auto fail = [&](const std::string& what) {
-    throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) + ": " +
-                     what);
-  };
+  const auto fail = [&](const std::string& what) { throw InputError(where(name) + ": " + what); };
   if (found.shape != shape)
     fail("shape " + shape_text(found.shape) + ", but config.json makes it " + shape_text(shape));
   if (found.type != DType::kF32 && found.type != DType::kF16 && found.type != DType::kBF16) {
@@ -129,14 +136,14 @@ HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::note_content(const std::string& name) const {
   if (contents_->add(name, content_hash(view(name)))) return;
-  throw InputError(places_.at(name).file->path().string() + ": tensor " + in_quotes(name) +
+  throw InputError(where(name) +
                    ": does not hold what it held when it was read before: the file has changed. "
                    "Put the old file back, or begin again in another run folder");
 }
 
-std::vector<std::filesystem::path> Checkpoint::files() const {
-  std::vector<std::filesystem::path> files;
-  for (const auto& [name, file] : files_) files.push_back(file->path());
+std::vector<const TensorFile*> Checkpoint::files() const {
+  std::vector<const TensorFile*> files;
+  for (const auto& [name, file] : files_) files.push_back(file.get());
   return files;
 }
 

@@ -24,17 +24,19 @@ class Checkpoint {
   const std::filesystem::path& directory() const { return directory_; }
   std::vector<std::string> names() const;
   bool has(const std::string& name) const;
-  HostView view(
-      const std::string& name) const;  // throws InputError naming the directory and the tensor
+  // Throws InputError naming the file or index that should have it, the tensor, and those with similar names.
+  HostView view(const std::string& name) const;
   // The same, and InputError if the shape differs or the type is not F32, F16 or BF16.
   HostView weight(const std::string& name, const Shape& shape) const;
+  // For messages: FILE: tensor "NAME". Precondition: it is there.
+  std::string where(const std::string& name) const;
 
   // Hashes a tensor that is about to be used, and keeps the hash. Throws InputError naming file and tensor if it held
   // something else when it was read before, in this job or, as contents() was told, in an earlier one.
   void note_content(const std::string& name) const;
   TensorContents& contents() const { return *contents_; }
   // Those that tensors are read from, by their names in the directory, sorted.
-  std::vector<std::filesystem::path> files() const;
+  std::vector<const TensorFile*> files() const;
 
  private:
   struct Place {
@@ -46,6 +48,7 @@ class Checkpoint {
   void add(const std::string& name, const TensorFile& file);
 
   std::filesystem::path directory_;
+  std::filesystem::path list_;  // what names the tensors: the one file, or the index
   std::map<std::string, std::unique_ptr<TensorFile>> files_;
   std::map<std::string, Place> places_;
   std::unique_ptr<TensorContents> contents_ = std::make_unique<TensorContents>();

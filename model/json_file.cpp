@@ -102,22 +102,4 @@ nlohmann::json read_json_file(const std::filesystem::path& path, std::size_t max
   return parse_json(read_text_file(path, max_bytes), path);
 }
 
-std::string in_quotes(std::string_view name) {
-  constexpr std::size_t kLongest = 200;
-  std::string text(name.substr(0, kLongest));
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  return "\"" + text + (name.size() > kLongest ? "...\"" : "\"");
-}
-
-std::string in_quotes(const std::vector<std::string>& names) {
-  constexpr std::size_t kShown = 8;
-  std::string text;
-  for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
-    text += (i > 0 ? ", " : "") + in_quotes(std::string_view(names[i]));
-  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
-  return text;
-}
-
 }  // namespace roundhouse

@@ -4,9 +4,10 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include <nlohmann/json.hpp>
+
+#include "base/quote.h"
 
 namespace roundhouse {
 
@@ -15,12 +16,5 @@ namespace roundhouse {
 // any of these files has are errors too. Throws InputError naming the file and the line.
 nlohmann::json parse_json(std::string_view text, const std::filesystem::path& file);
 nlohmann::json read_json_file(const std::filesystem::path& path, std::size_t max_bytes);
-
-// A name from outside, fit for a one-line message: quoted, control characters replaced, cut if very
-// long.
-std::string in_quotes(std::string_view name);
-
-// The same of a list: "a", "b", ... and 12 more.
-std::string in_quotes(const std::vector<std::string>& names);
 
 }  // namespace roundhouse

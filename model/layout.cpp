@@ -209,7 +209,7 @@ std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoi
 void check_unquantized_values(const ModelConfig& config, const Checkpoint& checkpoint, DType type) {
   const auto check = [&](const TensorInfo& tensor) {
     const HostView view = checkpoint.weight(tensor.name, tensor.shape);
-    check_values(view, type, checkpoint.directory().string() + ": " + tensor.name);
+    check_values(view, type, checkpoint.where(tensor.name));
     release_mapped_pages(view.bytes);
   };
   std::ranges::for_each(tensors_before_blocks(config), check);

@@ -31,7 +31,7 @@ class Keys {
   }
 
   [[noreturn]] void fail(const std::string& key, const std::string& what) const {
-    throw InputError(file_.string() + ": " + key + ": " + what);
+    throw InputError(file_.string() + ": " + printable(key, 200) + ": " + what);
   }
   bool absent(const std::string& key) const { return !object_.contains(key); }
   const json* find(const std::string& key) const {

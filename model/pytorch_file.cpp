@@ -67,7 +67,7 @@ std::optional<std::int64_t> count_of(const PickledTensor& tensor) {
 
 }  // namespace
 
-PytorchFile::PytorchFile(const std::filesystem::path& path) : TensorFile(path), file_(path) {
+PytorchFile::PytorchFile(const std::filesystem::path& path) : TensorFile(path) {
   const std::string file = path.string();
   const std::span<const std::byte> bytes = file_.bytes();
   if (bytes.size() > 2 && bytes[0] == std::byte{0x80}) {

@@ -4,7 +4,6 @@
 //   NAME/data/KEY    the bytes of each storage, little-endian, not compressed
 #pragma once
 
-#include "base/file.h"
 #include "model/tensor_file.h"
 
 namespace roundhouse {
@@ -14,9 +13,6 @@ class PytorchFile : public TensorFile {
   // Maps the file and checks where every tensor lies. Throws InputError naming the file and, where it applies, the entry
   // or the tensor.
   explicit PytorchFile(const std::filesystem::path& path);
-
- private:
-  MappedFile file_;
 };
 
 }  // namespace roundhouse

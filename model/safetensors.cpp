@@ -109,8 +109,7 @@ void check_metadata(const json& metadata) {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
-    : TensorFile(path), file_(path) {
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : TensorFile(path) {
   const auto fail = [&](const std::string& what) { throw InputError(path.string() + ": " + what); };
   const std::span<const std::byte> bytes = file_.bytes();
   if (bytes.size() < kLengthBytes) fail("not a safetensors file: shorter than 8 bytes");

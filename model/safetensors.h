@@ -24,9 +24,6 @@ class SafetensorsFile : public TensorFile {
  public:
   // Maps and validates the whole header. Throws InputError naming the file and, where it applies, the tensor.
   explicit SafetensorsFile(const std::filesystem::path& path);
-
- private:
-  MappedFile file_;
 };
 
 struct TensorInfo {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/tensor.h"
 #include "model/json_file.h"
 
@@ -19,6 +20,7 @@ class TensorFile {
   virtual ~TensorFile() = default;
 
   const std::filesystem::path& path() const { return path_; }
+  const FileFacts& facts() const { return file_.facts(); }
   // Of all tensors, those that cannot be viewed too; sorted.
   std::vector<std::string> names() const {
     std::vector<std::string> names;
@@ -42,9 +44,10 @@ class TensorFile {
   }
 
  protected:
-  explicit TensorFile(std::filesystem::path path) : path_(std::move(path)) {}
+  explicit TensorFile(std::filesystem::path path) : path_(std::move(path)), file_(path_) {}
 
   std::filesystem::path path_;
+  MappedFile file_;
   std::map<std::string, HostView> tensors_;
   std::map<std::string, std::string> unsupported_;  // name -> why it cannot be viewed
 };

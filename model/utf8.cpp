@@ -4,29 +4,6 @@ namespace roundhouse {
 
 bool is_utf8(std::string_view text) { return utf8_prefix(text) == text.size(); }
 
-std::size_t utf8_prefix(std::string_view text) {
-  const auto* s = reinterpret_cast<const unsigned char*>(text.data());
-  const std::size_t n = text.size();
-  for (std::size_t i = 0; i < n;) {
-    const unsigned char lead = s[i];
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return i;
-    // The second byte excludes overlong forms, surrogates and what lies beyond U+10FFFF.
-    const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (s[i + 1] < low || s[i + 1] > high) return i;
-    for (std::size_t j = 2; j < length; ++j) {
-      if ((s[i + j] & 0xc0) != 0x80) return i;
-    }
-    i += length;
-  }
-  return n;
-}
-
 CodePoint code_point_at(std::string_view text, std::size_t i) {
   const auto byte = [&](std::size_t j) {
     return static_cast<char32_t>(static_cast<unsigned char>(text[i + j]));

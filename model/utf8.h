@@ -5,12 +5,11 @@
 #include <string>
 #include <string_view>
 
+#include "base/quote.h"
+
 namespace roundhouse {
 
-// No overlong form, no surrogate, nothing beyond U+10FFFF, nothing cut off.
 bool is_utf8(std::string_view text);
-// How many bytes at the beginning are UTF-8: all, or up to the first character that is not.
-std::size_t utf8_prefix(std::string_view text);
 
 // The code point that begins at byte i < text.size(), and its length in bytes. Precondition: text is UTF-8.
 struct CodePoint {

@@ -35,16 +35,15 @@ float largest_magnitude_of(const HostView& view) {
 
 }  // namespace
 
-void check_values(const HostView& view, DType type, const std::string& name) {
+void check_values(const HostView& view, DType type, const std::string& where) {
   const float largest = largest_magnitude_of(view);
-  if (!std::isfinite(largest))
-    throw InputError("tensor " + in_quotes(name) + ": holds NaN or an infinity");
+  if (!std::isfinite(largest)) throw InputError(where + ": holds NaN or an infinity");
   const bool overflows =
       (type == DType::kF16 && !std::isfinite(round_to_half(largest))) ||
       (type == DType::kBF16 && !std::isfinite(bfloat16_to_float(float_to_bfloat16(largest))));
   if (overflows) {
-    throw InputError("tensor " + in_quotes(name) + ": a value of " + std::to_string(largest) +
-                     " is too large for " + std::string(torch_name_of(type)));
+    throw InputError(where + ": a value of " + std::to_string(largest) + " is too large for " +
+                     std::string(torch_name_of(type)));
   }
 }
 
@@ -52,7 +51,7 @@ Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const 
                    Backend& backend) {
   const HostView view = checkpoint.weight(name, shape);
   checkpoint.note_content(name);
-  check_values(view, backend.activation_type(), checkpoint.directory().string() + ": " + name);
+  check_values(view, backend.activation_type(), checkpoint.where(name));
   Tensor weight = Tensor::upload(backend, view, backend.activation_type());
   backend.sync();
   release_mapped_pages(view.bytes);  // or the process would seem to grow with every block

@@ -8,6 +8,8 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "base/quote.h"
 #include "comm/launcher.h"
 #include "model/synthetic.h"
 #include "pipeline/commands.h"
@@ -30,14 +32,6 @@ bool is_first_rank() {
   return true;
 }
 
-std::string one_line(std::string text) {
-  while (text.ends_with('\n')) text.pop_back();
-  for (char& c : text) {
-    if (c == '\n' || c == '\r') c = ' ';
-  }
-  return text;
-}
-
 // What went wrong and the exit code for it, of the exception in flight.
 struct Failure {
   std::string what;
@@ -46,7 +40,8 @@ struct Failure {
 
 Failure current_failure() {
   try {
-    throw;
+    with_file_errors_named([] { throw; });
+    return {};  // never
   } catch (const InputError& error) {
     return {error.what(), kWrongInput};
   } catch (const std::bad_alloc&) {
@@ -57,7 +52,7 @@ Failure current_failure() {
 }
 
 void print_failure(const Failure& failure) {
-  const std::string line = "roundhouse: " + one_line(failure.what) + "\n";
+  const std::string line = "roundhouse: " + printable_line(failure.what) + "\n";
   std::fflush(stdout);
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
@@ -74,7 +69,7 @@ int run_in_session(int& argc, char**& argv, const Command& command) {
   } catch (...) {
     const Failure failure = current_failure();
     if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(1));
-    abort_job(failure.exit_code, one_line(failure.what));
+    abort_job(failure.exit_code, failure.what);
   }
 }
 
@@ -291,7 +286,7 @@ int main_command(int argc, char** argv) {
       // The parser would only miss a command, not name the wrong one.
       const auto is_first_word = [&](CLI::App* command) { return command->check_name(argv[1]); };
       if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first_word).empty()) {
-        throw CLI::ParseError("there is no command \"" + std::string(argv[1]) + "\"", kWrongInput);
+        throw CLI::ParseError("there is no command " + in_quotes(argv[1]), kWrongInput);
       }
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {

@@ -25,40 +25,21 @@ namespace fs = std::filesystem;
 constexpr int kMaxSamples = 1'000'000;
 constexpr int kMaxTokens = 1 << 20;
 constexpr int kMaxRanks = 100'000;
+constexpr std::size_t kLongestKey = 200;  // that a message shows whole
 constexpr std::int64_t kMaxCalibrationTokens = std::int64_t{1} << 31;
 
-// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::vector<std::size_t>> cost(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
-  for (std::size_t i = 0; i <= a.size(); ++i) {
-    for (std::size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        cost[i][j] = i + j;
-        continue;
-      }
-      cost[i][j] = std::min({cost[i - 1][j] + 1, cost[i][j - 1] + 1,
-                             cost[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
-        cost[i][j] = std::min(cost[i][j], cost[i - 2][j - 2] + 1);
-      }
-    }
-  }
-  return cost[a.size()][b.size()];
+std::string unknown_key(const std::string& key, const std::vector<std::string>& known) {
+  const std::vector<std::string> nearest = nearest_words(key, known, 1);
+  return "unknown key " + in_quotes(key) +
+         (nearest.empty() ? "" : " (did you mean " + in_quotes(nearest) + "?)");
 }
 
-std::string unknown_key(const std::string& key, const std::vector<std::string>& known) {
-  std::string text = "unknown key " + in_quotes(key);
-  if (key.size() > 40 || known.empty()) return text;
-  const auto distance = [&](const std::string& word) { return edit_distance(key, word); };
-  const std::string& nearest = *std::ranges::min_element(known, {}, distance);
-  if (distance(nearest) <= 1 + key.size() / 4) text += " (did you mean \"" + nearest + "\"?)";
-  return text;
-}
+std::string override_of(const std::string& key) { return "--set " + printable(key, kLongestKey); }
 
 // "--set mesh.data" already names the key.
 [[noreturn]] void fail(const std::string& where, const std::string& key, const std::string& what) {
-  const bool named = key.empty() || where == "--set " + key;
-  throw InputError(where + ": " + (named ? "" : key + ": ") + what);
+  const bool named = key.empty() || where == override_of(key);
+  throw InputError(where + ": " + (named ? "" : printable(key, kLongestKey) + ": ") + what);
 }
 
 bool is_whole_number(std::string_view text) {
@@ -218,7 +199,7 @@ void apply_override(YamlNode& root, const std::string& assignment) {
     throw InputError("--set " + in_quotes(assignment) +
                      ": must be KEY=VALUE, as in calibration.samples=64");
   }
-  const std::string where = "--set " + key;
+  const std::string where = override_of(key);
   YamlNode value = parse_yaml(assignment.substr(equals + 1), [&](int) { return where; });
   value.where = where;
 
@@ -264,7 +245,11 @@ bool is_plain_name(const std::string& name) {
 Recipe read_recipe(const YamlNode& node, const std::string& path) {
   const nlohmann::json object = to_json(node);
   try {
-    return parse_recipe(object);
+    Recipe recipe = parse_recipe(object);
+    recipe.where[""] = node.where + ": " + path;
+    for (std::size_t i = 0; i < node.keys.size(); ++i)
+      recipe.where[node.keys[i]] = node.items[i].where + ": " + path + "." + node.keys[i];
+    return recipe;
   } catch (const RecipeError& error) {
     const YamlNode* at = error.key.empty() ? nullptr : node.find(error.key);
     if (at == nullptr) {
@@ -440,6 +425,9 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.run = top.required_text("run");
   if (fs::exists(config.run, ignored) && !fs::is_directory(config.run, ignored)) {
     fail(top.where("run"), "run", "is not a folder: " + in_quotes(config.run.string()));
+  }
+  if (fs::equivalent(config.run, config.model, ignored)) {
+    fail(top.where("run"), "run", "is the folder of the model: choose another one");
   }
   config.recipes = read_recipes(top);
   read_calibration(top.section("calibration"), files, config);

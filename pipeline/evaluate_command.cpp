@@ -93,7 +93,7 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         windows =
             read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
       }
-      if (job.first()) job.model_identity().note_embedding();
+      job.model_identity().note_outside_blocks();
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {

@@ -10,11 +10,9 @@
 namespace roundhouse {
 namespace {
 
-// What an export depends on: its recipe, its options, and the files that are copied.
-std::string export_identity(Job& job, const Recipe& recipe, const ExportOptions& options) {
-  std::string text = recipe_identity(job.config(), job.inputs(), recipe) + "\n" + options.format +
-                     "\n" + std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
-                     std::to_string(options.max_shard_bytes) + "\n";
+// What an export depends on: its settings, and the files that are copied.
+std::string export_identity(Job& job, const Recipe& recipe, const std::string& format) {
+  std::string text = export_settings(job.config(), job.inputs(), recipe, format);
   for (const std::string& file : side_files(job.config().model).carried) {
     text += file + " " + xxh3_hex_of_file(job.config().model / file) + "\n";
   }
@@ -51,6 +49,14 @@ bool is_exported_for_all(Job& job, const Export& wanted, bool& ours) {
 
 }  // namespace
 
+std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
+                            const std::string& format) {
+  const ExportOptions options = export_options(config, format);
+  return recipe_identity(config, inputs, recipe) + "\n" + options.format + "\n" +
+         std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
+         std::to_string(options.max_shard_bytes) + "\n";
+}
+
 std::filesystem::path export_note_path(const std::filesystem::path& directory) {
   return directory.parent_path() / (directory.filename().string() + ".json");
 }
@@ -67,6 +73,7 @@ ExportCheck check_export(const std::filesystem::path& directory, const std::stri
   } else {
     check.noted = true;
     check.identity = text("identity");
+    check.settings = text("settings");
     check.model = text("model");
   }
   if (!std::filesystem::is_directory(directory)) return check;
@@ -89,7 +96,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
       check_exportable(recipe, job.model().config(), job.shape(), format);
       const Export wanted{.key = "export/" + name + "/" + format,
                           .directory = output / name / format,
-                          .identity = export_identity(job, recipe, options)};
+                          .identity = export_identity(job, recipe, format)};
 
       job.monitor().phase("export of " + name + " as " + format);
       if (is_exported_for_all(job, wanted, options.replace)) continue;
@@ -97,10 +104,12 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
                         job.backend(), job.world(), job.monitor());
       job.model_identity().join();
       if (!job.first()) continue;
-      write_sealed_json(export_note_path(wanted.directory), wanted.key,
-                        {{"identity", wanted.identity},
-                         {"model", job.model_identity().content()},
-                         {"sums", sha256_hex_of_file(wanted.directory / "SHA256SUMS")}});
+      write_sealed_json(
+          export_note_path(wanted.directory), wanted.key,
+          {{"identity", wanted.identity},
+           {"settings", xxh3_hex(export_settings(job.config(), job.inputs(), recipe, format))},
+           {"model", job.model_identity().content()},
+           {"sums", sha256_hex_of_file(wanted.directory / "SHA256SUMS")}});
       job.monitor().event({{"event", "export"}, {"recipe", name}, {"format", format}});
       job.monitor().say("exported " + wanted.directory.string());
     }

@@ -174,8 +174,8 @@ const Recipe& Job::recipe(const std::string& name) const {
   if (found != config_.recipes.end()) return *found;
   std::string names;
   for (const std::string& each : recipe_names()) names += (names.empty() ? "" : ", ") + each;
-  throw InputError("no recipe \"" + name + "\" in " + config_.run.string() + " (it has " + names +
-                   ")");
+  throw InputError("no recipe " + in_quotes(name) + " in " + config_.run.string() + " (it has " +
+                   names + ")");
 }
 
 std::vector<std::string> Job::recipe_names() const {

@@ -95,6 +95,10 @@ void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank);
 // The identities of all records of a run.
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
 
+// What an export depends on but the model's side files: its recipe, format and options.
+std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
+                            const std::string& format);
+
 // The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
 void export_recipes(Job& job, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output);

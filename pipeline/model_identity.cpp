@@ -1,10 +1,6 @@
 #include "pipeline/model_identity.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <system_error>
 
 #include <fmt/format.h>
 
@@ -22,20 +18,13 @@ using Json = nlohmann::json;
 
 constexpr std::size_t kNamed = 5;  // tensors that a message names
 
-// What can be known of a file without reading it. The time of the last change of its state cannot be set back.
-Json facts_of(const fs::path& path) {
-  struct stat facts {};
-  if (::stat(path.c_str(), &facts) != 0) {
-    throw InputError("cannot read " + path.string() + ": " +
-                     std::generic_category().message(errno));
-  }
-  const auto nanoseconds = [](const timespec& time) {
-    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-  };
-  return {{"path", fs::weakly_canonical(path).string()},
-          {"bytes", facts.st_size},
-          {"modified", nanoseconds(facts.st_mtim)},
-          {"changed", nanoseconds(facts.st_ctim)}};
+// Of what is mapped: another file may have the name by now.
+Json facts_of(const TensorFile& file) {
+  const FileFacts& facts = file.facts();
+  return {{"path", fs::weakly_canonical(file.path()).string()},
+          {"bytes", facts.bytes},
+          {"modified", facts.modified},
+          {"changed", facts.changed}};
 }
 
 std::vector<TensorInfo> tensors_outside_blocks(const ModelConfig& config) {
@@ -80,7 +69,7 @@ void ModelIdentity::settle(const std::vector<ContentsByTensor>& recorded) {
   Json view;
   if (world_.rank() == 0) {
     files_ = Json::array();
-    for (const fs::path& file : model_.checkpoint().files()) files_.push_back(facts_of(file));
+    for (const TensorFile* file : model_.checkpoint().files()) files_.push_back(facts_of(*file));
     SealedJson memory = read_memory(run_);
     if (!memory.object && memory.why != "missing") {
       monitor_.say(fmt::format("{} is damaged ({}): it is made again from the model's files",
@@ -176,14 +165,17 @@ void ModelIdentity::hash_again(bool all) {
       checkpoint.directory().string(), differ.size(), names.size(), run_.string(), list(differ)));
 }
 
-void ModelIdentity::note_embedding() {
-  bool new_to_us = false;
-  for (const TensorInfo& tensor : tensors_before_blocks(model_.config())) {
-    if (model_.checkpoint().contents().of(tensor.name)) continue;
-    model_.checkpoint().note_content(tensor.name);
-    new_to_us = true;
+void ModelIdentity::note_outside_blocks() {
+  if (world_.rank() == 0) {
+    const Checkpoint& checkpoint = model_.checkpoint();
+    for (const TensorInfo& tensor : tensors_outside_blocks(model_.config())) {
+      if (checkpoint.contents().of(tensor.name)) continue;
+      checkpoint.note_content(tensor.name);
+      release_mapped_pages(checkpoint.view(tensor.name).bytes);
+      monitor_.tick();
+    }
   }
-  if (new_to_us) write();
+  join();
 }
 
 void ModelIdentity::join() {
@@ -236,12 +228,17 @@ std::string ModelIdentity::content() const {
 
 void ModelIdentity::write() const {
   write_sealed_json(run_ / kModelFile, kModelFile,
-                    {{"files", files_}, {"contents", model_.checkpoint().contents().all()}});
+                    {{"files", files_},
+                     {"contents", model_.checkpoint().contents().all()},
+                     {"content", content()}});
 }
 
 ContentsByTensor contents_of_block(const CausalLM& model, int block) {
   ContentsByTensor contents;
-  for (const TensorInfo& tensor : tensors_of_block(model.config(), block)) {
+  std::vector<TensorInfo> tensors = tensors_of_block(model.config(), block);
+  for (TensorInfo& tensor : tensors_outside_blocks(model.config()))
+    tensors.push_back(std::move(tensor));
+  for (const TensorInfo& tensor : tensors) {
     const auto known = model.checkpoint().contents().of(tensor.name);
     if (!known) throw Error("internal error: " + tensor.name + " was not read");
     contents[tensor.name] = *known;

@@ -1,9 +1,9 @@
 // Which model a run is of: by what its tensors hold, not by where they lie.
 //
 // The first 4 KiB of every tensor (model_fingerprint()) are part of every record's identity. What lies behind them is hashed
-// as it is read. A block's record names the hashes of the tensors of its block; RUN/model.json holds those of all tensors
-// that were read so far, with path, size and times of the files. While these do not change they stand for the content, and
-// nothing is read twice.
+// as it is read. A block's record names the hashes of the tensors of its block and of those outside the blocks (embedding,
+// final norm, head); RUN/model.json holds those of all tensors that were read so far, with path, size and times of the files.
+// While these do not change they stand for the content, and nothing is read twice.
 #pragma once
 
 #include <filesystem>
@@ -32,8 +32,8 @@ class ModelIdentity {
   // Throws InputError naming tensors that do not hold what records were made of.
   void settle(const std::vector<ContentsByTensor>& recorded);
 
-  // On one rank: hashes the embedding, of which else only rows are read, and writes model.json.
-  void note_embedding();
+  // Collective, before the first block: rank 0 hashes what lies outside the blocks, as far as nobody has.
+  void note_outside_blocks();
 
   // Collective: brings together what the ranks have read since, and writes model.json. Throws InputError naming a tensor
   // that did not hold the same for all.
@@ -53,7 +53,7 @@ class ModelIdentity {
   nlohmann::json files_;  // rank 0: path, size and times, as they were before anything was read
 };
 
-// Names of the tensors of one block, with their hashes; throws Error if one was not read.
+// Names of the tensors of one block and of those outside the blocks, with their hashes; throws Error if one was not read.
 ContentsByTensor contents_of_block(const CausalLM& model, int block);
 
 inline constexpr const char* kModelFile = "model.json";

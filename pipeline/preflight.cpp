@@ -1,12 +1,18 @@
 #include "pipeline/preflight.h"
 
+#include <fcntl.h>
+
 #include <filesystem>
 
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "pipeline/run_files.h"
+#include "pipeline/sealed_json.h"
 #include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/calibrate/text_file.h"
+#include "stages/export/side_files.h"
 
 namespace roundhouse {
 namespace {
@@ -78,6 +84,21 @@ std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tas
                     (task.rows ? ", each line a row" : ""));
   }
   return lines;
+}
+
+void check_exports(const RunConfig& config) {
+  if (config.export_formats.empty()) return;
+  with_file_errors_named([&] {
+    for (const std::string& name : side_files(config.model).carried)
+      (void)open_regular_file(config.model / name, O_RDONLY);
+    for (const Recipe& recipe : config.recipes) {
+      for (const std::string& format : config.export_formats) {
+        const std::string key = "export/" + recipe.name + "/" + format;
+        const SealedJson note = read_sealed_json(export_note_path(config.run / key), key);
+        check_replaceable(config.run / key, note.object.has_value());
+      }
+    }
+  });
 }
 
 std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& model) {

@@ -24,6 +24,10 @@ std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tas
                                           const Tokenizer& tokenizer, ThreadPool& threads,
                                           const std::function<void()>& tick);
 
+// Throws the errors that exports of the run would end with: a side file of the model that cannot be read, a folder in their
+// place that is somebody's.
+void check_exports(const RunConfig& config);
+
 // Bytes that the run's records and exports cannot do without.
 std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& model);
 // Throws Error if the run's disk has clearly too little room for what is not there yet.

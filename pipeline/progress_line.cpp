@@ -9,6 +9,8 @@
 
 #include <fmt/format.h>
 
+#include "base/quote.h"
+
 namespace roundhouse {
 namespace {
 
@@ -66,7 +68,7 @@ void ProgressLine::unit_done(const std::string& what, double seconds) {
 
 void ProgressLine::say(const std::string& line) {
   erase();
-  print(mark_ + line + "\n");
+  print(mark_ + printable_line(line) + "\n");
 }
 
 void ProgressLine::redraw() {
@@ -82,7 +84,7 @@ void ProgressLine::redraw() {
     bar.resize(kWidth, ' ');
     line = fmt::format("[{}] {}/{}  ", bar, done_, total_);
   }
-  line += phase_;
+  line += printable_line(phase_);
   if (const std::string left = time_left(); !left.empty() && done_ < total_) {
     line += fmt::format("  {} each, {} left",
                         format_duration(seconds_since(planned_) / (done_ - done_before_)), left);

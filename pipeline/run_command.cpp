@@ -171,9 +171,7 @@ bool quantize(Job& job) {
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }
 
-  if (job.first() && missing > 0 && needs_calibration(config)) {
-    job.model_identity().note_embedding();
-  }
+  if (missing > 0) job.model_identity().note_outside_blocks();
   Schedule schedule{.backend = job.backend(),
                     .mesh = mesh,
                     .model = job.model(),
@@ -206,6 +204,7 @@ void check_beforehand(Job& job) {
                         [&] { job.monitor().tick(); })) {
     job.monitor().say(line);
   }
+  check_exports(job.config());
   check_disk(job.config(), job.model().config());
 }
 

@@ -17,12 +17,12 @@ inline constexpr const char* kOriginal = "original";  // the unquantized model a
 
 inline std::string results_key(const std::string& recipe) { return "results/" + recipe + ".json"; }
 
-// An export's note, beside it: DIRECTORY.json {identity, model, sums}, sealed.
+// An export's note, beside it: DIRECTORY.json {identity, settings, model, sums}, sealed.
 std::filesystem::path export_note_path(const std::filesystem::path& directory);
 struct ExportCheck {
-  std::vector<std::string> faults;  // empty: whole. Each names a file, or is "missing"
-  bool noted = false;               // its note is whole: the directory is ours
-  std::string identity, model;      // what the note says that it was made of
+  std::vector<std::string> faults;        // empty: whole. Each names a file, or is "missing"
+  bool noted = false;                     // its note is whole: the directory is ours
+  std::string identity, settings, model;  // what the note says that it was made of
 };
 // `key` is that of the note's seal: "export/RECIPE/FORMAT", wherever the directory is.
 ExportCheck check_export(

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/quote.h"
 #include "model/weight_prefetch.h"
 #include "pipeline/handover.h"
 #include "stages/quantize/block_record.h"
@@ -168,7 +169,7 @@ class RecipeWalk {
     if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
     const double load_seconds = seconds_since(start);
     BlockTask block_task = task(block, weights, activations);
-    QuantizedBlock result = method_->quantize(block_task);
+    QuantizedBlock result = quantize(block_task);
     if (s_.mesh.team().rank() != 0) return;
     // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
     nlohmann::json phases = std::exchange(result.record["phases"], nullptr);
@@ -182,6 +183,18 @@ class RecipeWalk {
     phases["commit"] = seconds_since(commit_start);
     result.record["phases"] = std::move(phases);
     s_.on_unit(recipe_, result, seconds_since(start));
+  }
+
+  // Methods name the linear; which block of which recipe it is one of is said here.
+  QuantizedBlock quantize(BlockTask& unit) {
+    const std::string where = recipe_.name + ", block " + std::to_string(unit.block) + ": ";
+    try {
+      return method_->quantize(unit);
+    } catch (const InputError& error) {
+      throw InputError(where + error.what());
+    } catch (const Error& error) {
+      throw Error(where + error.what());
+    }
   }
 
   // Each stream through its own weights of the block.
@@ -292,8 +305,13 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int sna
       for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
         result.push_back(!record.is_null());
         if (record.is_null() || !with_sources) continue;
-        for (const auto& [tensor, hash] : record[kMadeOf].items())
-          state.made_of[tensor] = hash.get<std::string>();
+        for (const auto& [tensor, hash] : record[kMadeOf].items()) {
+          if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
+          throw InputError("recipes/" + recipe.name +
+                           ": its records were not made of one model: they differ in what they say "
+                           "of " +
+                           in_quotes(tensor) + ". Use another run folder");
+        }
         state.computed_by.insert(record[kComputedBy].get<std::string>());
       }
     }

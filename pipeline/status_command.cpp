@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/quote.h"
 #include "model/model_config.h"
 #include "pipeline/commands.h"
 #include "pipeline/json_values.h"
@@ -59,7 +60,7 @@ std::string perplexities(const Json& results) {
   const Json figures = results.value("perplexity", Json::object());
   for (const auto& [name, value] : figures.items()) {
     text +=
-        fmt::format("{}{} {}", text.empty() ? "" : ", ", name,
+        fmt::format("{}{} {}", text.empty() ? "" : ", ", printable_line(name),
                     value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
   }
   return text;
@@ -115,9 +116,10 @@ Picture look(const fs::path& run) {
   const int blocks = blocks_of(config, journal);
   const LastJob job = last_job(journal);
 
-  std::string text = fmt::format("{}: {}", run.string(), config.model.string());
+  std::string text = printable_line(run.string() + ": " + config.model.string());
   if (job.ranks > 0)
-    text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks", job.device);
+    text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks",
+                        printable_line(job.device));
   text += "\n";
 
   std::size_t width = std::string(kOriginal).size();
@@ -141,7 +143,7 @@ Picture look(const fs::path& run) {
     }
     text += "\n";
   }
-  if (!job.last_event.is_null()) text += "last: " + describe(job.last_event) + "\n";
+  if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
   return {text, text_in(job.last_event, "event") == "done"};
 }
 

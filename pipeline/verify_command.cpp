@@ -10,7 +10,9 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/hash.h"
+#include "base/quote.h"
 #include "pipeline/commands.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job.h"
@@ -35,16 +37,17 @@ class Verdict {
             const std::function<std::vector<std::string>()>& faults) {
     std::vector<std::string> found;
     try {
-      found = faults();
+      with_file_errors_named([&] { found = faults(); });
     } catch (const std::exception& error) {
       found.emplace_back(error.what());
     }
     ++(found.empty() ? whole_ : wrong_);
     for (std::size_t i = 0; i < std::min(found.size(), kMostFaults); ++i) {
-      fmt::print("{}: {}{}\n", what.string(), found[i], remedy);
+      fmt::print("{}\n", printable_line(what.string() + ": " + found[i] + remedy));
     }
     if (found.size() > kMostFaults) {
-      fmt::print("{}: {} more such faults\n", what.string(), found.size() - kMostFaults);
+      fmt::print("{}\n", printable_line(fmt::format("{}: {} more such faults", what.string(),
+                                                    found.size() - kMostFaults)));
     }
     std::fflush(stdout);
   }
@@ -74,9 +77,9 @@ class RunCheck {
     }
     const std::set<std::string> records = records_, exports = exports_;  // what `run` makes
     try {
-      list_what_is_there();
-    } catch (const fs::filesystem_error& error) {
-      verdict_.look(error.path1(), "", [&] { return Faults{error.code().message()}; });
+      with_file_errors_named([&] { list_what_is_there(); });
+    } catch (const Error& error) {
+      verdict_.look(run_, "", [&] { return Faults{error.what()}; });
     }
     for (const std::string& key : records_) {
       verdict_.look(run_ / (key + ".h5"), records.contains(key) ? kMadeAgain : "",
@@ -84,7 +87,7 @@ class RunCheck {
     }
     for (const std::string& key : exports_) {
       verdict_.look(run_ / key, exports.contains(key) ? kMadeAgain : "",
-                    [&] { return check_export(run_ / key, key).faults; });
+                    [&] { return check_run_export(key); });
     }
     for (const std::string& name : results_) {
       verdict_.look(run_ / results_key(name), measured_.contains(name) ? kMadeAgain : "",
@@ -112,8 +115,11 @@ class RunCheck {
       config_ = read_run_config(run_);
       return Faults{};
     });
-    look(kModelFile,
-         [&] { return one_fault(read_sealed_json(run_ / kModelFile, kModelFile).why); });
+    look(kModelFile, [&] {
+      const SealedJson model = read_sealed_json(run_ / kModelFile, kModelFile);
+      if (model.object) content_ = model.object->value("content", "");
+      return one_fault(model.why);
+    });
     JournalCheck journal;
     look("journal.jsonl", [&] {
       journal = check_journal(run_);
@@ -178,11 +184,44 @@ class RunCheck {
     }
   }
 
+  // What was made of the run has to be made of what the run is of. What neither of them says (earlier versions did not) is not
+  // compared.
+  void compare(const std::string& what, const std::string& theirs, const std::string& ours,
+               Faults& faults) const {
+    if (!theirs.empty() && !ours.empty() && theirs != ours)
+      faults.push_back("made " + what + " than the run's");
+  }
+
+  Faults check_run_export(const std::string& key) {
+    const ExportCheck check = check_export(run_ / key, key);
+    Faults faults = check.faults;
+    compare("of another model", check.model, content_, faults);
+    if (!config_ || !found_.identity) return faults;
+    for (const Recipe& recipe : config_->recipes) {
+      for (const std::string& format : config_->export_formats) {
+        if (key != "export/" + recipe.name + "/" + format) continue;
+        compare("with other settings", check.settings,
+                xxh3_hex(export_settings(*config_, found_.identity->inputs, recipe, format)),
+                faults);
+      }
+    }
+    return faults;
+  }
+
   Faults check_results(const std::string& name) {
     const SealedJson results = read_sealed_json(results_path(run_, name), results_key(name));
     if (!results.object) return {results.why};
     Faults faults;
     if (!measured_.contains(name)) return faults;  // of a recipe that was taken out
+    compare("of another model", results.object->value("model", ""), content_, faults);
+    if (found_.identity) {
+      const RunInputs& inputs = found_.identity->inputs;
+      std::string identity = inputs.model;
+      for (const Recipe& recipe : config_->recipes) {
+        if (recipe.name == name) identity = recipe_identity(*config_, inputs, recipe);
+      }
+      compare("with other settings", results.object->value("identity", ""), identity, faults);
+    }
     for (const PerplexityTask& task : config_->perplexity) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
@@ -198,6 +237,7 @@ class RunCheck {
   Verdict& verdict_;
   Hdf5Store store_;
   FoundIdentity found_;
+  std::string content_;  // ModelIdentity::content(), of model.json
   std::optional<RunConfig> config_;
   std::set<std::string> records_, exports_, results_;  // keys; of results the names
   std::set<std::string> measured_;                     // whose results the config asks for

@@ -26,13 +26,15 @@ class AwqGemm final : public ExportFormat {
     if (recipe.bits != 4) {
       throw not_exportable(name(), recipe,
                            "it has codes of 4 bits only, not of " + std::to_string(recipe.bits) +
-                               "; use the format 'compressed-tensors', 'gptq' or 'dense'");
+                               "; use the format 'compressed-tensors', 'gptq' or 'dense'",
+                           "bits");
     }
     if (is_reordered(recipe)) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and it has no "
-          "table for that; use act_order: static, or the format 'gptq' or 'dense'");
+          "table for that; use act_order: static, or the format 'gptq' or 'dense'",
+          "act_order");
     }
     check_packable(name(), recipe, linear);
   }

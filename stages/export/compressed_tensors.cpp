@@ -27,7 +27,8 @@ class CompressedTensors final : public ExportFormat {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "
-          "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'");
+          "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'",
+          "act_order");
     }
     check_packable(name(), recipe, linear);
   }

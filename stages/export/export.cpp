@@ -58,7 +58,7 @@ void together(Communicator& world, const std::function<void()>& work,
   enum : char { kDone, kError, kInputError };
   std::string outcome(1, kDone);
   try {
-    work();
+    with_file_errors_named(work);
   } catch (const InputError& error) {
     outcome = std::string(1, kInputError) + error.what();
   } catch (const std::exception& error) {
@@ -366,17 +366,6 @@ fs::path normal(const fs::path& directory) {
   return path.has_filename() ? path : path.parent_path();
 }
 
-// A directory that is not one of our exports is somebody's: it is never replaced.
-void check_replaceable(const fs::path& directory, bool known) {
-  if (!fs::exists(fs::symlink_status(directory))) return;
-  const bool ours = fs::is_directory(directory) && !fs::is_symlink(directory) &&
-                    (known || fs::is_empty(directory) || fs::exists(directory / kSums));
-  if (!ours) {
-    throw InputError(directory.string() + " exists and is not an earlier export (it has no " +
-                     kSums + "): remove it, or choose another directory");
-  }
-}
-
 void sync_directory(const fs::path& directory) {
   const Unique<int, &::close> handle(::open(directory.c_str(), O_RDONLY | O_DIRECTORY));
   if (handle.get() < 0 || ::fsync(handle.get()) != 0) {
@@ -437,6 +426,17 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options) {
   check_dtype(options);
   if (options.dtype && *options.dtype != DType::kF32)
     check_unquantized_values(model.config(), model.checkpoint(), *options.dtype);
+}
+
+void check_replaceable(const fs::path& path, bool known) {
+  const fs::path directory = normal(path);
+  if (!fs::exists(fs::symlink_status(directory))) return;
+  const bool ours = fs::is_directory(directory) && !fs::is_symlink(directory) &&
+                    (known || fs::is_empty(directory) || fs::exists(directory / kSums));
+  if (!ours) {
+    throw InputError(directory.string() + " exists and is not an earlier export (it has no " +
+                     kSums + "): remove it, or choose another directory");
+  }
 }
 
 void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,

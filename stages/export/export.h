@@ -35,6 +35,10 @@ void check_exportable(const Recipe& recipe, const ModelConfig& config, const Dec
 // would leave. Reads those tensors only where the type narrows.
 void check_kept_values(const CausalLM& model, const ExportOptions& options);
 
+// Throws InputError if something lies where an export shall be that is not an earlier one: it is somebody's, and never replaced.
+// `known`: it is ours, whatever lies there.
+void check_replaceable(const std::filesystem::path& directory, bool known);
+
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.
 // `directory` appears complete or not at all: everything is written beside it and renamed at the end.

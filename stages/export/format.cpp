@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "base/quote.h"
+
 namespace roundhouse {
 namespace {
 
@@ -36,21 +38,25 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name) {
     if (name == entry.name) return entry.make();
     known += (known.empty() ? "" : ", ") + std::string(entry.name);
   }
-  throw InputError("unknown export format '" + name + "' (there are " + known + ")");
+  throw InputError("unknown export format " + in_quotes(name) + " (there are " + known + ")");
 }
 
-InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why) {
-  return InputError("recipe " + recipe.name + " cannot be exported as " + format + ": " + why);
+InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,
+                          const std::string& key) {
+  const auto place = recipe.where.find(recipe.where.contains(key) ? key : "");
+  return InputError((place == recipe.where.end() ? "" : place->second + ": ") + "recipe " +
+                    recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
 void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear) {
-  const auto refuse = [&](const std::string& why) {
+  const auto refuse = [&](const std::string& why, const char* key = "") {
     throw not_exportable(format, recipe,
-                         linear.name + " " + why + "; the format 'dense' can hold it");
+                         linear.name + " " + why + "; the format 'dense' can hold it", key);
   };
   constexpr std::array kBits = {2, 3, 4, 8};
   if (std::ranges::find(kBits, recipe.bits) == kBits.end()) {
-    refuse("has codes of " + std::to_string(recipe.bits) + " bits, and it packs 2, 3, 4 or 8");
+    refuse("has codes of " + std::to_string(recipe.bits) + " bits, and it packs 2, 3, 4 or 8",
+           "bits");
   }
   if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
     refuse("is " + std::to_string(linear.rows) + " x " + std::to_string(linear.cols) +
@@ -58,8 +64,9 @@ void check_packable(const std::string& format, const Recipe& recipe, const Linea
   }
   if (recipe.group_size != -1 && (recipe.group_size < 1 || linear.cols % recipe.group_size != 0)) {
     refuse("has " + std::to_string(linear.cols) +
-           " columns, which are not a multiple of the group size " +
-           std::to_string(recipe.group_size));
+               " columns, which are not a multiple of the group size " +
+               std::to_string(recipe.group_size),
+           "group_size");
   }
 }
 

@@ -60,7 +60,9 @@ std::unique_ptr<ExportFormat> make_dense();
 void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
 // GPTQ's dynamic act-order: groups follow the order in which columns were quantized.
 bool is_reordered(const Recipe& recipe);
-InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why);
+// Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.
+InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,
+                          const std::string& key = "");
 
 // base/dtype.h's convert(), but throws Error naming the tensor where a finite value becomes infinite.
 void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,

@@ -4,7 +4,7 @@
 #include <array>
 #include <string_view>
 
-#include "base/error.h"
+#include "base/file.h"
 
 namespace roundhouse {
 namespace {
@@ -33,6 +33,13 @@ bool is_model(const fs::path& folder) {
   });
 }
 
+// A run writes into its folder while it goes on: what was carried along would be another thing each time.
+bool is_run(const fs::path& folder) {
+  constexpr std::array kFiles = {"identity.json", "config.yaml", "journal.jsonl", "lock"};
+  return std::ranges::count_if(kFiles,
+                               [&](const char* name) { return fs::exists(folder / name); }) > 1;
+}
+
 void collect(const fs::path& folder, const std::string& prefix, int depth, SideFiles& files) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
@@ -41,6 +48,8 @@ void collect(const fs::path& folder, const std::string& prefix, int depth, SideF
     if (entry.is_directory()) {
       if (entry.is_symlink()) {
         files.left.push_back(path + "/ (a link)");
+      } else if (is_run(entry.path())) {
+        files.left.push_back(path + "/ (a run)");
       } else if (is_model(entry.path())) {
         files.left.push_back(path + "/ (a model of its own)");
       } else if (depth == kMaxDepth) {
@@ -53,6 +62,9 @@ void collect(const fs::path& folder, const std::string& prefix, int depth, SideF
     } else if (is_weights(name) ||
                (prefix.empty() && std::ranges::find(kOurs, name) != kOurs.end())) {
       continue;
+    } else if (name.ends_with(".json") &&
+               fs::exists(fs::path(entry.path()).replace_extension() / "SHA256SUMS")) {
+      files.left.push_back(path + " (the note of an export)");
     } else if (entry.file_size() > kMaxBytes) {
       files.left.push_back(path + " (" + std::to_string(entry.file_size() >> 20) + " MiB)");
     } else {
@@ -65,11 +77,7 @@ void collect(const fs::path& folder, const std::string& prefix, int depth, SideF
 
 SideFiles side_files(const fs::path& directory) {
   SideFiles files;
-  try {
-    collect(directory, "", 0, files);
-  } catch (const fs::filesystem_error& error) {
-    throw InputError(error.path1().string() + ": " + error.code().message());
-  }
+  with_file_errors_named([&] { collect(directory, "", 0, files); });
   std::ranges::sort(files.carried);
   std::ranges::sort(files.left);
   return files;

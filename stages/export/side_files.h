@@ -16,8 +16,8 @@ struct SideFiles {
 };
 
 // Left out without a word: weights of any framework, their indices, config.json, what describes another quantization, sums of
-// an export, and hidden files. A folder that holds weights or a config.json is a model of its own and stays behind; so does a
-// file over 256 MiB. Links to files count as files, links to folders are not followed. Throws InputError naming a path that
+// an export, and hidden files. A folder that holds weights or a config.json is a model of its own and stays behind; so do the
+// folder of a run of ours, the notes beside exports, and a file over 256 MiB. Links to files count as files, links to folders are not followed. Throws InputError naming a path that
 // cannot be read.
 SideFiles side_files(const std::filesystem::path& directory);
 

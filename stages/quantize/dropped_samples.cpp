@@ -20,14 +20,15 @@ std::int64_t settle_dropped(const BlockTask& task, const std::string& linears,
   const auto count = static_cast<std::int64_t>(dropped.size());
   if (count == 0) return samples;
 
-  const std::string what = "block " + std::to_string(task.block) + ", " + linears + ": " +
-                           std::to_string(count) + " of " + std::to_string(samples) +
-                           " samples have inputs that are not finite";
+  const std::string what = linears + ": " + std::to_string(count) + " of " +
+                           std::to_string(samples) + " samples have inputs that are not finite";
   if (10 * count > samples) throw Error(what + "; more than a tenth cannot be left out");
   std::ranges::sort(dropped);
   block_record["dropped_samples"].push_back(
       {{"linears", linears}, {"count", count}, {"samples", dropped}});
-  if (task.team.rank() == 0) task.monitor.say(what + " and were left out");
+  if (task.team.rank() == 0) {
+    task.monitor.say("block " + std::to_string(task.block) + ", " + what + " and were left out");
+  }
   return samples - count;
 }
 

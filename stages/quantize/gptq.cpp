@@ -203,7 +203,7 @@ class BlockQuantizer {
             task_.monitor);
     });
     if (factor.status == FactorStatus::kNotFinite) {
-      throw Error(text_of(g) + ": the Hessian is not finite: the inputs are beyond float32");
+      throw Error(group(g).name + ": the Hessian is not finite: the inputs are beyond float32");
     }
     report(g, factor);
     const auto n = static_cast<double>(group(g).cols);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/quote.h"
 #include "stages/quantize/awq.h"
 #include "stages/quantize/gptq.h"
 #include "stages/quantize/rtn.h"
@@ -35,7 +36,7 @@ std::unique_ptr<Method> make_method(const std::string& method, int bits, std::in
     if (entry.name == method) return entry.make(bits, group_size, options);
     known += (known.empty() ? "" : ", ") + std::string(entry.name);
   }
-  throw RecipeError{"method", "'" + method + "' is not one of " + known};
+  throw RecipeError{"method", in_quotes(method) + " is not one of " + known};
 }
 
 std::unique_ptr<Method> make_method(const Recipe& recipe) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -14,6 +15,8 @@ struct Recipe {
   int bits = 4;        // 2, 3, 4 or 8
   std::int64_t group_size = 128;  // -1: the whole row
   nlohmann::json options;  // an object: what the method takes besides, every option written out
+  // For messages, where it comes from a config: "run.yaml:7: recipes[0].bits" by key, and "run.yaml:6: recipes[0]" by "".
+  std::map<std::string, std::string> where = {};
 };
 
 // From an object with `method`, `bits`, `group_size`, `name` and the method's own keys. Completes the name: method, bits,

@@ -106,16 +106,14 @@ LearnedBlock::LearnedBlock(BlockTask& task, int bits, std::int64_t group_size, G
                                               .rounding = {}});
       const ConstMatrix w =
           std::as_const(original_[i]).view().row_range(at.first, at.first + at.rows);
-      try {
+      with_rows_named(spec.name, at.first, [&] {
         backend.find_ranges({.w = w,
                              .group_size = linear.group_size,
                              .grid = grid,
                              .bits = bits,
                              .lo = tile->lo.view(),
                              .hi = tile->hi.view()});
-      } catch (const Error& e) {
-        throw Error(spec.name + ", rows from " + std::to_string(at.first) + ": " + e.what());
-      }
+      });
       backend.zero(tile->v.view());
       const auto one_each =
           std::as_bytes(std::span(ones).first(tile->alpha.bytes() / sizeof(float)));

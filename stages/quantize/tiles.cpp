@@ -100,6 +100,15 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
   return tile;
 }
 
+void with_rows_named(const std::string& linear, std::int64_t first,
+                     const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    throw Error(linear + ", rows from " + std::to_string(first) + ": " + error.what());
+  }
+}
+
 SolveError solve_in_tiles(
     Communicator& team, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve) {
@@ -116,7 +125,9 @@ SolveError solve_in_tiles(
   // A rank's message holds its tiles in order, each as error, norm, codes, scales, zeros.
   std::vector<std::byte> message;
   for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
-    TileResult result = solve(tile * kTileRows, rows_in(tile));
+    TileResult result;
+    with_rows_named(linear.name, tile * kTileRows,
+                    [&] { result = solve(tile * kTileRows, rows_in(tile)); });
     errors[static_cast<std::size_t>(tile)] = result.error;
     if (team.size() > 1) {
       append(message, std::as_bytes(std::span(&result.error, 1)));

@@ -44,6 +44,10 @@ QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t g
 // Rows of weights in F32, in the backend's memory.
 Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows, Backend& backend);
 
+// Runs `work` on a tile of a linear; an Error of it says of which.
+void with_rows_named(const std::string& linear, std::int64_t first,
+                     const std::function<void()>& work);
+
 // Cuts [0, linear.rows) into tiles, solves those of this rank (tile t belongs to rank t % team.size()), and gathers codes,
 // scales, zeros and the error on every rank of the team. Collective.
 SolveError solve_in_tiles(

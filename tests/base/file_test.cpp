@@ -75,6 +75,50 @@ TEST_F(FileTest, ReadingSaysWhatIsWrongAndWhere) {
   EXPECT_THROW(read_text_file(folder_ / "none"), InputError);
 }
 
+TEST_F(FileTest, ErrorsOfTheStandardLibraryBecomeOurs) {
+  const auto said = [](const std::function<void()>& work) -> std::pair<std::string, std::string> {
+    try {
+      with_file_errors_named(work);
+    } catch (const InputError& error) {
+      return {"InputError", error.what()};
+    } catch (const Error& error) {
+      return {"Error", error.what()};
+    }
+    return {};
+  };
+  const std::filesystem::path file = folder_ / "a file";
+  write_text_atomically(file, "x");
+  EXPECT_THAT(said([&] { std::filesystem::create_directories(file / "below"); }),
+              testing::Pair("InputError", testing::StartsWith("cannot create directories " +
+                                                              (file / "below").string() +
+                                                              ": Not a directory: ")));
+  EXPECT_THAT(said([&] {
+                throw std::filesystem::filesystem_error(
+                    "cannot rename", "/a", "/b", std::error_code(EIO, std::generic_category()));
+              }),
+              testing::Pair("Error", "cannot rename /a and /b: Input/output error (errno 5)"));
+  EXPECT_THAT(
+      said([&] {
+        throw std::filesystem::filesystem_error("directory iterator cannot open directory", "/a",
+                                                std::error_code(EACCES, std::generic_category()));
+      }),
+      testing::Pair("InputError", testing::AllOf(testing::HasSubstr("/a: Permission denied"),
+                                                 testing::HasSubstr("access"))));
+  EXPECT_EQ(said([] {}).first, "");
+}
+
+TEST_F(FileTest, TheFactsAreThoseOfTheMappedFile) {
+  const std::filesystem::path path = folder_ / "mapped", other = folder_ / "other";
+  write_text_atomically(path, "before");
+  const MappedFile mapped(path);
+  write_text_atomically(other, "longer than before");
+  std::filesystem::rename(other, path);
+  EXPECT_EQ(mapped.facts().bytes, 6u);
+  EXPECT_EQ(MappedFile(path).facts().bytes, 18u);
+  EXPECT_GE(MappedFile(path).facts().changed, mapped.facts().changed);
+  EXPECT_GT(mapped.facts().modified, 0);
+}
+
 TEST_F(FileTest, MapsAFileAndMovesTheMapping) {
   write_text_atomically(folder_ / "file", "mapped");
   MappedFile first(folder_ / "file");

@@ -53,6 +53,27 @@ TEST(CheckpointTest, ReadsShardsByTheirIndex) {
   EXPECT_FALSE(checkpoint.has("not in the index"));
 }
 
+TEST(CheckpointTest, AMissingTensorIsNamedWithItsFileAndThoseLikeIt) {
+  const TemporaryFolder directory;
+  const Tensors tensors = {{"model.layers.0.mlp.up_proj.weight", tensor_of(1)},
+                           {"model.layers.1.mlp.up_proj.weight", tensor_of(2)},
+                           {"model.norm.weight", tensor_of(3)}};
+  const auto missing = [&](const std::string& name) {
+    return input_error_of([&] { (void)Checkpoint(directory.path()).view(name); });
+  };
+  write_safetensors(directory / "model.safetensors", tensors);
+  EXPECT_EQ(missing("model.layers.1.mlp.up_prj.weight"),
+            (directory / "model.safetensors").string() +
+                ": no tensor \"model.layers.1.mlp.up_prj.weight\" (the most similar that it has: "
+                "\"model.layers.1.mlp.up_proj.weight\", \"model.layers.0.mlp.up_proj.weight\")");
+  EXPECT_EQ(missing("lm_head.weight"),
+            (directory / "model.safetensors").string() + ": no tensor \"lm_head.weight\"");
+  std::filesystem::rename(directory / "model.safetensors", directory / "x.safetensors");
+  write_index(directory.path(), {{"model.norm.weight", "x.safetensors"}});
+  EXPECT_THAT(missing("model.norms.weight"), AllOf(HasSubstr(std::string(kIndex) + ": no tensor"),
+                                                   HasSubstr("model.norm.weight")));
+}
+
 TEST(CheckpointTest, IgnoresRotaryFrequencies) {
   const TemporaryFolder directory;
   write_safetensors(directory / "x", {{"a", tensor_of(1)}});

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/hdf5_store.h"
+#include "pipeline/sealed_json.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/pipeline/program.h"
 #include "tests/source_folder.h"
@@ -76,6 +77,100 @@ TEST_F(CommandLineTest, WrongUsageIsOneLineAndExitCode2) {
   EXPECT_THAT(refusal("evaluate runs/x --text no-such-file"), HasSubstr("no-such-file"));
   EXPECT_THAT(refusal("synth --like nothing " + at("x")), HasSubstr("nothing"));
   EXPECT_THAT(refusal("status"), HasSubstr("RUN"));
+}
+
+// Whatever words and names come from outside, and however long they are.
+TEST_F(CommandLineTest, MessagesAreBoundedAndPrintable) {
+  const std::string long_word(100000, 'x');
+  const std::vector<std::string> all = {
+      refusal("'" + long_word + "'"),
+      refusal("run --" + long_word),
+      refusal("run configs/demo.yaml --set " + long_word + "=1"),
+      refusal("run configs/demo.yaml --set recipes.0." + long_word + "=1"),
+      refusal("run configs/demo.yaml --set recipes.0.method=" + long_word),
+      refusal("run configs/demo.yaml --set device=" + long_word),
+      refusal("status 'a\x1b[2J\xff\nb'"),
+      refusal("verify 'a\x1b[2J\xff\nb'"),
+      refusal("run 'a\x1b[2J\xff\nb'"),
+  };
+  for (const std::string& line : all) {
+    EXPECT_LE(line.size(), 4100u) << line;
+    EXPECT_TRUE(std::ranges::none_of(line.substr(0, line.size() - 1), [](char c) {
+      return static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f;
+    })) << line;
+  }
+  EXPECT_THAT(all.back(), HasSubstr("a\\x1b[2J\\xff\\nb"));
+}
+
+TEST_F(CommandLineTest, WhatAFileSystemRefusesIsWrongInput) {
+  write_text_atomically(folder_.path() / "file", "x");
+  const std::string line =
+      refusal("run configs/tiny-world.yaml --set run=" + at("file") + "/below");
+  EXPECT_THAT(line, MatchesRegex("roundhouse: cannot create directories .*/file/below: Not a "
+                                 "directory: .*name another path\n"));
+  EXPECT_THAT(refusal("run configs/tiny-world.yaml --set run=" + std::string(300, 'x')),
+              HasSubstr("File name too long"));
+}
+
+TEST_F(CommandLineTest, ARecipeThatAFormatCannotHoldIsNamedWithItsLine) {
+  write_text_atomically(folder_.path() / "config.yaml",
+                        "model: tests/data/tiny-world\nrun: " + at("run") +
+                            "\nrecipes:\n  - method: rtn\n    bits: 4\n    group_size: 96\n"
+                            "device: cpu\nexport: {formats: [gptq]}\n");
+  EXPECT_THAT(refusal("run " + at("config.yaml")),
+              HasSubstr(at("config.yaml") + ":6: recipes[0].group_size: recipe rtn-w4g96 cannot be "
+                                            "exported as gptq: "));
+  EXPECT_THAT(refusal("run " + at("config.yaml") +
+                      " --set recipes.0.group_size=64 --set recipes.0.bits=3 --set "
+                      "export.formats.0=awq"),
+              HasSubstr("--set recipes.0.bits: recipes[0].bits: recipe rtn-w3g64 cannot be "
+                        "exported as awq: "));
+}
+
+// What only the export would meet, hours later.
+TEST_F(CommandLineTest, AForeignFolderInAnExportsPlaceIsRefusedBeforeTheFirstBlock) {
+  fs::create_directories(folder_.path() / "run/export/rtn-w4g128/gptq");
+  write_text_atomically(folder_.path() / "run/export/rtn-w4g128/gptq/mine.txt", "mine");
+  const Outcome outcome = quantize("--set export.formats=[gptq]");
+  EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("run/export/rtn-w4g128/gptq exists and is not an earlier"));
+  EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << "blocks were quantized";
+}
+
+TEST_F(CommandLineTest, ARunCannotBeTheFolderOfItsModel) {
+  EXPECT_THAT(refusal("run configs/tiny-world.yaml --set run=tests/data/../data/tiny-world"),
+              HasSubstr("--set run: is the folder of the model"));
+}
+
+// Whole in themselves, but not of this run.
+TEST_F(CommandLineTest, VerifyComparesExportsAndResultsWithTheRun) {
+  ASSERT_EQ(quantize("--set export.formats=[gptq] --set "
+                     "'evaluate.perplexity=[{text: tests/data/tiny-world/test.txt, window: 64, "
+                     "limit: 1}]'")
+                .exit_code,
+            0);
+  ASSERT_EQ(run("verify " + at("run")).exit_code, 0);
+  const auto said = [&](const std::string& file, const std::string& key, const std::string& name) {
+    const fs::path path = folder_.path() / "run" / file;
+    const std::string before = read_text_file(path);
+    nlohmann::json object = *read_sealed_json(path, key).object;
+    EXPECT_FALSE(object.at(name).get<std::string>().empty());
+    object[name] = std::string(32, '0');
+    write_sealed_json(path, key, object);
+    const Outcome verdict = run("verify " + at("run"));
+    EXPECT_EQ(verdict.exit_code, 1) << file << " " << name;
+    write_text_atomically(path, before);
+    return verdict.out;
+  };
+  const std::string note = "export/rtn-w4g128/gptq.json", results = "results/rtn-w4g128.json";
+  const std::string key = "export/rtn-w4g128/gptq";
+  EXPECT_THAT(said(note, key, "model"), HasSubstr(key + ": made of another model than the run's"));
+  EXPECT_THAT(said(note, key, "settings"),
+              HasSubstr(key + ": made with other settings than the run's"));
+  EXPECT_THAT(said(results, results, "model"),
+              HasSubstr(results + ": made of another model than the run's"));
+  EXPECT_THAT(said(results, results, "identity"),
+              HasSubstr(results + ": made with other settings than the run's"));
 }
 
 TEST_F(CommandLineTest, WrongInputIsOneLineAndExitCode2) {

@@ -37,7 +37,7 @@ class ModelIdentityTest : public testing::Test {
     const CausalLM lm(model());
     ModelIdentity identity(lm, run(), world_, monitor_);
     identity.settle({});
-    if (world_.rank() == 0) identity.note_embedding();
+    identity.note_outside_blocks();
     ContentsByTensor all;
     for (int block = 0; block < 2; ++block) {
       for (const TensorInfo& tensor : tensors_of_block(lm.config(), block)) {
@@ -86,7 +86,7 @@ class ModelIdentityTest : public testing::Test {
 
 TEST_F(ModelIdentityTest, UnchangedFilesAreBelieved) {
   const ContentsByTensor recorded = read_all();
-  EXPECT_GT(settle({recorded}), static_cast<int>(recorded.size())) << "the embedding is known too";
+  EXPECT_EQ(settle({recorded}), static_cast<int>(recorded.size())) << "nothing else is looked at";
 }
 
 TEST_F(ModelIdentityTest, ACopyIsHashedAgainAndAccepted) {
@@ -120,6 +120,45 @@ TEST_F(ModelIdentityTest, RecordsAreEnough) {
   flip("model.layers.0.mlp.up_proj.weight");
   EXPECT_THAT(input_error_of([&] { settle({recorded}); }),
               HasSubstr("model.layers.0.mlp.up_proj.weight"));
+}
+
+// Records know the embedding, the final norm and the head, too.
+TEST_F(ModelIdentityTest, WhatLiesOutsideTheBlocksIsKeptInRecords) {
+  const ContentsByTensor recorded = read_all();
+  for (const char* tensor : {"model.embed_tokens.weight", "lm_head.weight"}) {
+    if (world_.rank() == 0) fs::remove(run() / kModelFile);
+    world_.barrier();
+    flip(tensor);
+    EXPECT_THAT(input_error_of([&] { settle({recorded}); }), HasSubstr(tensor));
+    flip(tensor);
+    EXPECT_NO_THROW(settle({recorded})) << tensor << " was put back";
+  }
+  EXPECT_TRUE(recorded.contains("model.norm.weight"));
+}
+
+// Between the mapping and the first look at the file's times.
+TEST_F(ModelIdentityTest, AFileThatIsReplacedWhileAJobStartsIsNotTakenForWhatWasRead) {
+  if (world_.rank() == 0) fs::copy(model() / "model.safetensors", folder_.path() / "old");
+  world_.barrier();
+  ContentsByTensor recorded;
+  {
+    const CausalLM lm(model());
+    world_.barrier();
+    if (world_.rank() == 0) {
+      fs::copy(folder_.path() / "old", folder_.path() / "other");
+      fs::rename(folder_.path() / "other", model() / "model.safetensors");
+    }
+    flip("model.layers.1.mlp.up_proj.weight");  // in the new file: what is mapped stays
+    ModelIdentity identity(lm, run(), world_, monitor_);
+    identity.settle({});
+    identity.note_outside_blocks();
+    for (const TensorInfo& tensor : tensors_of_block(lm.config(), 1))
+      lm.checkpoint().note_content(tensor.name);
+    recorded = contents_of_block(lm, 1);
+    identity.join();
+  }
+  EXPECT_THAT(input_error_of([&] { settle({recorded}); }),
+              HasSubstr("model.layers.1.mlp.up_proj.weight"));
 }
 
 TEST_F(ModelIdentityTest, WhereNoBlockIsKeptAnotherModelMayBegin) {

@@ -1,16 +1,20 @@
 // The walk through recipes and blocks: whatever the mesh, and wherever a run was cut off, the records have the same bytes.
 #include "pipeline/schedule.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "pipeline/hdf5_store.h"
+#include "pipeline/model_identity.h"
 #include "stages/memory_store.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
+#include "tests/model/model_files.h"
 #include "tests/source_folder.h"
 
 namespace roundhouse {
@@ -34,7 +38,10 @@ Samples few_samples() {
 
 class Walker {
  public:
-  explicit Walker(Communicator& world) : world_(world) {}
+  explicit Walker(Communicator& world, const std::filesystem::path& model = kModel)
+      : world_(world), model_(model) {
+    ModelIdentity(model_, folder_.path(), world_, quiet_).note_outside_blocks();
+  }
 
   // Everything that is missing in the store; false if stopped.
   bool run(RunStore& store, MeshShape shape,
@@ -71,7 +78,8 @@ class Walker {
  private:
   Communicator& world_;
   TemporaryFolder folder_;
-  CausalLM model_{kModel};
+  CausalLM model_;
+  NullMonitor quiet_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
   std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 64, *backend_);
@@ -144,6 +152,25 @@ TEST(ScheduleTest, SameBytesOnEveryMesh) {
     EXPECT_EQ(contents(store), expected)
         << "pipeline " << pipeline << " of " << world.size() << " ranks";
   }
+}
+
+// A message of days of work: which recipe, block and linear it was.
+TEST(ScheduleTest, WhatCannotBeQuantizedIsNamed) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the others would wait for the rank that fails";
+  const TemporaryFolder folder;
+  const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+  Tensors tensors = formula_tensors(config, DType::kF32);
+  tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>()[0] = 1e30f;
+  write_model(folder.path(), config, tensors);
+  Hdf5Store store(folder.path());
+  std::string said = "nothing";
+  try {
+    (void)Walker(test_world(), folder.path()).run(store, {1, 1});
+  } catch (const Error& error) {
+    said = error.what();
+  }
+  EXPECT_THAT(said, testing::MatchesRegex(
+                        "gptq-w4g128, block 3: self_attn.o_proj, rows from 0: .*float16.*"));
 }
 
 // One rank asks to stop after its second unit; all end, and what is committed is a part of the whole.

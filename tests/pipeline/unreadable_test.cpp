@@ -119,6 +119,15 @@ TEST_F(UnreadableTest, EveryFileThatCannotBeReadIsNamed) {
   }
 }
 
+// They would be missed only by the export, after all blocks.
+TEST_F(UnreadableTest, ASideFileThatCannotBeReadIsNamedBeforeTheFirstBlock) {
+  write_text_atomically(model() / "LICENSE", "free");
+  const Outcome outcome = run("open 13 /LICENSE -1");
+  EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr((model() / "LICENSE").string() + ": Permission denied"));
+  EXPECT_FALSE(fs::exists(run_ / "recipes")) << "blocks were quantized";
+}
+
 #endif
 
 // Each of these waited for somebody to write into the pipe.

@@ -244,6 +244,12 @@ TEST_F(ExportTest, CarriesAlongWhatIsNoWeight) {
                              "checkpoint-10/config.json", "checkpoint-10/LICENSE", "SHA256SUMS"}) {
       write_text_atomically(source() / name, name);
     }
+    // Runs within the model's folder go on being written, and their exports are models of their own.
+    for (const char* name : {"runs/a/identity.json", "runs/a/config.yaml", "runs/a/journal.jsonl",
+                             "runs/a/recipes/x/block-0000.h5", "out/gptq/SHA256SUMS",
+                             "out/gptq/config.json", "out/gptq.json"}) {
+      write_text_atomically(source() / name, name);
+    }
     fs::create_directory_symlink(shared_.path(), source() / "loop");
     fs::create_symlink(source() / "LICENSE", source() / "NOTICE");
   }
@@ -258,7 +264,9 @@ TEST_F(ExportTest, CarriesAlongWhatIsNoWeight) {
             "additional_chat_templates/tool.jinja");
   EXPECT_FALSE(fs::is_symlink(out() / "NOTICE"));
   EXPECT_THAT(side_files(source()).left,
-              ElementsAre("checkpoint-10/ (a model of its own)", "loop/ (a link)"));
+              ElementsAre("checkpoint-10/ (a model of its own)", "loop/ (a link)",
+                          "out/gptq.json (the note of an export)", "out/gptq/ (a model of its own)",
+                          "runs/a/ (a run)"));
   EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
   world_.barrier();
   if (world_.rank() == 0) {

@@ -343,7 +343,7 @@ TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
 }
 
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {
-  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "gguf"), HasSubstr("'gguf'"));
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "gguf"), HasSubstr("\"gguf\""));
 }
 
 }  // namespace

@@ -76,7 +76,7 @@ TEST(RecipeTest, ResolvedReadsBackToTheSame) {
 TEST(RecipeTest, ErrorsNameTheKey) {
   EXPECT_EQ(error_of(R"({"bits": 4})"), "method: is missing");
   EXPECT_THAT(error_of(R"({"method": "gptx"})"),
-              testing::StartsWith("method: 'gptx' is not one of rtn, gptq"));
+              testing::StartsWith("method: \"gptx\" is not one of rtn, gptq"));
   EXPECT_EQ(error_of(R"({"method": 4})"), "method: must be text");
   EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 5})"), "bits: must be 2, 3, 4 or 8");
   EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 4.0})"), "bits: must be a whole number");
