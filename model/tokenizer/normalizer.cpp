@@ -3,7 +3,9 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <iterator>
 
 #include "base/error.h"
 #include "model/json_file.h"
@@ -30,6 +32,29 @@ char32_t last_of(std::string_view text) {
   return code_point_at(text, i).value;
 }
 
+// Code points with a class or a decomposition that Hugging Face's tokenizers do not know, whose tables are older than Unicode 10:
+// to them each is a character like any other, and so it has to be here.
+constexpr std::array<std::pair<char32_t, char32_t>, 49> kNewer{{
+    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},
+    {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0xece, 0xece},
+    {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0x32ff, 0x32ff},
+    {0xa7f2, 0xa7f4},   {0xa82c, 0xa82c},   {0xab69, 0xab69},   {0x10781, 0x10785},
+    {0x10787, 0x107b0}, {0x107b2, 0x107ba}, {0x10d24, 0x10d27}, {0x10eab, 0x10eac},
+    {0x10efd, 0x10eff}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85}, {0x11070, 0x11070},
+    {0x11241, 0x11241}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a},
+    {0x11930, 0x11930}, {0x11938, 0x11938}, {0x1193d, 0x1193e}, {0x11943, 0x11943},
+    {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99},
+    {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97}, {0x11f41, 0x11f42},
+    {0x16ff0, 0x16ff1}, {0x1e030, 0x1e06d}, {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136},
+    {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}, {0x1f16c, 0x1f16c},
+    {0x1fbf0, 0x1fbf9},
+}};
+
+bool is_newer(char32_t c) {
+  const auto after = std::ranges::upper_bound(kNewer, c, {}, &std::pair<char32_t, char32_t>::first);
+  return after != kNewer.begin() && c <= std::prev(after)->second;
+}
+
 // A normalization form of Unicode (Unicode Standard Annex #15).
 class NormalizationForm : public NormalizerStep {
  public:
@@ -50,7 +75,7 @@ class NormalizationForm : public NormalizerStep {
       if (end == text.size()) break;
       i = end++;
       while (end < text.size() && !ascii(end)) ++end;
-      out += form_of(text.substr(i, end - i));
+      append_form(text.substr(i, end - i), out);
       i = end;
     }
     return out;
@@ -61,19 +86,32 @@ class NormalizationForm : public NormalizerStep {
     std::string before, after;
     append_utf8(before, left);
     append_utf8(after, right);
-    if (!begins_anew(before) || !begins_anew(after)) return std::nullopt;
+    if (is_newer(left) || is_newer(right) || !begins_anew(before) || !begins_anew(after))
+      return std::nullopt;
     before = form_of(before);
     after = form_of(after);
     return std::pair(last_of(before), first_of(after));
   }
 
  private:
-  std::string form_of(std::string_view text, int more = 0) const {
+  void append_form(std::string_view text, std::string& out) const {
+    std::size_t begin = 0;
+    for (std::size_t i = 0; i < text.size();) {
+      const CodePoint c = code_point_at(text, i);
+      if (is_newer(c.value)) {
+        out += form_of(text.substr(begin, i - begin));
+        out += text.substr(i, c.bytes);
+        begin = i + c.bytes;
+      }
+      i += c.bytes;
+    }
+    out += form_of(text.substr(begin));
+  }
+  std::string form_of(std::string_view text) const {
+    if (text.empty()) return {};
     utf8proc_uint8_t* result = nullptr;
-    const auto length =
-        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                     static_cast<utf8proc_ssize_t>(text.size()), &result,
-                     static_cast<utf8proc_option_t>(static_cast<int>(options_) | more));
+    const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                     static_cast<utf8proc_ssize_t>(text.size()), &result, options_);
     if (length < 0) {
       throw InputError(std::string("a text cannot be normalized: ") + utf8proc_errmsg(length));
     }

@@ -71,6 +71,7 @@ def build(kind, files):
                      token(n + 3, "<tool_call>", special=False), token(n + 4, "<think>", special=False)]
             return s.document(vocab, merges, added, {"type": "NFC"}, s.split_then_bytes(s.QWEN))
         names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+        vocab.update({name: i for i, name in enumerate(names)})
         return s.document(vocab, merges, [token(i, name) for i, name in enumerate(names)], None, s.split_then_bytes(s.NEMO),
                           s.around("<s>", 1), ignore_merges=True)
     if kind in ("gpt2", "opt"):
