@@ -20,6 +20,8 @@ using Edges = std::optional<std::pair<char32_t, char32_t>>;
 
 constexpr int kMaxDepth = 8;
 constexpr std::size_t kMaxContentBytes = 256;
+constexpr std::size_t kMaxSteps = 32;
+constexpr std::size_t kMaxGrowth = 64;  // NFKC makes at most 11 of one
 
 bool is_ascii(std::string_view text) {
   return std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x80; });
@@ -248,6 +250,7 @@ void Normalizer::add(const json& step, const std::string& where, int depth) {
   const auto name = type.get<std::string>();
   const std::string inner = where + name + ": ";
   const auto put = [&](std::unique_ptr<NormalizerStep> made, bool prefix = false) {
+    if (steps_.size() == kMaxSteps) throw InputError(where + "too many steps");
     steps_.push_back({std::move(made), prefix});
     prefixed_ = prefixed_ || prefix;
   };
@@ -275,10 +278,14 @@ void Normalizer::add(const json& step, const std::string& where, int depth) {
 
 std::string_view Normalizer::apply(std::string_view text, PieceStart start,
                                    std::string& own) const {
+  const std::size_t most = kMaxGrowth * (text.size() + kMaxContentBytes);
   for (const Step& each : steps_) {
     if (text.empty()) break;  // nothing is put in front of nothing
     if (each.step->leaves(text, start)) continue;
     std::string next = each.step->apply(text, start);
+    if (next.size() > most)
+      throw InputError("normalizer: makes more than " + std::to_string(kMaxGrowth) +
+                       " times as much of a text");
     own = std::move(next);
     text = own;
   }

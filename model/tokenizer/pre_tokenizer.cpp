@@ -18,6 +18,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int kMaxDepth = 8;
+constexpr std::size_t kMaxSteps = 32;
 
 bool is_numeric(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9';
@@ -371,6 +372,7 @@ void PreTokenizers::add(const json& step, const std::string& where, int depth, b
   if (!type.is_string() || depth > kMaxDepth) throw InputError(where + "not a pre-tokenizer");
   const auto name = type.get<std::string>();
   const std::string inner = where + name + ": ";
+  if (steps_.size() == kMaxSteps) throw InputError(where + "too many steps");
   if (name == "Sequence") {
     const json steps = step.value("pretokenizers", json());
     if (!steps.is_array()) throw InputError(inner + "pretokenizers: not a list");

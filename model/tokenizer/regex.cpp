@@ -16,9 +16,9 @@ namespace {
 constexpr std::size_t kMaxPatternBytes = std::size_t{1} << 14;  // that of Llama 3 has 140
 constexpr std::uint32_t kMaxHeapKiB = std::uint32_t{1} << 16;
 
-// Steps that one search may take: many times what the patterns of real tokenizers need, which is in proportion to the text.
+// Steps that a search may take from one place: many times what the patterns of real tokenizers need.
 std::uint32_t step_limit(std::size_t bytes) {
-  return static_cast<std::uint32_t>(10'000 + 64 * std::min(bytes, std::size_t{1} << 25));
+  return static_cast<std::uint32_t>(10'000 + 64 * std::min(bytes, std::size_t{1} << 15));
 }
 
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
