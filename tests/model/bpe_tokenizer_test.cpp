@@ -145,10 +145,7 @@ TEST_F(BpeFilesTest, BytesWithoutATokenAreDroppedAndNamed) {
   vocabulary_.erase("q");
   vocabulary_.erase(characters_of_bytes()[4]);
   write();
-  EXPECT_THAT(load()->encode("aq\x04"
-                             "b"),
-              ElementsAre(256))
-      << "as if they were not there";
+  EXPECT_THAT(load()->encode("aqb\x04"), ElementsAre(256)) << "as if they were not there";
   EXPECT_THAT(load()->warnings(),
               ElementsAre(AllOf(HasSubstr("vocab.json"), HasSubstr("2 of the 256 bytes"),
                                 HasSubstr(": 04 71"))));

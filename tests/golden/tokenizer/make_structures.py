@@ -53,12 +53,14 @@ def main():
     characters = train_characters(texts)
     (OUT / "characters.json").write_text(json.dumps(characters, ensure_ascii=False))
     bytes_file = json.loads((HERE / "bpe/tokenizer.json").read_text())
-    n, m = len(bytes_file["model"]["vocab"]), len(characters["model"]["vocab"])
     used = {part for merge in bytes_file["model"]["merges"] for part in (merge if isinstance(merge, list) else merge.split(" "))}
     unused = [c for c in s.byte_characters().values() if c not in used and c in bytes_file["model"]["vocab"]][-21:]
 
-    def added(first):
-        return [s.token(first + i, name, **flags) for i, (name, flags) in enumerate(ADDED)]
+    def added(content):
+        """The library takes the ids that the vocabulary has, and the next ones for other tokens."""
+        vocab = content["model"]["vocab"]
+        others = iter(range(len(vocab), len(vocab) + len(ADDED)))
+        return [s.token(vocab[name] if name in vocab else next(others), name, **flags) for name, flags in ADDED]
 
     smollm2 = {"pre_tokenizer": s.DIGITS_THEN_BYTES, "model": {"vocab": dict.fromkeys(unused)}}
     falcon = {"type": "Sequence", "pretokenizers": [{"type": "Punctuation", "behavior": "Contiguous"}, s.byte_level(True),
@@ -67,13 +69,13 @@ def main():
                                                                                  "behavior": "MergedWithPrevious", "invert": False}]}
     recipes = {
         "llama3": ("bytes", {"pre_tokenizer": s.split_then_bytes(s.LLAMA3), "model": {"ignore_merges": True}}),
-        "qwen": ("bytes", {"normalizer": {"type": "NFC"}, "pre_tokenizer": s.split_then_bytes(s.QWEN), "added_tokens": added(n)}),
+        "qwen": ("bytes", {"normalizer": {"type": "NFC"}, "pre_tokenizer": s.split_then_bytes(s.QWEN), "added_tokens": added(bytes_file)}),
         "nemo": ("bytes", {"pre_tokenizer": s.split_then_bytes(s.NEMO)}),
         "smollm2": ("bytes", smollm2),
-        "falcon": ("bytes", {"pre_tokenizer": falcon, "added_tokens": added(n)}),
+        "falcon": ("bytes", {"pre_tokenizer": falcon, "added_tokens": added(bytes_file)}),
         "llama": ("characters", {}),
         "mistral-v3": ("characters", {"normalizer": None, "pre_tokenizer": s.metaspace("first")}),
-        "phi3": ("characters", {"added_tokens": added(m)}),
+        "phi3": ("characters", {"added_tokens": added(characters)}),
         "words": ("characters", {"normalizer": {"type": "NFKC"}, "pre_tokenizer": whitespace, "model": {"byte_fallback": False}}),
         "metaspace": ("characters", {"normalizer": None, "pre_tokenizer": s.metaspace("always", True), "model": {"fuse_unk": False, "byte_fallback": False}}),
     }
