@@ -16,9 +16,10 @@ namespace {
 constexpr std::size_t kMaxPatternBytes = std::size_t{1} << 14;  // that of Llama 3 has 140
 constexpr std::uint32_t kMaxHeapKiB = std::uint32_t{1} << 16;
 
-// Steps that a search may take from one place: many times what the patterns of real tokenizers need.
+// Steps that a search may take from one place: more than the patterns of real tokenizers need, which take one or two for each
+// character of a run of white space.
 std::uint32_t step_limit(std::size_t bytes) {
-  return static_cast<std::uint32_t>(10'000 + 64 * std::min(bytes, std::size_t{1} << 15));
+  return static_cast<std::uint32_t>(2'000'000 + 4 * std::min(bytes, std::size_t{1} << 28));
 }
 
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }

@@ -270,6 +270,13 @@ TEST_F(TokenizerJsonTest, APatternThatIsReadDifferentlyOrTakesForeverIsRefused) 
               AllOf(HasSubstr("(a|aa)+$"), HasSubstr("2001 bytes"), HasSubstr("limit")));
 }
 
+TEST_F(TokenizerJsonTest, ALongRunOfWhiteSpaceIsNotTooMuch) {
+  json object = good_;
+  object["pre_tokenizer"] = split_at("\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S+");
+  const auto tokenizer = load(object);
+  EXPECT_NO_THROW((void)tokenizer->encode(std::string(3'000'000, ' ') + "x"));
+}
+
 TEST_F(TokenizerJsonTest, EndOfTextIsThatOfTheTemplate) {
   json object = good_;
   object["post_processor"] = {{"type", "Sequence"},
