@@ -9,7 +9,7 @@ namespace {
 
 enum class Kind { kSpace, kLetter, kNumber, kOther };
 
-Kind kind_of(char32_t c) {
+Kind kind_by_category(char32_t c) {
   if (is_white_space(c)) return Kind::kSpace;
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
     case UTF8PROC_CATEGORY_LU:
@@ -27,8 +27,18 @@ Kind kind_of(char32_t c) {
   }
 }
 
+// Most characters of most texts are ASCII.
+const std::array<Kind, 128> kAscii = [] {
+  std::array<Kind, 128> kinds{};
+  for (char32_t c = 0; c < 128; ++c) kinds[c] = kind_by_category(c);
+  return kinds;
+}();
+
+Kind kind_of(char32_t c) { return c < 128 ? kAscii[c] : kind_by_category(c); }
+
 // The length of 's, 't, 're, ... at the beginning of the text, or 0.
 std::size_t contraction(std::string_view text) {
+  if (text.front() != '\'') return 0;
   for (const std::string_view ending : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
     if (text.starts_with(ending)) return ending.size();
   }

@@ -5,7 +5,6 @@
 // tokenized once; the ids are those of the whole text.
 #include <sentencepiece_processor.h>
 
-#include <bitset>
 #include <cstring>
 #include <exception>
 #include <optional>
@@ -15,6 +14,7 @@
 #include "base/file.h"
 #include "model/json_file.h"
 #include "model/tokenizer.h"
+#include "model/tokenizer/character_pairs.h"
 #include "model/tokenizer_files.h"
 #include "model/utf8.h"
 
@@ -27,7 +27,6 @@ namespace roundhouse {
 namespace {
 
 constexpr std::size_t kMaxModelBytes = std::size_t{1} << 26;
-constexpr std::size_t kMaxJsonBytes = std::size_t{1} << 28;
 constexpr char32_t kSpaceSymbol = U'\u2581';  // what SentencePiece writes for a space
 
 // One field of a protocol buffer message: a number (varint) or bytes (a string or a message
@@ -123,31 +122,6 @@ Facts check_model(std::string_view model, const std::filesystem::path& path) {
   return facts;
 }
 
-// Pairs of characters.
-class CharacterPairs {
- public:
-  void add(char32_t left, char32_t right) {
-    if (is_ascii(left, right)) {
-      ascii_.set(ascii_index(left, right));
-    } else {
-      others_.insert(pair_of(left, right));
-    }
-  }
-  bool contains(char32_t left, char32_t right) const {
-    return is_ascii(left, right) ? ascii_.test(ascii_index(left, right))
-                                 : others_.contains(pair_of(left, right));
-  }
-
- private:
-  static bool is_ascii(char32_t left, char32_t right) { return left < 128 && right < 128; }
-  static std::size_t ascii_index(char32_t left, char32_t right) { return left * 128 + right; }
-  static std::uint64_t pair_of(char32_t left, char32_t right) {
-    return static_cast<std::uint64_t>(left) << 32 | right;
-  }
-  std::bitset<std::size_t{128} * 128> ascii_;
-  std::unordered_set<std::uint64_t> others_;
-};
-
 // A space and what SentencePiece writes for it are the same to it.
 char32_t with_plain_space(char32_t c) { return c == kSpaceSymbol ? U' ' : c; }
 
@@ -179,6 +153,15 @@ class SentencePieceTokenizer : public Tokenizer {
   std::optional<std::int32_t> id_of_token(const std::string& name) const override {
     const std::int32_t id = processor_.PieceToId(name);
     return processor_.IdToPiece(id) == name ? std::optional(id) : std::nullopt;
+  }
+
+  std::vector<std::pair<std::string, std::int32_t>> pieces() const {
+    std::vector<std::pair<std::string, std::int32_t>> all;
+    for (int id = 0; id < processor_.GetPieceSize(); ++id) {
+      if (!processor_.IsControl(id) && !processor_.IsUnknown(id) && !processor_.IsUnused(id))
+        all.emplace_back(processor_.IdToPiece(id), id);
+    }
+    return all;
   }
 
   bool may_cut(char32_t left, char32_t right) const override {
@@ -282,52 +265,15 @@ class SentencePieceTokenizer : public Tokenizer {
   std::int32_t eos_ = -1;
 };
 
-// How a tokenizer.json beside the model puts a space in front of texts, as Hugging Face's converters write it: by a
-// normalizer in front of each part between special tokens ("legacy"), by a pre-tokenizer in front of the first part, or not
-// at all. Anything else that it does to a text is refused.
-void read_prefix_of_json(const std::filesystem::path& file, TokenizerConfig& config) {
-  if (!std::filesystem::exists(file)) return;
-  const nlohmann::json object = read_json_file(file, kMaxJsonBytes);
-  const std::string where = file.string() + ": ";
-  if (!object.is_object()) throw InputError(where + "not a JSON object");
-  const auto type_of = [](const nlohmann::json& step) {
-    return step.is_object() ? step.value("type", nlohmann::json("?")).dump() : std::string("\"?\"");
-  };
-  bool each = false, first = false;
-  nlohmann::json normalizer = object.value("normalizer", nlohmann::json());
-  if (type_of(normalizer) == "\"Sequence\"")
-    normalizer = normalizer.value("normalizers", nlohmann::json());
-  if (!normalizer.is_array())
-    normalizer = normalizer.is_null() ? nlohmann::json::array() : nlohmann::json({normalizer});
-  for (const nlohmann::json& step : normalizer) {
-    const bool prepend =
-        type_of(step) == "\"Prepend\"" && step.value("prepend", nlohmann::json()) == "\u2581";
-    const bool replace =
-        type_of(step) == "\"Replace\"" && step.value("content", nlohmann::json()) == "\u2581";
-    if (!prepend && !replace)
-      throw InputError(where + "normalizer: " + type_of(step) + " is not supported");
-    each = each || prepend;
-  }
-  const nlohmann::json words = object.value("pre_tokenizer", nlohmann::json());
-  if (!words.is_null()) {
-    if (type_of(words) != "\"Metaspace\"")
-      throw InputError(where + "pre_tokenizer: " + type_of(words) + " is not supported");
-    const nlohmann::json scheme = words.value("prepend_scheme", nlohmann::json("always"));
-    each = each || scheme == "always";
-    first = scheme == "first";
-  }
-  // A key of the config rebuilds the tokenizer; without it the file counts.
-  if (config.add_prefix_space) return;
-  config.legacy = each;
-  config.add_prefix_space = each || first;
-}
-
 }  // namespace
 
+std::vector<std::pair<std::string, std::int32_t>> sentencepiece_pieces(
+    const std::filesystem::path& file) {
+  return SentencePieceTokenizer(file, true, true).pieces();
+}
+
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file,
-                                              const TokenizerConfig& given) {
-  TokenizerConfig config = given;
-  read_prefix_of_json(file.parent_path() / "tokenizer.json", config);
+                                              const TokenizerConfig& config) {
   auto tokenizer = std::make_unique<SentencePieceTokenizer>(
       file, config.add_prefix_space.value_or(true), config.legacy.value_or(true));
   // Hugging Face's LlamaTokenizer adds it unless told otherwise.

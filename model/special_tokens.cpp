@@ -36,6 +36,15 @@ std::size_t behind_white_space(std::string_view text, std::size_t begin) {
   return begin;
 }
 
+// Is there no character of a word on either side?
+bool stands_alone(std::string_view text, std::size_t begin, std::size_t end) {
+  if (end < text.size() && is_word_character(code_point_at(text, end).value)) return false;
+  if (begin == 0) return true;
+  do --begin;
+  while ((static_cast<unsigned char>(text[begin]) & 0xc0) == 0x80);
+  return !is_word_character(code_point_at(text, begin).value);
+}
+
 bool flag(const json& object, const char* key) { return object.value(key, json(false)) == true; }
 
 // A token as an object describes it: {"content": "</s>", "lstrip": false, ..}
@@ -43,10 +52,13 @@ SpecialToken described(const json& object, const std::string& where) {
   const json name = object.is_object() ? object.value("content", json()) : json();
   if (!name.is_string()) throw InputError(where + "a token without \"content\"");
   const auto text = name.get<std::string>();
-  if (flag(object, "single_word")) {
-    throw InputError(where + "token " + in_quotes(text) + ": single_word is not supported");
-  }
-  return {text, 0, flag(object, "lstrip"), flag(object, "rstrip")};
+  const bool special = flag(object, "special");
+  return {.text = text,
+          .strips_left = flag(object, "lstrip"),
+          .strips_right = flag(object, "rstrip"),
+          .single_word = flag(object, "single_word"),
+          .special = special,
+          .normalized = object.value("normalized", json(!special)) == true};
 }
 
 std::int32_t checked_id(std::int64_t id, const std::string& token, const std::string& where) {
@@ -77,6 +89,12 @@ void SpecialTokens::add(SpecialToken token) {
   if (!is_new) return;
   begins_[static_cast<unsigned char>(text.front())] = true;
   strips_left_ = strips_left_ || place->second.strips_left;
+  if (place->second.single_word) {
+    begins_of_words_.insert(code_point_at(text, 0).value);
+    std::size_t last = text.size() - 1;
+    while (last > 0 && (static_cast<unsigned char>(text[last]) & 0xc0) == 0x80) --last;
+    ends_of_words_.insert(code_point_at(text, last).value);
+  }
 }
 
 std::optional<SpecialTokens::Found> SpecialTokens::find(std::string_view text, std::size_t least,
@@ -89,6 +107,10 @@ std::optional<SpecialTokens::Found> SpecialTokens::find(std::string_view text, s
       if (found == tokens.end()) continue;
       const SpecialToken& token = found->second;
       std::size_t end = i + length;
+      if (token.single_word && !stands_alone(text, i, end)) {
+        i = end - 1;  // what begins within it is none either
+        break;
+      }
       if (token.strips_right) end = behind_white_space(text, end);
       return Found{token.strips_left ? before_white_space(text, least, i) : i, end, &token};
     }
@@ -100,10 +122,10 @@ std::size_t SpecialTokens::horizon(std::string_view text, std::size_t end) const
   return strips_left_ ? std::min(behind_white_space(text, end) + 1, text.size()) : end;
 }
 
-SpecialTokens read_special_tokens(
+std::vector<SpecialToken> read_special_tokens(
     const TokenizerConfig& config, const std::vector<std::pair<std::string, std::string>>& defaults,
     const std::function<std::optional<std::int32_t>(const std::string&)>& id_of) {
-  SpecialTokens tokens;
+  std::vector<SpecialToken> tokens;
   const std::filesystem::path directory = config.file.parent_path();
   const json settings = read_if_there(config.file);
   {
@@ -116,7 +138,7 @@ SpecialTokens read_special_tokens(
       const auto [stop, error] = std::from_chars(number.data(), number.data() + number.size(), id);
       const bool whole = error == std::errc{} && stop == number.data() + number.size();
       token.id = checked_id(whole ? id : -1, token.text, where);
-      tokens.add(std::move(token));
+      tokens.push_back(std::move(token));
     }
   }
   {
@@ -127,14 +149,14 @@ SpecialTokens read_special_tokens(
     for (const json& object : added) {
       SpecialToken token = described(object, where);
       token.id = id_of_json(object.value("id", json()), token.text, where);
-      tokens.add(std::move(token));
+      tokens.push_back(std::move(token));
     }
   }
   {
     const std::filesystem::path file = directory / "added_tokens.json";
     const json added = read_if_there(file);
     for (const auto& [name, id] : added.items()) {
-      tokens.add({name, id_of_json(id, name, file.string() + ": ")});
+      tokens.push_back({.text = name, .id = id_of_json(id, name, file.string() + ": ")});
     }
   }
   // Tokens with a role, in the vocabulary.
@@ -145,10 +167,12 @@ SpecialTokens read_special_tokens(
       token.text = value.get<std::string>();
     } else {
       token = described(value, where);
+      token.special = true;
+      token.normalized = flag(value, "normalized");
     }
     if (const auto id = id_of(token.text)) {
       token.id = *id;
-      tokens.add(std::move(token));
+      tokens.push_back(std::move(token));
     }
   };
   const std::filesystem::path map_file = directory / "special_tokens_map.json";

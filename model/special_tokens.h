@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -23,6 +24,9 @@ struct SpecialToken {
   std::int32_t id = 0;
   bool strips_left = false;  // takes the white space before it, too ("lstrip")
   bool strips_right = false;
+  bool single_word = false;  // only where no word continues on either side
+  bool special = true;       // not only added: ordinary text with split_special_tokens
+  bool normalized = false;   // its name is normalized, and found in the normalized text
 };
 
 class SpecialTokens {
@@ -39,6 +43,10 @@ class SpecialTokens {
   // Precondition: text is UTF-8.
   std::optional<Found> find(std::string_view text, std::size_t least, std::size_t from,
                             std::size_t until) const;
+  // May a text be cut between these two characters without a single word becoming one, or none?
+  bool may_cut(char32_t left, char32_t right) const {
+    return !ends_of_words_.contains(left) && !begins_of_words_.contains(right);
+  }
   // Where the first token may begin that takes white space from before byte `end`, plus one; `end` if there is none such.
   std::size_t horizon(std::string_view text, std::size_t end) const;
 
@@ -51,16 +59,17 @@ class SpecialTokens {
   };
   using ByText = std::unordered_map<std::string, SpecialToken, HashOfText, std::equal_to<>>;
   std::map<std::size_t, ByText, std::greater<>>
-      by_length_;                   // of the name in bytes, the longest first
-  std::array<bool, 256> begins_{};  // does a name begin with this byte?
-  bool strips_left_ = false;        // does any?
+      by_length_;                                       // of the name in bytes, the longest first
+  std::array<bool, 256> begins_{};                      // does a name begin with this byte?
+  bool strips_left_ = false;                            // does any?
+  std::set<char32_t> begins_of_words_, ends_of_words_;  // of names that are single words
 };
 
 // What the files of a tokenizer declare: added_tokens_decoder of tokenizer_config.json, tokenizer.json, added_tokens.json,
 // and the tokens that have a role (bos_token, ..) in tokenizer_config.json or special_tokens_map.json. Roles that no file
 // mentions are those of `defaults` (role, name). `id_of` looks a name up in the vocabulary; a name that is not there is no
 // token. Throws InputError naming file and key.
-SpecialTokens read_special_tokens(
+std::vector<SpecialToken> read_special_tokens(
     const TokenizerConfig& config, const std::vector<std::pair<std::string, std::string>>& defaults,
     const std::function<std::optional<std::int32_t>(const std::string&)>& id_of);
 

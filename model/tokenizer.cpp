@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
 #include <utility>
 
 #include "base/error.h"
@@ -15,6 +16,7 @@ namespace roundhouse {
 namespace {
 
 constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
+constexpr std::size_t kMaxVocabularyBytes = std::size_t{1} << 26;
 constexpr std::size_t kMaxPieceBytes = std::size_t{1} << 24;
 
 using Roles = std::vector<std::pair<std::string, std::string>>;
@@ -22,9 +24,23 @@ using Roles = std::vector<std::pair<std::string, std::string>>;
 struct Found {
   std::unique_ptr<Tokenizer> tokenizer;
   std::filesystem::path file;
-  Roles defaults;                    // the special tokens of this kind if no file names them
-  std::vector<std::string> classes;  // Hugging Face's, that do the same
+  std::string kind;  // for people
+  Roles defaults;    // the special tokens of this kind if no file names them
+  std::vector<std::string>
+      classes;  // Hugging Face's, that do the same; empty: the file says it all
+  std::vector<std::string> warnings;
 };
+
+// Every token of the other file has the same id in tokenizer.json.
+void check_same(const Tokenizer& tokenizer, const std::filesystem::path& file,
+                const std::filesystem::path& other, const std::string& token, std::int32_t id) {
+  const auto known = tokenizer.id_of_token(token);
+  if (known == id) return;
+  throw InputError(file.string() + " and " + other.string() + " have other vocabularies: token " +
+                   in_quotes(token) + " is " + (known ? std::to_string(*known) : "not there") +
+                   " in the first and " + std::to_string(id) +
+                   " in the second. Remove the one that is not this model's");
+}
 
 // By the files that are there.
 Found find_tokenizer(const std::filesystem::path& directory, const TokenizerConfig& config) {
@@ -35,19 +51,44 @@ Found find_tokenizer(const std::filesystem::path& directory, const TokenizerConf
   const Roles gpt2 = {{"bos_token", "<|endoftext|>"},
                       {"eos_token", "<|endoftext|>"},
                       {"unk_token", "<|endoftext|>"}};
-  const std::vector<std::string> gpt2_classes = {"GPT2Tokenizer", "PreTrainedTokenizer",
-                                                 "TokenizersBackend"};
+  if (std::filesystem::exists(json)) {
+    Found found{load_tokenizer_json(json, config), json, "BPE", {}, {}, {}};
+    if (std::filesystem::exists(model)) {
+      std::vector<std::pair<std::string, std::int32_t>> pieces;
+      try {
+        pieces = sentencepiece_pieces(model);
+      } catch (const InputError& error) {
+        found.warnings.push_back(std::string(error.what()) + "; texts are tokenized by " +
+                                 json.string() + ", and the two are not compared");
+      }
+      for (const auto& [piece, id] : pieces) check_same(*found.tokenizer, json, model, piece, id);
+    }
+    if (std::filesystem::exists(vocabulary)) {
+      const nlohmann::json tokens = read_json_file(vocabulary, kMaxVocabularyBytes);
+      if (!tokens.is_object())
+        throw InputError(vocabulary.string() + ": not an object of tokens and ids");
+      for (const auto& [token, id] : tokens.items()) {
+        check_same(*found.tokenizer, json, vocabulary, token,
+                   id.is_number_integer() ? id.get<std::int32_t>() : -1);
+      }
+    }
+    return found;
+  }
   if (std::filesystem::exists(model)) {
     return {load_sentencepiece(model, config),
             model,
+            "SentencePiece",
             {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"unk_token", "<unk>"}},
-            {"LlamaTokenizer", "CodeLlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend"}};
+            {"LlamaTokenizer", "CodeLlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend"},
+            {}};
   }
   if (std::filesystem::exists(vocabulary) && std::filesystem::exists(merges)) {
-    return {load_byte_bpe(vocabulary, merges, config), vocabulary, gpt2, gpt2_classes};
-  }
-  if (std::filesystem::exists(json)) {
-    return {load_byte_bpe(json, config), json, {}, gpt2_classes};
+    return {load_byte_bpe(vocabulary, merges, config),
+            vocabulary,
+            "BPE of bytes",
+            gpt2,
+            {"GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend"},
+            {}};
   }
   if (std::filesystem::exists(vocabulary)) {
     throw InputError(merges.string() + ": missing, beside vocab.json");
@@ -55,8 +96,27 @@ Found find_tokenizer(const std::filesystem::path& directory, const TokenizerConf
   if (std::filesystem::exists(merges)) {
     throw InputError(vocabulary.string() + ": missing, beside merges.txt");
   }
-  throw InputError(model.string() +
-                   ": missing, and so are vocab.json with merges.txt, and tokenizer.json");
+  throw InputError(json.string() +
+                   ": missing, and so are tokenizer.model, and vocab.json with merges.txt");
+}
+
+// Each name once, as the first that declares it has it.
+void sort_special_tokens(Tokenizer& tokenizer, std::vector<SpecialToken> tokens,
+                         bool all_but_special, std::int64_t rows) {
+  SpecialTokens plain;
+  std::vector<SpecialToken> normalized;
+  std::unordered_set<std::string> names;
+  for (SpecialToken& token : tokens) {
+    if (token.text.empty() || !names.insert(token.text).second) continue;
+    if (all_but_special && (token.special || !tokenizer.has_normalized_tokens())) continue;
+    if (token.normalized && tokenizer.has_normalized_tokens()) {
+      normalized.push_back(std::move(token));
+    } else {
+      plain.add(std::move(token));
+    }
+  }
+  tokenizer.set_special_tokens(std::move(plain), rows);
+  tokenizer.set_normalized_tokens(std::move(normalized));
 }
 
 }  // namespace
@@ -123,7 +183,9 @@ std::optional<TextPiece> PieceCutter::next() {
     while (continues(end)) --end;
     for (CodePoint left = code_point_at(text_, end); (end += left.bytes) < limit;) {
       const CodePoint right = code_point_at(text_, end);
-      if (tokenizer_.may_cut(left.value, right.value)) break;
+      if (tokenizer_.special_tokens().may_cut(left.value, right.value) &&
+          tokenizer_.may_cut(left.value, right.value))
+        break;
       if (end - at_ > kMaxPieceBytes) {
         throw InputError("a text with more than " + std::to_string(kMaxPieceBytes >> 20) +
                          " MiB in which no word ends cannot be tokenized");
@@ -210,15 +272,21 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
     throw InputError(found.file.string() + ": " + std::to_string(tokenizer.vocabulary()) +
                      " pieces, but vocab_size in config.json is " + std::to_string(rows));
   }
-  SpecialTokens tokens = read_special_tokens(
-      config, found.defaults, [&](const std::string& name) { return tokenizer.id_of_token(name); });
-  if (!config.split_special_tokens) tokenizer.set_special_tokens(std::move(tokens), rows);
-  std::vector<std::string> warnings;
+  sort_special_tokens(
+      tokenizer,
+      read_special_tokens(config, found.defaults,
+                          [&](const std::string& name) { return tokenizer.id_of_token(name); }),
+      config.split_special_tokens, rows);
+  std::vector<std::string> warnings = std::move(found.warnings);
+  for (const std::string& problem : tokenizer.problems())
+    warnings.push_back(found.file.string() + ": " + problem);
+  tokenizer.set_source(found.file.string() + " (" + found.kind + ", " +
+                       std::to_string(tokenizer.vocabulary()) + " pieces)");
   const std::string instead = ", and texts are tokenized by " + found.file.filename().string();
   if (config.own_code) {
     warnings.push_back(config.file.string() +
                        ": auto_map: the model's own tokenizer code is not run" + instead);
-  } else if (config.tokenizer_class) {
+  } else if (config.tokenizer_class && !found.classes.empty()) {
     std::string name = *config.tokenizer_class;
     if (name.ends_with("Fast")) name.resize(name.size() - 4);
     if (std::ranges::find(found.classes, name) == found.classes.end()) {

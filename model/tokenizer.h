@@ -50,7 +50,15 @@ class Tokenizer {
   const SpecialTokens& special_tokens() const { return special_tokens_; }
   // Ids from `rows` on have no row in the model's embedding.
   void set_special_tokens(SpecialTokens tokens, std::int64_t rows);
+  // Are tokens with a normalized name found in the normalized text? Else such are like the others.
+  virtual bool has_normalized_tokens() const { return false; }
+  virtual void set_normalized_tokens(std::vector<SpecialToken>) {}
   void check_row(const SpecialToken& token) const;  // throws InputError if it has none
+  // What a text may lose, by the vocabulary: a line each.
+  virtual std::vector<std::string> problems() const { return {}; }
+  // The file that was read, and what is in it: for people.
+  const std::string& source() const { return source_; }
+  void set_source(std::string source) { source_ = std::move(source); }
   // What the tokenizer's files ask for and is not done: a line each, for people.
   const std::vector<std::string>& warnings() const { return warnings_; }
   void set_warnings(std::vector<std::string> warnings) { warnings_ = std::move(warnings); }
@@ -62,6 +70,7 @@ class Tokenizer {
 
   SpecialTokens special_tokens_;
   std::int64_t rows_ = -1;  // -1: not known
+  std::string source_;
   std::vector<std::string> warnings_;
 };
 
@@ -87,9 +96,9 @@ class PieceCutter {
       0;  // no other begins before this byte: a text is touched where it is cut, not whole
 };
 
-// From DIRECTORY/tokenizer.model (SentencePiece), else vocab.json and merges.txt, else tokenizer.json (byte-level BPE), and
+// From DIRECTORY/tokenizer.json, else tokenizer.model (SentencePiece), else vocab.json and merges.txt, and
 // tokenizer_config.json. Throws InputError naming the file; what it asks for and is not done is refused, or is among the
-// tokenizer's warnings().
+// tokenizer's warnings(). Of two vocabularies in a directory every token has to have the same id in both.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory);
 
 // Hash of the files that decide how a text is cut into tokens, special tokens included: name and content of each.

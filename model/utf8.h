@@ -19,6 +19,8 @@ struct CodePoint {
 CodePoint code_point_at(std::string_view text, std::size_t i);
 
 bool is_white_space(char32_t c);  // Unicode's White_Space, which is no category
+// Of letters, digits, marks and connectors: what words are made of (Unicode Technical Standard #18, "\w").
+bool is_word_character(char32_t c);
 
 void append_utf8(std::string& text, char32_t value);
 

@@ -1,13 +1,14 @@
 // Ids of words that were tokenized before: texts repeat their words, and looking one up costs less than merging it again.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace roundhouse {
@@ -18,33 +19,49 @@ class WordCache {
   static constexpr std::size_t kMaxWordBytes = 48;
 
   std::optional<std::span<const std::int32_t>> find(std::string_view word) const {
-    const auto found = words_.find(word);
-    if (found == words_.end()) return std::nullopt;
-    return std::span(ids_).subspan(found->second.begin, found->second.count);
+    if (places_.empty() || word.size() > kMaxWordBytes) return std::nullopt;
+    const Place& place = places_[place_of(word)];
+    if (place.count == 0) return std::nullopt;
+    return std::span(ids_).subspan(place.begin, place.count - 1);
   }
+  // Precondition: find() does not.
   void add(std::string_view word, std::span<const std::int32_t> ids) {
     if (word.size() > kMaxWordBytes) return;
-    if (words_.size() >= kMaxWords) {
-      words_.clear();
+    if (words_ >= kMaxWords || places_.empty()) {
+      places_.assign(kPlaces, {});
       ids_.clear();
+      words_ = 0;
     }
-    words_.emplace(word, Range{ids_.size(), ids.size()});
+    Place& place = places_[place_of(word)];
+    std::memcpy(place.word.data(), word.data(), word.size());
+    place.bytes = static_cast<std::uint8_t>(word.size());
+    place.begin = static_cast<std::uint32_t>(ids_.size());
+    place.count = static_cast<std::uint16_t>(ids.size() + 1);
     ids_.insert(ids_.end(), ids.begin(), ids.end());
+    ++words_;
   }
 
  private:
-  static constexpr std::size_t kMaxWords = std::size_t{1} << 16;
-  struct Range {
-    std::size_t begin, count;
+  static constexpr std::size_t kPlaces = std::size_t{1} << 16;
+  static constexpr std::size_t kMaxWords = kPlaces / 2;
+  // A line of the processor's cache for each word.
+  struct alignas(64) Place {
+    std::uint32_t begin = 0;
+    std::uint16_t count = 0;  // of ids, and one; 0: no word
+    std::uint8_t bytes = 0;
+    std::array<char, kMaxWordBytes> word;
   };
-  struct Hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view word) const {
-      return std::hash<std::string_view>()(word);
-    }
-  };
-  std::unordered_map<std::string, Range, Hash, std::equal_to<>> words_;
+  // Where the word is, or would be.
+  std::size_t place_of(std::string_view word) const {
+    std::size_t at = std::hash<std::string_view>()(word) % kPlaces;
+    while (places_[at].count != 0 &&
+           std::string_view(places_[at].word.data(), places_[at].bytes) != word)
+      at = (at + 1) % kPlaces;
+    return at;
+  }
+  std::vector<Place> places_;
   std::vector<std::int32_t> ids_;
+  std::size_t words_ = 0;
 };
 
 }  // namespace roundhouse

@@ -155,7 +155,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
   ThreadPool threads(world->rank() == 0 ? own.threads : 1);
   if (world->rank() == 0) {
-    for (const std::string& warning : tokenizer->warnings()) monitor.say("warning: " + warning);
+    say_tokenizer(*tokenizer, monitor);
     check_evaluation(arguments.perplexity, *tokenizer, threads, [&] { monitor.tick(); });
   }
   for (const PerplexityTask& task : arguments.perplexity) {

@@ -67,11 +67,17 @@ void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank) {
   };
 }
 
+void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
+  monitor.say("tokenizer: " + tokenizer.source());
+  for (const std::string& warning : tokenizer.warnings()) monitor.say("warning: " + warning);
+}
+
 Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks)
     : config_(std::move(config)), world_(session.world()) {
   model_ = std::make_unique<CausalLM>(config_.model);
-  tokenizer_ = load_tokenizer(config_.model);
-  if (tokenizer_->vocabulary() > model_->config().vocabulary) {
+  // Weights alone need none.
+  if (needs_calibration(config_) || !tasks.empty()) tokenizer_ = load_tokenizer(config_.model);
+  if (tokenizer_ && tokenizer_->vocabulary() > model_->config().vocabulary) {
     throw InputError(
         config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
         " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
@@ -111,7 +117,7 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
   if (first()) {
-    for (const std::string& warning : tokenizer_->warnings()) monitor_->say("warning: " + warning);
+    if (tokenizer_) say_tokenizer(*tokenizer_, *monitor_);
     if (!model_->unread().empty()) {
       monitor_->say(config_.model.string() +
                     ": not read and not exported, since config.json has no place for them: " +

@@ -37,6 +37,7 @@ class Job {
   const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
+  // Precondition: a recipe needs calibration, or there are tasks.
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
@@ -83,6 +84,8 @@ class Job {
   std::unique_ptr<ModelIdentity> model_identity_;
 };
 
+// Which file was read, and the warnings.
+void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor);
 // Processors for this rank: `threads`, or, where that is 0, its share of the node's (threads.h; collective then).
 RankThreads rank_threads(int threads, const LaunchSession& session);
 // `threads`: of the CPU.

@@ -123,6 +123,20 @@ def main():
     bpe = GOLDEN / "tokenizer/bpe"
     put("tokenizers", "sentencepiece", b"m" + sentencepiece())
     put("tokenizers", "json", b"j" + json.dumps(json.loads((bpe / "tokenizer.json").read_text()), ensure_ascii=False).encode())
+    characters = json.loads((GOLDEN / "tokenizer/structures/characters.json").read_text())
+    put("tokenizers", "json-characters", b"j" + json.dumps(characters, ensure_ascii=False).encode())
+    steps = {"normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "NFKC"}, {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"Regex": " +"}, "content": "\u2581"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(?i:'s|'t)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|\\s+(?!\\S)|\\s+"}, "behavior": "MergedWithNext", "invert": True},
+            {"type": "Punctuation", "behavior": "Contiguous"}, {"type": "Digits", "individual_digits": True}, {"type": "Whitespace"},
+            {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True}]}}
+    small = {"a": 0, "b": 1, "ab": 2, "\u2581": 3, "<unk>": 4, "<0x41>": 5}
+    model = {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": True, "vocab": small, "merges": [["a", "b"]]}
+    added = [{"id": 9, "content": "On ce", "single_word": True, "lstrip": True, "rstrip": True, "normalized": True, "special": False}]
+    put("tokenizers", "json-steps", b"j" + json.dumps(steps | {"added_tokens": added, "model": model}, ensure_ascii=False).encode())
+    backtracks = {"type": "Split", "pattern": {"Regex": "(a|aa|\\w)+$|(.*)*x"}, "behavior": "Isolated"}
+    put("tokenizers", "json-backtracks", b"j" + json.dumps({"pre_tokenizer": backtracks, "model": model}).encode())
     put("tokenizers", "vocab-and-merges", b"v" + (bpe / "vocab.json").read_bytes() + b"\0" + (bpe / "merges.txt").read_bytes())
     put("tokenizers", "config", b"c" + (bpe / "tokenizer_config.json").read_bytes() + b'\0{"<pad>": 600}')
 

@@ -132,15 +132,26 @@ TEST_F(BpeFilesTest, WrongVocabularyIsAnInputErrorThatNamesTheToken) {
   EXPECT_THAT(error_with("x y", std::uint64_t{1} << 40), HasSubstr("its id is not an integer"));
   EXPECT_THAT(error_with("x y", 1.5), HasSubstr("its id is not an integer"));
   EXPECT_THAT(error_with("x y", "1"), HasSubstr("its id is not an integer"));
-  vocabulary_.erase("q");
-  write();
-  EXPECT_THAT(error(), HasSubstr("no token for byte 113"));
   write_file(directory_ / "vocab.json", "[]");
   EXPECT_THAT(error(), HasSubstr("vocab.json: not an object"));
   write_file(directory_ / "vocab.json", "{\"a\": 1, \"a\": 2}");
   EXPECT_THAT(error(), HasSubstr("stands twice"));
   write_file(directory_ / "vocab.json", "{\"\xff\": 1}");
   EXPECT_THAT(error(), HasSubstr("not JSON"));
+}
+
+// SmolLM2's vocabulary lacks 21 bytes.
+TEST_F(BpeFilesTest, BytesWithoutATokenAreDroppedAndNamed) {
+  vocabulary_.erase("q");
+  vocabulary_.erase(characters_of_bytes()[4]);
+  write();
+  EXPECT_THAT(load()->encode("aqb\x04"), ElementsAre(256)) << "as if they were not there";
+  EXPECT_THAT(load()->warnings(),
+              ElementsAre(AllOf(HasSubstr("vocab.json"), HasSubstr("2 of the 256 bytes"),
+                                HasSubstr(": 04 71"))));
+  write_file(directory_ / "vocab.json", R"({"hello": 0})");
+  write_file(directory_ / "merges.txt", "");
+  EXPECT_THAT(error(), HasSubstr("not a byte-level BPE"));
 }
 
 TEST_F(BpeFilesTest, WrongMergesAreAnInputErrorThatNamesTheLine) {
@@ -197,18 +208,29 @@ TEST_F(TokenizerJsonTest, MergesMayBeStringsOrPairs) {
   EXPECT_EQ(load(other)->encode("The red ball"), load(good_)->encode("The red ball"));
 }
 
-TEST_F(TokenizerJsonTest, WhatWouldMakeOtherIdsIsRefused) {
+TEST_F(TokenizerJsonTest, WhatIsNotDoneIsRefusedByName) {
   EXPECT_EQ(error_with(json::object()), "(no InputError)");
-  EXPECT_THAT(error_with({{"normalizer", {{"type", "NFC"}}}}), HasSubstr("normalizes text"));
-  EXPECT_THAT(error_with({{"pre_tokenizer", nullptr}}), HasSubstr("pre_tokenizer"));
-  EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "Metaspace"}}}}), HasSubstr("pre_tokenizer"));
-  EXPECT_THAT(error_with({{"pre_tokenizer", {{"use_regex", false}}}}), HasSubstr("pre_tokenizer"));
+  const auto with_type = [&](const char* key, const char* type) {
+    return error_with({{key, {{"type", type}}}});
+  };
+  EXPECT_THAT(with_type("normalizer", "Lowercase"), HasSubstr("normalizer: \"Lowercase\""));
+  EXPECT_THAT(with_type("normalizer", "Precompiled"), HasSubstr("\"Precompiled\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "BertPreTokenizer"),
+              HasSubstr("pre_tokenizer: \"BertPreTokenizer\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "UnicodeScripts"), HasSubstr("\"UnicodeScripts\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "Split"), HasSubstr("Split: pattern"));
+  EXPECT_THAT(with_type("pre_tokenizer", "Metaspace"), HasSubstr("Metaspace: replacement"));
+  EXPECT_THAT(error_with({{"pre_tokenizer", {{"use_regex", 3}}}}), HasSubstr("use_regex"));
   EXPECT_THAT(error_with({{"post_processor", {{"type", "RobertaProcessing"}}}}),
               HasSubstr("post_processor"));
-  EXPECT_THAT(error_with({{"model", {{"type", "Unigram"}}}}), HasSubstr("only BPE"));
+  EXPECT_THAT(error_with({{"model", {{"type", "Unigram"}}}}),
+              HasSubstr("model: \"Unigram\" is not supported, only BPE"));
+  EXPECT_THAT(error_with({{"model", {{"type", "WordPiece"}}}}), HasSubstr("\"WordPiece\""));
   EXPECT_THAT(error_with({{"model", {{"dropout", 0.1}}}}), HasSubstr("model.dropout"));
-  EXPECT_THAT(error_with({{"model", {{"byte_fallback", true}}}}), HasSubstr("byte_fallback"));
-  EXPECT_THAT(error_with({{"model", {{"ignore_merges", true}}}}), HasSubstr("ignore_merges"));
+  EXPECT_THAT(error_with({{"model", {{"end_of_word_suffix", "</w>"}}}}),
+              HasSubstr("model.end_of_word_suffix"));
+  EXPECT_THAT(error_with({{"model", {{"byte_fallback", 1}}}}), HasSubstr("byte_fallback"));
+  EXPECT_THAT(error_with({{"model", {{"unk_token", "<none>"}}}}), HasSubstr("\"<none>\""));
   EXPECT_THAT(error_with({{"model", nullptr}}), HasSubstr("no object \"model\""));
   EXPECT_THAT(error_with({{"model", {{"vocab", nullptr}}}}), HasSubstr("model.vocab"));
   EXPECT_THAT(error_with({{"model", {{"merges", 1}}}}), HasSubstr("model.merges: not a list"));
@@ -218,6 +240,41 @@ TEST_F(TokenizerJsonTest, WhatWouldMakeOtherIdsIsRefused) {
               AllOf(HasSubstr("added_tokens"), HasSubstr("\"<x>\"")));
   EXPECT_THAT(error_with({{"added_tokens", {{{"content", "</s>"}, {"id", 9}}}}}),
               HasSubstr("has two ids"));
+}
+
+json split_at(const std::string& pattern) {
+  return {{"type", "Sequence"},
+          {"pretokenizers",
+           {{{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}},
+            {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+}
+
+TEST_F(TokenizerJsonTest, APatternThatIsReadDifferentlyOrTakesForeverIsRefused) {
+  const auto error = [&](const std::string& pattern) {
+    return error_with({{"pre_tokenizer", nullptr}}) == "(no InputError)"
+               ? error_with({{"pre_tokenizer", split_at(pattern)}})
+               : "(no)";
+  };
+  EXPECT_THAT(error("(a"), HasSubstr("regular expression \"(a\""));
+  EXPECT_THAT(error("[a&&b]"), HasSubstr("&& is not supported"));
+  EXPECT_THAT(error("[a[b]]"), HasSubstr("a class in a class"));
+  EXPECT_THAT(error("a\\1"), HasSubstr("\\1 is not supported"));
+  EXPECT_THAT(error("(?<name>a)"), HasSubstr("is not supported"));
+  EXPECT_THAT(error(std::string(20'000, 'a')), HasSubstr("too long"));
+
+  json object = good_;
+  object["pre_tokenizer"] = split_at("(a|aa)+$");
+  const auto tokenizer = load(object);
+  EXPECT_NO_THROW((void)tokenizer->encode("aaa"));
+  EXPECT_THAT(input_error_of([&] { (void)tokenizer->encode(std::string(2000, 'a') + "b"); }),
+              AllOf(HasSubstr("(a|aa)+$"), HasSubstr("2001 bytes"), HasSubstr("limit")));
+}
+
+TEST_F(TokenizerJsonTest, ALongRunOfWhiteSpaceIsNotTooMuch) {
+  json object = good_;
+  object["pre_tokenizer"] = split_at("\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S+");
+  const auto tokenizer = load(object);
+  EXPECT_NO_THROW((void)tokenizer->encode(std::string(3'000'000, ' ') + "x"));
 }
 
 TEST_F(TokenizerJsonTest, EndOfTextIsThatOfTheTemplate) {
@@ -241,8 +298,13 @@ TEST_F(TokenizerJsonTest, IsHeardBesideTheOtherTwoFiles) {
         directory_ / file);
   }
   EXPECT_EQ(error_with(json::object()), "(no InputError)");
-  EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "Digits"}, {"individual_digits", true}}}}),
+  EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "BertPreTokenizer"}}}}),
               HasSubstr("tokenizer.json: pre_tokenizer"));
+  EXPECT_THAT(load(good_)->source(), HasSubstr("tokenizer.json (BPE"));
+  write_file(directory_ / "vocab.json", R"({"the": 1})");
+  EXPECT_THAT(error_with(json::object()),
+              AllOf(HasSubstr("tokenizer.json and "), HasSubstr("vocab.json have other"),
+                    HasSubstr("\"the\"")));
 }
 
 TEST_F(TokenizerJsonTest, DamagedFileIsAnInputErrorOrWorks) {

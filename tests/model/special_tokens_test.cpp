@@ -32,6 +32,18 @@ TEST(SpecialTokensTest, OfTwoWithOneNameTheFirstCounts) {
   EXPECT_EQ(found->begin, 2u);
 }
 
+TEST(SpecialTokensTest, ASingleWordStandsAlone) {
+  SpecialTokens tokens;
+  tokens.add({.text = "it", .id = 1, .single_word = true});
+  EXPECT_EQ(found_in(tokens, "bit, item, \u00e9it, it\u0301, _it"), "");
+  const auto found = tokens.find("bit (it) item", 0, 0, 13);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->begin, 5u);
+  EXPECT_FALSE(tokens.may_cut('b', 'i')) << "the part behind would begin with it";
+  EXPECT_FALSE(tokens.may_cut('t', 'e'));
+  EXPECT_TRUE(tokens.may_cut('a', ' '));
+}
+
 // What a hostile file can hold: with a search through all for each, this would take hours.
 TEST(SpecialTokensTest, ManyOfThemTakeTimeInProportion) {
   SpecialTokens tokens;

@@ -1,8 +1,10 @@
 #include "model/tokenizer.h"
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <sstream>
+#include <tuple>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -301,24 +303,8 @@ TEST_F(TokenizerDirectoryTest, WhatIsAskedForAndNotDoneIsRefusedOrSaidByName) {
   EXPECT_THAT(error_of(R"({"sp_model_kwargs": {"enable_sampling": true}})"),
               HasSubstr("sp_model_kwargs"));
   EXPECT_EQ(error_of(R"({"sp_model_kwargs": {}})"), "(no InputError)");
-  EXPECT_THAT(error_of(R"({"added_tokens_decoder": {"7": {"content": "x", "single_word": true}}})"),
-              HasSubstr("single_word"));
   EXPECT_THAT(error_of(R"({"added_tokens_decoder": {"x": {"content": "y"}}})"),
               AllOf(HasSubstr("added_tokens_decoder"), HasSubstr("\"y\"")));
-  const auto json_error = [&](const json& object) {
-    configure("{}");
-    write_file(directory_ / "tokenizer.json", object.dump());
-    return load_error(directory_.path());
-  };
-  EXPECT_THAT(json_error({{"normalizer", {{"type", "NFKC"}}}}),
-              AllOf(HasSubstr("tokenizer.json: normalizer"), HasSubstr("NFKC")));
-  EXPECT_THAT(json_error({{"pre_tokenizer", {{"type", "Digits"}}}}), HasSubstr("Digits"));
-  EXPECT_THAT(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", 7}}}}),
-              HasSubstr("Prepend"));
-  EXPECT_EQ(json_error({{"normalizer", {{"type", "Prepend"}, {"prepend", "\u2581"}}}}),
-            "(no InputError)");
-
-  std::filesystem::remove(directory_ / "tokenizer.json");
   const auto warnings = [&](const std::string& text) {
     configure(text);
     return load_tokenizer(directory_.path())->warnings();
@@ -330,17 +316,136 @@ TEST_F(TokenizerDirectoryTest, WhatIsAskedForAndNotDoneIsRefusedOrSaidByName) {
               ElementsAre(HasSubstr("auto_map")));
 }
 
-TEST_F(TokenizerDirectoryTest, TheFileBesideTheModelSaysWhereSpacesGo) {
-  const auto ids = [&](const json& object, const std::string& settings) {
+// tiny-world's vocabulary as a tokenizer.json.
+json file_of(const std::filesystem::path& model) {
+  sentencepiece::SentencePieceProcessor processor;
+  EXPECT_TRUE(processor.Load(model.string()).ok());
+  json vocab = json::object();
+  for (int id = 0; id < processor.GetPieceSize(); ++id) vocab[processor.IdToPiece(id)] = id;
+  std::vector<std::pair<std::tuple<float, int, int>, json>> ranked;
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    const std::string& piece = processor.IdToPiece(id);
+    if (processor.IsControl(id) || processor.IsByte(id) || processor.IsUnknown(id)) continue;
+    for (std::size_t k = code_point_at(piece, 0).bytes; k < piece.size();
+         k += code_point_at(piece, k).bytes) {
+      const std::string left = piece.substr(0, k), right = piece.substr(k);
+      if (!vocab.contains(left) || !vocab.contains(right)) continue;
+      ranked.push_back({{-processor.GetScore(id), vocab[left].get<int>(), vocab[right].get<int>()},
+                        json::array({left, right})});
+    }
+  }
+  std::ranges::sort(ranked, {}, [](const auto& merge) { return merge.first; });
+  json merges = json::array();
+  for (const auto& merge : ranked) merges.push_back(merge.second);
+  json added = json::array();
+  for (int id = 0; id < 3; ++id) {
+    added.push_back({{"id", id},
+                     {"content", processor.IdToPiece(id)},
+                     {"normalized", false},
+                     {"special", true}});
+  }
+  const json bos = {{"SpecialToken", {{"id", "<s>"}}}}, text = {{"Sequence", {{"id", "A"}}}};
+  return {{"added_tokens", added},
+          {"pre_tokenizer",
+           {{"type", "Metaspace"},
+            {"replacement", "\u2581"},
+            {"prepend_scheme", "always"},
+            {"split", false}}},
+          {"post_processor", {{"type", "TemplateProcessing"}, {"single", {bos, text}}}},
+          {"model",
+           {{"type", "BPE"},
+            {"fuse_unk", true},
+            {"byte_fallback", true},
+            {"vocab", vocab},
+            {"merges", merges}}}};
+}
+
+// What transformers 5 writes for a LlamaTokenizer, with no tokenizer.model.
+TEST_F(TokenizerDirectoryTest, TheJsonAloneGivesTheIdsOfTheModel) {
+  const auto of_model = load_tokenizer(directory_.path());
+  std::filesystem::remove(directory_ / "tokenizer.model");
+  write_file(directory_ / "tokenizer.json", file_of(tiny_world() / "tokenizer.model").dump());
+  const auto of_json = load_tokenizer(directory_.path());
+  EXPECT_THAT(of_json->source(), HasSubstr("tokenizer.json"));
+  EXPECT_EQ(of_json->bos(), 1);
+  const std::string text = read_bytes(tiny_world() / "test.txt");
+  EXPECT_EQ(of_json->encode(text), of_model->encode(text));
+  EXPECT_EQ(in_pieces(*of_json, text, 100), of_model->encode(text));
+}
+
+TEST_F(TokenizerDirectoryTest, TheJsonBesideTheModelIsReadIfTheyAgree) {
+  json object = file_of(tiny_world() / "tokenizer.model");
+  write_file(directory_ / "tokenizer.json", object.dump());
+  EXPECT_THAT(load_tokenizer(directory_.path())->source(), HasSubstr("tokenizer.json"));
+  json& vocab = object["model"]["vocab"];
+  std::swap(vocab["a"], vocab["b"]);
+  write_file(directory_ / "tokenizer.json", object.dump());
+  EXPECT_THAT(load_error(directory_.path()),
+              AllOf(HasSubstr("tokenizer.json and "), HasSubstr("tokenizer.model have other"),
+                    HasSubstr("token \"a\"")));
+}
+
+TEST_F(TokenizerDirectoryTest, TheJsonSaysWhereSpacesGoUnlessTheConfigDoes) {
+  const json plain = file_of(tiny_world() / "tokenizer.model");
+  const auto ids = [&](const json& patch, const std::string& settings) {
+    json object = plain;
+    object.merge_patch(patch);
     configure(settings);
     write_file(directory_ / "tokenizer.json", object.dump());
-    return load_tokenizer(directory_.path())->encode("</s>box");
+    return load_tokenizer(directory_.path())->encode("box</s>box");
   };
-  const json each = {{"normalizer", {{"type", "Prepend"}, {"prepend", "\u2581"}}}};
-  const json first = {{"pre_tokenizer", {{"type", "Metaspace"}, {"prepend_scheme", "first"}}}};
-  EXPECT_EQ(ids(each, R"({"legacy": false})"), ids(each, R"({"legacy": true})"));
-  EXPECT_EQ(ids(first, R"({"legacy": true})"), ids(first, R"({"legacy": false})"));
-  EXPECT_NE(ids(each, "{}"), ids(first, "{}"));
+  const auto scheme = [](const char* name) {
+    return json{{"pre_tokenizer", {{"prepend_scheme", name}}}};
+  };
+  const json prepend = {
+      {"pre_tokenizer", nullptr},
+      {"normalizer",
+       {{"type", "Sequence"},
+        {"normalizers",
+         {{{"type", "Prepend"}, {"prepend", "\u2581"}},
+          {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}}}}}}};
+  const auto each = ids(scheme("always"), "{}"), first = ids(scheme("first"), "{}"),
+             never = ids(scheme("never"), "{}");
+  EXPECT_NE(each, first);
+  EXPECT_NE(first, never);
+  EXPECT_EQ(ids(prepend, R"({"legacy": false})"), each) << "the file counts";
+  for (const json& file : {scheme("always"), scheme("first"), prepend}) {
+    EXPECT_EQ(ids(file, R"({"add_prefix_space": false})"), never);
+    EXPECT_EQ(ids(file, R"({"add_prefix_space": true, "legacy": false})"), first);
+    EXPECT_EQ(ids(file, R"({"add_prefix_space": true, "legacy": true})"), each);
+  }
+}
+
+// Small files of the structures of published ones; see make_structures.py.
+TEST(TokenizerTest, JsonOfEveryStructureAgreesWithHuggingFace) {
+  const std::filesystem::path folder = kGolden / "structures";
+  const json recipes = json::parse(read_bytes(folder / "structures.json"));
+  const json cases = json::parse(read_bytes(kGolden / "texts.json"));
+  for (const auto& [name, recipe] : recipes.items()) {
+    json object = json::parse(read_bytes(recipe[0] == "bytes" ? kGolden / "bpe/tokenizer.json"
+                                                              : folder / "characters.json"));
+    object.merge_patch(recipe[1]);
+    const TemporaryFolder directory;
+    write_file(directory / "tokenizer.json", object.dump());
+    const auto tokenizer = load_tokenizer(directory.path());
+    std::ifstream lines(folder / (name + ".txt"));
+    int wrong = 0;
+    for (const json& text_and_repeat : cases) {
+      std::string text, expected;
+      for (int i = 0; i < text_and_repeat.at(1).get<int>(); ++i)
+        text += text_and_repeat.at(0).get<std::string>();
+      ASSERT_TRUE(std::getline(lines, expected)) << name;
+      const std::vector<std::int32_t> ids = tokenizer->encode(text);
+      // Cut wherever it may be, a text has the same ids.
+      if (text.size() < 1000) {
+        EXPECT_EQ(in_pieces(*tokenizer, text, 1), ids) << name << ": " << text_and_repeat.dump();
+      }
+      if (hash_of(ids).substr(8) == expected) continue;
+      ADD_FAILURE() << name << ": " << text_and_repeat.dump() << " gives "
+                    << (ids.size() < 100 ? json(ids).dump() : "others");
+      if (++wrong == 10) break;
+    }
+  }
 }
 
 TEST_F(TokenizerDirectoryTest, WrongConfigIsAnInputErrorThatNamesFileAndKey) {
@@ -370,7 +475,7 @@ TEST_F(TokenizerDirectoryTest, MorePiecesThanTheModelHasRowsIsAnInputError) {
 
 TEST_F(TokenizerDirectoryTest, MissingModelIsNamed) {
   std::filesystem::remove(directory_ / "tokenizer.model");
-  EXPECT_THAT(load_error(directory_.path()), HasSubstr("tokenizer.model: missing"));
+  EXPECT_THAT(load_error(directory_.path()), HasSubstr("tokenizer.json: missing"));
 }
 
 TEST_F(TokenizerDirectoryTest, FilesToCarryAlongAreThoseThatExist) {
