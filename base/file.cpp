@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/write_guard.h"
 
 namespace roundhouse {
 namespace {
@@ -226,6 +227,7 @@ void release_mapped_pages(std::span<const std::byte> bytes) {
 }
 
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+  pass_write_guard();
   const fs::path directory = directory_of(path);
   try {
     make_directories(directory);
@@ -242,6 +244,7 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   } catch (const std::exception& e) {
     fail_to_write(path, e.what(), is_disk_full(directory));
   }
+  pass_write_guard();
   if (::rename(temp.path().c_str(), path.c_str()) != 0) {
     fail_to_write(path, reason(errno), false);
   }

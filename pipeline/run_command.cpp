@@ -9,16 +9,16 @@
 #include <fmt/ranges.h>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
+#include "pipeline/whole_records.h"
 
 namespace roundhouse {
 namespace {
-
-constexpr int kStopped = 75;
 
 double peak_memory_mib() {
   rusage usage{};
@@ -133,7 +133,8 @@ bool quantize(Job& job) {
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
     states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
-                                    config.snapshot_every, job.store(), job.world()));
+                                    config.snapshot_every, job.store(), job.world(),
+                                    [&] { job.monitor().tick(); }));
     missing += states.back().missing();
     made_of.push_back(states.back().made_of);
   }
@@ -198,7 +199,7 @@ bool quantize(Job& job) {
 // Refuses what cannot end well, before any work is done.
 void check_beforehand(Job& job) {
   job.monitor().phase("looking at texts, disk and memory");
-  check_memory(job.model().config(), job.backend());
+  agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
   if (!job.first()) return;
   for (const std::string& line :
        check_evaluation(job.config().perplexity, job.tokenizer(), job.text_threads(),
@@ -213,14 +214,11 @@ int stopped(Job& job) {
     job.monitor().event({{"event", "stopped"}});
     job.monitor().say("stopped as asked, with work left; the same command goes on from here");
   }
-  return kStopped;
+  return kExitStopped;
 }
 
-}  // namespace
-
-int run_command(LaunchSession& session, const RunConfig& config) {
-  Job job(session, config, config.perplexity);
-  check_beforehand(job);
+int make_all(Job& job) {
+  const RunConfig& config = job.config();
   if (!quantize(job)) return stopped(job);
 
   export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");
@@ -230,11 +228,26 @@ int run_command(LaunchSession& session, const RunConfig& config) {
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
   if (!evaluate_recipes(job, names, config.perplexity)) return stopped(job);
 
+  job.check_content(job.recipe_names());
   if (job.first()) {
     job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
     report_run(config.run);
   }
-  return 0;
+  return kExitDone;
+}
+
+}  // namespace
+
+int run_command(LaunchSession& session, const RunConfig& config) {
+  Job job(session, config, config.perplexity);
+  check_beforehand(job);
+  for (;;) {
+    try {
+      return make_all(job);
+    } catch (const DamagedRecords&) {
+      // On all ranks alike. They are gone, and are made again like all that is missing.
+    }
+  }
 }
 
 }  // namespace roundhouse
