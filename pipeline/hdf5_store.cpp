@@ -357,14 +357,20 @@ H5File open_image(std::span<std::byte> image) {
   return H5File(check_hdf5(H5Fopen("/dev/null/record", H5F_ACC_RDONLY, access.get()), "open"));
 }
 
-// Those of a record's file, of which HDF5 reads only what it needs: it checks its own descriptions by sums of their own, attributes
-// included. Nothing: it could not. Why, the whole file tells.
+// Those of a record's file, of which HDF5 reads only what it needs: headers of objects have sums of their own, and attributes lie
+// in them. Nothing: it could not, or there are no sums; the whole file tells.
 std::optional<nlohmann::json> attributes_in_file(const fs::path& path, std::uint64_t file_bytes) {
   try {
     const H5Properties access = properties(H5P_FILE_ACCESS);
     check_hdf5(H5Pset_fapl_sec2(access.get()), "driver");
     check_hdf5(H5Pset_file_locking(access.get(), false, true), "locks");
     const H5File file(check_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), "open"));
+    // Those of more than 64 KiB lie outside the header of the root group, in a heap without sums.
+    H5O_info_t facts{};
+    check_hdf5(H5Oget_info2(file.get(), &facts, H5O_INFO_META_SIZE), "facts");
+    if (facts.meta_size.attr.index_size != 0 || facts.meta_size.attr.heap_size != 0) {
+      return std::nullopt;
+    }
     return read_attributes(file.get(), file_bytes);
   } catch (const Damage&) {
   } catch (const Error&) {

@@ -53,6 +53,7 @@ TEST(WholeRecordsTest, DamageThatTheStartDoesNotSeeIsFoundOnceAndRemoved) {
   EXPECT_EQ(world.all_reduce_sum(ticks), kBlocks) << "each is read by one rank";
   EXPECT_FALSE(store.has(keys[1]));
   EXPECT_FALSE(store.has(keys[4]));
+  world.barrier();
 
   if (world.rank() == world.size() - 1) {
     for (const int block : {1, 4}) store.commit(keys[static_cast<std::size_t>(block)], record());
