@@ -408,6 +408,10 @@ bool is_plain_key(const std::string& key) {
 }  // namespace
 
 Hdf5Store::Hdf5Store(fs::path root) : root_(std::move(root)) {
+  // Where a file's first object is damaged, H5Fopen() fails without forgetting the file, which the library would complain of at the
+  // program's end. Nothing of ours is left open for it to close.
+  static const herr_t once = H5dont_atexit();
+  (void)once;
   std::error_code error;
   fs::create_directories(root_, error);
   if (error) throw Error("cannot make " + root_.string() + ": " + error.message());
