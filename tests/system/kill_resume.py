@@ -344,6 +344,18 @@ def lock(world):
     check(first.wait() == 0, f"the first job was disturbed:\n{first.output()}")
     world.check_products("with a second job at the door")
 
+    world.clear()
+    job = world.start(2)
+    world.wait_for_blocks(job, 2)
+    (world.run / "lease").unlink()
+    code, done = job.wait(60), len(world.blocks())
+    check(code == IN_USE, f"exit code {code}, not {IN_USE}, of a job whose run was taken away:\n{job.output()}")
+    check("was taken from this job" in job.output(), f"it does not say why it ends:\n{job.output()}")
+    check(done < UNITS, "it went on to the end")
+    world.finish(1)
+    world.check_products("after it was taken away")
+    print(f"a run that was taken away: exit code {code} with {done} of {UNITS} blocks; gone on with: same bits")
+
 
 def disk_full(world):
     if os.geteuid() != 0:
