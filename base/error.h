@@ -1,4 +1,4 @@
-// Two ways to fail. Both carry one line that says what and where; main prints it and picks the exit code.
+// The ways to fail. Each carries one line that says what and where; main prints it and picks the exit code (exit_code.h).
 #pragma once
 
 #include <source_location>
@@ -7,17 +7,29 @@
 
 namespace roundhouse {
 
-// Something went wrong while working. Exit code 1.
+// Something went wrong while working. kExitFailed.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& what) : std::runtime_error(what) {}
 };
 
 // What the user gave is wrong (command line, config, model directory, text): name the file and the line, key or
-// tensor. Exit code 2.
+// tensor. kExitWrongInput.
 class InputError : public Error {
  public:
   explicit InputError(const std::string& what) : Error(what) {}
+};
+
+// Another job has the run. kExitInUse.
+class InUseError : public Error {
+ public:
+  explicit InUseError(const std::string& what) : Error(what) {}
+};
+
+// A node of the job does not fit the others; thrown alike on all ranks, naming it. kExitBadNode.
+class BadNodeError : public Error {
+ public:
+  explicit BadNodeError(const std::string& what) : Error(what) {}
 };
 
 // For what only a mistake of ours can break; stays on in release and names the call site.

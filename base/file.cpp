@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/write_guard.h"
 
 namespace roundhouse {
 namespace {
@@ -275,6 +276,7 @@ void with_file_errors_named(const std::function<void()>& work) {
 }
 
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+  pass_write_guard();
   const fs::path directory = directory_of(path);
   try {
     with_file_errors_named([&] { make_directories(directory); });
@@ -291,6 +293,7 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   } catch (const std::exception& e) {
     fail_to_write(path, e.what(), is_disk_full(directory));
   }
+  pass_write_guard();
   if (::rename(temp.path().c_str(), path.c_str()) != 0) {
     fail_to_write(path, reason(errno), false);
   }

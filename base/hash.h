@@ -23,7 +23,8 @@ class Xxh3 {
 };
 
 std::string xxh3_hex(std::string_view text);
-std::string xxh3_hex_of_file(const std::filesystem::path& path);  // of its content; throws InputError
+std::string xxh3_hex_of_file(
+    const std::filesystem::path& path);  // of its content; throws InputError
 std::string sha256_hex_of_file(const std::filesystem::path& path);  // 64 digits; throws Error
 
 }  // namespace roundhouse

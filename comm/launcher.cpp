@@ -3,6 +3,10 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#ifdef ROUNDHOUSE_CUDA
+#include <nccl.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -121,6 +125,20 @@ std::vector<std::string> LaunchSession::gather_on_node(const std::string& mine) 
         all.substr(static_cast<std::size_t>(starts[i]), static_cast<std::size_t>(sizes[i])));
   }
   return texts;
+}
+
+std::string message_libraries() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  std::string versions(text, static_cast<std::size_t>(length));
+  versions.resize(
+      std::min(versions.find_first_of(",\n"), versions.size()));  // where it was built follows
+#ifdef ROUNDHOUSE_CUDA
+  int number = 0;
+  if (ncclGetVersion(&number) == ncclSuccess) versions += ", NCCL " + std::to_string(number);
+#endif
+  return versions;
 }
 
 void abort_job(int exit_code, const std::string& what) {

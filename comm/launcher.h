@@ -37,6 +37,9 @@ class LaunchSession {
 
 std::unique_ptr<Communicator> make_local_communicator();
 
+// Those that move messages: "Open MPI v4.1.4", and with CUDA ", NCCL 22809" (its number as nccl.h has it).
+std::string message_libraries();
+
 // Prints one line "[rank r] what" on stderr and ends the whole job with this exit code, within seconds, from any thread.
 [[noreturn]] void abort_job(int exit_code, const std::string& what);
 

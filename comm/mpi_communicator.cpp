@@ -9,10 +9,12 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "comm/backoff.h"
 #include "comm/launcher.h"
 #include "comm/mpi_error.h"
 #include "comm/self_messages.h"
+#include "comm/watchdog.h"
 
 namespace roundhouse {
 
@@ -64,7 +66,7 @@ class MpiTicket final : public Ticket {
     try {
       wait();
     } catch (const std::exception& e) {
-      abort_job(1, e.what());  // nobody is left to tell, and the data did not arrive
+      abort_job(kExitFailed, e.what());  // nobody is left to tell, and the data did not arrive
     }
   }
 
@@ -103,9 +105,14 @@ class MpiTicket final : public Ticket {
 
   void wait() override {
     self_->wait(self_ticket_);
+    Watchdog* const watchdog = Watchdog::of_this_thread();
+    const Watchdog::Waiting waiting(watchdog);
     Backoff backoff(longest_);
     for (std::size_t before = pending_; !done(); before = pending_) {
-      if (pending_ < before) backoff.restart();
+      if (pending_ < before) {
+        backoff.restart();
+        if (watchdog) watchdog->tick();
+      }
       backoff.pause();
     }
   }
@@ -297,6 +304,7 @@ class MpiCommunicator final : public Communicator {
   // `started` is what the call returned that made the request.
   void wait(int started, MPI_Request& request, const char* doing, std::size_t bytes = 0) const {
     check_mpi(started, doing);
+    const Watchdog::Waiting waiting(Watchdog::of_this_thread());
     Backoff backoff(bytes);
     for (;;) {
       int over = 0;

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "comm/backoff.h"
+#include "comm/watchdog.h"
 
 namespace roundhouse {
 
@@ -119,6 +120,7 @@ ncclResult_t state_of(const State& s) {
 // and of no other communicator either, whose kernels would race with this one's for their place on the device.
 void settle(const State& s, const std::string& doing) {
   const auto deadline = Clock::now() + s.allowed;
+  const Watchdog::Waiting waiting(Watchdog::of_this_thread());
   Backoff backoff(0);
   for (ncclResult_t now = state_of(s); now != ncclSuccess; now = state_of(s)) {
     check(s, now, doing);
@@ -164,6 +166,7 @@ void poll(State& s) {
 
 template <class Done>
 bool wait_until(Clock::time_point deadline, const Done& done) {
+  const Watchdog::Waiting waiting(Watchdog::of_this_thread());
   Backoff backoff(0);
   while (!done()) {
     if (Clock::now() > deadline) return false;

@@ -5,14 +5,17 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "comm/backoff.h"
 #include "comm/launcher.h"
 #include "comm/nccl_connection.h"
+#include "comm/watchdog.h"
 
 namespace roundhouse {
 namespace {
 
 void wait_for(NcclConnection& connection, std::uint64_t operation) {
+  const Watchdog::Waiting waiting(Watchdog::of_this_thread());
   for (Backoff backoff(0); !connection.over(operation); backoff.pause()) {
   }
 }
@@ -27,7 +30,7 @@ class NcclTicket final : public Ticket {
     try {
       wait();
     } catch (const std::exception& e) {
-      abort_job(1, e.what());  // nobody is left to tell, and the data did not arrive
+      abort_job(kExitFailed, e.what());  // nobody is left to tell, and the data did not arrive
     }
   }
   void wait() override {

@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "comm/backoff.h"
 #include "comm/launcher.h"
+#include "comm/watchdog.h"
 
 namespace roundhouse {
 namespace {
@@ -132,14 +134,19 @@ class StagedTicket final : public Ticket {
     try {
       wait();
     } catch (const std::exception& e) {
-      abort_job(1, e.what());  // nobody is left to tell, and the data did not arrive
+      abort_job(kExitFailed, e.what());  // nobody is left to tell, and the data did not arrive
     }
   }
 
   void wait() override {
+    Watchdog* const watchdog = Watchdog::of_this_thread();
+    const Watchdog::Waiting waiting(watchdog);
     Backoff backoff(transport_.piece_bytes());
     while (*open_ > 0) {
-      if (transport_.progress()) backoff.restart();
+      if (transport_.progress()) {
+        backoff.restart();
+        if (watchdog) watchdog->tick();
+      }
       backoff.pause();
     }
   }

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "comm/launcher.h"
 
 namespace roundhouse {
@@ -132,7 +133,7 @@ struct Watchdog::State {
         over = comm->rank() == 0 ? lead(passed) : follow(passed);
       }
     } catch (const std::exception& e) {
-      abort_job(1, std::string("watchdog: ") + e.what());
+      abort_job(kExitFailed, std::string("watchdog: ") + e.what());
     }
   }
 
@@ -196,33 +197,34 @@ struct Watchdog::State {
   void judge(const std::vector<Beat>& reports) const {
     for (const Peer& peer : peers) {
       if (!peer.over && peer.silent >= options.silence) {
-        abort_job(1, name_of(peer.rank) + " does not answer for " + in_seconds(peer.silent) +
-                         ", last known in " + peer.report.phase.data());
+        abort_job(kExitFailed, name_of(peer.rank) + " does not answer for " +
+                                   in_seconds(peer.silent) + ", last known in " +
+                                   peer.report.phase.data());
       }
     }
     const auto by_idle = [](const Beat& a, const Beat& b) { return a.idle_ms < b.idle_ms; };
+    const auto least = std::ranges::min_element(reports, by_idle);
+    if (least->idle_ms < options.patience.count()) return;
+
     const auto idle_unless_waiting = [](const Beat& beat) {
       return beat.waiting ? -1 : beat.idle_ms;
     };
     const auto stuck = std::ranges::max_element(reports, {}, idle_unless_waiting);
-    if (!stuck->waiting && stuck->idle_ms >= options.patience.count()) {
-      abort_job(1, name_of(static_cast<int>(stuck - reports.begin())) + " made no progress for " +
-                       in_seconds(milliseconds(stuck->idle_ms)) + " in " + stuck->phase.data());
+    if (!stuck->waiting) {
+      abort_job(kExitFailed,
+                name_of(static_cast<int>(stuck - reports.begin())) + " made no progress for " +
+                    in_seconds(milliseconds(stuck->idle_ms)) + " in " + stuck->phase.data() +
+                    (reports.size() > 1 ? ", nor did any other rank" : ""));
     }
-    const auto least = std::ranges::min_element(reports, by_idle);
-    const bool all_wait =
-        std::ranges::all_of(reports, [](const Beat& beat) { return beat.waiting; });
-    if (all_wait && least->idle_ms >= options.patience.count()) {
-      std::string what = "deadlock: all ranks wait for one another, for " +
-                         in_seconds(milliseconds(least->idle_ms)) + ":";
-      constexpr std::size_t kNamed = 8;
-      for (std::size_t i = 0; i < std::min(reports.size(), kNamed); ++i) {
-        what +=
-            (i == 0 ? " " : "; ") + name_of(static_cast<int>(i)) + " in " + reports[i].phase.data();
-      }
-      if (reports.size() > kNamed) what += "; and so on";
-      abort_job(1, what);
+    std::string what = "deadlock: all ranks wait for one another, for " +
+                       in_seconds(milliseconds(least->idle_ms)) + ":";
+    constexpr std::size_t kNamed = 8;
+    for (std::size_t i = 0; i < std::min(reports.size(), kNamed); ++i) {
+      what +=
+          (i == 0 ? " " : "; ") + name_of(static_cast<int>(i)) + " in " + reports[i].phase.data();
     }
+    if (reports.size() > kNamed) what += "; and so on";
+    abort_job(kExitFailed, what);
   }
 
   // A turn of any other rank. True when rank 0 has said that all have left.
@@ -249,7 +251,7 @@ struct Watchdog::State {
     const auto limit =
         options.silence + (comm->rank() == 1 ? milliseconds(0) : 2 * options.interval);
     if (zero.silent >= limit) {
-      abort_job(1, name_of(0) + " does not answer for " + in_seconds(zero.silent));
+      abort_job(kExitFailed, name_of(0) + " does not answer for " + in_seconds(zero.silent));
     }
     return false;
   }
@@ -261,12 +263,21 @@ struct Watchdog::State {
   }
 };
 
+namespace {
+
+thread_local Watchdog* watchdog_of_thread = nullptr;
+
+}  // namespace
+
+Watchdog* Watchdog::of_this_thread() { return watchdog_of_thread; }
+
 Watchdog::Watchdog(Communicator& world, const WatchdogOptions& options)
     : state_(std::make_unique<State>(world, options)) {
   require(options.interval > milliseconds(0) && options.silence > options.interval &&
               options.patience > milliseconds(0),
           "watchdog: the silence must be longer than the interval");
   state_->thread = std::thread(&State::run, state_.get());
+  watchdog_of_thread = this;
 }
 
 Watchdog::~Watchdog() {
@@ -278,6 +289,7 @@ Watchdog::~Watchdog() {
         true;  // tickets and communicator, destroyed below by this thread, see the exception too
   }
   state_->thread.join();
+  if (watchdog_of_thread == this) watchdog_of_thread = nullptr;
 }
 
 void Watchdog::tick() { state_->ticks.fetch_add(1, std::memory_order_relaxed); }

@@ -8,19 +8,18 @@
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "base/file.h"
 #include "base/quote.h"
 #include "comm/launcher.h"
 #include "model/synthetic.h"
+#include "pipeline/agreement.h"
 #include "pipeline/commands.h"
 #include "pipeline/signal_thread.h"
 #include "stages/export/engines.h"
 
 namespace roundhouse {
 namespace {
-
-constexpr int kFailed = 1;
-constexpr int kWrongInput = 2;
 
 using Command = std::function<int(LaunchSession&)>;
 
@@ -43,11 +42,15 @@ Failure current_failure() {
     with_file_errors_named([] { throw; });
     return {};  // never
   } catch (const InputError& error) {
-    return {error.what(), kWrongInput};
+    return {error.what(), kExitWrongInput};
+  } catch (const InUseError& error) {
+    return {error.what(), kExitInUse};
+  } catch (const BadNodeError& error) {
+    return {error.what(), kExitBadNode};
   } catch (const std::bad_alloc&) {
-    return {"out of memory", kFailed};
+    return {"out of memory", kExitFailed};
   } catch (const std::exception& error) {
-    return {error.what(), kFailed};
+    return {error.what(), kExitFailed};
   }
 }
 
@@ -111,11 +114,14 @@ void add_run(CLI::App& app, Arguments& arguments) {
       "\n"
       "The same command goes on where a stopped or killed run was, on as many ranks as it then "
       "gets.\n"
-      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong input, "
-      "1 else.");
+      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong "
+      "input,\n"
+      "73 another job has the run, 76 a node that is named does not fit the others, 1 else.");
   run.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession& session) {
-      return run_command(session, read_config(arguments.config, arguments.overrides));
+      return run_command(session, agreed_config(session, [&] {
+                           return read_config(arguments.config, arguments.overrides);
+                         }));
     };
   });
 }
@@ -286,7 +292,7 @@ int main_command(int argc, char** argv) {
       // The parser would only miss a command, not name the wrong one.
       const auto is_first_word = [&](CLI::App* command) { return command->check_name(argv[1]); };
       if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first_word).empty()) {
-        throw CLI::ParseError("there is no command " + in_quotes(argv[1]), kWrongInput);
+        throw CLI::ParseError("there is no command " + in_quotes(argv[1]), kExitWrongInput);
       }
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
@@ -295,8 +301,8 @@ int main_command(int argc, char** argv) {
         return 0;
       }
       if (is_first_rank())
-        print_failure({std::string(error.what()) + " (see roundhouse --help)", kWrongInput});
-      return kWrongInput;
+        print_failure({std::string(error.what()) + " (see roundhouse --help)", kExitWrongInput});
+      return kExitWrongInput;
     }
 
     leave_signals_to_another_thread();

@@ -1,4 +1,4 @@
-// The commands of the program; each returns an exit code: 0 done, 75 stopped cleanly with work left. Errors are exceptions.
+// The commands of the program; each returns an exit code (base/exit_code.h): done, or stopped with work left. Errors are exceptions.
 #pragma once
 
 #include <cstdint>

@@ -454,6 +454,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
 
   Section limits = top.section("limits");
   config.stall_seconds = limits.number("stall_seconds", config.stall_seconds, 1, 1e7);
+  config.silence_seconds = limits.number("silence_seconds", config.silence_seconds, 2, 1e7);
   config.time_limit_minutes = limits.number("minutes", config.time_limit_minutes, 0, 1e7);
   limits.finish();
 
@@ -523,8 +524,8 @@ std::string to_yaml(const RunConfig& config) {
   line("  saved_activations_gib: {}", config.saved_activation_gib);
   if (!config.scratch.empty()) line("  scratch: {}", yaml_text(config.scratch));
   line("checkpoint: {{snapshot_every: {}}}", config.snapshot_every);
-  line("limits: {{stall_seconds: {}, minutes: {}}}", config.stall_seconds,
-       config.time_limit_minutes);
+  line("limits: {{stall_seconds: {}, silence_seconds: {}, minutes: {}}}", config.stall_seconds,
+       config.silence_seconds, config.time_limit_minutes);
   line("export:");
   line("  formats: [{}]", fmt::join(config.export_formats, ", "));
   line("  for: [{}]", fmt::join(config.export_for, ", "));

@@ -40,7 +40,8 @@ struct RunConfig {
       0;  // of device memory, a rank; 0: its share of a quarter of what is free
   std::filesystem::path scratch;  // where activations go beyond it; empty: RUN/scratch
   int snapshot_every = 8;         // blocks; 0: never
-  double stall_seconds = 600;     // a rank that makes no progress for so long ends the job
+  double stall_seconds = 600;     // a job in which no rank makes progress for so long ends
+  double silence_seconds = 30;    // and one of which a rank gives no sign of life for so long
   double time_limit_minutes = 0;  // stop cleanly (exit code 75) after this; 0: none
 
   std::vector<std::string> export_formats;

@@ -1,13 +1,12 @@
 #include "pipeline/device_choice.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <map>
 #include <optional>
 
 #include "base/error.h"
+#include "base/process.h"
+#include "pipeline/agreement.h"
 
 namespace roundhouse {
 namespace {
@@ -61,12 +60,6 @@ class Assignment {
   std::map<std::string, std::vector<int>> on_;  // the ranks that have taken a GPU
 };
 
-std::string node_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
 // Every rank's facts, by rank.
 std::vector<nlohmann::json> all_gather(const nlohmann::json& mine, Communicator& world) {
   const std::string text = mine.dump();
@@ -97,7 +90,7 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
 
   const VisibleGpus mine = visible_gpus();
   const std::vector<nlohmann::json> all =
-      all_gather({{"node", node_name()}, {"gpus", mine.uuids}, {"why_none", mine.why_none}}, world);
+      all_gather({{"node", host_name()}, {"gpus", mine.uuids}, {"why_none", mine.why_none}}, world);
   std::vector<std::vector<std::string>> visible;
   std::string without;  // the first ranks that have none
   std::size_t have_none = 0;
@@ -113,8 +106,16 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
     throw InputError("device: cuda: there is no GPU on " + without);
   }
   if (have_none > 0) {
-    throw Error("device: " + wish + ": some ranks have a GPU, but there is none on " + without +
-                "; leave these nodes out, or set device: cpu");
+    std::vector<std::string> hosts;
+    std::map<int, std::string> why;
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      hosts.push_back(all[rank].at("node").get<std::string>());
+      if (!visible[rank].empty()) continue;
+      why[static_cast<int>(rank)] = "device: " + wish + ": there is no GPU (" +
+                                    all[rank].at("why_none").get<std::string>() +
+                                    "), while other ranks have one";
+    }
+    throw_bad_nodes(hosts, why);
   }
 
   const std::vector<int> taken = choose_gpus(visible);

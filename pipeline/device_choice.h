@@ -25,8 +25,8 @@ struct DeviceChoice {
 };
 
 // Collective over `world`. `wish`: "auto" (GPUs where all ranks have one, the CPU where none has), "cpu" or "cuda".
-// `local_size`: ranks on this rank's node. Throws the same on every rank: InputError where no rank has the device, Error where some
-// have none; it names their nodes.
+// `local_size`: ranks on this rank's node. Throws the same on every rank: InputError where no rank has the device, BadNodeError
+// where some have none.
 DeviceChoice choose_device(const std::string& wish, int local_size, Communicator& world);
 
 }  // namespace roundhouse

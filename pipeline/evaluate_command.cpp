@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
@@ -93,6 +94,7 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         windows =
             read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
       }
+      if (name != kOriginal) job.check_content({name});
       job.model_identity().note_outside_blocks();
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
@@ -178,7 +180,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
   if (!std::filesystem::exists(arguments.target / "journal.jsonl"))
     return evaluate_model(session, arguments);
-  const RunConfig config = read_run_config(arguments.target);
+  const RunConfig config =
+      agreed_config(session, [&] { return read_run_config(arguments.target); });
   const std::vector<PerplexityTask>& tasks =
       arguments.perplexity.empty() ? config.perplexity : arguments.perplexity;
   Job job(session, config, tasks);
@@ -191,7 +194,7 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
   if (job.first()) {
     check_evaluation(tasks, job.tokenizer(), job.text_threads(), [&] { job.monitor().tick(); });
   }
-  if (!evaluate_recipes(job, recipes, tasks)) return 75;
+  if (!evaluate_recipes(job, recipes, tasks)) return kExitStopped;
   if (job.first()) report_run(config.run);
   return 0;
 }

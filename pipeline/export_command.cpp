@@ -100,6 +100,8 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
 
       job.monitor().phase("export of " + name + " as " + format);
       if (is_exported_for_all(job, wanted, options.replace)) continue;
+      job.check_content({name});
+      job.monitor().phase("export of " + name + " as " + format);
       export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, wanted.directory,
                         job.backend(), job.world(), job.monitor());
       job.model_identity().join();
@@ -117,7 +119,7 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
 }
 
 int export_command(LaunchSession& session, const ExportArguments& arguments) {
-  const RunConfig config = read_run_config(arguments.run);
+  const RunConfig config = agreed_config(session, [&] { return read_run_config(arguments.run); });
   Job job(session, config, {});
   std::vector<std::string> formats = arguments.formats;
   if (formats.empty()) formats = config.export_formats;

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/unique.h"
+#include "base/write_guard.h"
 
 namespace roundhouse {
 namespace {
@@ -73,6 +74,24 @@ Seal parse_seal(const std::string& block) {
   return seal;
 }
 
+// The seal at the front of a file of this many bytes that is to hold this record. Throws Damage.
+Seal front_seal(std::span<const std::byte> front, std::uint64_t file_bytes,
+                const std::string& key) {
+  Seal seal = parse_seal({reinterpret_cast<const char*>(front.data()), front.size()});
+  if (file_bytes - front.size() < seal.bytes) throw Damage{"it is cut short"};
+  if (file_bytes - front.size() > seal.bytes) throw Damage{"it has bytes after its end"};
+  if (seal.key != key) throw Damage{"it is a copy of " + seal.key};
+  return seal;
+}
+
+// The seal alone, of a file that is not read further.
+Seal quick_seal(const fs::path& path, const std::string& key) {
+  InputFile file(path);
+  std::vector<std::byte> front(std::min<std::uint64_t>(kSealBytes, file.size()));
+  front.resize(file.read(front));
+  return front_seal(front, file.size(), key);
+}
+
 // The seal of the file that is to hold this record; the whole file goes into `image`. Throws Damage; or what InputFile does where
 // the file cannot be read, which says nothing about its content.
 Seal checked_seal(const fs::path& path, const std::string& key, std::vector<std::byte>& image) {
@@ -80,17 +99,14 @@ Seal checked_seal(const fs::path& path, const std::string& key, std::vector<std:
   image.resize(file.size());
   image.resize(file.read(image));
   const std::span<const std::byte> bytes(image);
-  const std::size_t front = std::min(kSealBytes, bytes.size());
-  Seal seal = parse_seal({reinterpret_cast<const char*>(bytes.data()), front});
+  const std::span<const std::byte> front = bytes.first(std::min(kSealBytes, bytes.size()));
+  Seal seal = front_seal(front, bytes.size(), key);
 
   Xxh3 hash;
   const std::string head = seal.head();
   hash.update(std::as_bytes(std::span(head)));
-  hash.update(bytes.subspan(front));
-  if (bytes.size() - front < seal.bytes) throw Damage{"it is cut short"};
-  if (bytes.size() - front > seal.bytes) throw Damage{"it has bytes after its end"};
+  hash.update(bytes.subspan(front.size()));
   if (hash.hex() != seal.hash) throw Damage{"its content does not match its hash"};
-  if (seal.key != key) throw Damage{"it is a copy of " + seal.key};
   return seal;
 }
 
@@ -341,6 +357,27 @@ H5File open_image(std::span<std::byte> image) {
   return H5File(check_hdf5(H5Fopen("/dev/null/record", H5F_ACC_RDONLY, access.get()), "open"));
 }
 
+// Those of a record's file, of which HDF5 reads only what it needs: headers of objects have sums of their own, and attributes lie
+// in them. Nothing: it could not, or there are no sums; the whole file tells.
+std::optional<nlohmann::json> attributes_in_file(const fs::path& path, std::uint64_t file_bytes) {
+  try {
+    const H5Properties access = properties(H5P_FILE_ACCESS);
+    check_hdf5(H5Pset_fapl_sec2(access.get()), "driver");
+    check_hdf5(H5Pset_file_locking(access.get(), false, true), "locks");
+    const H5File file(check_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), "open"));
+    // Those of more than 64 KiB lie outside the header of the root group, in a heap without sums.
+    H5O_info_t facts{};
+    check_hdf5(H5Oget_info2(file.get(), &facts, H5O_INFO_META_SIZE), "facts");
+    if (facts.meta_size.attr.index_size != 0 || facts.meta_size.attr.heap_size != 0) {
+      return std::nullopt;
+    }
+    return read_attributes(file.get(), file_bytes);
+  } catch (const Damage&) {
+  } catch (const Error&) {
+  }
+  return std::nullopt;
+}
+
 Record read_record(std::span<std::byte> image, bool with_tensors) {
   const H5File file = open_image(image);
   Record record;
@@ -371,6 +408,10 @@ bool is_plain_key(const std::string& key) {
 }  // namespace
 
 Hdf5Store::Hdf5Store(fs::path root) : root_(std::move(root)) {
+  // Where a file's first object is damaged, H5Fopen() fails without forgetting the file, which the library would complain of at the
+  // program's end. Nothing of ours is left open for it to close.
+  static const herr_t once = H5dont_atexit();
+  (void)once;
   std::error_code error;
   fs::create_directories(root_, error);
   if (error) throw Error("cannot make " + root_.string() + ": " + error.message());
@@ -419,12 +460,37 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
     seal.hash = hash.hex();
     std::ranges::copy(seal.text(), image);
     write_text_atomically(path, {image, kSealBytes + static_cast<std::size_t>(bytes)});
+  } catch (const InUseError&) {
+    throw;  // nothing is wrong with the file
   } catch (const Error& error) {
     const std::string what = error.what();
     throw Error(what.starts_with("cannot write") ? what
                                                  : "cannot write " + path.string() + ": " + what);
   }
   reported_.erase(key);
+  whole_.insert(key);
+}
+
+std::optional<nlohmann::json> Hdf5Store::read_attributes_only(const std::string& key,
+                                                              std::string& why) {
+  const fs::path path = path_of(key);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return std::nullopt;
+  try {
+    if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
+    const Seal seal = quick_seal(path, key);
+    const std::string wanted = identity_of(key);
+    if (!wanted.empty() && seal.identity != wanted) throw Damage{kForeign};
+    const QuietHdf5 quiet;
+    if (auto attributes = attributes_in_file(path, seal.bytes)) return attributes;
+  } catch (const Damage& damage) {
+    why = damage.why;
+    return std::nullopt;
+  }
+  std::optional<Record> record = read(key, Content::kAttributes, why);
+  if (!record) return std::nullopt;
+  return std::move(record->attributes);
 }
 
 std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
@@ -441,7 +507,9 @@ std::optional<Record> Hdf5Store::read(const std::string& key, Content content, s
     if (!wanted.empty() && seal.identity != wanted) throw Damage{kForeign};
     const QuietHdf5 quiet;
     try {
-      return read_record(image, content == Content::kAll);
+      Record record = read_record(image, content == Content::kAll);
+      whole_.insert(key);
+      return record;
     } catch (const Error& structure) {
       throw Damage{structure.what()};
     }
@@ -451,10 +519,16 @@ std::optional<Record> Hdf5Store::read(const std::string& key, Content content, s
   }
 }
 
+void Hdf5Store::report(const std::string& key, const std::string& why) {
+  if (why.empty()) return;
+  whole_.erase(key);
+  if (reported_.insert(key).second && on_damage) on_damage(key, why);
+}
+
 std::optional<Record> Hdf5Store::read_or_report(const std::string& key, Content content) {
   std::string why;
   std::optional<Record> record = read(key, content, why);
-  if (!why.empty() && reported_.insert(key).second && on_damage) on_damage(key, why);
+  report(key, why);
   return record;
 }
 
@@ -463,9 +537,14 @@ std::optional<Record> Hdf5Store::load(const std::string& key) {
 }
 
 std::optional<nlohmann::json> Hdf5Store::attributes(const std::string& key) {
-  std::optional<Record> record = read_or_report(key, Content::kAttributes);
-  if (!record) return std::nullopt;
-  return std::move(record->attributes);
+  std::string why;
+  std::optional<nlohmann::json> attributes = read_attributes_only(key, why);
+  report(key, why);
+  return attributes;
+}
+
+bool Hdf5Store::whole(const std::string& key) {
+  return read_or_report(key, Content::kAttributes).has_value();
 }
 
 std::string Hdf5Store::check(const std::string& key) {
@@ -476,9 +555,11 @@ std::string Hdf5Store::check(const std::string& key) {
 
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
+  pass_write_guard();
   std::error_code error;
   fs::remove(path, error);
   reported_.erase(key);
+  whole_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
 }
 

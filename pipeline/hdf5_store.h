@@ -39,7 +39,10 @@ class Hdf5Store final : public RunStore {
 
   void commit(const std::string& key, const Record& record) override;
   std::optional<Record> load(const std::string& key) override;
+  // Reads the seal, compares the file's size with it, and reads the attributes, which have checks of their own in HDF5.
   std::optional<nlohmann::json> attributes(const std::string& key) override;
+  bool whole(const std::string& key) override;
+  bool known_whole(const std::string& key) const override { return whole_.contains(key); }
   void remove(const std::string& key) override;
 
   // root / key + ".h5". Throws Error for a key that is no plain path below the root.
@@ -54,11 +57,14 @@ class Hdf5Store final : public RunStore {
   std::string identity_of(const std::string& key) const;  // empty: none was set
   // Nothing and no reason: there is none.
   std::optional<Record> read(const std::string& key, Content content, std::string& why);
+  std::optional<nlohmann::json> read_attributes_only(const std::string& key, std::string& why);
   std::optional<Record> read_or_report(const std::string& key, Content content);
+  void report(const std::string& key, const std::string& why);
 
   std::filesystem::path root_;
   std::map<std::string, std::string> identities_;
   std::set<std::string> reported_;  // keys whose damage on_damage was told of
+  std::set<std::string> whole_;     // keys of records that were written, or read whole
 };
 
 }  // namespace roundhouse

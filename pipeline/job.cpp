@@ -3,9 +3,12 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/hash.h"
+#include "base/write_guard.h"
 #include "model/json_file.h"
 #include "model/layout.h"
 #include "pipeline/schedule.h"
+#include "pipeline/whole_records.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -29,6 +32,10 @@ void check_records_without_identity(const RunConfig& config, const RunInputs& in
                        "identity.json: then what does not belong here is made again");
     }
   }
+}
+
+void guard_writes(const std::filesystem::path& run, const std::string& token) {
+  set_write_guard([guard = LeaseGuard(run, token)] { guard.check(); });
 }
 
 }  // namespace
@@ -74,28 +81,36 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
 
 Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks)
     : config_(std::move(config)), world_(session.world()) {
-  model_ = std::make_unique<CausalLM>(config_.model);
-  // Weights alone need none.
-  if (needs_calibration(config_) || !tasks.empty()) tokenizer_ = load_tokenizer(config_.model);
-  if (tokenizer_ && tokenizer_->vocabulary() > model_->config().vocabulary) {
-    throw InputError(
-        config_.model.string() + ": the tokenizer has " + std::to_string(tokenizer_->vocabulary()) +
-        " pieces, the model's vocabulary only " + std::to_string(model_->config().vocabulary));
-  }
-  check_lengths(tasks);
-
+  agree(*world_, [&] {
+    raise_open_files();
+    model_ = std::make_unique<CausalLM>(config_.model);
+    // Weights alone need none.
+    if (needs_calibration(config_) || !tasks.empty()) tokenizer_ = load_tokenizer(config_.model);
+    if (tokenizer_ && tokenizer_->vocabulary() > model_->config().vocabulary) {
+      throw InputError(config_.model.string() + ": the tokenizer has " +
+                       std::to_string(tokenizer_->vocabulary()) +
+                       " pieces, the model's vocabulary only " +
+                       std::to_string(model_->config().vocabulary));
+    }
+    check_lengths(tasks);
+  });
   device_ = choose_device(config_.device, session.local_size(), *world_);
   const RankThreads threads = rank_threads(config_.threads, session);
   threads_summary_ = threads.summary;
-  backend_ = make_rank_backend(device_, threads.threads);
-  std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
-  for (const PerplexityTask& task : tasks) longest = std::max<std::int64_t>(longest, task.window);
-  shape_ = make_decoder_block(model_->config(), longest, *backend_);
-  for (const Recipe& recipe : config_.recipes) {
-    for (const std::string& format : config_.export_formats) {
-      check_exportable(recipe, model_->config(), *shape_, format);
+  Facts shared;
+  agree(*world_, [&] {
+    backend_ = make_rank_backend(device_, threads.threads);
+    std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
+    for (const PerplexityTask& task : tasks) longest = std::max<std::int64_t>(longest, task.window);
+    shape_ = make_decoder_block(model_->config(), longest, *backend_);
+    for (const Recipe& recipe : config_.recipes) {
+      for (const std::string& format : config_.export_formats) {
+        check_exportable(recipe, model_->config(), *shape_, format);
+      }
     }
-  }
+    shared = facts();
+  });
+  compare_facts(*world_, shared);
   if (first()) {
     check_unquantized_values(model_->config(), model_->checkpoint(), backend_->activation_type());
     if (!config_.export_formats.empty())
@@ -103,6 +118,7 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
   }
 
   settle();
+  const std::string agreed = describe_agreement(*world_, shared);
   const std::size_t budget = config_.activation_memory_gib > 0
                                  ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
                                  : default_activation_bytes(session);
@@ -115,8 +131,9 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   journal_ = std::make_unique<Journal>(config_.run);
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
-                                          config_.time_limit_minutes);
+                                          config_.time_limit_minutes, config_.silence_seconds);
   if (first()) {
+    if (world_->size() > 1) monitor_->say(agreed);
     if (tokenizer_) say_tokenizer(*tokenizer_, *monitor_);
     if (!model_->unread().empty()) {
       monitor_->say(config_.model.string() +
@@ -133,14 +150,15 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
   model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_);
 }
 
-Job::~Job() = default;
+Job::~Job() { set_write_guard({}); }
 
 // What the run is of: rank 0 looks, all ranks know.
 void Job::settle() {
   nlohmann::json view;
   if (first()) {
     std::filesystem::create_directories(config_.run);
-    lock_ = std::make_unique<RunLock>(config_.run);
+    lease_ = std::make_unique<Lease>(config_.run);
+    guard_writes(config_.run, lease_->token());
     const RunInputs inputs = read_inputs(config_);
     check_records_without_identity(config_, inputs);
     Settled settled = settle_config(config_, inputs);
@@ -148,13 +166,32 @@ void Job::settle() {
     const std::string torn = repair_journal(config_.run);
     if (!torn.empty()) damaged_.push_back({"journal.jsonl", torn});
     view = {settled.inputs.model, settled.inputs.tokenizer, settled.inputs.calibration_text,
-            settled.inputs.blocks};
+            settled.inputs.blocks, lease_->token()};
   }
   view = nlohmann::json::parse(share(view.dump()));
   inputs_ = {view[0].get<std::string>(), view[1].get<std::string>(), view[2].get<std::string>(),
              view[3].get<int>()};
+  const std::string token = view[4].get<std::string>();
+  agree(*world_, [&] { await_lease(config_.run, token); });
+  if (!first()) guard_writes(config_.run, token);
   store_ = std::make_unique<Hdf5Store>(config_.run);
   set_identities(*store_, config_, inputs_);
+}
+
+Facts Job::facts() const {
+  std::string settings;
+  for (const auto& [key, value] : result_keys(config_)) settings += key + " " + value + "\n";
+  std::uintmax_t bytes = 0;
+  for (const TensorFile* file : model_->checkpoint().files()) bytes += file->facts().size;
+  Facts facts = {{"program", build_description()},
+                 {"messages by", message_libraries()},
+                 {"settings", xxh3_hex(settings).substr(0, 8)},
+                 {"model", model_fingerprint(config_.model).substr(0, 8) + " with " +
+                               tokenizer_content(config_.model).substr(0, 8) + ", " +
+                               std::to_string(bytes) + " bytes"}};
+  // With it the ranks may compute differently, as the records and the report then say.
+  if (!config_.allow_other_device) facts["device"] = backend_->computes_as();
+  return facts;
 }
 
 void Job::check_lengths(const std::vector<PerplexityTask>& tasks) const {
@@ -190,6 +227,18 @@ std::vector<std::string> Job::recipe_names() const {
   return names;
 }
 
+void Job::check_content(const std::vector<std::string>& recipes) {
+  monitor_->phase("reading finished blocks");
+  int damaged = 0;
+  for (const std::string& name : recipes) {
+    damaged += remove_damaged(block_keys(name, static_cast<int>(model_->config().blocks)), *store_,
+                              *world_, [this] { monitor_->tick(); });
+  }
+  if (damaged == 0) return;
+  throw DamagedRecords(config_.run.string() + ": damaged blocks were found and removed: " +
+                       std::to_string(damaged) + "; `roundhouse run` makes them again");
+}
+
 bool Job::stop_requested() {
   return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
 }
@@ -211,9 +260,9 @@ std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    RecipeState state =
-        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
-                       job.config().calibration.shards, 0, job.store(), job.world());
+    RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
+                                       job.config().calibration.shards, 0, job.store(), job.world(),
+                                       [&] { job.monitor().tick(); });
     if (state.missing() == 0) complete.push_back(recipe.name);
     made_of.push_back(std::move(state.made_of));
   }

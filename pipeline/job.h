@@ -10,10 +10,12 @@
 #include "kernels/thread_pool_cpu.h"
 #include "model/causal_lm.h"
 #include "model/tokenizer.h"
+#include "pipeline/agreement.h"
 #include "pipeline/config.h"
 #include "pipeline/device_choice.h"
 #include "pipeline/hdf5_store.h"
 #include "pipeline/job_monitor.h"
+#include "pipeline/lease.h"
 #include "pipeline/model_identity.h"
 #include "pipeline/run_folder.h"
 #include "pipeline/threads.h"
@@ -23,7 +25,7 @@ namespace roundhouse {
 
 class Job {
  public:
-  // Collective. Reads and checks the model, takes the run's lock (rank 0) and settles its config; throws InputError or Error
+  // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config; throws InputError or Error
   // before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
   // config.
   Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks);
@@ -54,6 +56,10 @@ class Job {
   // Says and journals that a file of the run is not what was written, and is made again.
   void report_damage(const std::string& what, const std::string& why);
 
+  // Collective: reads all blocks of these recipes that were not read or made by this job. Throws DamagedRecords, the same on every
+  // rank, where some are damaged.
+  void check_content(const std::vector<std::string>& recipes);
+
   // Collective: does any rank want to stop? The same answer everywhere.
   bool stop_requested();
   // Rank 0's text, on every rank. Collective.
@@ -62,10 +68,11 @@ class Job {
  private:
   void check_lengths(const std::vector<PerplexityTask>& tasks) const;
   void settle();
+  Facts facts() const;  // that all ranks have to share
 
   RunConfig config_;
   std::unique_ptr<Communicator> world_;
-  std::unique_ptr<RunLock> lock_;
+  std::unique_ptr<Lease> lease_;  // rank 0
   // Before all that takes long to go: until the last of it has gone the watchdog tells the others that this rank is alive.
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<JobMonitor> monitor_;

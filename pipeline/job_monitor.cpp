@@ -91,12 +91,14 @@ std::chrono::milliseconds milliseconds_of(double seconds) {
 }  // namespace
 
 struct JobMonitor::State {
-  State(Communicator& world, Journal* journal_, double stall_seconds, double time_limit_minutes)
+  State(Communicator& world, Journal* journal_, double stall_seconds, double time_limit_minutes,
+        double silence_seconds)
       : rank(world.rank()),
         journal(journal_),
         draws(draws_on_terminal(rank)),
         progress(draws, rank == 0 ? "" : "[rank " + std::to_string(rank) + "] "),
-        watchdog(world, {.patience = milliseconds_of(stall_seconds)}),
+        watchdog(world, {.silence = milliseconds_of(silence_seconds),
+                         .patience = milliseconds_of(stall_seconds)}),
         signals(watchdog) {
     if (time_limit_minutes > 0) deadline = Clock::now() + milliseconds_of(time_limit_minutes * 60);
   }
@@ -131,8 +133,9 @@ struct JobMonitor::State {
 };
 
 JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_seconds,
-                       double time_limit_minutes)
-    : state_(std::make_unique<State>(world, journal, stall_seconds, time_limit_minutes)) {}
+                       double time_limit_minutes, double silence_seconds)
+    : state_(std::make_unique<State>(world, journal, stall_seconds, time_limit_minutes,
+                                     silence_seconds)) {}
 
 JobMonitor::~JobMonitor() = default;
 

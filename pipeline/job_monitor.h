@@ -17,8 +17,8 @@ class JobMonitor final : public Monitor {
  public:
   // Collective over `world` (it makes the watchdog). Handles SIGTERM, SIGUSR1 and SIGINT as a wish
   // to stop, until it goes.
-  JobMonitor(Communicator& world, Journal* journal, double stall_seconds,
-             double time_limit_minutes);
+  JobMonitor(Communicator& world, Journal* journal, double stall_seconds, double time_limit_minutes,
+             double silence_seconds = 30);
   ~JobMonitor() override;
 
   // Work of the whole run in units (recipe x block), for time left. One rank of a team calls

@@ -10,16 +10,16 @@
 #include <fmt/ranges.h>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
+#include "pipeline/whole_records.h"
 
 namespace roundhouse {
 namespace {
-
-constexpr int kStopped = 75;
 
 double peak_memory_mib() {
   rusage usage{};
@@ -134,7 +134,8 @@ bool quantize(Job& job) {
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
     states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
-                                    config.snapshot_every, job.store(), job.world()));
+                                    config.snapshot_every, job.store(), job.world(),
+                                    [&] { job.monitor().tick(); }));
     missing += states.back().missing();
     made_of.push_back(states.back().made_of);
   }
@@ -197,7 +198,7 @@ bool quantize(Job& job) {
 // Refuses what cannot end well, before any work is done.
 void check_beforehand(Job& job) {
   job.monitor().phase("looking at texts, disk and memory");
-  check_memory(job.model().config(), job.backend());
+  agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
   if (!job.first()) return;
   for (const std::string& line :
        check_evaluation(job.config().perplexity, job.tokenizer(), job.text_threads(),
@@ -213,13 +214,11 @@ int stopped(Job& job) {
     job.monitor().event({{"event", "stopped"}});
     job.monitor().say("stopped as asked, with work left; the same command goes on from here");
   }
-  return kStopped;
+  return kExitStopped;
 }
 
-// The exit code.
-int do_all(Job& job) {
+int make_all(Job& job) {
   const RunConfig& config = job.config();
-  check_beforehand(job);
   if (!quantize(job)) return stopped(job);
 
   export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");
@@ -229,11 +228,23 @@ int do_all(Job& job) {
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
   if (!evaluate_recipes(job, names, config.perplexity)) return stopped(job);
 
+  job.check_content(job.recipe_names());
   if (job.first()) {
     job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
     report_run(config.run);
   }
-  return 0;
+  return kExitDone;
+}
+
+// The exit code.
+int make_until_whole(Job& job) {
+  for (;;) {
+    try {
+      return make_all(job);
+    } catch (const DamagedRecords&) {
+      // On all ranks alike. They are gone, and are made again like all that is missing.
+    }
+  }
 }
 
 // The last thing that the job does. A launcher's exit code is no proof: srun can end with 0 where a task was never started. So a
@@ -248,7 +259,8 @@ void journal_end(Job& job, int exit_code) {
 
 int run_command(LaunchSession& session, const RunConfig& config) {
   Job job(session, config, config.perplexity);
-  const int exit_code = do_all(job);
+  check_beforehand(job);
+  const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);
   return exit_code;
 }

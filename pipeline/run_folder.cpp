@@ -6,19 +6,19 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <system_error>
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/write_guard.h"
 #include "model/checkpoint.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
 #include "pipeline/sealed_json.h"
+#include "pipeline/time_now.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -30,21 +30,6 @@ namespace fs = std::filesystem;
 constexpr const char* kVersion = "roundhouse 2";
 
 std::string reason() { return std::generic_category().message(errno); }
-
-// ISO 8601, UTC, with milliseconds.
-std::string time_now() {
-  using namespace std::chrono;
-  const auto now = floor<milliseconds>(system_clock::now());
-  const auto part = (now - floor<seconds>(now)).count();
-  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(system_clock::to_time_t(now)),
-                     part);
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
 
 // A lock on the whole file that goes with the descriptor. Works between processes of one machine
 // and, unlike flock(), between machines on every network file system that knows fcntl() locks.
@@ -149,35 +134,6 @@ std::vector<std::string> compare(const RunIdentity& before, const RunConfig& con
 }
 
 }  // namespace
-
-RunLock::RunLock(const fs::path& run) {
-  const fs::path path = run / "lock";
-  Descriptor owner = open_regular_file(path, O_RDWR | O_CREAT);
-  fd_ = owner.get();
-
-  if (!lock_descriptor(fd_, F_OFD_SETLK)) {
-    if (errno != EAGAIN && errno != EACCES) {
-      throw Error("cannot lock " + path.string() + ": " + reason() +
-                  " (its file system needs locks: two jobs would spoil each other's work)");
-    }
-    std::array<char, 512> text{};
-    const ssize_t length = ::pread(fd_, text.data(), text.size() - 1, 0);
-    std::string holder(text.data(), length > 0 ? static_cast<std::size_t>(length) : 0);
-    holder = holder.substr(0, holder.find('\n'));
-    throw Error(run.string() + " is in use by " + (holder.empty() ? "another process" : holder));
-  }
-  const std::string holder =
-      fmt::format("process {} on {} since {}\n", ::getpid(), host_name(), time_now());
-  if (::ftruncate(fd_, 0) != 0) throw Error("cannot write " + path.string() + ": " + reason());
-  write_all(fd_, holder, path);
-  owner.release();
-}
-
-RunLock::~RunLock() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
-RunLock::RunLock(RunLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
 
 RunInputs read_inputs(const RunConfig& config) {
   RunInputs inputs{.model = model_fingerprint(config.model),
@@ -284,6 +240,7 @@ Journal::Journal(const fs::path& run) : path_(run / kJournal) {
 
 void Journal::append(nlohmann::json event) {
   require(!event.contains("time"), "a journal's event brings a \"time\" of its own");
+  pass_write_guard();
   event["time"] = time_now();
   const Descriptor owner = open_regular_file(path_, O_RDWR | O_CREAT | O_APPEND);
   const int descriptor = owner.get();

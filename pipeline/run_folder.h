@@ -1,4 +1,4 @@
-// A run's folder: its lock, its config, its journal.
+// A run's folder: its config, its journal. Who may write into it: lease.h.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +10,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "base/unique.h"
 #include "pipeline/config.h"
 
 namespace roundhouse {
-
-// Holds RUN/lock (an fcntl lock, which network file systems know) until it goes or the process
-// dies. Throws Error if another process holds it, naming its host, pid and start time as written in
-// the file. One process a job takes it: rank 0.
-class RunLock {
- public:
-  explicit RunLock(const std::filesystem::path& run);
-  ~RunLock();
-  RunLock(RunLock&&) noexcept;
-
- private:
-  int fd_ = -1;
-};
 
 // What the results of a run depend on besides its settings: the content of files, as hashes. Paths do not count.
 struct RunInputs {
@@ -95,7 +81,7 @@ struct JournalCheck {
 };
 JournalCheck check_journal(const std::filesystem::path& run);
 // Puts damaged lines aside, at the end of RUN/journal.damaged, and links the others anew. Returns what was wrong: empty, if
-// nothing was. Only for the holder of the run's lock, before anybody writes.
+// nothing was. Only for the holder of the run's lease, before anybody writes.
 std::string repair_journal(const std::filesystem::path& run);
 
 }  // namespace roundhouse

@@ -11,6 +11,7 @@
 #include "base/quote.h"
 #include "model/weight_prefetch.h"
 #include "pipeline/handover.h"
+#include "pipeline/whole_records.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
 #include "stages/quantize/quantized_weights.h"
@@ -190,6 +191,10 @@ class RecipeWalk {
     const std::string where = recipe_.name + ", block " + std::to_string(unit.block) + ": ";
     try {
       return method_->quantize(unit);
+    } catch (const InUseError&) {
+      throw;
+    } catch (const BadNodeError&) {
+      throw;
     } catch (const InputError& error) {
       throw InputError(where + error.what());
     } catch (const Error& error) {
@@ -281,7 +286,8 @@ int RecipeState::last_missing() const {
 }
 
 RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
-                           RunStore& store, Communicator& world) {
+                           RunStore& store, Communicator& world,
+                           const std::function<void()>& tick) {
   // Each rank reads its share; what it found counts for all.
   RecipeState state;
   const auto all_have = [&](int count, const std::function<std::string(int)>& key,
@@ -297,6 +303,7 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int sna
         sources[kComputedBy] = attributes->value(kComputedBy, "");
       }
       found.push_back(std::move(sources));
+      tick();
     }
     const std::string text = found.dump();
     std::vector<bool> result;
@@ -318,16 +325,31 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int sna
     return result;
   };
 
-  state.done = all_have(
-      blocks, [&](int block) { return block_key(recipe.name, block); }, true);
-  if (state.missing() == 0 || snapshot_every <= 0) return state;
-  const int newest = state.first_missing() / snapshot_every * snapshot_every;
-  for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
-    const auto found = all_have(
-        shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); }, false);
-    if (std::ranges::find(found, false) == found.end()) state.snapshot = after;
+  const bool in_order = make_method(recipe)->streams().any();
+  for (;;) {
+    state = {};
+    state.done = all_have(
+        blocks, [&](int block) { return block_key(recipe.name, block); }, true);
+    if (state.missing() == 0) return state;
+    if (snapshot_every > 0) {
+      const int newest = state.first_missing() / snapshot_every * snapshot_every;
+      for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
+        const auto key = [&](int shard) { return snapshot_key(recipe.name, after, shard); };
+        const auto found = all_have(shards, key, false);
+        if (std::ranges::find(found, false) != found.end()) continue;
+        std::vector<std::string> keys;
+        for (int shard = 0; shard < shards; ++shard) keys.push_back(key(shard));
+        if (remove_damaged(keys, store, world, tick) == 0) state.snapshot = after;
+      }
+    }
+    // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
+    std::vector<std::string> forward;
+    for (int block = state.snapshot; in_order && block < state.last_missing(); ++block) {
+      if (state.done[static_cast<std::size_t>(block)])
+        forward.push_back(block_key(recipe.name, block));
+    }
+    if (remove_damaged(forward, store, world, tick) == 0) return state;
   }
-  return state;
 }
 
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,

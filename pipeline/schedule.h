@@ -41,9 +41,11 @@ struct RecipeState {
   int last_missing() const;
 };
 
-// Collective: ranks share the reading. snapshot_every as in the config.
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
-                           RunStore& store, Communicator& world);
+// Collective: ranks share the reading. snapshot_every as in the config. Of blocks that are done only their attributes are read, but
+// for those that are to be run forward, and of snapshots: what is damaged of these is removed.
+RecipeState inspect_recipe(
+    const Recipe& recipe, int blocks, int shards, int snapshot_every, RunStore& store,
+    Communicator& world, const std::function<void()>& tick = [] {});
 
 struct Schedule {
   Backend& backend;

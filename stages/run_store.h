@@ -30,8 +30,11 @@ class RunStore {
   // Nothing if there is none. A damaged record (hash, structure) counts as none: it is reported once to `on_damage`
   // and can be committed anew. Throws Error only where reading is not possible at all (permissions, ...).
   virtual std::optional<Record> load(const std::string& key) = 0;
-  // Those of the record that load() would give, without holding its tensors.
+  // Those of the record that load() would give, without reading its tensors, so that damage to these is not seen.
   virtual std::optional<nlohmann::json> attributes(const std::string& key) = 0;
+  // Whether load() would give it, having read all of it. known_whole(): that was found by this object before, or it wrote it.
+  virtual bool whole(const std::string& key) { return load(key).has_value(); }
+  virtual bool known_whole(const std::string& /*key*/) const { return false; }
   bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
 

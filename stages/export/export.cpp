@@ -16,6 +16,8 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/unique.h"
+#include "base/write_guard.h"
+#include "comm/together.h"
 #include "model/layout.h"
 #include "stages/export/format.h"
 #include "stages/export/side_files.h"
@@ -50,29 +52,6 @@ struct OutputFile {
   std::string name;
   std::vector<Piece> pieces;
 };
-
-// Runs `work`, which must not communicate, on every rank. If it fails on any, rank 0 tidies up, and
-// all throw what the first of those said.
-void together(Communicator& world, const std::function<void()>& work,
-              const std::function<void()>& tidy_up = {}) {
-  enum : char { kDone, kError, kInputError };
-  std::string outcome(1, kDone);
-  try {
-    with_file_errors_named(work);
-  } catch (const InputError& error) {
-    outcome = std::string(1, kInputError) + error.what();
-  } catch (const std::exception& error) {
-    outcome = std::string(1, kError) + error.what();
-  }
-  for (const std::vector<std::byte>& bytes : world.all_gather(std::as_bytes(std::span(outcome)))) {
-    const std::string theirs(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    if (theirs[0] == kDone) continue;
-    if (tidy_up && world.rank() == 0) tidy_up();
-    world.barrier();  // nobody goes on while rank 0 still removes
-    if (theirs[0] == kInputError) throw InputError(theirs.substr(1));
-    throw Error(theirs.substr(1));
-  }
-}
 
 // Linears outside the blocks stay as they are.
 std::vector<std::string> dense_modules(const ModelConfig& config) {
@@ -377,6 +356,7 @@ void sync_directory(const fs::path& directory) {
 // Between the two renames a crash leaves both versions complete under other names, and none under
 // this one.
 void move_into_place(const fs::path& partial, const fs::path& directory) {
+  pass_write_guard();
   const fs::path old = beside(directory, ".old");
   fs::remove_all(old);
   const bool replaces = fs::exists(directory);
@@ -476,6 +456,7 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
     together(world, rank == 0 ? work : nothing, remove_partial);
   };
   on_rank_0([&] {
+    pass_write_guard();
     fs::remove_all(partial);  // of a job that was killed
     fs::create_directories(partial);
   });

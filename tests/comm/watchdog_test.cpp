@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <functional>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "comm/launcher.h"
@@ -79,6 +81,49 @@ TEST(WatchdogTest, WaitingLongerThanThePatienceIsFineWhileOneRankWorks) {
     }
   }
   const Watchdog::Waiting waiting(&watchdog);
+  test_world().barrier();
+}
+
+// The waits of a communicator, whichever it is, without a word from who waits.
+TEST(WatchdogTest, EveryWaitInACommunicatorIsAWaitForOthers) {
+  using Wait = std::function<void()>;
+  Communicator& world = test_world();
+  const int last = world.size() - 1;
+  std::int64_t value = 0;
+  const auto bytes = std::as_writable_bytes(std::span(&value, 1));
+  const auto pass_on = [&] {
+    if (world.size() == 1) return;
+    const Send send{bytes, 0};
+    const Receive receive{bytes, last};
+    if (world.rank() == 0) world.start({}, {&receive, 1})->wait();
+    if (world.rank() == last) world.start({&send, 1}, {})->wait();
+    world.barrier();
+  };
+  const std::vector<Wait> waits = {
+      [&] { world.all_gather(bytes); },      [&] { world.barrier(); },
+      [&] { world.broadcast(bytes, last); }, [&] { (void)world.all_reduce_max(1); },
+      [&] { (void)world.split(0, 0); },      pass_on};
+  for (const Wait& wait : waits) {
+    Watchdog watchdog(world, {.interval = 20ms, .silence = 10s, .patience = 400ms});
+    EXPECT_EQ(Watchdog::of_this_thread(), &watchdog);
+    if (world.rank() == last) {  // at work, for much longer than the others' patience
+      for (int i = 0; i < 25; ++i) {
+        std::this_thread::sleep_for(40ms);
+        watchdog.tick();
+      }
+    }
+    wait();
+  }
+  EXPECT_EQ(Watchdog::of_this_thread(), nullptr);
+}
+
+TEST(WatchdogTest, ARankThatDoesNotSpeakIsFineWhileAnotherMakesProgress) {
+  Watchdog watchdog(test_world(), {.interval = 20ms, .silence = 10s, .patience = 400ms});
+  const auto end = Clock::now() + 1200ms;
+  while (Clock::now() < end) {
+    std::this_thread::sleep_for(20ms);
+    if (test_world().rank() == 0) watchdog.tick();
+  }
   test_world().barrier();
 }
 

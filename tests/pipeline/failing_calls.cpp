@@ -2,6 +2,8 @@
 //
 //   FAIL_CALLS="CALL ERRNO NAME TIMES;..."     CALL: open, pread or flock; files whose path contains NAME; TIMES < 0: always
 //
+// With ERRNO 0 the call succeeds, a second later.
+//
 // "open" is every call that opens, "pread" every call that reads.
 #include <dlfcn.h>
 #include <unistd.h>
@@ -35,6 +37,10 @@ bool fails(const char* call, const char* path) {
         std::strcmp(rule.call, call) == 0 && std::strstr(path, rule.name) != nullptr &&
         (rule.times < 0 || struck[i] < rule.times)) {
       ++struck[i];
+      if (rule.error == 0) {
+        ::usleep(1'000'000);
+        return false;
+      }
       errno = rule.error;
       return true;
     }

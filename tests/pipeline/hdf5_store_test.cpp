@@ -187,7 +187,8 @@ TEST_P(RunStoreTest, ACommitReplacesAndARemoveRemoves) {
 TEST_P(RunStoreTest, DamageCountsAsNoneIsReportedOnceAndCanBeCommittedAnew) {
   store_.commit("calibration", sample_record());
   world_->damage("calibration");
-  EXPECT_FALSE(store_.has("calibration"));
+  EXPECT_FALSE(store_.whole("calibration"));
+  EXPECT_FALSE(store_.known_whole("calibration"));
   EXPECT_FALSE(store_.load("calibration"));
   EXPECT_EQ(reported_, std::vector<std::string>{"calibration"});
   store_.commit("calibration", sample_record());
@@ -230,7 +231,7 @@ class Hdf5StoreTest : public testing::Test {
     store_.remove("nothing");
     Hdf5Store fresh(folder_.path());
     fresh.on_damage = store_.on_damage;
-    const bool there = fresh.has("record");
+    const bool there = fresh.whole("record");
     EXPECT_EQ(fresh.load("record").has_value(), there);
     EXPECT_EQ(why_.empty(), there);
     return there;
@@ -321,6 +322,50 @@ TEST_F(Hdf5StoreTest, ARecordOfTheFirstVersionCountsAsDamaged) {
   old.resize(512, '\0');
   EXPECT_FALSE(loads(old + "abc"));
   EXPECT_EQ(why_, "was written by an earlier version");
+}
+
+TEST_F(Hdf5StoreTest, AttributesAreReadWithoutTheTensors) {
+  Record record = sample_record();
+  record.tensors["large"] = tensor_of(DType::kU8, {1 << 20}, 1);
+  store_.commit("record", record);
+  EXPECT_TRUE(store_.known_whole("record"));
+  std::string bytes = slurp(path_);
+  bytes[bytes.size() / 2] ^= 1;
+  spill(path_, bytes);
+  Hdf5Store another(folder_.path());
+  std::string why;
+  another.on_damage = [&](const std::string&, const std::string& what) { why = what; };
+  EXPECT_FALSE(another.known_whole("record"));
+  EXPECT_EQ(another.attributes("record"), record.attributes);
+  EXPECT_FALSE(another.known_whole("record")) << "its tensors were not looked at";
+  EXPECT_EQ(why, "");
+  EXPECT_FALSE(another.whole("record"));
+  EXPECT_EQ(why, "its content does not match its hash");
+  store_.commit("record", record);
+  EXPECT_TRUE(another.whole("record"));
+  EXPECT_TRUE(another.known_whole("record"));
+}
+
+// HDF5's own sums find what the seal's hash would.
+TEST_F(Hdf5StoreTest, AttributesOfADamagedFileAreRightOrNone) {
+  for (const std::size_t length :
+       {10u, 100'000u}) {  // in the header of the root group, and outside
+    Record record;
+    record.tensors["t"] = tensor_of(DType::kF16, {8}, 1);
+    record.attributes = {{"made_of", std::string(length, 'x')}};
+    store_.commit("record", record);
+    const std::string whole = slurp(path_);
+    int none = 0;
+    for (std::size_t at = 0; at < whole.size(); at += length == 10 ? 1 : 53) {
+      std::string bytes = whole;
+      bytes[at] = static_cast<char>(bytes[at] ^ (1 << (at % 8)));
+      spill(path_, bytes);
+      const auto attributes = store_.attributes("record");
+      if (!attributes) ++none;
+      ASSERT_TRUE(!attributes || *attributes == record.attributes) << "byte " << at;
+    }
+    EXPECT_GT(none, 100);
+  }
 }
 
 TEST_F(Hdf5StoreTest, EveryTruncationIsFound) {

@@ -5,10 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <fstream>
 #include <functional>
-#include <optional>
 #include <regex>
 
 #include "base/error.h"
@@ -31,37 +29,6 @@ std::string message_of(const std::function<void()>& action) {
   return "no error";
 }
 
-// A process that holds a run's lock until it is killed.
-class Holder {
- public:
-  explicit Holder(const fs::path& run) {
-    int ready[2];
-    if (::pipe(ready) != 0) throw Error("no pipe");
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      const RunLock lock(run);
-      const bool told = ::write(ready[1], "x", 1) == 1;
-      while (told) ::pause();
-      ::_exit(0);
-    }
-    char byte = 0;
-    EXPECT_EQ(::read(ready[0], &byte, 1), 1);
-    ::close(ready[0]);
-    ::close(ready[1]);
-  }
-  ~Holder() { kill(); }
-  void kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = -1;
-  }
-  pid_t pid() const { return pid_; }
-
- private:
-  pid_t pid_ = -1;
-};
-
 class RunFolderTest : public testing::Test {
  protected:
   RunConfig config() const {
@@ -78,30 +45,6 @@ class RunFolderTest : public testing::Test {
   }
   TemporaryFolder folder_;
 };
-
-TEST_F(RunFolderTest, ASecondProcessIsRefusedAndToldWhoHoldsTheRun) {
-  Holder holder(folder_.path());
-  const std::string message = message_of([&] { RunLock lock(folder_.path()); });
-  EXPECT_TRUE(std::regex_match(
-      message, std::regex(".* is in use by process " + std::to_string(holder.pid()) +
-                          " on \\S+ since \\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z")))
-      << message;
-}
-
-TEST_F(RunFolderTest, AKilledProcessLetsGo) {
-  Holder holder(folder_.path());
-  holder.kill();
-  EXPECT_NO_THROW(RunLock lock(folder_.path()));
-  EXPECT_NO_THROW(RunLock again(folder_.path())) << "and so does one that is done";
-}
-
-TEST_F(RunFolderTest, OneProcessCannotHoldItTwice) {
-  std::optional<RunLock> first(std::in_place, folder_.path());
-  EXPECT_THROW(RunLock second(folder_.path()), Error);
-  RunLock moved(std::move(*first));
-  first.reset();
-  EXPECT_THROW(RunLock third(folder_.path()), Error) << "it moved, it did not go";
-}
 
 TEST_F(RunFolderTest, SettlesAndResumes) {
   RunConfig first = config();

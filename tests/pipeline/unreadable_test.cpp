@@ -153,7 +153,7 @@ TEST_F(UnreadableTest, APipeInPlaceOfAFileIsRefused) {
                            "tokenizer_config.json", "test.txt"}) {
     refusal(model() / name, run);
   }
-  for (const char* name : {"lock", "journal.jsonl"}) refusal(run_ / name, run);
+  for (const char* name : {"lease", "journal.jsonl"}) refusal(run_ / name, run);
   refusal(run_ / "journal.jsonl", "status " + run_.string());
   refusal(run_ / "journal.jsonl", "report " + run_.string());
   refusal(run_ / "config.yaml", "report " + run_.string());

@@ -23,6 +23,7 @@ import small_models
 
 SKIPPED = 77
 STOPPED = 75  # the program's exit code for "stopped cleanly with work left"
+IN_USE = 73  # .. and for "another job has the run"
 
 CONFIG = """
 model: {source}/tests/data/tiny-world
@@ -337,11 +338,23 @@ def lock(world):
     for ranks in (1, 2):
         second = world.start(ranks)
         code = second.wait(60)
-        check(code not in (0, STOPPED), f"a second job on {ranks} rank(s) was let in")
+        check(code == IN_USE, f"exit code {code}, not {IN_USE}, of a second job on {ranks} rank(s):\n{second.output()}")
         check("in use" in second.output(), f"the second job does not say why:\n{second.output()}")
         print("a second job on the same run:", second.output().strip().splitlines()[0], flush=True)
     check(first.wait() == 0, f"the first job was disturbed:\n{first.output()}")
     world.check_products("with a second job at the door")
+
+    world.clear()
+    job = world.start(2)
+    world.wait_for_blocks(job, 2)
+    (world.run / "lease").unlink()
+    code, done = job.wait(60), len(world.blocks())
+    check(code == IN_USE, f"exit code {code}, not {IN_USE}, of a job whose run was taken away:\n{job.output()}")
+    check("was taken from this job" in job.output(), f"it does not say why it ends:\n{job.output()}")
+    check(done < UNITS, "it went on to the end")
+    world.finish(1)
+    world.check_products("after it was taken away")
+    print(f"a run that was taken away: exit code {code} with {done} of {UNITS} blocks; gone on with: same bits")
 
 
 def disk_full(world):

@@ -60,9 +60,9 @@ class SmallRun:
         return self.call("run", self.config, *arguments, **options)
 
     def files(self):
-        """Every file of the run but the lock, by its path in it."""
+        """Every file of the run but the lease, by its path in it."""
         return sorted(str(path.relative_to(self.run)) for path in self.run.rglob("*")
-                      if path.is_file() and path.name not in ("lock", "journal.damaged"))
+                      if path.is_file() and path.name not in ("lease", "journal.damaged"))
 
     def hashes(self):
         """Of every file that has the same bytes however the run went: all but those with times in them."""

@@ -1,0 +1,33 @@
+#include "pipeline/whole_records.h"
+
+#include <algorithm>
+
+namespace roundhouse {
+
+int remove_damaged(const std::vector<std::string>& keys, RunStore& store, Communicator& world,
+                   const std::function<void()>& tick) {
+  std::vector<char> known(keys.size());
+  std::ranges::transform(keys, known.begin(),
+                         [&](const std::string& key) { return store.known_whole(key) ? 1 : 0; });
+  for (const auto& theirs : world.all_gather(std::as_bytes(std::span(known)))) {
+    for (std::size_t i = 0; i < known.size(); ++i) known[i] |= static_cast<char>(theirs[i]);
+  }
+  int turn = 0, removed = 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (known[i] || turn++ % world.size() != world.rank()) continue;
+    if (!store.whole(keys[i])) {
+      store.remove(keys[i]);
+      ++removed;
+    }
+    tick();
+  }
+  return static_cast<int>(world.all_reduce_sum(removed));
+}
+
+std::vector<std::string> block_keys(const std::string& recipe, int blocks) {
+  std::vector<std::string> keys;
+  for (int block = 0; block < blocks; ++block) keys.push_back(block_key(recipe, block));
+  return keys;
+}
+
+}  // namespace roundhouse
