@@ -182,7 +182,7 @@ Facts Job::facts() const {
   std::string settings;
   for (const auto& [key, value] : result_keys(config_)) settings += key + " " + value + "\n";
   std::uintmax_t bytes = 0;
-  for (const TensorFile* file : model_->checkpoint().files()) bytes += file->facts().size;
+  for (const TensorFile* file : model_->checkpoint().files()) bytes += file->facts().bytes;
   Facts facts = {{"program", build_description()},
                  {"messages by", message_libraries()},
                  {"settings", xxh3_hex(settings).substr(0, 8)},
