@@ -5,12 +5,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -19,6 +21,7 @@ namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
+using std::chrono::milliseconds;
 
 std::string reason(int error) {
   const bool full = error == ENOSPC || error == EDQUOT;
@@ -76,6 +79,62 @@ fs::path directory_of(const fs::path& path) {
   return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
 
+// Of a regular file, by opening it: a network file system asks its server then. Nothing: there is none, as far as is known here.
+std::optional<std::uint64_t> length_now(const fs::path& path) {
+  const int descriptor = call_patiently(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); },
+      [](int) {});
+  if (descriptor < 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
+    if (errno == ENXIO || errno == ENODEV) return 0;  // a socket, a device that is gone
+    fail("read", path, errno);
+  }
+  const Descriptor file(descriptor);
+  return static_cast<std::uint64_t>(facts_of(file, path).st_size);
+}
+
+// Reads the folder anew, which has what is remembered of its entries looked at again.
+bool is_listed(const fs::path& path) {
+  const fs::path directory = directory_of(path);
+  std::error_code error;
+  fs::directory_iterator at(directory, error);
+  if (error) return path.has_parent_path() && directory != path && is_listed(directory);
+  bool found = false;  // all of it is read, whatever is found
+  for (const fs::directory_iterator end; !error && at != end; at.increment(error)) {
+    std::error_code ignored;
+    found = found || (at->path().filename() == path.filename() && !at->is_symlink(ignored));
+  }
+  return found;
+}
+
+std::string this_host() {
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  return host.data();
+}
+constexpr const char* kListedOnly = "its folder lists it, but it cannot be opened here";
+constexpr const char* kNfs =
+    ". Do all nodes see the same file system? On NFS, mount it with lookupcache=positive";
+
+// Pauses between looks, longer and longer, until `patience` is over.
+class Looking {
+ public:
+  explicit Looking(milliseconds patience)
+      : deadline_(std::chrono::steady_clock::now() + patience) {}
+  bool again() {
+    const auto left = deadline_ - std::chrono::steady_clock::now();
+    if (left <= milliseconds(0)) return false;
+    std::this_thread::sleep_for(
+        std::min<std::chrono::steady_clock::duration>(std::exchange(pause_, pause_ * 2), left));
+    pause_ = std::min(pause_, milliseconds(1000));
+    return true;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point deadline_;
+  milliseconds pause_{10};
+};
+
 // A new directory is an entry in its parent, which has to reach the disk as well.
 void make_directories(const fs::path& directory) {
   std::vector<fs::path> missing;
@@ -120,6 +179,33 @@ class TemporaryFile {
 };
 
 }  // namespace
+
+std::optional<std::uint64_t> bytes_of_file(const fs::path& path, milliseconds patience) {
+  std::optional<std::uint64_t> bytes = length_now(path);
+  for (Looking looking(patience); !bytes && is_listed(path);) {
+    bytes = length_now(path);
+    if (!bytes && !looking.again()) {
+      throw Error("cannot see " + path.string() + " on " + this_host() + ": " + kListedOnly + kNfs);
+    }
+  }
+  return bytes;
+}
+
+void wait_until_visible(const fs::path& path, std::uint64_t bytes, milliseconds patience) {
+  std::optional<std::uint64_t> found = length_now(path);
+  bool listed = false;
+  for (Looking looking(patience); found != bytes; found = length_now(path)) {
+    listed = is_listed(path);  // for its effect, too: it tells the file system to look
+    if (looking.again()) continue;
+    throw Error("cannot see " + path.string() + " on " + this_host() +
+                ": another rank wrote it with " + std::to_string(bytes) + " bytes, and after " +
+                std::to_string(patience.count() / 1000) + " s " +
+                (found    ? "it has " + std::to_string(*found) + " bytes here"
+                 : listed ? std::string(kListedOnly)
+                          : std::string("it is not in its folder here")) +
+                kNfs);
+  }
+}
 
 Descriptor open_regular_file(const fs::path& path, int flags) {
   // Without O_NONBLOCK the opening of a pipe waits for its other end, and that of some devices for ever. On what passes the

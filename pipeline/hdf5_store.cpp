@@ -425,13 +425,18 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
                                                  : "cannot write " + path.string() + ": " + what);
   }
   reported_.erase(key);
+  expected_.erase(key);
 }
 
 std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
   const fs::path path = path_of(key);
+  if (const auto expected = expected_.extract(key)) {
+    wait_until_visible(path, expected.mapped());
+  } else if (!bytes_of_file(path)) {
+    return std::nullopt;
+  }
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return std::nullopt;
 
   try {
     if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
@@ -474,8 +479,15 @@ std::string Hdf5Store::check(const std::string& key) {
   return why.empty() ? "missing" : why;
 }
 
+std::uint64_t Hdf5Store::bytes(const std::string& key) {
+  return bytes_of_file(path_of(key)).value_or(0);
+}
+
+void Hdf5Store::expect(const std::string& key, std::uint64_t bytes) { expected_[key] = bytes; }
+
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
+  expected_.erase(key);
   std::error_code error;
   fs::remove(path, error);
   reported_.erase(key);

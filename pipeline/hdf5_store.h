@@ -41,6 +41,8 @@ class Hdf5Store final : public RunStore {
   std::optional<Record> load(const std::string& key) override;
   std::optional<nlohmann::json> attributes(const std::string& key) override;
   void remove(const std::string& key) override;
+  std::uint64_t bytes(const std::string& key) override;
+  void expect(const std::string& key, std::uint64_t bytes) override;
 
   // root / key + ".h5". Throws Error for a key that is no plain path below the root.
   std::filesystem::path path_of(const std::string& key) const;
@@ -58,7 +60,8 @@ class Hdf5Store final : public RunStore {
 
   std::filesystem::path root_;
   std::map<std::string, std::string> identities_;
-  std::set<std::string> reported_;  // keys whose damage on_damage was told of
+  std::map<std::string, std::uint64_t> expected_;  // records of other ranks, not seen here yet
+  std::set<std::string> reported_;                 // keys whose damage on_damage was told of
 };
 
 }  // namespace roundhouse

@@ -6,6 +6,7 @@
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
@@ -34,6 +35,11 @@ class RunStore {
   virtual std::optional<nlohmann::json> attributes(const std::string& key) = 0;
   bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
+  // How long the record is in the store; 0: there is none. Not whether it is whole.
+  virtual std::uint64_t bytes(const std::string& key) = 0;
+  // Another rank says that it has committed this record, and with which length: until it is seen here it is waited for, and not
+  // seeing it is an Error.
+  virtual void expect(const std::string& key, std::uint64_t bytes) = 0;
 
   std::function<void(const std::string& key, const std::string& why)> on_damage;
 };
