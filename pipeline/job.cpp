@@ -54,21 +54,21 @@ std::size_t default_activation_bytes(const LaunchSession& session) {
   return available_host_memory() / 2 / static_cast<std::size_t>(session.local_size());
 }
 
-void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank) {
-  budget.on_pin_failure = [&budget, &monitor, rank](std::size_t bytes, const std::string& why) {
+void report_pin_failure(ActivationBudget& budget, Monitor& monitor) {
+  budget.on_pin_failure = [&budget, &monitor](std::size_t bytes, const std::string& why) {
     monitor.say("activations: " + std::to_string(bytes >> 20) + " MiB cannot be pinned after " +
                 std::to_string(budget.pinned_bytes() >> 20) +
                 " MiB were, so copies of the rest are slower: " + why);
     monitor.event({{"event", "pin_failed"},
-                   {"rank", rank},
                    {"bytes", bytes},
                    {"pinned_bytes", budget.pinned_bytes()},
                    {"why", why}});
   };
 }
 
-Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks)
-    : config_(std::move(config)), world_(session.world()) {
+Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
+         Access access)
+    : config_(std::move(config)), access_(access), world_(session.world()) {
   model_ = std::make_unique<CausalLM>(config_.model);
   tokenizer_ = load_tokenizer(config_.model);
   if (tokenizer_->vocabulary() > model_->config().vocabulary) {
@@ -107,7 +107,7 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
-  journal_ = std::make_unique<Journal>(config_.run);
+  journal_ = std::make_unique<Journal>(config_.run, world_->rank());
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes);
   if (first()) {
@@ -119,12 +119,13 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
       monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
     }
   }
-  report_pin_failure(*budget_, *monitor_, world_->rank());
+  report_pin_failure(*budget_, *monitor_);
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     report_damage(key, why);
   };
   for (const auto& [file, why] : damaged_) report_damage(file, why);
-  model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_);
+  model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_,
+                                                    access_ == Access::kHolds);
 }
 
 Job::~Job() = default;
@@ -132,7 +133,10 @@ Job::~Job() = default;
 // What the run is of: rank 0 looks, all ranks know.
 void Job::settle() {
   nlohmann::json view;
-  if (first()) {
+  if (first() && access_ == Access::kReads) {
+    const RunInputs inputs = compare_with_run(config_, read_inputs(config_)).inputs;
+    view = {inputs.model, inputs.tokenizer, inputs.calibration_text, inputs.blocks};
+  } else if (first()) {
     std::filesystem::create_directories(config_.run);
     lock_ = std::make_unique<RunLock>(config_.run);
     const RunInputs inputs = read_inputs(config_);
@@ -184,8 +188,8 @@ std::vector<std::string> Job::recipe_names() const {
   return names;
 }
 
-bool Job::stop_requested() {
-  return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
+bool Job::stop_requested(Communicator& group) {
+  return group.all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
 }
 
 std::string Job::share(std::string text) {

@@ -14,6 +14,7 @@
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
+#include "pipeline/time_left.h"
 
 namespace roundhouse {
 namespace {
@@ -56,8 +57,36 @@ Samples calibrate(Job& job) {
   return Samples(options.samples, options.sequence_length, options.shards, std::move(values));
 }
 
+// What is left to do, for TimeLeft: of recipes that are not finished, and of the original. The same on all ranks.
+nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
+                         const EvaluationTexts& texts) {
+  const RunConfig& config = job.config();
+  const ModelConfig& model = job.model().config();
+  nlohmann::json plan = nlohmann::json::object();
+  int unfinished = 0;
+  for (std::size_t r = 0; r < states.size(); ++r) {
+    const Recipe& recipe = config.recipes[r];
+    if (states[r].missing() == 0) continue;
+    ++unfinished;
+    plan["block " + recipe.name] = {{"cost", block_cost(recipe, job.shape(), config.calibration,
+                                                        !job.backend().is_host_memory())},
+                                    {"left", states[r].missing()}};
+  }
+  for (const std::string& format : config.export_formats) {
+    plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
+  }
+  for (std::size_t t = 0; t < texts.tasks().size(); ++t) {
+    const auto tokens = static_cast<double>(texts.windows(t).ids.size());
+    plan["perplexity " + texts.tasks()[t].name] = {
+        {"cost", perplexity_cost(model, job.shape(), tokens)},
+        {"left", unfinished + (config.evaluate_original ? 1 : 0)}};
+  }
+  return plan;
+}
+
 // Says what one finished unit was like: a line for people, an event for the journal.
-void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds,
+                 int team_size) {
   double error = 0, norm = 0;
   nlohmann::json linears = nlohmann::json::array();
   for (const QuantizedLinear& linear : block.linears) {
@@ -73,6 +102,7 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["recipe"] = recipe.name;
   event["block"] = block.block;
   event["seconds"] = seconds;
+  event["ranks"] = team_size;
   event["bits_per_weight"] = bits_per_weight(block.linears);
   event["relative_error"] = norm > 0 ? error / norm : 0.0;
   event["linears"] = std::move(linears);
@@ -122,8 +152,37 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
   job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
 }
 
+// What is made of finished recipes (or kOriginal). Collective over `group`; false if it stopped early.
+bool make_products(Job& job, Communicator& group, const std::vector<std::string>& names,
+                   EvaluationTexts& texts) {
+  const RunConfig& config = job.config();
+  for (const std::string& name : names) {
+    if (name != kOriginal &&
+        !export_recipes(job, group, {name}, config.export_formats, config.run / "export")) {
+      return false;
+    }
+    if (!evaluate_recipes(job, group, {name}, texts)) return false;
+  }
+  return true;
+}
+
+// The same of recipes that have become finished while others are quantized, by the team that they were given to.
+bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
+                             EvaluationTexts& texts) {
+  for (const std::size_t index : recipes) {
+    const Recipe& recipe = job.config().recipes[index];
+    const RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
+                                             job.config().calibration.shards, 0, job.store(), team);
+    if (state.missing() > 0) continue;  // damaged meanwhile: for the end, or the next start
+    job.model_identity().learn(state.made_of);
+    if (!make_products(job, team, {recipe.name}, texts)) return false;
+  }
+  if (job.first()) report_run(job.config().run, false);
+  return true;
+}
+
 // False if it stopped early.
-bool quantize(Job& job) {
+bool quantize(Job& job, EvaluationTexts& texts) {
   const RunConfig& config = job.config();
   const int blocks = static_cast<int>(job.model().config().blocks);
   // What can be refused is refused before anything is computed.
@@ -139,7 +198,6 @@ bool quantize(Job& job) {
   }
   job.model_identity().settle(made_of);
   const int total = blocks * static_cast<int>(config.recipes.size());
-  job.monitor().plan_units(total, total - missing);
 
   if (missing > 0) settle_device(job, states);
   std::optional<Samples> samples;
@@ -170,25 +228,39 @@ bool quantize(Job& job) {
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }
 
-  if (job.first() && missing > 0 && needs_calibration(config)) {
-    job.model_identity().note_embedding();
+  job.model_identity().note_outside_blocks();
+  if (missing > 0) {
+    texts.read(job);
+    std::vector<std::string> complete;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() == 0) complete.push_back(config.recipes[r].name);
+    }
+    if (!make_products(job, job.world(), complete, texts)) return false;
+    const nlohmann::json plan = plan_work(job, states, texts);
+    job.monitor().plan_units(total, total - missing, plan);
+    if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
   }
-  Schedule schedule{.backend = job.backend(),
-                    .mesh = mesh,
-                    .model = job.model(),
-                    .shape = job.shape(),
-                    .samples = samples ? &*samples : nullptr,
-                    .store = job.store(),
-                    .budget = job.budget(),
-                    .saved_activation_bytes = job.saved_activation_bytes(),
-                    .monitor = job.monitor(),
-                    .snapshot_every = config.snapshot_every,
-                    .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,
-                                   double seconds) { report_unit(job, recipe, block, seconds); }};
+  Schedule schedule{
+      .backend = job.backend(),
+      .mesh = mesh,
+      .model = job.model(),
+      .shape = job.shape(),
+      .samples = samples ? &*samples : nullptr,
+      .store = job.store(),
+      .budget = job.budget(),
+      .saved_activation_bytes = job.saved_activation_bytes(),
+      .monitor = job.monitor(),
+      .snapshot_every = config.snapshot_every,
+      .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,
+                     double seconds) { report_unit(job, recipe, block, seconds, shape.data); },
+      .on_finished =
+          [&](const std::vector<std::size_t>& recipes) {
+            return make_products_meanwhile(job, mesh.team(), recipes, texts);
+          }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
-  job.model_identity().join();
+  job.model_identity().join(job.world());
   if (job.first()) {
     for (const Recipe& recipe : config.recipes) remove_snapshots(job, recipe.name);
   }
@@ -221,18 +293,17 @@ int stopped(Job& job) {
 int run_command(LaunchSession& session, const RunConfig& config) {
   Job job(session, config, config.perplexity);
   check_beforehand(job);
-  if (!quantize(job)) return stopped(job);
+  EvaluationTexts texts(config.perplexity);
+  if (!quantize(job, texts)) return stopped(job);
 
-  export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");
-  if (job.stop_requested()) return stopped(job);
-
+  // Of the last recipes, by all ranks together.
   std::vector<std::string> names = job.recipe_names();
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
-  if (!evaluate_recipes(job, names, config.perplexity)) return stopped(job);
+  if (!make_products(job, job.world(), names, texts)) return stopped(job);
 
   if (job.first()) {
     job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
-    report_run(config.run);
+    report_run(config.run, true);
   }
   return 0;
 }

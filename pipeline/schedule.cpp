@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/weight_prefetch.h"
+#include "pipeline/finished_recipes.h"
 #include "pipeline/handover.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
@@ -37,11 +38,8 @@ class RecipeWalk {
         streams_(method_->streams()),
         prefetch_(schedule.model.checkpoint()) {}
 
-  // False: stopped early.
-  bool run() {
-    if (state_.missing() == 0) return true;
-    return streams_.any() ? run_in_order() : run_independent();
-  }
+  // Precondition: something is missing. False: stopped early.
+  bool run() { return streams_.any() ? run_in_order() : run_independent(); }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
@@ -60,7 +58,7 @@ class RecipeWalk {
   bool hands_over() const {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
-  bool in_order() const { return state_.missing() > 0 && streams_.any(); }
+  bool in_order() const { return streams_.any(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
     return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
@@ -316,16 +314,28 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   const std::vector<RecipeState>& states) {
   Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
   schedule.monitor.on_tick([&] { handover.progress(); });
-  bool finished = true;
+  std::vector<std::size_t> unfinished;
   for (std::size_t r = 0; r < recipes.size(); ++r) {
+    if (states[r].missing() > 0) unfinished.push_back(r);
+  }
+  const int blocks = static_cast<int>(schedule.model.config().blocks);
+  FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store);
+  bool finished = true;
+  for (const std::size_t r : unfinished) {
+    if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
     RecipeWalk walk(schedule, handover, recipes[r], states[r]);
     if (finished) {
       finished = walk.run();
     } else {
       walk.skip();
     }
+    ready.tell(r, finished);
   }
   handover.finish();
+  {
+    const Watchdog::Waiting waiting(&schedule.monitor.watchdog());
+    ready.finish();
+  }
   schedule.monitor.on_tick(nullptr);
   return finished;
 }

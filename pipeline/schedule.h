@@ -58,6 +58,10 @@ struct Schedule {
   int snapshot_every;
   // On the team's rank 0, after a unit was committed.
   std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
+  // Collective over the team, before it begins with a recipe: these are finished on all stages, and this team is to make what is
+  // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
+  // free. False: asked to stop.
+  std::function<bool(const std::vector<std::size_t>& recipes)> on_finished;
 };
 
 // Collective: makes every missing block of every recipe. False if it stopped because it was asked to.

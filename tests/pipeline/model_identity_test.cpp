@@ -35,9 +35,9 @@ class ModelIdentityTest : public testing::Test {
   // Every rank reads two blocks; what they and the embedding hold, as a record would say it.
   ContentsByTensor read_all() {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle({});
-    if (world_.rank() == 0) identity.note_embedding();
+    identity.note_outside_blocks();
     ContentsByTensor all;
     for (int block = 0; block < 2; ++block) {
       for (const TensorInfo& tensor : tensors_of_block(lm.config(), block)) {
@@ -45,13 +45,13 @@ class ModelIdentityTest : public testing::Test {
       }
       all.merge(contents_of_block(lm, block));
     }
-    identity.join();
+    identity.join(world_);
     return all;
   }
   // A later start; how many tensors it read.
   int settle(const std::vector<ContentsByTensor>& recorded) {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle(recorded);
     return static_cast<int>(lm.checkpoint().contents().all().size());
   }
@@ -149,14 +149,14 @@ TEST_F(ModelIdentityTest, TheWholeContentIsKnownOnceAllWasRead) {
   std::string first;
   for (const bool again : {false, true}) {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle({});
     EXPECT_EQ(identity.content(), "");
     int number = 0;
     for (const std::string& name : lm.checkpoint().names()) {
       if (number++ % world_.size() == world_.rank()) lm.checkpoint().note_content(name);
     }
-    identity.join();
+    identity.join(world_);
     EXPECT_EQ(identity.content().size(), 32u);
     if (again) {
       EXPECT_EQ(identity.content(), first);

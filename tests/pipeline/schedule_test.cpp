@@ -38,7 +38,9 @@ class Walker {
 
   // Everything that is missing in the store; false if stopped.
   bool run(RunStore& store, MeshShape shape,
-           std::function<void(JobMonitor&, int)> on_unit = nullptr) {
+           std::function<void(JobMonitor&, int)> on_unit = nullptr,
+           std::function<bool(const Mesh&, const std::vector<std::size_t>&)> on_finished =
+               nullptr) {
     const Mesh mesh(world_, shape, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
@@ -64,7 +66,11 @@ class Walker {
                         EXPECT_GT(block.record.at("phases").at("commit").get<double>(), 0);
                         EXPECT_FALSE(block.record.contains("time"));
                         if (on_unit) on_unit(monitor, units);
-                      }};
+                      },
+                      .on_finished =
+                          [&](const std::vector<std::size_t>& finished) {
+                            return !on_finished || on_finished(mesh, finished);
+                          }};
     return quantize_all(schedule, recipes(), states);
   }
 
@@ -143,6 +149,64 @@ TEST(ScheduleTest, SameBytesOnEveryMesh) {
     world.barrier();
     EXPECT_EQ(contents(store), expected)
         << "pipeline " << pipeline << " of " << world.size() << " ranks";
+  }
+}
+
+// A recipe is handed over when it is finished, before the team goes on to the next; to one team, which sees all of its blocks.
+TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
+  Communicator& world = test_world();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    std::vector<std::size_t> taken;  // by this rank's team
+    bool leads = false;
+    const auto take = [&](const Mesh& mesh, const std::vector<std::size_t>& finished) {
+      leads = mesh.team().rank() == 0;
+      for (const std::size_t recipe : finished) {
+        taken.push_back(recipe);
+        for (int block = 0; block < kBlocks; ++block) {
+          EXPECT_TRUE(store.has(block_key(recipes()[recipe].name, block)));
+        }
+        if (mesh.shape().pipeline == 1) {
+          EXPECT_EQ(store.bytes(block_key(recipes()[recipe + 1].name, 0)), 0u)
+              << "the next has begun";
+        }
+      }
+      return true;
+    };
+    EXPECT_TRUE(Walker(world).run(
+        store, {pipeline, world.size() / pipeline}, nullptr, take));
+    if (pipeline == 1) {
+      EXPECT_EQ(taken, (std::vector<std::size_t>{0, 1})) << "the last is for all ranks together";
+    }
+    std::array<std::int64_t, 3> times{};
+    for (const std::size_t recipe : taken) times[recipe] += leads ? 1 : 0;
+    for (const std::int64_t each : times) EXPECT_LE(world.all_reduce_sum(each), 1);
+  }
+}
+
+// As at a stop while results are made: what is committed is a part of the whole, and the other stages do not wait for ever.
+TEST(ScheduleTest, StopsWhereResultsStop) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    const bool done =
+        walker.run(store, shape, nullptr, [&](const Mesh&, const std::vector<std::size_t>& ready) {
+          return ready.empty();
+        });
+    if (pipeline == 1) {
+      EXPECT_FALSE(done);
+    }
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected);
   }
 }
 
