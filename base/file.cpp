@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <system_error>
 #include <thread>
@@ -287,6 +289,71 @@ std::string read_text_file(const fs::path& path, std::size_t limit) {
   return text;
 }
 
+namespace {
+
+// What is mapped, for a signal handler: no locks, no memory that could go. Where all places are taken there is no name.
+struct Mapping {
+  std::atomic<std::uintptr_t> begin{0};  // 0: free
+  std::atomic<std::uintptr_t> end{0};
+  std::array<char, 1024> path{};  // of a longer one the end
+  std::atomic<bool> taken{false};
+};
+std::array<Mapping, 1024> mappings;
+struct sigaction action_before {};
+
+void write_to_stderr(const char* text) {
+  std::size_t length = std::strlen(text);
+  while (length > 0) {
+    const ssize_t part = ::write(STDERR_FILENO, text, length);
+    if (part <= 0) return;
+    text += part;
+    length -= static_cast<std::size_t>(part);
+  }
+}
+
+extern "C" void on_bus_error(int, siginfo_t* info, void*) {
+  const auto at = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  for (const Mapping& mapping : mappings) {
+    if (at < mapping.begin || at >= mapping.end) continue;
+    write_to_stderr("roundhouse: cannot read ");
+    write_to_stderr(mapping.path.data());
+    write_to_stderr(": it was cut short, or its disk failed, after it was opened\n");
+    ::_exit(1);
+  }
+  ::sigaction(SIGBUS, &action_before, nullptr);  // somebody else's: the same access meets it again
+}
+
+void note_mapping(const void* data, std::size_t size, const fs::path& path) {
+  [[maybe_unused]] static const bool installed = [] {
+    struct sigaction action {};
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    return ::sigaction(SIGBUS, &action, &action_before) == 0;
+  }();
+  for (Mapping& mapping : mappings) {
+    if (mapping.taken.exchange(true)) continue;
+    const std::string& name = path.native();
+    mapping.path.fill('\0');
+    name.copy(mapping.path.data(), mapping.path.size() - 1,
+              name.size() - std::min(name.size(), mapping.path.size() - 1));
+    mapping.end = reinterpret_cast<std::uintptr_t>(data) + size;
+    mapping.begin = reinterpret_cast<std::uintptr_t>(data);
+    return;
+  }
+}
+
+void forget_mapping(const void* data) {
+  for (Mapping& mapping : mappings) {
+    if (mapping.begin != reinterpret_cast<std::uintptr_t>(data)) continue;
+    mapping.begin = mapping.end = 0;
+    mapping.taken = false;
+    return;
+  }
+}
+
+}  // namespace
+
 MappedFile::MappedFile(const fs::path& path) {
   const Descriptor file = open_regular_file(path, O_RDONLY);
   size_ = static_cast<std::size_t>(facts_of(file, path).st_size);
@@ -294,10 +361,13 @@ MappedFile::MappedFile(const fs::path& path) {
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail("read", path, errno);
   data_ = static_cast<const std::byte*>(address);
+  note_mapping(data_, size_, path);
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  forget_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -313,16 +383,29 @@ void release_mapped_pages(std::span<const std::byte> bytes) {
 
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
   const fs::path directory = directory_of(path);
-  try {
-    make_directories(directory);
-  } catch (const std::exception& e) {
-    fail_to_write(path, e.what(), false);
-  }
+  const auto make = [&] {
+    try {
+      make_directories(directory);
+    } catch (const std::exception& e) {
+      fail_to_write(path, e.what(), false);
+    }
+  };
+  make();
 
   TemporaryFile temp(fs::path(path.native() + ".tmp"));
-  try {
+  const auto write_whole = [&] {
     write(temp.path());
     sync_to_disk(temp.path(), 0);
+  };
+  try {
+    try {
+      write_whole();
+    } catch (const Error&) {
+      std::error_code ignored;
+      if (fs::exists(directory, ignored)) throw;
+      make();  // another process has removed it meanwhile, since it was empty
+      write_whole();
+    }
   } catch (const InputError&) {
     throw;  // the content is at fault, not the disk
   } catch (const std::exception& e) {

@@ -73,7 +73,7 @@ std::optional<std::uint64_t> bytes_of_file(
 void wait_until_visible(const std::filesystem::path& path, std::uint64_t bytes,
                         std::chrono::milliseconds patience = kVisibilityPatience);
 
-// A read-only mapping of a whole file. Throws InputError naming the path.
+// Read-only, of a whole file. Throws InputError naming the path. One that is cut short meanwhile ends the process, named (SIGBUS).
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);

@@ -11,6 +11,7 @@
 #include "pipeline/job.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
+#include "pipeline/scratch.h"
 #include "pipeline/sealed_json.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
@@ -163,7 +164,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
                      std::to_string(model.config().max_positions) + " positions");
   }
   const auto shape = make_decoder_block(model.config(), longest, *backend);
-  ActivationBudget budget(default_activation_bytes(session), std::filesystem::temp_directory_path(),
+  ActivationBudget budget(default_activation_bytes(session),
+                          local_scratch(std::filesystem::temp_directory_path()),
                           backend->is_host_memory() ? nullptr : backend.get());
   report_pin_failure(budget, monitor);
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
@@ -92,6 +93,8 @@ std::filesystem::path export_note_path(const std::filesystem::path& directory) {
 ExportCheck check_export(const std::filesystem::path& directory, const std::string& key,
                          Hashing hashing, const std::function<void()>& tick) {
   ExportCheck check;
+  (void)bytes_of_file(directory /
+                      "SHA256SUMS");  // it may just have been renamed on another machine
   if (!std::filesystem::is_directory(directory)) check.faults.push_back("missing");
   const std::filesystem::path note = export_note_path(directory);
   const SealedJson sealed = read_sealed_json(note, key);

@@ -4,8 +4,6 @@
 #include <span>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 namespace roundhouse {
 
 // Notes go between the first ranks of the teams, which also commit the blocks.
@@ -48,6 +46,7 @@ void FinishedRecipes::tell(std::size_t recipe, bool whole) {
   for (int block = mine.begin; block < mine.end; ++block) {
     const std::uint64_t length = whole ? store_.bytes(block_key(recipes_[recipe].name, block)) : 0;
     bytes.push_back(length > 0 ? static_cast<std::int64_t>(length) : -1);
+    if (length > 0) told_[block_key(recipes_[recipe].name, block)] = length;
   }
   if (keeper == mesh_.stage()) {
     const auto kept = std::ranges::find(kept_, recipe, &Kept::recipe);
@@ -99,6 +98,13 @@ void FinishedRecipes::finish() {
     }
   }
   for (const auto& note : sent_) note->ticket->wait();
+  const std::string text = told_.dump();
+  for (const auto& part : comm_->all_gather(std::as_bytes(std::span(text)))) {
+    const char* const begin = reinterpret_cast<const char*>(part.data());
+    const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
+    for (const auto& [key, length] : theirs.items())
+      store_.expect(key, length.get<std::uint64_t>());
+  }
 }
 
 }  // namespace roundhouse

@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "comm/communicator.h"
 #include "pipeline/mesh.h"
 #include "stages/quantize/recipe.h"
@@ -26,7 +28,7 @@ class FinishedRecipes {
   void tell(std::size_t recipe, bool whole);
   // Collective over the team: those that this stage keeps, are finished everywhere, and were not taken before. Does not wait.
   std::vector<std::size_t> take();
-  // Collective over the world: waits for what is under way. Every recipe was told of.
+  // Collective over the world: waits for what is under way, and tells all ranks of all records. Every recipe was told of.
   void finish();
 
  private:
@@ -49,6 +51,7 @@ class FinishedRecipes {
   std::unique_ptr<Communicator> comm_;  // so that notes do not mix with activations
   std::vector<Kept> kept_;              // by this stage, not taken yet
   std::vector<std::unique_ptr<Note>> sent_;
+  nlohmann::json told_ = nlohmann::json::object();  // length by key, of this stage's records
 };
 
 }  // namespace roundhouse

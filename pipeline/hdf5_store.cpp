@@ -1,6 +1,7 @@
 #include "pipeline/hdf5_store.h"
 
 #include <hdf5.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -479,6 +480,19 @@ std::string Hdf5Store::check(const std::string& key) {
   return why.empty() ? "missing" : why;
 }
 
+std::vector<std::string> Hdf5Store::keys(const std::string& folder) {
+  std::vector<std::string> keys;
+  std::error_code error;
+  for (fs::recursive_directory_iterator at(root_ / folder, error), end; !error && at != end;
+       at.increment(error)) {
+    const fs::path path = at->path().lexically_relative(root_);
+    std::string key = fs::path(path).replace_extension().generic_string();
+    if (path.extension() == ".h5" && is_plain_key(key)) keys.push_back(std::move(key));
+  }
+  std::ranges::sort(keys);
+  return keys;
+}
+
 std::uint64_t Hdf5Store::bytes(const std::string& key) {
   return bytes_of_file(path_of(key)).value_or(0);
 }
@@ -492,6 +506,9 @@ void Hdf5Store::remove(const std::string& key) {
   fs::remove(path, error);
   reported_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
+  for (fs::path folder = path.parent_path(); folder != root_; folder = folder.parent_path()) {
+    if (::rmdir(folder.c_str()) != 0) break;  // it is not empty, mostly
+  }
 }
 
 }  // namespace roundhouse

@@ -40,7 +40,8 @@ class Hdf5Store final : public RunStore {
   void commit(const std::string& key, const Record& record) override;
   std::optional<Record> load(const std::string& key) override;
   std::optional<nlohmann::json> attributes(const std::string& key) override;
-  void remove(const std::string& key) override;
+  void remove(const std::string& key) override;  // and folders that it leaves empty
+  std::vector<std::string> keys(const std::string& folder) override;
   std::uint64_t bytes(const std::string& key) override;
   void expect(const std::string& key, std::uint64_t bytes) override;
 

@@ -6,6 +6,7 @@
 #include "model/json_file.h"
 #include "model/layout.h"
 #include "pipeline/schedule.h"
+#include "pipeline/scratch.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -35,6 +36,7 @@ void check_records_without_identity(const RunConfig& config, const RunInputs& in
 
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs) {
   store.set_identity("calibration", calibration_identity(config, inputs));
+  store.set_identity("activations", calibration_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
   }
@@ -101,8 +103,7 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
                                  ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
                                  : default_activation_bytes(session);
   budget_ = std::make_unique<ActivationBudget>(
-      budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch,
-      backend_->is_host_memory() ? nullptr : backend_.get());
+      budget, scratch_folder(config_), backend_->is_host_memory() ? nullptr : backend_.get());
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
@@ -209,9 +210,8 @@ std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    RecipeState state =
-        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
-                       job.config().calibration.shards, 0, job.store(), job.world());
+    RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0,
+                                       job.store(), job.world());
     if (state.missing() == 0) complete.push_back(recipe.name);
     made_of.push_back(std::move(state.made_of));
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -14,6 +15,7 @@
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
+#include "pipeline/scratch.h"
 #include "pipeline/time_left.h"
 
 namespace roundhouse {
@@ -86,7 +88,7 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
 
 // Says what one finished unit was like: a line for people, an event for the journal.
 void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds,
-                 int team_size) {
+                 int team_size, std::size_t& most_spilled) {
   double error = 0, norm = 0;
   nlohmann::json linears = nlohmann::json::array();
   for (const QuantizedLinear& linear : block.linears) {
@@ -108,19 +110,18 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["linears"] = std::move(linears);
   event["peak_memory_mib"] = peak_memory_mib();
   event["pinned_memory_mib"] = static_cast<double>(job.budget().pinned_bytes()) / 0x1p20;
+  const std::size_t spilled = job.budget().spilled_bytes();
+  event["spilled_memory_mib"] = static_cast<double>(spilled) / 0x1p20;
+  if (spilled > std::exchange(most_spilled, std::max(spilled, most_spilled))) {
+    job.monitor().say("activations: " + std::to_string(spilled >> 20) + " MiB of them are in " +
+                      scratch_folder(job.config()).string() +
+                      ", since memory.activations_gib has no more room");
+  }
   job.monitor().event(event);
 
   char text[64] = "";
   if (norm > 0) std::snprintf(text, sizeof text, ", error %.2e", error / norm);
   job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
-}
-
-void remove_snapshots(Job& job, const std::string& recipe) {
-  for (int after = 1; after < job.model().config().blocks; ++after) {
-    for (int shard = 0; shard < job.config().calibration.shards; ++shard) {
-      job.store().remove(snapshot_key(recipe, after, shard));
-    }
-  }
 }
 
 // Blocks are made on the same kind of device as those before: another computes other last bits.
@@ -171,8 +172,8 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
                              EvaluationTexts& texts) {
   for (const std::size_t index : recipes) {
     const Recipe& recipe = job.config().recipes[index];
-    const RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
-                                             job.config().calibration.shards, 0, job.store(), team);
+    const RecipeState state =
+        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0, job.store(), team);
     if (state.missing() > 0) continue;  // damaged meanwhile: for the end, or the next start
     job.model_identity().learn(state.made_of);
     if (!make_products(job, team, {recipe.name}, texts)) return false;
@@ -191,12 +192,19 @@ bool quantize(Job& job, EvaluationTexts& texts) {
   std::vector<ContentsByTensor> made_of;
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
-                                    config.snapshot_every, job.store(), job.world()));
+    states.push_back(
+        inspect_recipe(recipe, blocks, config.calibration.shards, job.store(), job.world()));
     missing += states.back().missing();
     made_of.push_back(states.back().made_of);
   }
   job.model_identity().settle(made_of);
+  if (job.first()) {
+    std::vector<std::string> unfinished;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
+    }
+    remove_unused_snapshots(unfinished, job.store());
+  }
   const int total = blocks * static_cast<int>(config.recipes.size());
 
   if (missing > 0) settle_device(job, states);
@@ -240,30 +248,30 @@ bool quantize(Job& job, EvaluationTexts& texts) {
     job.monitor().plan_units(total, total - missing, plan);
     if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
   }
-  Schedule schedule{
-      .backend = job.backend(),
-      .mesh = mesh,
-      .model = job.model(),
-      .shape = job.shape(),
-      .samples = samples ? &*samples : nullptr,
-      .store = job.store(),
-      .budget = job.budget(),
-      .saved_activation_bytes = job.saved_activation_bytes(),
-      .monitor = job.monitor(),
-      .snapshot_every = config.snapshot_every,
-      .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,
-                     double seconds) { report_unit(job, recipe, block, seconds, shape.data); },
-      .on_finished =
-          [&](const std::vector<std::size_t>& recipes) {
-            return make_products_meanwhile(job, mesh.team(), recipes, texts);
-          }};
+  std::size_t most_spilled = 0;
+  Schedule schedule{.backend = job.backend(),
+                    .mesh = mesh,
+                    .model = job.model(),
+                    .shape = job.shape(),
+                    .samples = samples ? &*samples : nullptr,
+                    .store = job.store(),
+                    .budget = job.budget(),
+                    .saved_activation_bytes = job.saved_activation_bytes(),
+                    .monitor = job.monitor(),
+                    .interruption_hours = config.interruption_hours,
+                    .on_unit =
+                        [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+                          report_unit(job, recipe, block, seconds, shape.data, most_spilled);
+                        },
+                    .on_finished =
+                        [&](const std::vector<std::size_t>& recipes) {
+                          return make_products_meanwhile(job, mesh.team(), recipes, texts);
+                        }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
   job.model_identity().join(job.world());
-  if (job.first()) {
-    for (const Recipe& recipe : config.recipes) remove_snapshots(job, recipe.name);
-  }
+  if (job.first()) remove_unused_snapshots({}, job.store());
   return true;
 }
 

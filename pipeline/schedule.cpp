@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "model/weight_prefetch.h"
 #include "pipeline/finished_recipes.h"
 #include "pipeline/handover.h"
+#include "pipeline/time_left.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
 #include "stages/quantize/quantized_weights.h"
@@ -29,11 +29,14 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // One stage's walk through one recipe.
 class RecipeWalk {
  public:
-  RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe, const RecipeState& state)
+  RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
+             const std::vector<Recipe>& all, const RecipeState& state)
       : s_(schedule),
         handover_(handover),
         recipe_(recipe),
+        all_(all),
         state_(state),
+        timing_(schedule.interruption_hours),
         method_(make_method(recipe)),
         streams_(method_->streams()),
         prefetch_(schedule.model.checkpoint()) {}
@@ -80,23 +83,34 @@ class RecipeWalk {
     const int end = std::min(own().end, last_block() + 1);
     if (begin >= end) return true;
 
+    Snapshots snapshots(recipe_, all_, shards(), s_.store, s_.monitor);
     StreamActivations activations = make_activations();
     if (receives()) {
       s_.monitor.phase(recipe_.name + ": waiting for the stage before");
       if (!handover_.receive(activations, shards())) return stopped();
     } else if (begin > 0) {
-      load_snapshot(activations);
+      s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
+                       std::to_string(begin - 1));
+      snapshots.load(begin, activations);
     } else {
       embed(activations);
     }
     for (int block = begin; block < end; ++block) {
       if (stop()) return stopped();
-      if (state_.done[static_cast<std::size_t>(block)]) {
+      const auto start = std::chrono::steady_clock::now();
+      const bool done = state_.done[static_cast<std::size_t>(block)];
+      if (done) {
         run_committed(block, activations);
       } else {
         make_unit(block, activations);
       }
-      write_snapshot(block + 1, activations);
+      const double seconds = seconds_since(start);
+      timing_.block_done(seconds, done ? seconds : seconds * forward_share());
+      if (block < last_block()) write_snapshot(block + 1, activations, snapshots);
+    }
+    if (end == last_block() + 1) {
+      s_.mesh.team().barrier();
+      if (s_.mesh.team().rank() == 0) snapshots.remove_all(s_.samples->shards());
     }
     if (hands_over()) handover_.send(std::move(activations), shards());
     return true;
@@ -182,6 +196,16 @@ class RecipeWalk {
     s_.on_unit(recipe_, result, seconds_since(start));
   }
 
+  // Of making a unit: what only running it forward would take, by floating-point operations.
+  double forward_share() const {
+    SampleOptions size;
+    size.samples = static_cast<int>(s_.samples->count());
+    size.sequence_length = static_cast<int>(s_.samples->length());
+    const int streams = (streams_.quantized ? 1 : 0) + (streams_.full_precision ? 1 : 0);
+    return streams * forward_cost(s_.shape, size) /
+           block_cost(recipe_, s_.shape, size, !s_.backend.is_host_memory());
+  }
+
   // Each stream through its own weights of the block.
   void run_committed(int block, const StreamActivations& activations) {
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block) +
@@ -198,55 +222,28 @@ class RecipeWalk {
             [&] { return s_.shape.load(s_.model.checkpoint(), block, s_.backend); });
   }
 
-  void write_snapshot(int blocks_done, const StreamActivations& activations) {
-    const int every = s_.snapshot_every;
-    if (every <= 0 || blocks_done % every != 0 || blocks_done > last_block()) return;
+  // The team's rank 0 decides for all of it.
+  void write_snapshot(int blocks_done, const StreamActivations& activations, Snapshots& snapshots) {
+    double bytes = 0;
+    for (const auto& stream : activations.all()) {
+      for (int shard = shards().begin; stream.activations && shard < shards().end; ++shard)
+        bytes += static_cast<double>(stream.activations->bytes(shard).size());
+    }
+    std::uint8_t due = timing_.due(bytes) ? 1 : 0;
+    s_.mesh.team().broadcast(std::as_writable_bytes(std::span(&due, 1)), 0);
+    if (due == 0) return;
     s_.monitor.phase(recipe_.name + ": snapshot after block " + std::to_string(blocks_done - 1));
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      Record record;
-      for (const auto& stream : activations.all()) {
-        if (!stream.activations) continue;
-        HostTensor tensor(stream.activations->type(),
-                          {stream.activations->tokens(shard), stream.activations->cols()});
-        std::ranges::copy(stream.activations->bytes(shard), tensor.bytes().begin());
-        record.tensors.emplace(stream.name, std::move(tensor));
-      }
-      s_.store.commit(snapshot_key(recipe_.name, blocks_done, shard), record);
-      s_.monitor.tick();
-    }
-    s_.mesh.team().barrier();
-    // The one before stays until the next: two generations.
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      if (blocks_done > 2 * every)
-        s_.store.remove(snapshot_key(recipe_.name, blocks_done - 2 * every, shard));
-    }
-  }
-
-  void load_snapshot(const StreamActivations& activations) {
-    s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
-                     std::to_string(first_block() - 1));
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      const std::string key = snapshot_key(recipe_.name, first_block(), shard);
-      const auto record = s_.store.load(key);
-      if (!record)
-        throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
-      for (const auto& stream : activations.all()) {
-        if (!stream.activations) continue;
-        const auto found = record->tensors.find(std::string(stream.name));
-        const std::span<std::byte> room = stream.activations->bytes(shard);
-        if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
-          throw Error(key + ": does not fit this run; remove the file and start the run again");
-        }
-        std::ranges::copy(found->second.bytes(), room.begin());
-      }
-      s_.monitor.tick();
-    }
+    const auto start = std::chrono::steady_clock::now();
+    snapshots.write(blocks_done, activations, s_.mesh.team());
+    timing_.written(bytes, seconds_since(start));
   }
 
   Schedule& s_;
   Handover& handover_;
   const Recipe& recipe_;
+  const std::vector<Recipe>& all_;
   const RecipeState& state_;
+  SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
   Streams streams_;
   WeightPrefetch prefetch_;
@@ -265,48 +262,37 @@ int RecipeState::last_missing() const {
   return static_cast<int>(done.rend() - found) - 1;
 }
 
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
-                           RunStore& store, Communicator& world) {
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStore& store,
+                           Communicator& world) {
   // Each rank reads its share; what it found counts for all.
   RecipeState state;
-  const auto all_have = [&](int count, const std::function<std::string(int)>& key,
-                            bool with_sources) {
-    const PartRange mine = parts_of_rank(count, world.rank(), world.size());
-    nlohmann::json found = nlohmann::json::array();
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const std::optional<nlohmann::json> attributes = store.attributes(key(i));
-      nlohmann::json sources;
-      if (attributes) sources = nlohmann::json::object();
-      if (attributes && with_sources) {
-        sources[kMadeOf] = attributes->value(kMadeOf, nlohmann::json::object());
-        sources[kComputedBy] = attributes->value(kComputedBy, "");
-      }
-      found.push_back(std::move(sources));
+  const PartRange mine = parts_of_rank(blocks, world.rank(), world.size());
+  nlohmann::json found = nlohmann::json::array();
+  for (int block = mine.begin; block < mine.end; ++block) {
+    const std::string key = block_key(recipe.name, block);
+    nlohmann::json record;
+    if (const std::optional<nlohmann::json> attributes = store.attributes(key)) {
+      record = {{kMadeOf, attributes->value(kMadeOf, nlohmann::json::object())},
+                {kComputedBy, attributes->value(kComputedBy, "")},
+                {"bytes", store.bytes(key)}};
     }
-    const std::string text = found.dump();
-    std::vector<bool> result;
-    for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
-      const char* const begin = reinterpret_cast<const char*>(part.data());
-      for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
-        result.push_back(!record.is_null());
-        if (record.is_null() || !with_sources) continue;
-        for (const auto& [tensor, hash] : record[kMadeOf].items())
-          state.made_of[tensor] = hash.get<std::string>();
-        state.computed_by.insert(record[kComputedBy].get<std::string>());
-      }
-    }
-    return result;
-  };
-
-  state.done = all_have(
-      blocks, [&](int block) { return block_key(recipe.name, block); }, true);
-  if (state.missing() == 0 || snapshot_every <= 0) return state;
-  const int newest = state.first_missing() / snapshot_every * snapshot_every;
-  for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
-    const auto found = all_have(
-        shards, [&](int shard) { return snapshot_key(recipe.name, after, shard); }, false);
-    if (std::ranges::find(found, false) == found.end()) state.snapshot = after;
+    found.push_back(std::move(record));
   }
+  const std::string text = found.dump();
+  for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+    const char* const begin = reinterpret_cast<const char*>(part.data());
+    for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
+      const int block = static_cast<int>(state.done.size());
+      state.done.push_back(!record.is_null());
+      if (record.is_null()) continue;
+      for (const auto& [tensor, hash] : record[kMadeOf].items())
+        state.made_of[tensor] = hash.get<std::string>();
+      state.computed_by.insert(record[kComputedBy].get<std::string>());
+      store.expect(block_key(recipe.name, block), record["bytes"].get<std::uint64_t>());
+    }
+  }
+  if (state.missing() > 0 && shards > 0)
+    state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);
   return state;
 }
 
@@ -323,7 +309,7 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
   bool finished = true;
   for (const std::size_t r : unfinished) {
     if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
-    RecipeWalk walk(schedule, handover, recipes[r], states[r]);
+    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r]);
     if (finished) {
       finished = walk.run();
     } else {

@@ -23,6 +23,7 @@
 #include "pipeline/job_monitor.h"
 #include "pipeline/mesh.h"
 #include "pipeline/model_identity.h"
+#include "pipeline/snapshots.h"
 #include "stages/calibrate/activations.h"
 #include "stages/calibrate/samples.h"
 #include "stages/quantize/recipe.h"
@@ -41,9 +42,10 @@ struct RecipeState {
   int last_missing() const;
 };
 
-// Collective: ranks share the reading. snapshot_every as in the config.
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
-                           RunStore& store, Communicator& world);
+// Collective: ranks share the reading. What one has seen, the others expect to see. shards: of the calibration, for snapshots; 0:
+// these do not matter.
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStore& store,
+                           Communicator& world);
 
 struct Schedule {
   Backend& backend;
@@ -55,7 +57,7 @@ struct Schedule {
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
   JobMonitor& monitor;
-  int snapshot_every;
+  double interruption_hours;  // checkpoint.interruption_hours: for snapshots
   // On the team's rank 0, after a unit was committed.
   std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
   // Collective over the team, before it begins with a recipe: these are finished on all stages, and this team is to make what is

@@ -75,6 +75,10 @@ double block_cost(const Recipe& recipe, const DecoderBlock& shape, const SampleO
   return flops;
 }
 
+double forward_cost(const DecoderBlock& shape, const SampleOptions& samples) {
+  return 2 * weights_of(shape) * samples.samples * samples.sequence_length;
+}
+
 double export_cost(const ModelConfig& model, const DecoderBlock& shape) {
   return kFlopsPerWeight * weights_of(shape) * static_cast<double>(model.blocks);
 }

@@ -42,6 +42,7 @@ std::string kind_of(const nlohmann::json& event);
 // weight that is read, rounded or written.
 double block_cost(const Recipe& recipe, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device);
+double forward_cost(const DecoderBlock& shape, const SampleOptions& samples);  // of one stream
 double export_cost(const ModelConfig& model, const DecoderBlock& shape);
 double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens);
 

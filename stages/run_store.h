@@ -4,6 +4,7 @@
 //   calibration                                        token ids
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
+//   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -35,6 +37,8 @@ class RunStore {
   virtual std::optional<nlohmann::json> attributes(const std::string& key) = 0;
   bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
+  // Of all records whose keys begin with `folder`/, sorted; damaged ones among them.
+  virtual std::vector<std::string> keys(const std::string& folder) = 0;
   // How long the record is in the store; 0: there is none. Not whether it is whole.
   virtual std::uint64_t bytes(const std::string& key) = 0;
   // Another rank says that it has committed this record, and with which length: until it is seen here it is waited for, and not
@@ -46,5 +50,6 @@ class RunStore {
 
 std::string block_key(const std::string& recipe, int block);
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
+std::string shared_snapshot_key(int blocks_done, int shard);
 
 }  // namespace roundhouse

@@ -90,6 +90,20 @@ TEST_F(FileTest, MapsAFileAndMovesTheMapping) {
   EXPECT_THROW(MappedFile{folder_}, InputError);
 }
 
+TEST_F(FileTest, AFileThatIsCutShortWhileMappedIsAnErrorThatNamesIt) {
+  const fs::path path = folder_ / "weights";
+  write_text_atomically(path, std::string(100'000, 'x'));
+  const auto read_behind_its_end = [&] {
+    const MappedFile other(path);  // a neighbour
+    const MappedFile mapped(path);
+    fs::resize_file(path, 10);
+    volatile std::byte last = mapped.bytes().back();
+    (void)last;
+  };
+  EXPECT_EXIT(read_behind_its_end(), testing::ExitedWithCode(1),
+              "cannot read .*/weights: it was cut short, or its disk failed");
+}
+
 TEST_F(FileTest, ReadsLines) {
   const fs::path path = folder_ / "file";
   const auto lines = [&](const std::string& text, std::uint64_t from = 0) {

@@ -113,7 +113,10 @@ TEST_F(ResultsTest, OneWriterAtATime) {
 }
 
 TEST_F(ResultsTest, AGuardLeavesNothing) {
-  { const OutputGuard guard(directory_, [](const std::string&) {}, [] {}); }
+  {
+    const OutputGuard guard(
+        directory_, [](const std::string&) {}, [] {});
+  }
   EXPECT_FALSE(fs::exists(directory_.native() + ".lock"));
 }
 

@@ -111,7 +111,7 @@ TEST_F(RunFolderTest, SettlesAndResumes) {
 
   RunConfig faster = first;
   faster.threads = 7;
-  faster.snapshot_every = 2;
+  faster.interruption_hours = 2;
   settle_config(faster, inputs());
   EXPECT_EQ(read_run_config(first.run).threads, 7) << "what changes no result may change";
 }

@@ -17,7 +17,8 @@ namespace roundhouse {
 namespace {
 
 const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
-constexpr int kBlocks = 6, kShards = 4, kSnapshotEvery = 2;
+constexpr int kBlocks = 6, kShards = 4;
+constexpr double kAlwaysInterrupted = 1e-12;  // hours: a snapshot after each block
 
 std::vector<Recipe> recipes() {
   return {parse_recipe({{"method", "gptq"}, {"bits", 4}, {"group_size", 128}}),
@@ -34,19 +35,19 @@ Samples few_samples() {
 
 class Walker {
  public:
-  explicit Walker(Communicator& world) : world_(world) {}
+  explicit Walker(Communicator& world, double interruption_hours = kAlwaysInterrupted)
+      : world_(world), hours_(interruption_hours) {}
 
   // Everything that is missing in the store; false if stopped.
-  bool run(RunStore& store, MeshShape shape,
-           std::function<void(JobMonitor&, int)> on_unit = nullptr,
-           std::function<bool(const Mesh&, const std::vector<std::size_t>&)> on_finished =
-               nullptr) {
+  bool run(
+      RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr,
+      std::function<bool(const Mesh&, const std::vector<std::size_t>&)> on_finished = nullptr) {
     const Mesh mesh(world_, shape, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     std::vector<RecipeState> states;
     for (const Recipe& recipe : recipes()) {
-      states.push_back(inspect_recipe(recipe, kBlocks, kShards, kSnapshotEvery, store, world_));
+      states.push_back(inspect_recipe(recipe, kBlocks, kShards, store, world_));
     }
     int units = 0;
     Schedule schedule{.backend = *backend_,
@@ -58,15 +59,16 @@ class Walker {
                       .budget = budget,
                       .saved_activation_bytes = std::size_t{1} << 30,
                       .monitor = monitor,
-                      .snapshot_every = kSnapshotEvery,
-                      .on_unit = [&](const Recipe&, const QuantizedBlock& block, double) {
-                        ++units;
-                        // For the journal, where "time" is the date.
-                        EXPECT_GT(block.record.at("phases").at("solve").get<double>(), 0);
-                        EXPECT_GT(block.record.at("phases").at("commit").get<double>(), 0);
-                        EXPECT_FALSE(block.record.contains("time"));
-                        if (on_unit) on_unit(monitor, units);
-                      },
+                      .interruption_hours = hours_,
+                      .on_unit =
+                          [&](const Recipe&, const QuantizedBlock& block, double) {
+                            ++units;
+                            // For the journal, where "time" is the date.
+                            EXPECT_GT(block.record.at("phases").at("solve").get<double>(), 0);
+                            EXPECT_GT(block.record.at("phases").at("commit").get<double>(), 0);
+                            EXPECT_FALSE(block.record.contains("time"));
+                            if (on_unit) on_unit(monitor, units);
+                          },
                       .on_finished =
                           [&](const std::vector<std::size_t>& finished) {
                             return !on_finished || on_finished(mesh, finished);
@@ -76,6 +78,7 @@ class Walker {
 
  private:
   Communicator& world_;
+  double hours_;
   TemporaryFolder folder_;
   CausalLM model_{kModel};
   Samples samples_ = few_samples();
@@ -114,8 +117,8 @@ TEST(ScheduleTest, ResumesAfterAFailureAtAnyWrite) {
   const auto expected = undisturbed();
   ASSERT_EQ(expected.size(), 3u * kBlocks);
   Walker walker(test_world());
-  // 3 x 6 blocks and 2 recipes x 2 snapshots x 4 shards are 34 writes.
-  for (int n = 1; n <= 34; n += 3) {
+  // 3 x 6 blocks and 2 recipes x 5 snapshots x 4 shards are 58 writes.
+  for (int n = 1; n <= 58; n += 6) {
     MemoryStore store;
     store.fail_at_write(n);
     EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
@@ -152,6 +155,46 @@ TEST(ScheduleTest, SameBytesOnEveryMesh) {
   }
 }
 
+// While a recipe is under way there is one, of its last block; afterwards there is none, and no folder.
+TEST(ScheduleTest, SnapshotsGoWithTheirRecipe) {
+  Communicator& world = test_world();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    const auto snapshots = [&](const Recipe& recipe) {
+      return store.keys("recipes/" + recipe.name + "/activations");
+    };
+    std::size_t most = 0;
+    const auto look = [&](JobMonitor&, int) {
+      most = std::max(most, snapshots(recipes()[0]).size());
+    };
+    const auto take = [&](const Mesh&, const std::vector<std::size_t>& finished) {
+      for (const std::size_t recipe : finished) EXPECT_TRUE(snapshots(recipes()[recipe]).empty());
+      return true;
+    };
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, look, take));
+    world.barrier();
+    EXPECT_GT(world.all_reduce_max(static_cast<std::int64_t>(most)), 0);
+    EXPECT_LE(most, 2u * kShards) << "that before goes when the next is there";
+    for (const Recipe& recipe : recipes()) {
+      EXPECT_TRUE(snapshots(recipe).empty());
+      EXPECT_FALSE(
+          std::filesystem::exists(folder.path() / "recipes" / recipe.name / "activations"));
+    }
+    EXPECT_TRUE(store.keys("activations").empty());
+  }
+}
+
+TEST(ScheduleTest, SameBytesWithoutSnapshots) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  MemoryStore store;
+  EXPECT_TRUE(Walker(test_world(), 0).run(store, {1, 1}));
+  EXPECT_EQ(contents(store), expected);
+  EXPECT_EQ(store.writes(), 3 * kBlocks);
+}
+
 // A recipe is handed over when it is finished, before the team goes on to the next; to one team, which sees all of its blocks.
 TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
   Communicator& world = test_world();
@@ -175,8 +218,7 @@ TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
       }
       return true;
     };
-    EXPECT_TRUE(Walker(world).run(
-        store, {pipeline, world.size() / pipeline}, nullptr, take));
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, nullptr, take));
     if (pipeline == 1) {
       EXPECT_EQ(taken, (std::vector<std::size_t>{0, 1})) << "the last is for all ranks together";
     }
@@ -196,10 +238,9 @@ TEST(ScheduleTest, StopsWhereResultsStop) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
-    const bool done =
-        walker.run(store, shape, nullptr, [&](const Mesh&, const std::vector<std::size_t>& ready) {
-          return ready.empty();
-        });
+    const bool done = walker.run(
+        store, shape, nullptr,
+        [&](const Mesh&, const std::vector<std::size_t>& ready) { return ready.empty(); });
     if (pipeline == 1) {
       EXPECT_FALSE(done);
     }
