@@ -7,11 +7,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -21,6 +24,7 @@ namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
+using std::chrono::milliseconds;
 
 std::string reason(int error) {
   const bool full = error == ENOSPC || error == EDQUOT;
@@ -82,6 +86,62 @@ void sync_to_disk(const fs::path& path, int flags) {
 fs::path directory_of(const fs::path& path) {
   return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
+
+// Of a regular file, by opening it: a network file system asks its server then. Nothing: there is none, as far as is known here.
+std::optional<std::uint64_t> length_now(const fs::path& path) {
+  const int descriptor = call_patiently(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); },
+      [](int) {});
+  if (descriptor < 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
+    if (errno == ENXIO || errno == ENODEV) return 0;  // a socket, a device that is gone
+    fail("read", path, errno);
+  }
+  const Descriptor file(descriptor);
+  return static_cast<std::uint64_t>(facts_of(file, path).st_size);
+}
+
+// Reads the folder anew, which has what is remembered of its entries looked at again.
+bool is_listed(const fs::path& path) {
+  const fs::path directory = directory_of(path);
+  std::error_code error;
+  fs::directory_iterator at(directory, error);
+  if (error) return path.has_parent_path() && directory != path && is_listed(directory);
+  bool found = false;  // all of it is read, whatever is found
+  for (const fs::directory_iterator end; !error && at != end; at.increment(error)) {
+    std::error_code ignored;
+    found = found || (at->path().filename() == path.filename() && !at->is_symlink(ignored));
+  }
+  return found;
+}
+
+std::string this_host() {
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  return host.data();
+}
+constexpr const char* kListedOnly = "its folder lists it, but it cannot be opened here";
+constexpr const char* kNfs =
+    ". Do all nodes see the same file system? On NFS, mount it with lookupcache=positive";
+
+// Pauses between looks, longer and longer, until `patience` is over.
+class Looking {
+ public:
+  explicit Looking(milliseconds patience)
+      : deadline_(std::chrono::steady_clock::now() + patience) {}
+  bool again() {
+    const auto left = deadline_ - std::chrono::steady_clock::now();
+    if (left <= milliseconds(0)) return false;
+    std::this_thread::sleep_for(
+        std::min<std::chrono::steady_clock::duration>(std::exchange(pause_, pause_ * 2), left));
+    pause_ = std::min(pause_, milliseconds(1000));
+    return true;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point deadline_;
+  milliseconds pause_{10};
+};
 
 // A new directory is an entry in its parent, which has to reach the disk as well.
 void make_directories(const fs::path& directory) {
@@ -146,6 +206,33 @@ class TemporaryFile {
 };
 
 }  // namespace
+
+std::optional<std::uint64_t> bytes_of_file(const fs::path& path, milliseconds patience) {
+  std::optional<std::uint64_t> bytes = length_now(path);
+  for (Looking looking(patience); !bytes && is_listed(path);) {
+    bytes = length_now(path);
+    if (!bytes && !looking.again()) {
+      throw Error("cannot see " + path.string() + " on " + this_host() + ": " + kListedOnly + kNfs);
+    }
+  }
+  return bytes;
+}
+
+void wait_until_visible(const fs::path& path, std::uint64_t bytes, milliseconds patience) {
+  std::optional<std::uint64_t> found = length_now(path);
+  bool listed = false;
+  for (Looking looking(patience); found != bytes; found = length_now(path)) {
+    listed = is_listed(path);  // for its effect, too: it tells the file system to look
+    if (looking.again()) continue;
+    throw Error("cannot see " + path.string() + " on " + this_host() +
+                ": another rank wrote it with " + std::to_string(bytes) + " bytes, and after " +
+                std::to_string(patience.count() / 1000) + " s " +
+                (found    ? "it has " + std::to_string(*found) + " bytes here"
+                 : listed ? std::string(kListedOnly)
+                          : std::string("it is not in its folder here")) +
+                kNfs);
+  }
+}
 
 Descriptor open_regular_file(const fs::path& path, int flags) {
   // Without O_NONBLOCK the opening of a pipe waits for its other end, and that of some devices for ever. On what passes the
@@ -227,6 +314,71 @@ std::string read_text_file(const fs::path& path, std::size_t limit) {
   return text;
 }
 
+namespace {
+
+// What is mapped, for a signal handler: no locks, no memory that could go. Where all places are taken there is no name.
+struct Mapping {
+  std::atomic<std::uintptr_t> begin{0};  // 0: free
+  std::atomic<std::uintptr_t> end{0};
+  std::array<char, 1024> path{};  // of a longer one the end
+  std::atomic<bool> taken{false};
+};
+std::array<Mapping, 1024> mappings;
+struct sigaction action_before {};
+
+void write_to_stderr(const char* text) {
+  std::size_t length = std::strlen(text);
+  while (length > 0) {
+    const ssize_t part = ::write(STDERR_FILENO, text, length);
+    if (part <= 0) return;
+    text += part;
+    length -= static_cast<std::size_t>(part);
+  }
+}
+
+extern "C" void on_bus_error(int, siginfo_t* info, void*) {
+  const auto at = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  for (const Mapping& mapping : mappings) {
+    if (at < mapping.begin || at >= mapping.end) continue;
+    write_to_stderr("roundhouse: cannot read ");
+    write_to_stderr(mapping.path.data());
+    write_to_stderr(": it was cut short, or its disk failed, after it was opened\n");
+    ::_exit(1);
+  }
+  ::sigaction(SIGBUS, &action_before, nullptr);  // somebody else's: the same access meets it again
+}
+
+void note_mapping(const void* data, std::size_t size, const fs::path& path) {
+  [[maybe_unused]] static const bool installed = [] {
+    struct sigaction action {};
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    return ::sigaction(SIGBUS, &action, &action_before) == 0;
+  }();
+  for (Mapping& mapping : mappings) {
+    if (mapping.taken.exchange(true)) continue;
+    const std::string& name = path.native();
+    mapping.path.fill('\0');
+    name.copy(mapping.path.data(), mapping.path.size() - 1,
+              name.size() - std::min(name.size(), mapping.path.size() - 1));
+    mapping.end = reinterpret_cast<std::uintptr_t>(data) + size;
+    mapping.begin = reinterpret_cast<std::uintptr_t>(data);
+    return;
+  }
+}
+
+void forget_mapping(const void* data) {
+  for (Mapping& mapping : mappings) {
+    if (mapping.begin != reinterpret_cast<std::uintptr_t>(data)) continue;
+    mapping.begin = mapping.end = 0;
+    mapping.taken = false;
+    return;
+  }
+}
+
+}  // namespace
+
 MappedFile::MappedFile(const fs::path& path) {
   const Descriptor file = open_regular_file(path, O_RDONLY);
   const struct stat facts = facts_of(file, path);
@@ -239,10 +391,13 @@ MappedFile::MappedFile(const fs::path& path) {
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail("read", path, errno);
   data_ = static_cast<const std::byte*>(address);
+  note_mapping(data_, size_, path);
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  forget_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -278,16 +433,29 @@ void with_file_errors_named(const std::function<void()>& work) {
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
   pass_write_guard();
   const fs::path directory = directory_of(path);
-  try {
-    with_file_errors_named([&] { make_directories(directory); });
-  } catch (const std::exception& e) {
-    fail_to_write(path, e.what(), false);
-  }
+  const auto make = [&] {
+    try {
+      with_file_errors_named([&] { make_directories(directory); });
+    } catch (const std::exception& e) {
+      fail_to_write(path, e.what(), false);
+    }
+  };
+  make();
 
   TemporaryFile temp(fs::path(path.native() + ".tmp"));
-  try {
+  const auto write_whole = [&] {
     write(temp.path());
     sync_to_disk(temp.path(), 0);
+  };
+  try {
+    try {
+      write_whole();
+    } catch (const Error&) {
+      std::error_code ignored;
+      if (fs::exists(directory, ignored)) throw;
+      make();  // another process has removed it meanwhile, since it was empty
+      write_whole();
+    }
   } catch (const InputError&) {
     throw;  // the content is at fault, not the disk
   } catch (const std::exception& e) {

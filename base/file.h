@@ -8,10 +8,12 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,13 +61,25 @@ class LineReader {
 std::string read_text_file(const std::filesystem::path& path,
                            std::size_t limit = std::size_t{1} << 32);
 
+// Length of a regular file; nothing if there is none. A network file system may go on saying that a file is not there which
+// another machine has just renamed into its place; so its folder is read anew before that is believed, and where the folder lists
+// it, it is looked for until it can be opened. Throws Error when `patience` is over.
+inline constexpr std::chrono::milliseconds kVisibilityPatience{120'000};
+std::optional<std::uint64_t> bytes_of_file(
+    const std::filesystem::path& path, std::chrono::milliseconds patience = kVisibilityPatience);
+
+// Returns once this machine sees a file of so many bytes that another one is known to have written. Throws Error, saying what was
+// seen instead, when `patience` is over.
+void wait_until_visible(const std::filesystem::path& path, std::uint64_t bytes,
+                        std::chrono::milliseconds patience = kVisibilityPatience);
+
 // What can be known of a file without reading it. `changed`, the time of the last change of its state, cannot be set back.
 struct FileFacts {
   std::uint64_t bytes = 0;
   std::int64_t modified = 0, changed = 0;  // nanoseconds since 1970
 };
 
-// A read-only mapping of a whole file. Throws InputError naming the path.
+// Read-only, of a whole file. Throws InputError naming the path. One that is cut short meanwhile ends the process, named (SIGBUS).
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);

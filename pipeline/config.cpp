@@ -449,7 +449,8 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   memory.finish();
 
   Section checkpoint = top.section("checkpoint");
-  config.snapshot_every = checkpoint.integer("snapshot_every", config.snapshot_every, 0, 100'000);
+  config.interruption_hours =
+      checkpoint.number("interruption_hours", config.interruption_hours, 0, 1e6);
   checkpoint.finish();
 
   Section limits = top.section("limits");
@@ -523,7 +524,7 @@ std::string to_yaml(const RunConfig& config) {
   line("  activations_gib: {}", config.activation_memory_gib);
   line("  saved_activations_gib: {}", config.saved_activation_gib);
   if (!config.scratch.empty()) line("  scratch: {}", yaml_text(config.scratch));
-  line("checkpoint: {{snapshot_every: {}}}", config.snapshot_every);
+  line("checkpoint: {{interruption_hours: {}}}", config.interruption_hours);
   line("limits: {{stall_seconds: {}, silence_seconds: {}, minutes: {}}}", config.stall_seconds,
        config.silence_seconds, config.time_limit_minutes);
   line("export:");

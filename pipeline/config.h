@@ -38,8 +38,8 @@ struct RunConfig {
   double activation_memory_gib = 0;  // of host memory, a rank; 0: its share of half of what is free
   double saved_activation_gib =
       0;  // of device memory, a rank; 0: its share of a quarter of what is free
-  std::filesystem::path scratch;  // where activations go beyond it; empty: RUN/scratch
-  int snapshot_every = 8;         // blocks; 0: never
+  std::filesystem::path scratch;  // where activations go beyond it; empty: local_scratch()
+  double interruption_hours = 4;  // expected between two interruptions: for snapshots; 0: none
   double stall_seconds = 600;     // a job in which no rank makes progress for so long ends
   double silence_seconds = 30;    // and one of which a rank gives no sign of life for so long
   double time_limit_minutes = 0;  // stop cleanly (exit code 75) after this; 0: none

@@ -1,7 +1,7 @@
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <optional>
 #include <span>
 
 #include "base/error.h"
@@ -12,6 +12,7 @@
 #include "pipeline/job.h"
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
+#include "pipeline/scratch.h"
 #include "pipeline/sealed_json.h"
 #include "stages/evaluate/perplexity.h"
 #include "stages/quantize/quantized_weights.h"
@@ -68,34 +69,45 @@ nlohmann::json read_results(Job& job, const std::string& name, const std::string
 
 }  // namespace
 
-bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
-                      const std::vector<PerplexityTask>& tasks) {
-  for (const PerplexityTask& task : tasks) {
-    std::optional<Windows> windows;  // read when they are needed
-    const nlohmann::json settings =
-        job.first() ? settings_of(task, job.inputs()) : nlohmann::json();
+void EvaluationTexts::read(Job& job) {
+  for (std::size_t t = 0; t < tasks_.size(); ++t) {
+    if (windows_.size() > t) continue;
+    windows_.push_back(
+        read_windows(tasks_[t], job.tokenizer(), job.text_threads(), job.world(), job.monitor()));
+  }
+}
+
+nlohmann::json EvaluationTexts::settings(Job& job, std::size_t task) {
+  if (settings_.empty()) {
+    for (const PerplexityTask& each : tasks_) settings_.push_back(settings_of(each, job.inputs()));
+  }
+  return settings_[task];
+}
+
+bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
+                      EvaluationTexts& texts) {
+  for (std::size_t t = 0; t < texts.tasks().size(); ++t) {
+    const PerplexityTask& task = texts.tasks()[t];
+    const nlohmann::json settings = group.rank() == 0 ? texts.settings(job, t) : nlohmann::json();
     for (const std::string& name : recipes) {
       const std::string identity =
           name == kOriginal ? job.inputs().model
                             : recipe_identity(job.config(), job.inputs(), job.recipe(name));
-      // Rank 0's look decides, so that all ranks do the same.
+      // The look of the group's rank 0 decides, so that all its ranks do the same.
       nlohmann::json results;
       int there = 0;
-      if (job.first()) {
+      if (group.rank() == 0) {
         results = read_results(job, name, identity);
         there = results.value("/settings"_json_pointer / task.name, nlohmann::json()) == settings
                     ? 1
                     : 0;
       }
-      if (job.world().all_reduce_max(there) != 0) continue;
-      if (job.stop_requested()) return false;
+      if (group.all_reduce_max(there) != 0) continue;
+      if (job.stop_requested(group)) return false;
 
-      if (!windows) {
-        windows =
-            read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor());
-      }
-      if (name != kOriginal) job.check_content({name});
-      job.model_identity().note_outside_blocks();
+      if (name != kOriginal) job.check_content(group, {name});
+      if (group.size() == job.world().size()) texts.read(job);
+      const auto start = std::chrono::steady_clock::now();
       job.monitor().phase("perplexity of " + name + " on " + task.name);
       BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
       if (name != kOriginal) {
@@ -105,10 +117,11 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
         };
       }
       const Perplexity result =
-          measure_perplexity(job.model(), job.shape(), weights, *windows, job.backend(),
-                             job.world(), job.budget(), job.monitor());
-      job.model_identity().join();
-      if (!job.first()) continue;
+          measure_perplexity(job.model(), job.shape(), weights, texts.windows(t), job.backend(),
+                             group, job.budget(), job.monitor());
+      job.model_identity().join(group);
+      if (group.rank() != 0) continue;
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
       results["recipe"] = name;
       results["identity"] = identity;
       results["model"] = job.model_identity().content();
@@ -121,7 +134,9 @@ bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
                            {"recipe", name},
                            {"name", task.name},
                            {"windows", result.windows},
-                           {"perplexity", number_or_null(result.perplexity)}});
+                           {"perplexity", number_or_null(result.perplexity)},
+                           {"seconds", took.count()},
+                           {"ranks", group.size()}});
       char figure[64];
       std::snprintf(figure, sizeof figure, "%.4f (%lld windows)", result.perplexity,
                     static_cast<long long>(result.windows));
@@ -151,9 +166,10 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
                      std::to_string(model.config().max_positions) + " positions");
   }
   const auto shape = make_decoder_block(model.config(), longest, *backend);
-  ActivationBudget budget(default_activation_bytes(session), std::filesystem::temp_directory_path(),
+  ActivationBudget budget(default_activation_bytes(session),
+                          local_scratch(std::filesystem::temp_directory_path()),
                           backend->is_host_memory() ? nullptr : backend.get());
-  report_pin_failure(budget, monitor, world->rank());
+  report_pin_failure(budget, monitor);
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
   ThreadPool threads(world->rank() == 0 ? own.threads : 1);
   if (world->rank() == 0) {
@@ -194,8 +210,10 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
   if (job.first()) {
     check_evaluation(tasks, job.tokenizer(), job.text_threads(), [&] { job.monitor().tick(); });
   }
-  if (!evaluate_recipes(job, recipes, tasks)) return kExitStopped;
-  if (job.first()) report_run(config.run);
+  job.model_identity().note_outside_blocks();
+  EvaluationTexts texts(tasks);
+  if (!evaluate_recipes(job, job.world(), recipes, texts)) return kExitStopped;
+  if (job.first()) report_run(config.run, true);
   return 0;
 }
 

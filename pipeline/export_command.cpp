@@ -1,7 +1,16 @@
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+
 #include "base/error.h"
+#include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/output_guard.h"
 #include "pipeline/run_files.h"
 #include "pipeline/sealed_json.h"
 #include "stages/export/engines.h"
@@ -28,8 +37,8 @@ struct Export {
 
 // Whether it is there, whole, and made of this model. Says what is damaged.
 bool is_exported(Job& job, const Export& wanted, bool& ours) {
-  const ExportCheck check =
-      check_export(wanted.directory, wanted.key, [&] { job.monitor().tick(); });
+  const ExportCheck check = check_export(wanted.directory, wanted.key, Hashing::kUnlessUntouched,
+                                         [&] { job.monitor().tick(); });
   ours = check.noted;
   if (check.faults.empty()) {
     return check.identity == wanted.identity && check.model == job.model_identity().content();
@@ -40,11 +49,38 @@ bool is_exported(Job& job, const Export& wanted, bool& ours) {
   return false;
 }
 
-// Rank 0's word on an export of all ranks.
-bool is_exported_for_all(Job& job, const Export& wanted, bool& ours) {
-  const bool there = job.first() && is_exported(job, wanted, ours);
+// The word of the group's rank 0 on an export of all its ranks.
+bool is_exported_for_all(Job& job, Communicator& group, const Export& wanted, bool& ours) {
+  const bool there = group.rank() == 0 && is_exported(job, wanted, ours);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
-  return job.world().all_reduce_max(there ? 1 : 0) != 0;
+  return group.all_reduce_max(there ? 1 : 0) != 0;
+}
+
+std::int64_t nanoseconds(const timespec& time) {
+  return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
+// Lengths of the files of an export, by name.
+nlohmann::json lengths_of_files(const std::filesystem::path& directory) {
+  nlohmann::json lengths = nlohmann::json::object();
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
+    if (entry.is_regular_file())
+      lengths[entry.path().lexically_relative(directory).generic_string()] = entry.file_size();
+  }
+  return lengths;
+}
+
+// No file was added, lost, cut or changed since the note was written.
+bool is_untouched(const std::filesystem::path& directory, const std::filesystem::path& note,
+                  const nlohmann::json& lengths) {
+  struct stat facts {};
+  if (!lengths.is_object() || ::stat(note.c_str(), &facts) != 0) return false;
+  const std::int64_t noted = nanoseconds(facts.st_ctim);
+  if (lengths_of_files(directory) != lengths) return false;
+  return std::ranges::all_of(lengths.items(), [&](const auto& item) {
+    return ::stat((directory / item.key()).c_str(), &facts) == 0 &&
+           nanoseconds(facts.st_ctim) <= noted;
+  });
 }
 
 }  // namespace
@@ -62,8 +98,10 @@ std::filesystem::path export_note_path(const std::filesystem::path& directory) {
 }
 
 ExportCheck check_export(const std::filesystem::path& directory, const std::string& key,
-                         const std::function<void()>& tick) {
+                         Hashing hashing, const std::function<void()>& tick) {
   ExportCheck check;
+  (void)bytes_of_file(directory /
+                      "SHA256SUMS");  // it may just have been renamed on another machine
   if (!std::filesystem::is_directory(directory)) check.faults.push_back("missing");
   const std::filesystem::path note = export_note_path(directory);
   const SealedJson sealed = read_sealed_json(note, key);
@@ -82,12 +120,19 @@ ExportCheck check_export(const std::filesystem::path& directory, const std::stri
       sha256_hex_of_file(sums) != text("sums")) {
     check.faults.push_back("SHA256SUMS: damaged");
   }
+  if (hashing == Hashing::kUnlessUntouched && check.faults.empty() &&
+      is_untouched(directory, note, sealed.object->value("bytes", nlohmann::json()))) {
+    return check;
+  }
   for (std::string& fault : verify_checkpoint(directory, tick))
     check.faults.push_back(std::move(fault));
+  if (hashing == Hashing::kUnlessUntouched && check.faults.empty()) {
+    ::utimensat(AT_FDCWD, note.c_str(), nullptr, 0);  // a hint: the next look need not hash again
+  }
   return check;
 }
 
-void export_recipes(Job& job, const std::vector<std::string>& recipes,
+bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output) {
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
@@ -98,29 +143,46 @@ void export_recipes(Job& job, const std::vector<std::string>& recipes,
                           .directory = output / name / format,
                           .identity = export_identity(job, recipe, format)};
 
+      if (job.stop_requested(group)) return false;
       job.monitor().phase("export of " + name + " as " + format);
-      if (is_exported_for_all(job, wanted, options.replace)) continue;
-      job.check_content({name});
+      const auto start = std::chrono::steady_clock::now();
+      std::optional<OutputGuard> guard;
+      if (group.rank() == 0) {
+        guard.emplace(
+            wanted.directory, [&](const std::string& line) { job.monitor().say(line); },
+            [&] { job.monitor().tick(); });
+      }
+      if (is_exported_for_all(job, group, wanted, options.replace)) continue;
+      job.check_content(group, {name});
       job.monitor().phase("export of " + name + " as " + format);
-      export_checkpoint(job.model(), job.shape(), recipe, job.store(), options, wanted.directory,
-                        job.backend(), job.world(), job.monitor());
-      job.model_identity().join();
-      if (!job.first()) continue;
+      if (!export_checkpoint(job.model(), job.shape(), recipe, job.store(), options,
+                             wanted.directory, job.backend(), group, job.monitor())) {
+        return false;
+      }
+      job.model_identity().join(group);
+      if (group.rank() != 0) continue;
       write_sealed_json(
           export_note_path(wanted.directory), wanted.key,
           {{"identity", wanted.identity},
            {"settings", xxh3_hex(export_settings(job.config(), job.inputs(), recipe, format))},
            {"model", job.model_identity().content()},
-           {"sums", sha256_hex_of_file(wanted.directory / "SHA256SUMS")}});
-      job.monitor().event({{"event", "export"}, {"recipe", name}, {"format", format}});
+           {"sums", sha256_hex_of_file(wanted.directory / "SHA256SUMS")},
+           {"bytes", lengths_of_files(wanted.directory)}});
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      job.monitor().event({{"event", "export"},
+                           {"recipe", name},
+                           {"format", format},
+                           {"seconds", took.count()},
+                           {"ranks", group.size()}});
       job.monitor().say("exported " + wanted.directory.string());
     }
   }
+  return true;
 }
 
 int export_command(LaunchSession& session, const ExportArguments& arguments) {
   const RunConfig config = agreed_config(session, [&] { return read_run_config(arguments.run); });
-  Job job(session, config, {});
+  Job job(session, config, {}, Job::Access::kReads);
   std::vector<std::string> formats = arguments.formats;
   if (formats.empty()) formats = config.export_formats;
   if (formats.empty()) formats = {"compressed-tensors"};
@@ -138,9 +200,10 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
     for (const std::string& format : formats) check_served(job.recipe(name), format, engines);
   }
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");
-  export_recipes(job, recipes, formats,
-                 arguments.output.empty() ? arguments.run / "export" : arguments.output);
-  return 0;
+  const bool done =
+      export_recipes(job, job.world(), recipes, formats,
+                     arguments.output.empty() ? arguments.run / "export" : arguments.output);
+  return done ? 0 : 75;
 }
 
 }  // namespace roundhouse

@@ -1,6 +1,7 @@
 #include "pipeline/hdf5_store.h"
 
 #include <hdf5.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -468,6 +469,7 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
                                                  : "cannot write " + path.string() + ": " + what);
   }
   reported_.erase(key);
+  expected_.erase(key);
   whole_.insert(key);
 }
 
@@ -495,9 +497,13 @@ std::optional<nlohmann::json> Hdf5Store::read_attributes_only(const std::string&
 
 std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
   const fs::path path = path_of(key);
+  if (const auto expected = expected_.extract(key)) {
+    wait_until_visible(path, expected.mapped());
+  } else if (!bytes_of_file(path)) {
+    return std::nullopt;
+  }
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return std::nullopt;
 
   try {
     if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
@@ -553,14 +559,37 @@ std::string Hdf5Store::check(const std::string& key) {
   return why.empty() ? "missing" : why;
 }
 
+std::vector<std::string> Hdf5Store::keys(const std::string& folder) {
+  std::vector<std::string> keys;
+  std::error_code error;
+  for (fs::recursive_directory_iterator at(root_ / folder, error), end; !error && at != end;
+       at.increment(error)) {
+    const fs::path path = at->path().lexically_relative(root_);
+    std::string key = fs::path(path).replace_extension().generic_string();
+    if (path.extension() == ".h5" && is_plain_key(key)) keys.push_back(std::move(key));
+  }
+  std::ranges::sort(keys);
+  return keys;
+}
+
+std::uint64_t Hdf5Store::bytes(const std::string& key) {
+  return bytes_of_file(path_of(key)).value_or(0);
+}
+
+void Hdf5Store::expect(const std::string& key, std::uint64_t bytes) { expected_[key] = bytes; }
+
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
   pass_write_guard();
+  expected_.erase(key);
   std::error_code error;
   fs::remove(path, error);
   reported_.erase(key);
   whole_.erase(key);
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
+  for (fs::path folder = path.parent_path(); folder != root_; folder = folder.parent_path()) {
+    if (::rmdir(folder.c_str()) != 0) break;  // it is not empty, mostly
+  }
 }
 
 }  // namespace roundhouse

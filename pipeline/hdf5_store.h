@@ -43,7 +43,10 @@ class Hdf5Store final : public RunStore {
   std::optional<nlohmann::json> attributes(const std::string& key) override;
   bool whole(const std::string& key) override;
   bool known_whole(const std::string& key) const override { return whole_.contains(key); }
-  void remove(const std::string& key) override;
+  void remove(const std::string& key) override;  // and folders that it leaves empty
+  std::vector<std::string> keys(const std::string& folder) override;
+  std::uint64_t bytes(const std::string& key) override;
+  void expect(const std::string& key, std::uint64_t bytes) override;
 
   // root / key + ".h5". Throws Error for a key that is no plain path below the root.
   std::filesystem::path path_of(const std::string& key) const;
@@ -63,8 +66,9 @@ class Hdf5Store final : public RunStore {
 
   std::filesystem::path root_;
   std::map<std::string, std::string> identities_;
-  std::set<std::string> reported_;  // keys whose damage on_damage was told of
-  std::set<std::string> whole_;     // keys of records that were written, or read whole
+  std::map<std::string, std::uint64_t> expected_;  // records of other ranks, not seen here yet
+  std::set<std::string> reported_;                 // keys whose damage on_damage was told of
+  std::set<std::string> whole_;  // keys of records that were written, or read whole
 };
 
 }  // namespace roundhouse

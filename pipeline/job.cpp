@@ -8,6 +8,7 @@
 #include "model/json_file.h"
 #include "model/layout.h"
 #include "pipeline/schedule.h"
+#include "pipeline/scratch.h"
 #include "pipeline/whole_records.h"
 #include "stages/quantize/method.h"
 
@@ -42,6 +43,7 @@ void guard_writes(const std::filesystem::path& run, const std::string& token) {
 
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs) {
   store.set_identity("calibration", calibration_identity(config, inputs));
+  store.set_identity("activations", calibration_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
   }
@@ -61,13 +63,12 @@ std::size_t default_activation_bytes(const LaunchSession& session) {
   return available_host_memory() / 2 / static_cast<std::size_t>(session.local_size());
 }
 
-void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank) {
-  budget.on_pin_failure = [&budget, &monitor, rank](std::size_t bytes, const std::string& why) {
+void report_pin_failure(ActivationBudget& budget, Monitor& monitor) {
+  budget.on_pin_failure = [&budget, &monitor](std::size_t bytes, const std::string& why) {
     monitor.say("activations: " + std::to_string(bytes >> 20) + " MiB cannot be pinned after " +
                 std::to_string(budget.pinned_bytes() >> 20) +
                 " MiB were, so copies of the rest are slower: " + why);
     monitor.event({{"event", "pin_failed"},
-                   {"rank", rank},
                    {"bytes", bytes},
                    {"pinned_bytes", budget.pinned_bytes()},
                    {"why", why}});
@@ -79,8 +80,9 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
   for (const std::string& warning : tokenizer.warnings()) monitor.say("warning: " + warning);
 }
 
-Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks)
-    : config_(std::move(config)), world_(session.world()) {
+Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
+         Access access)
+    : config_(std::move(config)), access_(access), world_(session.world()) {
   agree(*world_, [&] {
     raise_open_files();
     model_ = std::make_unique<CausalLM>(config_.model);
@@ -123,13 +125,12 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
                                  ? static_cast<std::size_t>(config_.activation_memory_gib * 0x1p30)
                                  : default_activation_bytes(session);
   budget_ = std::make_unique<ActivationBudget>(
-      budget, config_.scratch.empty() ? config_.run / "scratch" : config_.scratch,
-      backend_->is_host_memory() ? nullptr : backend_.get());
+      budget, scratch_folder(config_), backend_->is_host_memory() ? nullptr : backend_.get());
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
-  journal_ = std::make_unique<Journal>(config_.run);
+  journal_ = std::make_unique<Journal>(config_.run, world_->rank());
   monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
                                           config_.time_limit_minutes, config_.silence_seconds);
   if (first()) {
@@ -142,12 +143,13 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
       monitor_->event({{"event", "unread_tensors"}, {"tensors", model_->unread()}});
     }
   }
-  report_pin_failure(*budget_, *monitor_, world_->rank());
+  report_pin_failure(*budget_, *monitor_);
   store_->on_damage = [this](const std::string& key, const std::string& why) {
     report_damage(key, why);
   };
   for (const auto& [file, why] : damaged_) report_damage(file, why);
-  model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_);
+  model_identity_ = std::make_unique<ModelIdentity>(*model_, config_.run, *world_, *monitor_,
+                                                    access_ == Access::kHolds);
 }
 
 Job::~Job() { set_write_guard({}); }
@@ -155,7 +157,10 @@ Job::~Job() { set_write_guard({}); }
 // What the run is of: rank 0 looks, all ranks know.
 void Job::settle() {
   nlohmann::json view;
-  if (first()) {
+  if (first() && access_ == Access::kReads) {
+    const RunInputs inputs = compare_with_run(config_, read_inputs(config_)).inputs;
+    view = {inputs.model, inputs.tokenizer, inputs.calibration_text, inputs.blocks, ""};
+  } else if (first()) {
     std::filesystem::create_directories(config_.run);
     lease_ = std::make_unique<Lease>(config_.run);
     guard_writes(config_.run, lease_->token());
@@ -171,9 +176,11 @@ void Job::settle() {
   view = nlohmann::json::parse(share(view.dump()));
   inputs_ = {view[0].get<std::string>(), view[1].get<std::string>(), view[2].get<std::string>(),
              view[3].get<int>()};
-  const std::string token = view[4].get<std::string>();
-  agree(*world_, [&] { await_lease(config_.run, token); });
-  if (!first()) guard_writes(config_.run, token);
+  if (access_ == Access::kHolds) {
+    const std::string token = view[4].get<std::string>();
+    agree(*world_, [&] { await_lease(config_.run, token); });
+    if (!first()) guard_writes(config_.run, token);
+  }
   store_ = std::make_unique<Hdf5Store>(config_.run);
   set_identities(*store_, config_, inputs_);
 }
@@ -227,20 +234,26 @@ std::vector<std::string> Job::recipe_names() const {
   return names;
 }
 
-void Job::check_content(const std::vector<std::string>& recipes) {
+void Job::check_content(Communicator& group, const std::vector<std::string>& recipes) {
   monitor_->phase("reading finished blocks");
   int damaged = 0;
   for (const std::string& name : recipes) {
-    damaged += remove_damaged(block_keys(name, static_cast<int>(model_->config().blocks)), *store_,
-                              *world_, [this] { monitor_->tick(); });
+    const auto keys = block_keys(name, static_cast<int>(model_->config().blocks));
+    const auto tick = [this] { monitor_->tick(); };
+    damaged += access_ == Access::kHolds ? remove_damaged(keys, *store_, group, tick)
+                                         : count_damaged(keys, *store_, group, tick);
   }
   if (damaged == 0) return;
+  if (access_ == Access::kReads) {
+    throw Error(config_.run.string() + ": damaged blocks: " + std::to_string(damaged) +
+                "; `roundhouse run` makes them again");
+  }
   throw DamagedRecords(config_.run.string() + ": damaged blocks were found and removed: " +
                        std::to_string(damaged) + "; `roundhouse run` makes them again");
 }
 
-bool Job::stop_requested() {
-  return world_->all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
+bool Job::stop_requested(Communicator& group) {
+  return group.all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
 }
 
 std::string Job::share(std::string text) {
@@ -260,9 +273,8 @@ std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks),
-                                       job.config().calibration.shards, 0, job.store(), job.world(),
-                                       [&] { job.monitor().tick(); });
+    RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0,
+                                       job.store(), job.world(), [&] { job.monitor().tick(); });
     if (state.missing() == 0) complete.push_back(recipe.name);
     made_of.push_back(std::move(state.made_of));
   }

@@ -20,15 +20,20 @@
 #include "pipeline/run_folder.h"
 #include "pipeline/threads.h"
 #include "stages/calibrate/activations.h"
+#include "stages/evaluate/perplexity.h"
 
 namespace roundhouse {
 
 class Job {
  public:
+  // kReads: takes no lease and leaves the run's own files as they are, so it may go on beside the job that holds the run. What
+  // is there and sealed stays as it is.
+  enum class Access { kHolds, kReads };
   // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config; throws InputError or Error
   // before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
   // config.
-  Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks);
+  Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
+      Access access = Access::kHolds);
   ~Job();
 
   const RunConfig& config() const { return config_; }
@@ -56,12 +61,12 @@ class Job {
   // Says and journals that a file of the run is not what was written, and is made again.
   void report_damage(const std::string& what, const std::string& why);
 
-  // Collective: reads all blocks of these recipes that were not read or made by this job. Throws DamagedRecords, the same on every
-  // rank, where some are damaged.
-  void check_content(const std::vector<std::string>& recipes);
+  // Collective over `group`: reads all blocks of these recipes that were not read or made by this job. Throws DamagedRecords, the
+  // same on every rank, where some are damaged.
+  void check_content(Communicator& group, const std::vector<std::string>& recipes);
 
-  // Collective: does any rank want to stop? The same answer everywhere.
-  bool stop_requested();
+  // Collective over `group`: does any of its ranks want to stop? The same answer to all of them.
+  bool stop_requested(Communicator& group);
   // Rank 0's text, on every rank. Collective.
   std::string share(std::string text);
 
@@ -71,6 +76,7 @@ class Job {
   Facts facts() const;  // that all ranks have to share
 
   RunConfig config_;
+  Access access_;
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Lease> lease_;  // rank 0
   // Before all that takes long to go: until the last of it has gone the watchdog tells the others that this rank is alive.
@@ -100,7 +106,7 @@ std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threa
 // This rank's share of half of what is free on its node.
 std::size_t default_activation_bytes(const LaunchSession& session);
 // Memory that cannot be pinned becomes a line and an event.
-void report_pin_failure(ActivationBudget& budget, Monitor& monitor, int rank);
+void report_pin_failure(ActivationBudget& budget, Monitor& monitor);
 
 // The identities of all records of a run.
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
@@ -109,14 +115,31 @@ void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& 
 std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
                             const std::string& format);
 
-// The steps of a run that are commands of their own, too. Collective; each skips what is already there and right.
-void export_recipes(Job& job, const std::vector<std::string>& recipes,
+// What is measured: texts, as windows of tokens once they are needed.
+class EvaluationTexts {
+ public:
+  explicit EvaluationTexts(std::vector<PerplexityTask> tasks) : tasks_(std::move(tasks)) {}
+  void read(Job& job);  // collective over the world; once
+  const std::vector<PerplexityTask>& tasks() const { return tasks_; }
+  const Windows& windows(std::size_t task) const { return windows_.at(task); }
+  // What a figure depends on besides the weights.
+  nlohmann::json settings(Job& job, std::size_t task);
+
+ private:
+  std::vector<PerplexityTask> tasks_;
+  std::vector<Windows> windows_;
+  std::vector<nlohmann::json> settings_;
+};
+
+// The steps of a run that are commands of their own, too. Collective over `group`: the world, or the team of a pipeline stage
+// while other stages quantize. Each skips what is already there and right. False if it stopped because it was asked to.
+bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output);
-// Recipe names, or kOriginal. False if it stopped because it was asked to.
-bool evaluate_recipes(Job& job, const std::vector<std::string>& recipes,
-                      const std::vector<PerplexityTask>& tasks);
-// Writes RUN/report and prints the table. On one rank.
-void report_run(const std::filesystem::path& run);
+// Recipe names, or kOriginal. A group that is not the world needs texts that are read.
+bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
+                      EvaluationTexts& texts);
+// Writes RUN/report of what there is by now; prints the table where it is asked to. On one rank.
+void report_run(const std::filesystem::path& run, bool print);
 
 // Does any recipe look at activations?
 bool needs_calibration(const RunConfig& config);

@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "base/error.h"
+#include "pipeline/json_values.h"
 #include "pipeline/progress_line.h"
+#include "pipeline/time_left.h"
 
 namespace roundhouse {
 namespace {
@@ -113,8 +115,13 @@ struct JobMonitor::State {
   // Other teams' units are known from the journal, which all ranks write.
   void count_units() {
     if (journal == nullptr) return;
-    done += journal->count_new(kUnitEvent);
+    for (const nlohmann::json& event : journal->read_new()) {
+      if (text_in(event, "event") == kUnitEvent) ++done;
+      time_left.finished(event);
+    }
     progress.set_done(done);
+    progress.set_left(
+        time_left.seconds(std::chrono::duration<double>(Clock::now() - planned).count()));
     counted = Clock::now();
   }
 
@@ -129,6 +136,8 @@ struct JobMonitor::State {
   bool time_is_up = false;
   bool stop_said = false;
   int done = 0;
+  TimeLeft time_left;
+  Clock::time_point planned = Clock::now();
   Clock::time_point counted{};
 };
 
@@ -139,8 +148,10 @@ JobMonitor::JobMonitor(Communicator& world, Journal* journal, double stall_secon
 
 JobMonitor::~JobMonitor() = default;
 
-void JobMonitor::plan_units(int total, int already_done) {
-  if (state_->journal != nullptr) state_->journal->count_new(kUnitEvent);
+void JobMonitor::plan_units(int total, int already_done, const nlohmann::json& plan) {
+  if (state_->journal != nullptr) (void)state_->journal->read_new();
+  state_->time_left = TimeLeft(plan);
+  state_->planned = Clock::now();
   state_->done = already_done;
   state_->progress.plan(total, already_done);
 }

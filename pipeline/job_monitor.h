@@ -21,10 +21,10 @@ class JobMonitor final : public Monitor {
              double silence_seconds = 30);
   ~JobMonitor() override;
 
-  // Work of the whole run in units (recipe x block), for time left. One rank of a team calls
-  // unit_done(), after the unit's {"event": "block"} is in the journal: by these each rank counts
-  // what all teams have done.
-  void plan_units(int total, int already_done);
+  // Work of the whole run in units (recipe x block), and all that is left by kind, for time left: TimeLeft's plan. One rank of a
+  // team calls unit_done(), after the unit's {"event": "block"} is in the journal: by these each
+  // rank counts what all teams have done.
+  void plan_units(int total, int already_done, const nlohmann::json& plan);
   void unit_done(const std::string& what, double seconds);
 
   void phase(const std::string& what) override;

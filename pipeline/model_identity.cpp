@@ -175,15 +175,27 @@ void ModelIdentity::note_outside_blocks() {
       monitor_.tick();
     }
   }
-  join();
+  join(world_);
 }
 
-void ModelIdentity::join() {
+void ModelIdentity::learn(const ContentsByTensor& recorded) {
+  std::vector<std::string> conflicts;
+  for (const auto& [tensor, hash] : recorded) {
+    if (!model_.checkpoint().contents().add(tensor, hash)) conflicts.push_back(tensor);
+  }
+  if (conflicts.empty()) return;
+  throw InputError(fmt::format(
+      "{}: records of the run were made of other values of {}: the files changed meanwhile, or "
+      "machines have different copies of them",
+      model_.checkpoint().directory().string(), list(conflicts)));
+}
+
+void ModelIdentity::join(Communicator& group) {
   TensorContents& contents = model_.checkpoint().contents();
   const std::string mine = Json(contents.all()).dump();
   std::string error;
-  const auto all = world_.gather(std::as_bytes(std::span(mine)), 0);
-  if (world_.rank() == 0) {
+  const auto all = group.gather(std::as_bytes(std::span(mine)), 0);
+  if (group.rank() == 0) {
     std::vector<std::string> conflicts;
     for (const std::vector<std::byte>& bytes : all) {
       for (const auto& [tensor, hash] : Json::parse(text_of(bytes)).get<ContentsByTensor>()) {
@@ -195,13 +207,13 @@ void ModelIdentity::join() {
           "{}: ranks read different values of {}: the files changed meanwhile, or machines have "
           "different copies of them",
           model_.checkpoint().directory().string(), list(conflicts));
-    } else {
+    } else if (world_.rank() == 0) {
       write();
     }
   }
-  error = broadcast(world_, error);
+  error = broadcast(group, error);
   if (!error.empty()) throw InputError(error);
-  const Json merged = Json::parse(broadcast(world_, Json(contents.all()).dump()));
+  const Json merged = Json::parse(broadcast(group, Json(contents.all()).dump()));
   for (const auto& [tensor, hash] : merged.items()) {
     (void)contents.add(tensor, hash.get<std::string>());
   }
@@ -227,6 +239,7 @@ std::string ModelIdentity::content() const {
 }
 
 void ModelIdentity::write() const {
+  if (!writes_) return;
   write_sealed_json(run_ / kModelFile, kModelFile,
                     {{"files", files_},
                      {"contents", model_.checkpoint().contents().all()},

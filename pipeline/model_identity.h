@@ -23,21 +23,26 @@ using ContentsByTensor = std::map<std::string, std::string>;  // tensor name -> 
 
 class ModelIdentity {
  public:
+  // `writes`: keeps RUN/model.json; only a job that holds the run may.
   ModelIdentity(const CausalLM& model, std::filesystem::path run, Communicator& world,
-                Monitor& monitor)
-      : model_(model), run_(std::move(run)), world_(world), monitor_(monitor) {}
+                Monitor& monitor, bool writes)
+      : model_(model), run_(std::move(run)), world_(world), monitor_(monitor), writes_(writes) {}
 
   // Collective, before anything is computed. `recorded`: what records of the run say they are made of, the same on every
   // rank. If the files are not those that model.json knows, or there is no model.json, all ranks share in hashing them again.
   // Throws InputError naming tensors that do not hold what records were made of.
   void settle(const std::vector<ContentsByTensor>& recorded);
 
-  // Collective, before the first block: rank 0 hashes what lies outside the blocks, as far as nobody has.
+  // Collective, before the first block, whose record keeps it: rank 0 hashes what lies outside the blocks, as far as nobody has. So
+  // content() of a model whose blocks are done is known to every group of ranks.
   void note_outside_blocks();
 
-  // Collective: brings together what the ranks have read since, and writes model.json. Throws InputError naming a tensor
-  // that did not hold the same for all.
-  void join();
+  // What records say they are made of. Throws InputError naming a tensor that held something else.
+  void learn(const ContentsByTensor& recorded);
+
+  // Collective over `group`, the world or a part of it: brings together what its ranks have read since; rank 0 of the world
+  // writes model.json. Throws InputError naming a tensor that did not hold the same for all.
+  void join(Communicator& group);
 
   // Of every tensor's name and hash; empty while some were not read yet.
   std::string content() const;
@@ -50,6 +55,7 @@ class ModelIdentity {
   std::filesystem::path run_;
   Communicator& world_;
   Monitor& monitor_;
+  bool writes_;
   nlohmann::json files_;  // rank 0: path, size and times, as they were before anything was read
 };
 

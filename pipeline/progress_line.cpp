@@ -43,16 +43,13 @@ std::string format_duration(double seconds) {
 
 void ProgressLine::plan(int total, int done) {
   total_ = total;
-  done_ = done_before_ = done;
-  planned_ = Clock::now();
+  done_ = done;
 }
 
 void ProgressLine::set_done(int done) { done_ = std::min(done, total_); }
 
 std::string ProgressLine::time_left() const {
-  const int made = done_ - done_before_;
-  if (made <= 0) return "";
-  return format_duration(seconds_since(planned_) / made * (total_ - done_));
+  return left_ && *left_ > 0 ? format_duration(*left_) + " left" : "";
 }
 
 void ProgressLine::unit_done(const std::string& what, double seconds) {
@@ -61,9 +58,9 @@ void ProgressLine::unit_done(const std::string& what, double seconds) {
     return;
   }
   const std::string count = total_ > 0 ? fmt::format("[{}/{}] ", done_, total_) : "";
-  const std::string left = total_ > done_ ? time_left() : "";
+  const std::string left = time_left();
   print(fmt::format("{}{}{}: {}{}\n", mark_, count, what, format_duration(seconds),
-                    left.empty() ? "" : ", " + left + " left"));
+                    left.empty() ? "" : ", " + left));
 }
 
 void ProgressLine::say(const std::string& line) {
@@ -85,10 +82,7 @@ void ProgressLine::redraw() {
     line = fmt::format("[{}] {}/{}  ", bar, done_, total_);
   }
   line += printable_line(phase_);
-  if (const std::string left = time_left(); !left.empty() && done_ < total_) {
-    line += fmt::format("  {} each, {} left",
-                        format_duration(seconds_since(planned_) / (done_ - done_before_)), left);
-  }
+  if (const std::string left = time_left(); !left.empty()) line += "  " + left;
   line.resize(std::min(line.size(), terminal_columns() - 1));
   print("\r\x1b[K" + line);
   visible_ = true;

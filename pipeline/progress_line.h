@@ -2,11 +2,11 @@
 //   [=======>          ] 12/32  gptq-w4g128 block 5  3.2 s each, 1 min 4 s left
 // In a log one line a unit:
 //   [12/32] gptq-w4g128 block 5: 3.2 s, 1 min 4 s left
-// Time left is what the units since plan() took, by the clock, times what is left: right also where
-// several teams work side by side, if all their units are counted.
+// Time left is what the one who counts says: TimeLeft.
 #pragma once
 
 #include <chrono>
+#include <optional>
 #include <string>
 
 namespace roundhouse {
@@ -22,7 +22,8 @@ class ProgressLine {
   ProgressLine& operator=(const ProgressLine&) = delete;
 
   void plan(int total, int done);
-  void set_done(int done);  // units of the whole job
+  void set_done(int done);                                           // units of the whole job
+  void set_left(std::optional<double> seconds) { left_ = seconds; }  // nothing: not known
   void phase(const std::string& what) { phase_ = what; }
   void unit_done(const std::string& what, double seconds);
   void say(const std::string& line);  // stays, above the live line
@@ -37,8 +38,7 @@ class ProgressLine {
   std::string phase_;
   int total_ = 0;
   int done_ = 0;
-  int done_before_ = 0;
-  std::chrono::steady_clock::time_point planned_{};
+  std::optional<double> left_;
   std::chrono::steady_clock::time_point drawn_{};
   bool visible_ = false;
 };

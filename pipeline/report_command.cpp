@@ -82,7 +82,7 @@ Report make_report(const std::filesystem::path& run) {
 
 }  // namespace
 
-void report_run(const std::filesystem::path& run) {
+void report_run(const std::filesystem::path& run, bool print) {
   const Report report = make_report(run);
   const std::filesystem::path folder = run / "report";
   nlohmann::json hashes;
@@ -97,13 +97,14 @@ void report_run(const std::filesystem::path& run) {
   const std::vector<std::string> checks = check_journal(run).checks;
   write_sealed_json(run / kReportFile, kReportFile,
                     {{"files", hashes}, {"journal", checks.empty() ? "" : checks.back()}});
+  if (!print) return;
   std::printf("\n%s\nreport: %s\n", to_text(report).c_str(),
               (folder / "index.html").string().c_str());
   std::fflush(stdout);
 }
 
 int report_command(const std::vector<std::filesystem::path>& runs) {
-  for (const std::filesystem::path& run : runs) report_run(run);
+  for (const std::filesystem::path& run : runs) report_run(run, true);
   return 0;
 }
 

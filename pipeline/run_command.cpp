@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -16,6 +17,8 @@
 #include "pipeline/preflight.h"
 #include "pipeline/run_files.h"
 #include "pipeline/schedule.h"
+#include "pipeline/scratch.h"
+#include "pipeline/time_left.h"
 #include "pipeline/whole_records.h"
 
 namespace roundhouse {
@@ -57,8 +60,36 @@ Samples calibrate(Job& job) {
   return Samples(options.samples, options.sequence_length, options.shards, std::move(values));
 }
 
+// What is left to do, for TimeLeft: of recipes that are not finished, and of the original. The same on all ranks.
+nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
+                         const EvaluationTexts& texts) {
+  const RunConfig& config = job.config();
+  const ModelConfig& model = job.model().config();
+  nlohmann::json plan = nlohmann::json::object();
+  int unfinished = 0;
+  for (std::size_t r = 0; r < states.size(); ++r) {
+    const Recipe& recipe = config.recipes[r];
+    if (states[r].missing() == 0) continue;
+    ++unfinished;
+    plan["block " + recipe.name] = {{"cost", block_cost(recipe, job.shape(), config.calibration,
+                                                        !job.backend().is_host_memory())},
+                                    {"left", states[r].missing()}};
+  }
+  for (const std::string& format : config.export_formats) {
+    plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
+  }
+  for (std::size_t t = 0; t < texts.tasks().size(); ++t) {
+    const auto tokens = static_cast<double>(texts.windows(t).ids.size());
+    plan["perplexity " + texts.tasks()[t].name] = {
+        {"cost", perplexity_cost(model, job.shape(), tokens)},
+        {"left", unfinished + (config.evaluate_original ? 1 : 0)}};
+  }
+  return plan;
+}
+
 // Says what one finished unit was like: a line for people, an event for the journal.
-void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds,
+                 int team_size, std::size_t& most_spilled) {
   double error = 0, norm = 0;
   nlohmann::json linears = nlohmann::json::array();
   for (const QuantizedLinear& linear : block.linears) {
@@ -74,24 +105,24 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["recipe"] = recipe.name;
   event["block"] = block.block;
   event["seconds"] = seconds;
+  event["ranks"] = team_size;
   event["bits_per_weight"] = bits_per_weight(block.linears);
   event["relative_error"] = norm > 0 ? error / norm : 0.0;
   event["linears"] = std::move(linears);
   event["peak_memory_mib"] = peak_memory_mib();
   event["pinned_memory_mib"] = static_cast<double>(job.budget().pinned_bytes()) / 0x1p20;
+  const std::size_t spilled = job.budget().spilled_bytes();
+  event["spilled_memory_mib"] = static_cast<double>(spilled) / 0x1p20;
+  if (spilled > std::exchange(most_spilled, std::max(spilled, most_spilled))) {
+    job.monitor().say("activations: " + std::to_string(spilled >> 20) + " MiB of them are in " +
+                      scratch_folder(job.config()).string() +
+                      ", since memory.activations_gib has no more room");
+  }
   job.monitor().event(event);
 
   char text[64] = "";
   if (norm > 0) std::snprintf(text, sizeof text, ", error %.2e", error / norm);
   job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
-}
-
-void remove_snapshots(Job& job, const std::string& recipe) {
-  for (int after = 1; after < job.model().config().blocks; ++after) {
-    for (int shard = 0; shard < job.config().calibration.shards; ++shard) {
-      job.store().remove(snapshot_key(recipe, after, shard));
-    }
-  }
 }
 
 // Blocks are made on the same kind of device as those before: another computes other last bits.
@@ -123,8 +154,42 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
   job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
 }
 
+// What is made of finished recipes (or kOriginal). Collective over `group`; false if it stopped early.
+bool make_products(Job& job, Communicator& group, const std::vector<std::string>& names,
+                   EvaluationTexts& texts) {
+  const RunConfig& config = job.config();
+  for (const std::string& name : names) {
+    if (name != kOriginal &&
+        !export_recipes(job, group, {name}, config.export_formats, config.run / "export")) {
+      return false;
+    }
+    if (!evaluate_recipes(job, group, {name}, texts)) return false;
+  }
+  return true;
+}
+
+// The same of recipes that have become finished while others are quantized, by the team that they were given to.
+bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
+                             EvaluationTexts& texts) {
+  for (const std::size_t index : recipes) {
+    const Recipe& recipe = job.config().recipes[index];
+    const RecipeState state =
+        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0, job.store(), team);
+    // What is damaged is gone then, and is made again at the end.
+    if (state.missing() > 0 ||
+        remove_damaged(block_keys(recipe.name, static_cast<int>(job.model().config().blocks)),
+                       job.store(), team, [&] { job.monitor().tick(); }) > 0) {
+      continue;
+    }
+    job.model_identity().learn(state.made_of);
+    if (!make_products(job, team, {recipe.name}, texts)) return false;
+  }
+  if (job.first()) report_run(job.config().run, false);
+  return true;
+}
+
 // False if it stopped early.
-bool quantize(Job& job) {
+bool quantize(Job& job, EvaluationTexts& texts) {
   const RunConfig& config = job.config();
   const int blocks = static_cast<int>(job.model().config().blocks);
   // What can be refused is refused before anything is computed.
@@ -133,15 +198,20 @@ bool quantize(Job& job) {
   std::vector<ContentsByTensor> made_of;
   int missing = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards,
-                                    config.snapshot_every, job.store(), job.world(),
-                                    [&] { job.monitor().tick(); }));
+    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, job.store(),
+                                    job.world(), [&] { job.monitor().tick(); }));
     missing += states.back().missing();
     made_of.push_back(states.back().made_of);
   }
   job.model_identity().settle(made_of);
+  if (job.first()) {
+    std::vector<std::string> unfinished;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
+    }
+    remove_unused_snapshots(unfinished, job.store());
+  }
   const int total = blocks * static_cast<int>(config.recipes.size());
-  job.monitor().plan_units(total, total - missing);
 
   if (missing > 0) settle_device(job, states);
   std::optional<Samples> samples;
@@ -172,7 +242,19 @@ bool quantize(Job& job) {
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
   }
 
-  if (missing > 0) job.model_identity().note_outside_blocks();
+  job.model_identity().note_outside_blocks();
+  if (missing > 0) {
+    texts.read(job);
+    std::vector<std::string> complete;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() == 0) complete.push_back(config.recipes[r].name);
+    }
+    if (!make_products(job, job.world(), complete, texts)) return false;
+    const nlohmann::json plan = plan_work(job, states, texts);
+    job.monitor().plan_units(total, total - missing, plan);
+    if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
+  }
+  std::size_t most_spilled = 0;
   Schedule schedule{.backend = job.backend(),
                     .mesh = mesh,
                     .model = job.model(),
@@ -182,16 +264,20 @@ bool quantize(Job& job) {
                     .budget = job.budget(),
                     .saved_activation_bytes = job.saved_activation_bytes(),
                     .monitor = job.monitor(),
-                    .snapshot_every = config.snapshot_every,
-                    .on_unit = [&](const Recipe& recipe, const QuantizedBlock& block,
-                                   double seconds) { report_unit(job, recipe, block, seconds); }};
+                    .interruption_hours = config.interruption_hours,
+                    .on_unit =
+                        [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+                          report_unit(job, recipe, block, seconds, shape.data, most_spilled);
+                        },
+                    .on_finished =
+                        [&](const std::vector<std::size_t>& recipes) {
+                          return make_products_meanwhile(job, mesh.team(), recipes, texts);
+                        }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
-  job.model_identity().join();
-  if (job.first()) {
-    for (const Recipe& recipe : config.recipes) remove_snapshots(job, recipe.name);
-  }
+  job.model_identity().join(job.world());
+  if (job.first()) remove_unused_snapshots({}, job.store());
   return true;
 }
 
@@ -217,30 +303,29 @@ int stopped(Job& job) {
   return kExitStopped;
 }
 
-int make_all(Job& job) {
+int make_all(Job& job, EvaluationTexts& texts) {
   const RunConfig& config = job.config();
-  if (!quantize(job)) return stopped(job);
+  if (!quantize(job, texts)) return stopped(job);
 
-  export_recipes(job, job.recipe_names(), config.export_formats, config.run / "export");
-  if (job.stop_requested()) return stopped(job);
-
+  // Of the last recipes, by all ranks together.
   std::vector<std::string> names = job.recipe_names();
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
-  if (!evaluate_recipes(job, names, config.perplexity)) return stopped(job);
+  if (!make_products(job, job.world(), names, texts)) return stopped(job);
 
-  job.check_content(job.recipe_names());
+  job.check_content(job.world(), job.recipe_names());
   if (job.first()) {
     job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
-    report_run(config.run);
+    report_run(config.run, true);
   }
   return kExitDone;
 }
 
 // The exit code.
 int make_until_whole(Job& job) {
+  EvaluationTexts texts(job.config().perplexity);
   for (;;) {
     try {
-      return make_all(job);
+      return make_all(job, texts);
     } catch (const DamagedRecords&) {
       // On all ranks alike. They are gone, and are made again like all that is missing.
     }

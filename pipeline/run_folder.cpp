@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 
 #include <fmt/format.h>
@@ -164,10 +165,8 @@ FoundIdentity read_identity(const fs::path& run) {
   }
 }
 
-Settled settle_config(const RunConfig& config, RunInputs inputs) {
-  const fs::path yaml = config.run / "config.yaml";
+Settled compare_with_run(const RunConfig& config, RunInputs inputs) {
   std::vector<Damaged> damaged;
-  std::map<std::string, std::string> keys = result_keys(config);
   const FoundIdentity before = read_identity(config.run);
   if (before.identity) {
     const std::vector<std::string> other = compare(*before.identity, config, inputs);
@@ -176,10 +175,9 @@ Settled settle_config(const RunConfig& config, RunInputs inputs) {
           "{} was made with other settings: {}. Use another run folder, or put the old {} back",
           config.run.string(), fmt::join(other, "; "), other.size() == 1 ? "value" : "values"));
     }
-    // A recipe that was taken out and comes back must still be the same one.
-    keys.insert(before.identity->keys.begin(), before.identity->keys.end());
     if (inputs.calibration_text.empty())
       inputs.calibration_text = before.identity->inputs.calibration_text;
+    const fs::path yaml = config.run / "config.yaml";
     std::error_code ignored;
     const bool whole =
         fs::is_regular_file(yaml, ignored) && xxh3_hex_of_file(yaml) == before.identity->config;
@@ -187,8 +185,18 @@ Settled settle_config(const RunConfig& config, RunInputs inputs) {
   } else if (before.why != "missing") {
     damaged.push_back({kIdentity, before.why});
   }
+  return {std::move(inputs), std::move(damaged)};
+}
+
+Settled settle_config(const RunConfig& config, RunInputs given) {
+  Settled settled = compare_with_run(config, std::move(given));
+  const RunInputs& inputs = settled.inputs;
+  std::map<std::string, std::string> keys = result_keys(config);
+  // A recipe that was taken out and comes back must still be the same one.
+  if (const FoundIdentity before = read_identity(config.run); before.identity)
+    keys.insert(before.identity->keys.begin(), before.identity->keys.end());
   const std::string text = to_yaml(config);
-  write_if_other(yaml, text);
+  write_if_other(config.run / "config.yaml", text);
   write_sealed_json(config.run / kIdentity, kIdentity,
                     {{"model", inputs.model},
                      {kTokenizer, inputs.tokenizer},
@@ -196,7 +204,7 @@ Settled settle_config(const RunConfig& config, RunInputs inputs) {
                      {"blocks", inputs.blocks},
                      {"keys", keys},
                      {"config", xxh3_hex(text)}});
-  return {std::move(inputs), std::move(damaged)};
+  return settled;
 }
 
 std::string model_fingerprint(const fs::path& model) {
@@ -232,16 +240,23 @@ std::string calibration_identity(const RunConfig& config, const RunInputs& input
   return xxh3_hex(calibration_text(config, inputs));
 }
 
-Journal::Journal(const fs::path& run) : path_(run / kJournal) {
+Journal::Journal(const fs::path& run, int rank)
+    : path_(run / kJournal), rank_(rank), host_(host_name()) {
+  if (const char* job = std::getenv("SLURM_JOB_ID")) job_ = job;
   std::error_code ignored;
   const std::uintmax_t size = fs::file_size(path_, ignored);
   if (!ignored) counted_bytes_ = static_cast<std::int64_t>(size);
 }
 
 void Journal::append(nlohmann::json event) {
-  require(!event.contains("time"), "a journal's event brings a \"time\" of its own");
+  for (const char* const ours : {"time", "rank", "host", "job"}) {
+    require(!event.contains(ours), "a journal's event brings a key of the journal's own");
+  }
   pass_write_guard();
   event["time"] = time_now();
+  event["rank"] = rank_;
+  event["host"] = host_;
+  if (!job_.empty()) event["job"] = job_;
   const Descriptor owner = open_regular_file(path_, O_RDWR | O_CREAT | O_APPEND);
   const int descriptor = owner.get();
   // Over a network file system O_APPEND alone can lose lines. Where there are no locks it has to
@@ -256,18 +271,17 @@ void Journal::append(nlohmann::json event) {
   write_all(descriptor, end.empty() || end.ends_with('\n') ? line : "\n" + line, path_);
 }
 
-int Journal::count_new(const std::string& kind) {
-  int count = 0;
-  if (!fs::exists(path_)) return count;
+std::vector<nlohmann::json> Journal::read_new() {
+  std::vector<nlohmann::json> events;
+  if (!fs::exists(path_)) return events;
   LineReader file(path_, static_cast<std::uint64_t>(counted_bytes_));
   // A line that has no end yet is for the next call.
   for (std::string line; file.next(line) && file.ended();) {
     counted_bytes_ += static_cast<std::int64_t>(line.size()) + 1;
-    const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
-    const auto found = event.is_object() ? event.find("event") : event.end();
-    if (found != event.end() && *found == kind) ++count;
+    nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
+    if (event.is_object()) events.push_back(std::move(event));
   }
-  return count;
+  return events;
 }
 
 JournalCheck check_journal(const fs::path& run) {

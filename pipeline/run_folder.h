@@ -43,8 +43,10 @@ struct Settled {
   RunInputs inputs;              // with the text that the run began with, if its file is gone
   std::vector<Damaged> damaged;  // identity.json, config.yaml: written anew
 };
-// First start: writes RUN/config.yaml (resolved) and RUN/identity.json {inputs, result keys}, sealed. Later: compares; throws
-// InputError naming what differs and what to do. A damaged one is written anew: records carry their own identity.
+// Throws InputError naming what differs from what the run was made with, and what to do. Writes nothing.
+Settled compare_with_run(const RunConfig& config, RunInputs inputs);
+// First start: writes RUN/config.yaml (resolved) and RUN/identity.json {inputs, result keys}, sealed. Later: compare_with_run().
+// A damaged one is written anew: records carry their own identity.
 Settled settle_config(const RunConfig& config, RunInputs inputs);
 
 // Changes when the model does: its config.json, the name, type and shape of every tensor, and its
@@ -56,18 +58,21 @@ std::string recipe_identity(const RunConfig& config, const RunInputs& inputs, co
 std::string calibration_identity(const RunConfig& config, const RunInputs& inputs);
 
 // RUN/journal.jsonl: each event is one line, appended by a single write() under a lock, so that
-// ranks on several nodes may share it. Adds "time" (ISO 8601, UTC; no event has one of its own), "after" (the check of the line before) and "check" (the
+// ranks on several nodes may share it. Adds "time" (ISO 8601, UTC), "rank", "host" and, under Slurm, "job" (its id), of which no
+// event has one of its own; "after" (the check of the line before) and "check" (the
 // XXH3-128 of the line without it), so that a line that was changed, and lines that are gone, are seen.
 class Journal {
  public:
-  explicit Journal(const std::filesystem::path& run);
+  explicit Journal(const std::filesystem::path& run, int rank = 0);
   void append(nlohmann::json event);
-  // Events of this kind ({"event": kind}) that any process appended since the last call, or since
-  // this object was made.
-  int count_new(const std::string& kind);
+  // Events that any process appended since the last call, or since this object was made.
+  std::vector<nlohmann::json> read_new();
 
  private:
   std::filesystem::path path_;
+  int rank_;
+  std::string host_;
+  std::string job_;  // empty: not under Slurm
   std::int64_t counted_bytes_ = 0;
 };
 std::vector<nlohmann::json> read_journal(const std::filesystem::path& run);  // skips torn lines

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -10,7 +9,9 @@
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/weight_prefetch.h"
+#include "pipeline/finished_recipes.h"
 #include "pipeline/handover.h"
+#include "pipeline/time_left.h"
 #include "pipeline/whole_records.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
@@ -30,20 +31,20 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // One stage's walk through one recipe.
 class RecipeWalk {
  public:
-  RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe, const RecipeState& state)
+  RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
+             const std::vector<Recipe>& all, const RecipeState& state)
       : s_(schedule),
         handover_(handover),
         recipe_(recipe),
+        all_(all),
         state_(state),
+        timing_(schedule.interruption_hours),
         method_(make_method(recipe)),
         streams_(method_->streams()),
         prefetch_(schedule.model.checkpoint()) {}
 
-  // False: stopped early.
-  bool run() {
-    if (state_.missing() == 0) return true;
-    return streams_.any() ? run_in_order() : run_independent();
-  }
+  // Precondition: something is missing. False: stopped early.
+  bool run() { return streams_.any() ? run_in_order() : run_independent(); }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
@@ -62,7 +63,7 @@ class RecipeWalk {
   bool hands_over() const {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
-  bool in_order() const { return state_.missing() > 0 && streams_.any(); }
+  bool in_order() const { return streams_.any(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
     return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
@@ -84,23 +85,34 @@ class RecipeWalk {
     const int end = std::min(own().end, last_block() + 1);
     if (begin >= end) return true;
 
+    Snapshots snapshots(recipe_, all_, shards(), s_.store, s_.monitor);
     StreamActivations activations = make_activations();
     if (receives()) {
       s_.monitor.phase(recipe_.name + ": waiting for the stage before");
       if (!handover_.receive(activations, shards())) return stopped();
     } else if (begin > 0) {
-      load_snapshot(activations);
+      s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
+                       std::to_string(begin - 1));
+      snapshots.load(begin, activations);
     } else {
       embed(activations);
     }
     for (int block = begin; block < end; ++block) {
       if (stop()) return stopped();
-      if (state_.done[static_cast<std::size_t>(block)]) {
+      const auto start = std::chrono::steady_clock::now();
+      const bool done = state_.done[static_cast<std::size_t>(block)];
+      if (done) {
         run_committed(block, activations);
       } else {
         make_unit(block, activations);
       }
-      write_snapshot(block + 1, activations);
+      const double seconds = seconds_since(start);
+      timing_.block_done(seconds, done ? seconds : seconds * forward_share());
+      if (block < last_block()) write_snapshot(block + 1, activations, snapshots);
+    }
+    if (end == last_block() + 1) {
+      s_.mesh.team().barrier();
+      if (s_.mesh.team().rank() == 0) snapshots.remove_all(s_.samples->shards());
     }
     if (hands_over()) handover_.send(std::move(activations), shards());
     return true;
@@ -202,6 +214,16 @@ class RecipeWalk {
     }
   }
 
+  // Of making a unit: what only running it forward would take, by floating-point operations.
+  double forward_share() const {
+    SampleOptions size;
+    size.samples = static_cast<int>(s_.samples->count());
+    size.sequence_length = static_cast<int>(s_.samples->length());
+    const int streams = (streams_.quantized ? 1 : 0) + (streams_.full_precision ? 1 : 0);
+    return streams * forward_cost(s_.shape, size) /
+           block_cost(recipe_, s_.shape, size, !s_.backend.is_host_memory());
+  }
+
   // Each stream through its own weights of the block.
   void run_committed(int block, const StreamActivations& activations) {
     s_.monitor.phase(recipe_.name + " block " + std::to_string(block) +
@@ -218,59 +240,70 @@ class RecipeWalk {
             [&] { return s_.shape.load(s_.model.checkpoint(), block, s_.backend); });
   }
 
-  void write_snapshot(int blocks_done, const StreamActivations& activations) {
-    const int every = s_.snapshot_every;
-    if (every <= 0 || blocks_done % every != 0 || blocks_done > last_block()) return;
+  // The team's rank 0 decides for all of it.
+  void write_snapshot(int blocks_done, const StreamActivations& activations, Snapshots& snapshots) {
+    double bytes = 0;
+    for (const auto& stream : activations.all()) {
+      for (int shard = shards().begin; stream.activations && shard < shards().end; ++shard)
+        bytes += static_cast<double>(stream.activations->bytes(shard).size());
+    }
+    std::uint8_t due = timing_.due(bytes) ? 1 : 0;
+    s_.mesh.team().broadcast(std::as_writable_bytes(std::span(&due, 1)), 0);
+    if (due == 0) return;
     s_.monitor.phase(recipe_.name + ": snapshot after block " + std::to_string(blocks_done - 1));
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      Record record;
-      for (const auto& stream : activations.all()) {
-        if (!stream.activations) continue;
-        HostTensor tensor(stream.activations->type(),
-                          {stream.activations->tokens(shard), stream.activations->cols()});
-        std::ranges::copy(stream.activations->bytes(shard), tensor.bytes().begin());
-        record.tensors.emplace(stream.name, std::move(tensor));
-      }
-      s_.store.commit(snapshot_key(recipe_.name, blocks_done, shard), record);
-      s_.monitor.tick();
-    }
-    s_.mesh.team().barrier();
-    // The one before stays until the next: two generations.
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      if (blocks_done > 2 * every)
-        s_.store.remove(snapshot_key(recipe_.name, blocks_done - 2 * every, shard));
-    }
-  }
-
-  void load_snapshot(const StreamActivations& activations) {
-    s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
-                     std::to_string(first_block() - 1));
-    for (int shard = shards().begin; shard < shards().end; ++shard) {
-      const std::string key = snapshot_key(recipe_.name, first_block(), shard);
-      const auto record = s_.store.load(key);
-      if (!record)
-        throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
-      for (const auto& stream : activations.all()) {
-        if (!stream.activations) continue;
-        const auto found = record->tensors.find(std::string(stream.name));
-        const std::span<std::byte> room = stream.activations->bytes(shard);
-        if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
-          throw Error(key + ": does not fit this run; remove the file and start the run again");
-        }
-        std::ranges::copy(found->second.bytes(), room.begin());
-      }
-      s_.monitor.tick();
-    }
+    const auto start = std::chrono::steady_clock::now();
+    snapshots.write(blocks_done, activations, s_.mesh.team());
+    timing_.written(bytes, seconds_since(start));
   }
 
   Schedule& s_;
   Handover& handover_;
   const Recipe& recipe_;
+  const std::vector<Recipe>& all_;
   const RecipeState& state_;
+  SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
   Streams streams_;
   WeightPrefetch prefetch_;
 };
+
+// Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
+RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
+                           const std::function<void()>& tick) {
+  RecipeState state;
+  const PartRange mine = parts_of_rank(blocks, world.rank(), world.size());
+  nlohmann::json found = nlohmann::json::array();
+  for (int block = mine.begin; block < mine.end; ++block) {
+    const std::string key = block_key(recipe.name, block);
+    nlohmann::json record;
+    if (const std::optional<nlohmann::json> attributes = store.attributes(key)) {
+      record = {{kMadeOf, attributes->value(kMadeOf, nlohmann::json::object())},
+                {kComputedBy, attributes->value(kComputedBy, "")},
+                {"bytes", store.bytes(key)}};
+    }
+    found.push_back(std::move(record));
+    tick();
+  }
+  const std::string text = found.dump();
+  for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+    const char* const begin = reinterpret_cast<const char*>(part.data());
+    for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
+      const int block = static_cast<int>(state.done.size());
+      state.done.push_back(!record.is_null());
+      if (record.is_null()) continue;
+      for (const auto& [tensor, hash] : record[kMadeOf].items()) {
+        if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
+        throw InputError("recipes/" + recipe.name +
+                         ": its records were not made of one model: they differ in what they say "
+                         "of " +
+                         in_quotes(tensor) + ". Use another run folder");
+      }
+      state.computed_by.insert(record[kComputedBy].get<std::string>());
+      store.expect(block_key(recipe.name, block), record["bytes"].get<std::uint64_t>());
+    }
+  }
+  return state;
+}
 
 }  // namespace
 
@@ -285,63 +318,13 @@ int RecipeState::last_missing() const {
   return static_cast<int>(done.rend() - found) - 1;
 }
 
-RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, int snapshot_every,
-                           RunStore& store, Communicator& world,
-                           const std::function<void()>& tick) {
-  // Each rank reads its share; what it found counts for all.
-  RecipeState state;
-  const auto all_have = [&](int count, const std::function<std::string(int)>& key,
-                            bool with_sources) {
-    const PartRange mine = parts_of_rank(count, world.rank(), world.size());
-    nlohmann::json found = nlohmann::json::array();
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const std::optional<nlohmann::json> attributes = store.attributes(key(i));
-      nlohmann::json sources;
-      if (attributes) sources = nlohmann::json::object();
-      if (attributes && with_sources) {
-        sources[kMadeOf] = attributes->value(kMadeOf, nlohmann::json::object());
-        sources[kComputedBy] = attributes->value(kComputedBy, "");
-      }
-      found.push_back(std::move(sources));
-      tick();
-    }
-    const std::string text = found.dump();
-    std::vector<bool> result;
-    for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
-      const char* const begin = reinterpret_cast<const char*>(part.data());
-      for (const nlohmann::json& record : nlohmann::json::parse(begin, begin + part.size())) {
-        result.push_back(!record.is_null());
-        if (record.is_null() || !with_sources) continue;
-        for (const auto& [tensor, hash] : record[kMadeOf].items()) {
-          if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
-          throw InputError("recipes/" + recipe.name +
-                           ": its records were not made of one model: they differ in what they say "
-                           "of " +
-                           in_quotes(tensor) + ". Use another run folder");
-        }
-        state.computed_by.insert(record[kComputedBy].get<std::string>());
-      }
-    }
-    return result;
-  };
-
+RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStore& store,
+                           Communicator& world, const std::function<void()>& tick) {
   const bool in_order = make_method(recipe)->streams().any();
   for (;;) {
-    state = {};
-    state.done = all_have(
-        blocks, [&](int block) { return block_key(recipe.name, block); }, true);
-    if (state.missing() == 0) return state;
-    if (snapshot_every > 0) {
-      const int newest = state.first_missing() / snapshot_every * snapshot_every;
-      for (int after = newest; after > 0 && state.snapshot == 0; after -= snapshot_every) {
-        const auto key = [&](int shard) { return snapshot_key(recipe.name, after, shard); };
-        const auto found = all_have(shards, key, false);
-        if (std::ranges::find(found, false) != found.end()) continue;
-        std::vector<std::string> keys;
-        for (int shard = 0; shard < shards; ++shard) keys.push_back(key(shard));
-        if (remove_damaged(keys, store, world, tick) == 0) state.snapshot = after;
-      }
-    }
+    RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
+    if (state.missing() == 0 || shards == 0) return state;
+    state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);
     // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
     std::vector<std::string> forward;
     for (int block = state.snapshot; in_order && block < state.last_missing(); ++block) {
@@ -356,16 +339,28 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   const std::vector<RecipeState>& states) {
   Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
   schedule.monitor.on_tick([&] { handover.progress(); });
-  bool finished = true;
+  std::vector<std::size_t> unfinished;
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    RecipeWalk walk(schedule, handover, recipes[r], states[r]);
+    if (states[r].missing() > 0) unfinished.push_back(r);
+  }
+  const int blocks = static_cast<int>(schedule.model.config().blocks);
+  FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store);
+  bool finished = true;
+  for (const std::size_t r : unfinished) {
+    if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
+    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r]);
     if (finished) {
       finished = walk.run();
     } else {
       walk.skip();
     }
+    ready.tell(r, finished);
   }
   handover.finish();
+  {
+    const Watchdog::Waiting waiting(&schedule.monitor.watchdog());
+    ready.finish();
+  }
   schedule.monitor.on_tick(nullptr);
   return finished;
 }

@@ -23,6 +23,7 @@
 #include "pipeline/job_monitor.h"
 #include "pipeline/mesh.h"
 #include "pipeline/model_identity.h"
+#include "pipeline/snapshots.h"
 #include "stages/calibrate/activations.h"
 #include "stages/calibrate/samples.h"
 #include "stages/quantize/recipe.h"
@@ -41,11 +42,12 @@ struct RecipeState {
   int last_missing() const;
 };
 
-// Collective: ranks share the reading. snapshot_every as in the config. Of blocks that are done only their attributes are read, but
-// for those that are to be run forward, and of snapshots: what is damaged of these is removed.
+// Collective: ranks share the reading. What one has seen, the others expect to see. shards: of the calibration, for what makes
+// blocks. Of blocks that are done only their attributes are read, but for those that are to be run forward, and of snapshots: what is
+// damaged of these is removed. 0: nothing is going to be made, and nothing else is looked at.
 RecipeState inspect_recipe(
-    const Recipe& recipe, int blocks, int shards, int snapshot_every, RunStore& store,
-    Communicator& world, const std::function<void()>& tick = [] {});
+    const Recipe& recipe, int blocks, int shards, RunStore& store, Communicator& world,
+    const std::function<void()>& tick = [] {});
 
 struct Schedule {
   Backend& backend;
@@ -57,9 +59,13 @@ struct Schedule {
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
   JobMonitor& monitor;
-  int snapshot_every;
+  double interruption_hours;  // checkpoint.interruption_hours: for snapshots
   // On the team's rank 0, after a unit was committed.
   std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
+  // Collective over the team, before it begins with a recipe: these are finished on all stages, and this team is to make what is
+  // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
+  // free. False: asked to stop.
+  std::function<bool(const std::vector<std::size_t>& recipes)> on_finished;
 };
 
 // Collective: makes every missing block of every recipe. False if it stopped because it was asked to.

@@ -31,9 +31,9 @@ void write_sealed_json(const fs::path& path, const std::string& key, nlohmann::j
 }
 
 SealedJson read_sealed_json(const fs::path& path, const std::string& key) {
+  if (!bytes_of_file(path)) return {std::nullopt, "missing"};
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return {std::nullopt, "missing"};
   if (error) throw Error("cannot read " + path.string() + ": " + error.message());
   if (!fs::is_regular_file(status)) return {std::nullopt, "it is not a file"};
   const std::string text = read_text_file(path, kMaxBytes);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
+#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -18,6 +20,7 @@
 #include "pipeline/run_files.h"
 #include "pipeline/run_folder.h"
 #include "pipeline/sealed_json.h"
+#include "pipeline/time_left.h"
 #include "stages/run_store.h"
 
 namespace roundhouse {
@@ -72,20 +75,38 @@ struct LastJob {
   int ranks = 0;
   double unit_seconds = 0;  // mean of its units, each on one team
   int units = 0;
-  int teams = 1;  // that make units side by side
+  std::optional<double> left;  // seconds, by TimeLeft
   Json last_event;
 };
 
+// Of a journal's "time", as seconds since 1970; 0: it is none.
+double seconds_of(const std::string& time) {
+  std::tm date{};
+  double seconds = 0;
+  if (std::sscanf(time.c_str(), "%d-%d-%dT%d:%d:%lf", &date.tm_year, &date.tm_mon, &date.tm_mday,
+                  &date.tm_hour, &date.tm_min, &seconds) != 6) {
+    return 0;
+  }
+  date.tm_year -= 1900;
+  date.tm_mon -= 1;
+  return static_cast<double>(::timegm(&date)) + seconds;
+}
+
 LastJob last_job(const std::vector<Json>& journal) {
   LastJob job;
+  TimeLeft time_left;
+  double planned = 0;
   for (const Json& event : journal) {
+    time_left.finished(event);
     const std::string kind = text_in(event, "event");
     if (kind == "quantize") {
       job = {};
       job.device = text_in(event, "device");
       job.ranks = integer_in(event, "ranks", 0);
-      const auto mesh = event.find("mesh");
-      if (mesh != event.end()) job.teams = std::max(1, integer_in(*mesh, "pipeline", 1));
+      time_left = TimeLeft();
+    } else if (kind == "plan") {
+      time_left = TimeLeft(event.value("work", Json::object()));
+      planned = seconds_of(text_in(event, "time"));
     } else if (kind == "block") {
       job.unit_seconds += number_in(event, "seconds");
       ++job.units;
@@ -93,6 +114,7 @@ LastJob last_job(const std::vector<Json>& journal) {
     if (kind != "end") job.last_event = event;  // it repeats the one before, for batch scripts
   }
   if (job.units > 0) job.unit_seconds /= job.units;
+  job.left = time_left.seconds(seconds_of(text_in(job.last_event, "time")) - planned);
   return job;
 }
 
@@ -124,10 +146,8 @@ Picture look(const fs::path& run) {
 
   std::size_t width = std::string(kOriginal).size();
   for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
-  int missing = 0;
   for (const Recipe& recipe : config.recipes) {
     const int done = blocks_done(run, recipe.name, blocks);
-    missing += blocks - done;
     text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}\n", recipe.name, width, done,
                         blocks > 0 ? std::to_string(blocks) : "?",
                         perplexities(read_results(run, recipe.name)));
@@ -137,10 +157,7 @@ Picture look(const fs::path& run) {
   }
   if (job.units > 0) {
     text += fmt::format("{} a block", format_duration(job.unit_seconds));
-    if (missing > 0) {
-      text += fmt::format(", {} left of quantizing",
-                          format_duration(job.unit_seconds * missing / job.teams));
-    }
+    if (job.left && *job.left > 0) text += fmt::format(", {} left", format_duration(*job.left));
     text += "\n";
   }
   if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";

@@ -27,6 +27,9 @@ namespace fs = std::filesystem;
 
 constexpr const char* kSums = "SHA256SUMS";
 constexpr std::size_t kMostFaults = 20;  // of one file or folder
+// A start takes exports by lengths and times, without hashing them.
+constexpr const char* kWrittenAgain =
+    " (the next `roundhouse run` writes it again; if it does not, remove the folder first)";
 constexpr const char* kMadeAgain = " (the next `roundhouse run` makes it again)";
 
 // Counts what was looked at and prints what is wrong.
@@ -86,7 +89,7 @@ class RunCheck {
                     [&] { return one_fault(store_.check(key)); });
     }
     for (const std::string& key : exports_) {
-      verdict_.look(run_ / key, exports.contains(key) ? kMadeAgain : "",
+      verdict_.look(run_ / key, exports.contains(key) ? kWrittenAgain : "",
                     [&] { return check_run_export(key); });
     }
     for (const std::string& name : results_) {

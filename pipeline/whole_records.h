@@ -22,6 +22,9 @@ class DamagedRecords : public Error {
 // ones are reported to the store's on_damage and removed; returns how many were.
 int remove_damaged(const std::vector<std::string>& keys, RunStore& store, Communicator& world,
                    const std::function<void()>& tick);
+// The same, but all stay where they are.
+int count_damaged(const std::vector<std::string>& keys, RunStore& store, Communicator& world,
+                  const std::function<void()>& tick);
 
 std::vector<std::string> block_keys(const std::string& recipe, int blocks);
 

@@ -32,6 +32,14 @@ void MemoryStore::remove(const std::string& key) {
   reported_.erase(key);
 }
 
+std::vector<std::string> MemoryStore::keys(const std::string& folder) {
+  std::vector<std::string> keys;
+  for (const auto& [key, record] : records_) {
+    if (key.starts_with(folder + "/")) keys.push_back(key);
+  }
+  return keys;
+}
+
 std::vector<std::string> MemoryStore::keys() const {
   std::vector<std::string> keys;
   for (const auto& [key, record] : records_) keys.push_back(key);

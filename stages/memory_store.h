@@ -15,6 +15,9 @@ class MemoryStore final : public RunStore {
   std::optional<Record> load(const std::string& key) override;
   std::optional<nlohmann::json> attributes(const std::string& key) override;
   void remove(const std::string& key) override;
+  std::vector<std::string> keys(const std::string& folder) override;
+  std::uint64_t bytes(const std::string& key) override { return records_.contains(key) ? 1 : 0; }
+  void expect(const std::string&, std::uint64_t) override {}
 
   // The n-th commit from now (1: the next) throws Error and every later one too, as on a full disk;
   // 0: none does.

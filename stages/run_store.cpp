@@ -11,9 +11,13 @@ std::string block_key(const std::string& recipe, int block) {
 }
 
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
+  return "recipes/" + recipe + "/" + shared_snapshot_key(blocks_done, shard);
+}
+
+std::string shared_snapshot_key(int blocks_done, int shard) {
   char name[64];
-  std::snprintf(name, sizeof name, "after-%04d/shard-%02d", blocks_done, shard);
-  return "recipes/" + recipe + "/activations/" + name;
+  std::snprintf(name, sizeof name, "activations/after-%04d/shard-%02d", blocks_done, shard);
+  return name;
 }
 
 }  // namespace roundhouse

@@ -4,12 +4,15 @@
 //   calibration                                        token ids
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
+//   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -37,11 +40,19 @@ class RunStore {
   virtual bool known_whole(const std::string& /*key*/) const { return false; }
   bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
+  // Of all records whose keys begin with `folder`/, sorted; damaged ones among them.
+  virtual std::vector<std::string> keys(const std::string& folder) = 0;
+  // How long the record is in the store; 0: there is none. Not whether it is whole.
+  virtual std::uint64_t bytes(const std::string& key) = 0;
+  // Another rank says that it has committed this record, and with which length: until it is seen here it is waited for, and not
+  // seeing it is an Error.
+  virtual void expect(const std::string& key, std::uint64_t bytes) = 0;
 
   std::function<void(const std::string& key, const std::string& why)> on_damage;
 };
 
 std::string block_key(const std::string& recipe, int block);
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
+std::string shared_snapshot_key(int blocks_done, int shard);
 
 }  // namespace roundhouse

@@ -42,7 +42,7 @@ def quantize(name, problem, recipes):
     config = {"model": str(settings.MODEL), "run": str(settings.RUNS / name), "device": settings.DEVICE, "recipes": recipes,
               "calibration": {"text": str(settings.BUNDLED_MODEL / "calibration.jsonl"), "samples": samples,
                               "sequence_length": length, "drawing": drawing},
-              "memory": {"activations_gib": 60 if settings.SIZE == "full" else 1}, "checkpoint": {"snapshot_every": 0},
+              "memory": {"activations_gib": 60 if settings.SIZE == "full" else 1}, "checkpoint": {"interruption_hours": 0},
               "evaluate": {"original": False}}
     path = settings.WORK / f"{name}.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML

@@ -419,7 +419,7 @@ void check_replaceable(const fs::path& path, bool known) {
   }
 }
 
-void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
                        Backend&, Communicator& world, Monitor& monitor) {
   check_exportable(recipe, model.config(), shape, options.format);
@@ -462,13 +462,20 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   });
 
   std::string sums;  // of this rank's files
+  bool stopped = false;
   const auto write_files = [&] {
     for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files().size(); i += size) {
+      stopped = monitor.stop_requested();
+      if (stopped) return;
       exporter.write_file(partial, exporter.files()[i]);
       sums += sum_line(partial, exporter.files()[i].name);
     }
   };
   together(world, write_files, remove_partial);
+  if (world.all_reduce_max(stopped ? 1 : 0) == 1) {
+    on_rank_0(remove_partial);
+    return false;
+  }
   const std::vector<std::vector<std::byte>> all_sums =
       world.gather(std::as_bytes(std::span(sums)), 0);
 
@@ -490,6 +497,7 @@ void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
     write_text_atomically(partial / kSums, text);
     move_into_place(partial, target);
   });
+  return true;
 }
 
 std::vector<std::string> verify_checkpoint(const fs::path& directory,

@@ -41,8 +41,9 @@ void check_replaceable(const std::filesystem::path& directory, bool known);
 
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.
-// `directory` appears complete or not at all: everything is written beside it and renamed at the end.
-void export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+// `directory` appears complete or not at all: everything is written beside it and renamed at the end. False if it stopped
+// between two files because it was asked to: nothing is left then.
+bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options,
                        const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);

@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <fstream>
+#include <thread>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -132,6 +134,20 @@ TEST_F(FileTest, MapsAFileAndMovesTheMapping) {
   EXPECT_THROW(MappedFile{folder_}, InputError);
 }
 
+TEST_F(FileTest, AFileThatIsCutShortWhileMappedIsAnErrorThatNamesIt) {
+  const fs::path path = folder_ / "weights";
+  write_text_atomically(path, std::string(100'000, 'x'));
+  const auto read_behind_its_end = [&] {
+    const MappedFile other(path);  // a neighbour
+    const MappedFile mapped(path);
+    fs::resize_file(path, 10);
+    volatile std::byte last = mapped.bytes().back();
+    (void)last;
+  };
+  EXPECT_EXIT(read_behind_its_end(), testing::ExitedWithCode(1),
+              "cannot read .*/weights: it was cut short, or its disk failed");
+}
+
 TEST_F(FileTest, ReadsLines) {
   const fs::path path = folder_ / "file";
   const auto lines = [&](const std::string& text, std::uint64_t from = 0) {
@@ -153,6 +169,37 @@ TEST_F(FileTest, ReadsLines) {
 }
 
 // Whoever opened the pipe to read waited for a writer.
+TEST_F(FileTest, WaitsForAFileThatAppearsLater) {
+  const fs::path path = folder_ / "later" / "file";
+  std::thread writer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    fs::create_directory(path.parent_path());
+    std::ofstream(path) << "hal";
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::ofstream(path) << "whole";
+  });
+  wait_until_visible(path, 5, std::chrono::seconds(60));
+  EXPECT_EQ(read_text_file(path), "whole");
+  writer.join();
+}
+
+TEST_F(FileTest, SaysWhatItSawInsteadOfAFileThatItWaitedFor) {
+  const fs::path path = folder_ / "file";
+  const auto wait = [&] { wait_until_visible(path, 5, std::chrono::milliseconds(20)); };
+  EXPECT_THAT(error_of(wait), HasSubstr(path.string()));
+  EXPECT_THAT(error_of(wait), HasSubstr("it is not in its folder here"));
+  std::ofstream(path) << "longer";
+  EXPECT_THAT(error_of(wait), HasSubstr("with 5 bytes"));
+  EXPECT_THAT(error_of(wait), HasSubstr("it has 6 bytes here"));
+}
+
+TEST_F(FileTest, KnowsTheLengthOfAFile) {
+  EXPECT_EQ(bytes_of_file(folder_ / "nowhere" / "file"), std::nullopt);
+  EXPECT_EQ(bytes_of_file(folder_ / "file"), std::nullopt);
+  std::ofstream(folder_ / "file") << "whole";
+  EXPECT_EQ(bytes_of_file(folder_ / "file"), 5u);
+}
+
 TEST_F(FileTest, PipesAndDevicesAreRefusedAtOnce) {
   const fs::path pipe = folder_ / "pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);

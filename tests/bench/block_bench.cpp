@@ -31,7 +31,7 @@
 #include "pipeline/hdf5_store.h"
 #include "stages/quantize/block_record.h"
 #include "stages/quantize/method.h"
-#include "tests/bench/block_cost.h"
+#include "stages/quantize/block_cost.h"
 #include "tests/bench/random_tensor.h"
 
 namespace roundhouse {

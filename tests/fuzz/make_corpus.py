@@ -151,7 +151,7 @@ recipes:
 mesh: {pipeline: 2, data: 2}
 threads: 3
 memory: {activations_gib: 1.5, scratch: /tmp}
-checkpoint: {snapshot_every: 2}
+checkpoint: {interruption_hours: 2}
 limits: {stall_seconds: 60, silence_seconds: 20, minutes: 10}
 export: {formats: [dense, gptq], dtype: float16, shard_gib: 0.5}
 evaluate: {original: false, perplexity: [{name: n, text: t, window: 64, limit: 2, rows: true}]}

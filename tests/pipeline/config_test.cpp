@@ -61,27 +61,27 @@ TEST_F(ConfigTest, FillsInDefaults) {
   const RunConfig config = read(with(""));
   EXPECT_EQ(config.calibration.samples, 128);
   EXPECT_EQ(config.calibration.shards, 16);
-  EXPECT_EQ(config.snapshot_every, 8);
+  EXPECT_EQ(config.interruption_hours, 4);
   EXPECT_EQ(config.device, "auto");
   ASSERT_EQ(config.recipes.size(), 1u);
   EXPECT_EQ(config.recipes[0].name, "gptq-w4g128");
 }
 
 TEST_F(ConfigTest, ReadsEveryKey) {
-  const RunConfig config =
-      read("model: " + at("model") + "\nrun: " + at("run") +
-           "\ncalibration:\n  text: " + at("text.jsonl") +
-           "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n  "
-           "drawing: packed\n"
-           "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
-           "name: mine\n"
-           "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
-           "memory: {activations_gib: 1.5, saved_activations_gib: 0.5, scratch: /tmp/scratch}\n"
-           "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, silence_seconds: 9, "
-           "minutes: 2.5}\n"
-           "export: {formats: [dense, gptq], for: [transformers], dtype: float32, shard_gib: 0.25}\n"
-           "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
-           at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
+  const RunConfig config = read(
+      "model: " + at("model") + "\nrun: " + at("run") +
+      "\ncalibration:\n  text: " + at("text.jsonl") +
+      "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n  "
+      "drawing: packed\n"
+      "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
+      "name: mine\n"
+      "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
+      "memory: {activations_gib: 1.5, saved_activations_gib: 0.5, scratch: /tmp/scratch}\n"
+      "checkpoint: {interruption_hours: 0.5}\nlimits: {stall_seconds: 30, silence_seconds: 9, "
+      "minutes: 2.5}\n"
+      "export: {formats: [dense, gptq], for: [transformers], dtype: float32, shard_gib: 0.25}\n"
+      "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
+      at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
   EXPECT_EQ(config.calibration.samples, 64);
   EXPECT_EQ(config.calibration.sequence_length, 512);
   EXPECT_EQ(config.calibration.seed, 18446744073709551615u);
@@ -99,7 +99,7 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config.activation_memory_gib, 1.5);
   EXPECT_EQ(config.saved_activation_gib, 0.5);
   EXPECT_EQ(config.scratch, "/tmp/scratch");
-  EXPECT_EQ(config.snapshot_every, 0);
+  EXPECT_EQ(config.interruption_hours, 0.5);
   EXPECT_EQ(config.stall_seconds, 30);
   EXPECT_EQ(config.silence_seconds, 9);
   EXPECT_EQ(config.time_limit_minutes, 2.5);

@@ -6,11 +6,13 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <thread>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -291,6 +293,40 @@ TEST_F(Hdf5StoreTest, EqualRecordsMakeEqualFiles) {
   EXPECT_EQ(slurp(path_), first);
   EXPECT_TRUE(fs::exists(path_));
   EXPECT_FALSE(fs::exists(path_.string() + ".tmp"));
+}
+
+// Another rank has written it, and this machine sees it late.
+TEST_F(Hdf5StoreTest, WaitsForARecordThatItWasToldOf) {
+  store_.commit("a/record", sample_record());
+  const fs::path path = store_.path_of("a/record"), aside = folder_.path() / "aside";
+  const std::uint64_t bytes = store_.bytes("a/record");
+  EXPECT_EQ(bytes, fs::file_size(path));
+  fs::rename(path, aside);
+  EXPECT_EQ(store_.bytes("a/record"), 0u);
+  EXPECT_FALSE(store_.load("a/record"));
+  store_.expect("a/record", bytes);
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    fs::rename(aside, path);
+  });
+  EXPECT_TRUE(store_.load("a/record"));
+  other.join();
+  store_.expect("a/record", bytes);
+  store_.remove("a/record");
+  EXPECT_FALSE(store_.load("a/record")) << "its own word counts more";
+}
+
+TEST_F(Hdf5StoreTest, ListsKeysAndLeavesNoEmptyFolders) {
+  for (const char* key : {"a/b/2", "a/b/1", "a/c", "ab/d"}) store_.commit(key, sample_record());
+  EXPECT_EQ(store_.keys("a"), (std::vector<std::string>{"a/b/1", "a/b/2", "a/c"}));
+  EXPECT_TRUE(store_.keys("nowhere").empty());
+  store_.remove("a/b/1");
+  EXPECT_TRUE(fs::exists(folder_.path() / "a" / "b"));
+  store_.remove("a/b/2");
+  EXPECT_FALSE(fs::exists(folder_.path() / "a" / "b"));
+  store_.remove("a/c");
+  store_.remove("ab/d");
+  EXPECT_TRUE(fs::is_empty(folder_.path()));
 }
 
 TEST_F(Hdf5StoreTest, TheSealSaysWhatTheHeaderSays) {

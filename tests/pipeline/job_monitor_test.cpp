@@ -92,7 +92,7 @@ TEST_F(JobMonitorTest, UnitsOfOtherTeamsCount) {
   testing::internal::CaptureStderr();
   {
     JobMonitor monitor(*world_, &journal, 600, 0);
-    monitor.plan_units(8, 2);
+    monitor.plan_units(8, 2, {{"block rtn-w4", {{"cost", 1}, {"left", 6}}}});
     of_another_rank.append({{"event", "block"}});
     of_another_rank.append({{"event", "block"}});
     monitor.event({{"event", "block"}});

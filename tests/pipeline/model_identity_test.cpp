@@ -35,7 +35,7 @@ class ModelIdentityTest : public testing::Test {
   // Every rank reads two blocks; what they and the embedding hold, as a record would say it.
   ContentsByTensor read_all() {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle({});
     identity.note_outside_blocks();
     ContentsByTensor all;
@@ -45,13 +45,13 @@ class ModelIdentityTest : public testing::Test {
       }
       all.merge(contents_of_block(lm, block));
     }
-    identity.join();
+    identity.join(world_);
     return all;
   }
   // A later start; how many tensors it read.
   int settle(const std::vector<ContentsByTensor>& recorded) {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle(recorded);
     return static_cast<int>(lm.checkpoint().contents().all().size());
   }
@@ -188,14 +188,14 @@ TEST_F(ModelIdentityTest, TheWholeContentIsKnownOnceAllWasRead) {
   std::string first;
   for (const bool again : {false, true}) {
     const CausalLM lm(model());
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle({});
     EXPECT_EQ(identity.content(), "");
     int number = 0;
     for (const std::string& name : lm.checkpoint().names()) {
       if (number++ % world_.size() == world_.rank()) lm.checkpoint().note_content(name);
     }
-    identity.join();
+    identity.join(world_);
     EXPECT_EQ(identity.content().size(), 32u);
     if (again) {
       EXPECT_EQ(identity.content(), first);

@@ -54,7 +54,7 @@ TEST_F(RunFolderTest, SettlesAndResumes) {
 
   RunConfig faster = first;
   faster.threads = 7;
-  faster.snapshot_every = 2;
+  faster.interruption_hours = 2;
   settle_config(faster, inputs());
   EXPECT_EQ(read_run_config(first.run).threads, 7) << "what changes no result may change";
 }
@@ -207,6 +207,23 @@ TEST_F(RunFolderTest, TheJournalKeepsEventsInOrder) {
   EXPECT_TRUE(read_journal(folder_.path() / "nowhere").empty());
 }
 
+TEST_F(RunFolderTest, TheJournalSaysWhoWroteALine) {
+  ::unsetenv("SLURM_JOB_ID");
+  Journal(folder_.path(), 3).append({{"event", "a"}});
+  ::setenv("SLURM_JOB_ID", "4711", 1);
+  Journal(folder_.path()).append({{"event", "b"}});
+  ::unsetenv("SLURM_JOB_ID");
+  const auto events = read_journal(folder_.path());
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0]["rank"], 3);
+  EXPECT_EQ(events[0]["host"], host.data());
+  EXPECT_FALSE(events[0].contains("job"));
+  EXPECT_EQ(events[1]["rank"], 0);
+  EXPECT_EQ(events[1]["job"], "4711");
+}
+
 TEST_F(RunFolderTest, TheJournalLosesNothingOfAnEvent) {
   Journal journal(folder_.path());
   EXPECT_THROW(journal.append({{"event", "a"}, {"time", {{"forward", 1.5}}}}), Error);
@@ -224,20 +241,20 @@ TEST_F(RunFolderTest, ATornLineCostsOnlyItself) {
   EXPECT_EQ(events[1]["event"], "b");
 }
 
-TEST_F(RunFolderTest, TheJournalCountsWhatIsNew) {
+TEST_F(RunFolderTest, TheJournalGivesWhatIsNew) {
   Journal journal(folder_.path());
   journal.append({{"event", "block"}});
   Journal other(folder_.path());
-  EXPECT_EQ(other.count_new("block"), 0) << "what was there before does not count";
-  EXPECT_EQ(journal.count_new("block"), 1);
+  EXPECT_EQ(other.read_new().size(), 0u) << "what was there before does not count";
+  EXPECT_EQ(journal.read_new().size(), 1u);
   other.append({{"event", "block"}});
   other.append({{"event", "export"}});
-  EXPECT_EQ(journal.count_new("block"), 1);
+  EXPECT_EQ(journal.read_new().size(), 2u);
   std::ofstream(folder_.path() / "journal.jsonl", std::ios::app) << "{\"event\": \"block\"";
-  EXPECT_EQ(journal.count_new("block"), 0) << "its line is not whole yet";
+  EXPECT_EQ(journal.read_new().size(), 0u) << "its line is not whole yet";
   std::ofstream(folder_.path() / "journal.jsonl", std::ios::app) << "}\n[]\n";
-  EXPECT_EQ(journal.count_new("block"), 1);
-  EXPECT_EQ(journal.count_new("block"), 0);
+  EXPECT_EQ(journal.read_new().size(), 1u);
+  EXPECT_EQ(journal.read_new().size(), 0u);
 }
 
 TEST_F(RunFolderTest, EveryDamageOfTheJournalIsSeenAndPutAside) {

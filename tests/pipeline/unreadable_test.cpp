@@ -105,6 +105,13 @@ TEST_F(UnreadableTest, WhatPassesByItselfIsTriedAgain) {
   expect_no_matter("open 11 block-0000.h5 3;pread 110 SHA256SUMS 1;pread 5 tokenizer.model 1");
 }
 
+// As on NFS, where a client remembers for a while that a file was not there.
+TEST_F(UnreadableTest, WhatItsFolderListsIsLookedForUntilItIsThere) {
+  ASSERT_EQ(run().exit_code, 0);
+  expect_no_matter("open 2 block-0003.h5 4;open 2 results/rtn-w4g128.json 3");
+  expect_no_matter("open 2 compressed-tensors.json 5;open 2 block-0000.h5 2");
+}
+
 // Whatever file it is: never a wrong result.
 TEST_F(UnreadableTest, EveryFileThatCannotBeReadIsNamed) {
   ASSERT_EQ(run().exit_code, 0);

@@ -60,12 +60,12 @@ class ExportTest : public testing::Test {
     round_to_nearest(*model_, *shape_, recipe_, grid, *backend_, store_);
   }
 
-  void write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
-    export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, *backend_, world,
-                      monitor_);
+  bool write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
+    return export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, *backend_,
+                             world, *monitor_);
   }
-  void write(const fs::path& directory, const ExportOptions& options) {
-    write(directory, options, world_);
+  bool write(const fs::path& directory, const ExportOptions& options) {
+    return write(directory, options, world_);
   }
 
   // The message with which every rank must fail.
@@ -96,11 +96,41 @@ class ExportTest : public testing::Test {
   std::unique_ptr<DecoderBlock> shape_;
   Recipe recipe_;
   MemoryStore store_;
-  NullMonitor monitor_;
+  NullMonitor silent_;
+  Monitor* monitor_ = &silent_;
 };
 
 void append(const fs::path& file, const std::string& text) {
   std::ofstream(file, std::ios::app) << text;
+}
+
+// Asks to stop once this rank has begun with a file of weights.
+class StoppingMonitor final : public Monitor {
+ public:
+  void phase(const std::string& what) override { begun_ += what.find(": model-") != what.npos; }
+  void tick() override {}
+  void event(const nlohmann::json&) override {}
+  void say(const std::string&) override {}
+  bool stop_requested() override { return begun_ > 0; }
+  int begun() const { return begun_; }
+
+ private:
+  int begun_ = 0;
+};
+
+TEST_F(ExportTest, AStopIsLookedAtBetweenFiles) {
+  prepare();
+  const ExportOptions options{.format = "dense", .max_shard_bytes = 20000};
+  StoppingMonitor stopping;
+  monitor_ = &stopping;
+  EXPECT_FALSE(write(out(), options));
+  EXPECT_LE(stopping.begun(), 1) << "files after the wish to stop";
+  EXPECT_FALSE(fs::exists(out()));
+  EXPECT_FALSE(fs::exists(out().native() + ".partial"));
+  world_.barrier();
+  monitor_ = &silent_;
+  EXPECT_TRUE(write(out(), options));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
 }
 
 TEST_F(ExportTest, FillsADirectory) {

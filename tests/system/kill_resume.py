@@ -34,7 +34,7 @@ recipes:
   - {{method: gptq, bits: 4, group_size: 128}}
   - {{method: awq, bits: 4, group_size: -1}}
   - {{method: signround, bits: 3, group_size: 128, iterations: 4}}
-checkpoint: {{snapshot_every: 2}}
+checkpoint: {{interruption_hours: 1.0e-9}}
 threads: 1
 export: {{formats: [compressed-tensors, dense], shard_gib: 0.004}}
 evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}]}}
@@ -327,7 +327,7 @@ def config(world):
             check(name in said, f"the key {key} is not named:\n{said}")
         line = next(line for line in said.splitlines() if name in line)
         print(f"{settings}: refused, {line}", flush=True)
-    world.finish(1, threads=2, checkpoint__snapshot_every=0)
+    world.finish(1, threads=2, checkpoint__interruption_hours=0)
     world.check_products("other threads and snapshots")
     print("keys that change no result are free to change")
 
@@ -419,7 +419,7 @@ recipes:
   - {{method: gptq, bits: 3, group_size: 32}}
   - {{method: awq, bits: 4, group_size: 32}}
   - {{method: signround, bits: 2, group_size: 32, iterations: 10}}
-checkpoint: {{snapshot_every: 1}}
+checkpoint: {{interruption_hours: 1.0e-9}}
 threads: 1
 export: {{formats: [gptq, dense]}}
 evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 64, limit: 6}}]}}

@@ -1,4 +1,4 @@
-#include "tests/bench/block_cost.h"
+#include "stages/quantize/block_cost.h"
 
 #include <algorithm>
 #include <set>

@@ -1,0 +1,102 @@
+"""Results exist as soon as their recipe is finished: exports, figures and the report, in the run and by an `export` beside it.
+
+results.py --program FILE --source FOLDER --mpiexec FILE
+"""
+import argparse
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from small_run import Failure, SmallRun, check
+
+
+class Results:
+    def __init__(self, options):
+        self.small = SmallRun(options)
+
+    def journal(self):
+        return [json.loads(line) for line in (self.small.run / "journal.jsonl").read_text().splitlines()]
+
+    def products(self):
+        return {name: sha for name, sha in self.small.hashes().items() if name.startswith(("export/", "recipes/", "results/"))}
+
+    def place(self, **wanted):
+        """Of the first event with these values in the journal."""
+        for place, event in enumerate(self.journal()):
+            if all(event.get(key) == value for key, value in wanted.items()):
+                return place
+        raise Failure(f"no event {wanted} in the journal")
+
+    def one_after_the_other(self, ranks, *mesh):
+        shutil.rmtree(self.small.run, ignore_errors=True)
+        self.small.finish(*mesh, ranks=ranks)
+        for before, after in (("rtn-w4g32", "gptq-w3g32"), ("gptq-w3g32", "awq-w4g32")):
+            begins = self.place(event="block", recipe=after)
+            for event in ({"event": "export", "format": "compressed-tensors"}, {"event": "export", "format": "dense"},
+                          {"event": "perplexity"}):
+                check(self.place(recipe=before, **event) < begins, f"{event} of {before} comes after the first block of {after}")
+        print(f"{ranks} rank(s): each recipe's results before the next recipe's first block", flush=True)
+
+    def same_bits(self, expected, ranks, *mesh):
+        shutil.rmtree(self.small.run, ignore_errors=True)
+        self.small.finish(*mesh, ranks=ranks)
+        check(self.products() == expected, f"other bits on {ranks} ranks with {mesh}")
+        print(f"{ranks} ranks, {mesh}: same bits", flush=True)
+
+    def export_beside(self, expected):
+        """A finished recipe is exported while the job is stopped in the middle of another, holding its run."""
+        shutil.rmtree(self.small.run, ignore_errors=True)
+        job = subprocess.Popen([str(self.small.program), "run", str(self.small.config)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=self.small.folder, env=self.small.environment)
+        try:
+            deadline = time.monotonic() + 120
+            while not list(self.small.run.glob("recipes/gptq-w3g32/block-*.h5")):
+                check(job.poll() is None, "the run ended before its second recipe began")
+                check(time.monotonic() < deadline, "no second recipe within two minutes")
+                time.sleep(0.001)
+            job.send_signal(signal.SIGSTOP)
+            check(not list(self.small.run.glob("results/awq*")), "the run was too fast for this test")
+            before = {name: (self.small.run / name).read_bytes() for name in ("config.yaml", "identity.json", "model.json")}
+            page = (self.small.run / "report" / "results.csv").read_text()
+            check("rtn-w4g32" in page, f"the report does not know the first recipe:\n{page}")
+            out = self.small.folder / "beside"
+            self.small.call("export", self.small.run, "--recipe", "rtn-w4g32", "--format", "dense", "--output", out)
+            said = self.small.call("export", self.small.run, "--recipe", "awq-w4g32", expect=2)
+            check("not complete" in said, said)
+            for name, content in before.items():
+                check((self.small.run / name).read_bytes() == content, f"`export` changed {name} of a run that another job holds")
+            ours = self.small.run / "export" / "rtn-w4g32" / "dense"
+            for file in ours.iterdir():
+                check(file.read_bytes() == (out / "rtn-w4g32" / "dense" / file.name).read_bytes(), f"{file.name} has other bits")
+        finally:
+            job.send_signal(signal.SIGCONT)
+        check(job.wait(300) == 0, "the job was disturbed")
+        check(self.products() == expected, "the job's results are others")
+        print("an export of a finished recipe beside a job that holds the run", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--program", type=pathlib.Path, required=True)
+    parser.add_argument("--source", type=pathlib.Path, required=True)
+    parser.add_argument("--mpiexec", required=True)
+    results = Results(parser.parse_args())
+    try:
+        results.one_after_the_other(1)
+        expected = results.products()
+        results.one_after_the_other(2, "--set", "mesh.pipeline=1")
+        results.same_bits(expected, 2, "--set", "mesh.pipeline=2")
+        results.same_bits(expected, 2, "--set", "mesh.data=2")
+        results.export_beside(expected)
+        return 0
+    except Failure as failure:
+        print(f"FAILED: {failure}", flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
