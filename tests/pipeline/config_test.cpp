@@ -68,20 +68,20 @@ TEST_F(ConfigTest, FillsInDefaults) {
 }
 
 TEST_F(ConfigTest, ReadsEveryKey) {
-  const RunConfig config =
-      read("model: " + at("model") + "\nrun: " + at("run") +
-           "\ncalibration:\n  text: " + at("text.jsonl") +
-           "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n  "
-           "drawing: packed\n"
-           "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
-           "name: mine\n"
-           "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
-           "memory: {activations_gib: 1.5, saved_activations_gib: 0.5, scratch: /tmp/scratch}\n"
-           "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, silence_seconds: 9, "
-           "minutes: 2.5}\n"
-           "export: {formats: [dense, gptq], for: [transformers], dtype: float32, shard_gib: 0.25}\n"
-           "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
-           at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
+  const RunConfig config = read(
+      "model: " + at("model") + "\nrun: " + at("run") +
+      "\ncalibration:\n  text: " + at("text.jsonl") +
+      "\n  samples: 64\n  sequence_length: 512\n  seed: 18446744073709551615\n  shards: 8\n  "
+      "drawing: packed\n"
+      "recipes:\n  - {method: rtn}\n  - method: gptq\n    bits: 3\n    group_size: -1\n    "
+      "name: mine\n"
+      "mesh: {pipeline: 2, data: 3}\ndevice: cpu\nthreads: 5\n"
+      "memory: {activations_gib: 1.5, saved_activations_gib: 0.5, scratch: /tmp/scratch}\n"
+      "checkpoint: {snapshot_every: 0}\nlimits: {stall_seconds: 30, silence_seconds: 9, "
+      "minutes: 2.5}\n"
+      "export: {formats: [dense, gptq], for: [transformers], dtype: float32, shard_gib: 0.25}\n"
+      "evaluate:\n  original: false\n  perplexity:\n    - {name: one, text: " +
+      at("other.txt") + ", window: 128, limit: 7}\n    - {text: " + at("text.jsonl") + "}\n");
   EXPECT_EQ(config.calibration.samples, 64);
   EXPECT_EQ(config.calibration.sequence_length, 512);
   EXPECT_EQ(config.calibration.seed, 18446744073709551615u);
