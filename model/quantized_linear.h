@@ -48,7 +48,8 @@ struct QuantizedBlock {
   int block = 0;
   std::vector<QuantizedLinear> linears;  // in the order of DecoderBlock::linears()
   nlohmann::json record;                 // of the whole block: samples dropped, ...
-  DenseTensors replaced = {};  // norms and biases that are no longer the checkpoint's: AWQ folds scales into them
+  DenseTensors replaced =
+      {};  // norms and biases that are no longer the checkpoint's: AWQ folds scales into them
 };
 
 }  // namespace roundhouse

@@ -173,8 +173,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   if (world->rank() == 0 && !device.sharing.empty()) monitor.say(device.sharing);
   ThreadPool threads(world->rank() == 0 ? own.threads : 1);
   if (world->rank() == 0) {
-    say_tokenizer(*tokenizer, monitor);
     check_evaluation(arguments.perplexity, *tokenizer, threads, [&] { monitor.tick(); });
+    say_tokenizer(*tokenizer, monitor);
   }
   for (const PerplexityTask& task : arguments.perplexity) {
     monitor.phase("perplexity on " + task.name);

@@ -13,13 +13,14 @@ namespace roundhouse {
 struct InputStatistics {
   std::vector<double> magnitude;  // mean |x| by column
   Tensor gram;                    // sum xᵀ x, symmetric, F32 [cols, cols]
-  Tensor group_grams;             // the same over the sampled tokens by groups of columns: GroupGrams
+  Tensor group_grams;  // the same over the sampled tokens by groups of columns: GroupGrams
 };
 
 struct BlockStatistics {
   std::vector<InputStatistics> inputs;  // by group
   std::int64_t tokens = 0;              // all but those of dropped samples
-  std::vector<std::int64_t> dropped;    // samples of this rank that are left out: something in them is not finite
+  std::vector<std::int64_t>
+      dropped;  // samples of this rank that are left out: something in them is not finite
 };
 
 // A set whose loss follows from the Gram matrix of its input: the set's linears are all that is inspected.

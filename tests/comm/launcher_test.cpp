@@ -86,7 +86,7 @@ TEST_F(LauncherTest, NcclLaunchesInOrderUnlessTheUserSaysOtherwise) {
 TEST_F(LauncherTest, AbortPrintsOneLineAndExitsWithTheCode) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(abort_job(75, "two\nlines"), testing::ExitedWithCode(75),
-              "^\\[rank 0\\] two lines\n$");
+              "^\\[rank 0\\] two\\\\nlines\n$");
 }
 
 }  // namespace

@@ -266,8 +266,9 @@ std::vector<Hostile> hostile_files() {
        "the value of \"k\" is not a string"},
       {"MetadataIsATensor", "{" + tensor("__metadata__", u8, "[1]", "[0,1]") + "}", 1,
        "\"__metadata__\""},
-      {"NameWithALineBreak", "{\"a\\nb\":1}", 0, "\"a?b\""},
-      {"VeryLongName", "{\"" + std::string(100'000, 'x') + "\":1}", 0, "xxx..."},
+      {"NameWithALineBreak", "{\"a\\nb\":1}", 0, "\"a\\nb\""},
+      {"VeryLongName", "{\"" + std::string(100'000, 'x') + "\":1}", 0,
+       "xxx ... 100000 bytes ... xxx"},
   };
 }
 

@@ -111,7 +111,6 @@ TEST_F(QuantizeBlockTest, MoreThanATenthOfTheSamplesIsAnError) {
         world.quantize(with(kGptq, "true_sequential", true_sequential));
         ADD_FAILURE() << "no error";
       } catch (const Error& error) {
-        EXPECT_THAT(error.what(), testing::HasSubstr("block 0"));
         EXPECT_THAT(error.what(), testing::HasSubstr("q_proj"));
         EXPECT_THAT(error.what(),
                     testing::HasSubstr(std::to_string(broken.size()) + " of 12 samples"));
