@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/process.h"
 #include "base/write_guard.h"
 #include "model/checkpoint.h"
 #include "model/model_config.h"

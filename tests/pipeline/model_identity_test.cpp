@@ -149,13 +149,13 @@ TEST_F(ModelIdentityTest, AFileThatIsReplacedWhileAJobStartsIsNotTakenForWhatWas
       fs::rename(folder_.path() / "other", model() / "model.safetensors");
     }
     flip("model.layers.1.mlp.up_proj.weight");  // in the new file: what is mapped stays
-    ModelIdentity identity(lm, run(), world_, monitor_);
+    ModelIdentity identity(lm, run(), world_, monitor_, true);
     identity.settle({});
     identity.note_outside_blocks();
     for (const TensorInfo& tensor : tensors_of_block(lm.config(), 1))
       lm.checkpoint().note_content(tensor.name);
     recorded = contents_of_block(lm, 1);
-    identity.join();
+    identity.join(world_);
   }
   EXPECT_THAT(input_error_of([&] { settle({recorded}); }),
               HasSubstr("model.layers.1.mlp.up_proj.weight"));
