@@ -91,8 +91,9 @@ def main():
         check("messages by host memory" in log and got == sums, "shared-by-stages: other bits than on one rank")
 
         code, log = runs.start("without", ["a", ""])
-        check(code not in (0, 124), f"without: exit code {code}")
-        check(f"none on {socket.gethostname()} (rank 1: " in log, "without: the node is not named")
+        check(code == 76, f"without: exit code {code}")
+        check(f"bad node: {socket.gethostname()} (rank 1): device: auto: there is no GPU" in log,
+              "without: the node is not named")
 
         log, events, got = runs.good("unpinnable", ["a"], EMULATED_PINNABLE_BYTES="0")
         failures = [event for event in events if event["event"] == "pin_failed"]
