@@ -8,11 +8,13 @@ namespace roundhouse {
 
 // Notes go between the first ranks of the teams, which also commit the blocks.
 FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector<Recipe>& recipes,
-                                 const std::vector<std::size_t>& unfinished, RunStore& store)
+                                 const std::vector<std::size_t>& unfinished, RunStore& store,
+                                 std::function<void()> tick)
     : mesh_(mesh),
       blocks_(blocks),
       recipes_(recipes),
       store_(store),
+      tick_(std::move(tick)),
       keeper_(recipes.size(), -1),
       comm_(mesh.world().split(0, mesh.world().rank())) {
   const int stages = mesh.shape().pipeline;
@@ -47,6 +49,7 @@ void FinishedRecipes::tell(std::size_t recipe, bool whole) {
     const std::uint64_t length = whole ? store_.bytes(block_key(recipes_[recipe].name, block)) : 0;
     bytes.push_back(length > 0 ? static_cast<std::int64_t>(length) : -1);
     if (length > 0) told_[block_key(recipes_[recipe].name, block)] = length;
+    tick_();
   }
   if (keeper == mesh_.stage()) {
     const auto kept = std::ranges::find(kept_, recipe, &Kept::recipe);

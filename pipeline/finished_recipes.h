@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -22,7 +23,8 @@ class FinishedRecipes {
  public:
   // Collective over the mesh's world. `unfinished`: of the recipes, those that are to be made; the same on every rank.
   FinishedRecipes(const Mesh& mesh, int blocks, const std::vector<Recipe>& recipes,
-                  const std::vector<std::size_t>& unfinished, RunStore& store);
+                  const std::vector<std::size_t>& unfinished, RunStore& store,
+                  std::function<void()> tick);
 
   // Collective over the team: this stage has done its part of a recipe; or has ended before (`whole` is false).
   void tell(std::size_t recipe, bool whole);
@@ -47,6 +49,7 @@ class FinishedRecipes {
   int blocks_;
   const std::vector<Recipe>& recipes_;
   RunStore& store_;
+  std::function<void()> tick_;
   std::vector<int> keeper_;             // by recipe: a stage; -1: it is not to be made
   std::unique_ptr<Communicator> comm_;  // so that notes do not mix with activations
   std::vector<Kept> kept_;              // by this stage, not taken yet

@@ -476,10 +476,10 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
 std::optional<nlohmann::json> Hdf5Store::read_attributes_only(const std::string& key,
                                                               std::string& why) {
   const fs::path path = path_of(key);
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return std::nullopt;
+  if (!bytes_of_file(path)) return std::nullopt;
   try {
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
     if (!error && !fs::is_regular_file(status)) throw Damage{"it is not a file"};
     const Seal seal = quick_seal(path, key);
     const std::string wanted = identity_of(key);

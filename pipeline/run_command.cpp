@@ -175,10 +175,10 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
     const Recipe& recipe = job.config().recipes[index];
     const RecipeState state =
         inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0, job.store(), team);
-    // What is damaged is gone then, and is made again at the end.
+    // What is damaged is made again at the end, by all ranks together.
     if (state.missing() > 0 ||
-        remove_damaged(block_keys(recipe.name, static_cast<int>(job.model().config().blocks)),
-                       job.store(), team, [&] { job.monitor().tick(); }) > 0) {
+        count_damaged(block_keys(recipe.name, static_cast<int>(job.model().config().blocks)),
+                      job.store(), team, [&] { job.monitor().tick(); }) > 0) {
       continue;
     }
     job.model_identity().learn(state.made_of);

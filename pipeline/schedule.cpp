@@ -344,7 +344,8 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
     if (states[r].missing() > 0) unfinished.push_back(r);
   }
   const int blocks = static_cast<int>(schedule.model.config().blocks);
-  FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store);
+  FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store,
+                        [&] { schedule.monitor.tick(); });
   bool finished = true;
   for (const std::size_t r : unfinished) {
     if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());

@@ -295,7 +295,8 @@ TEST_F(CommandLineTest, TheLastLineOfTheJournalSaysHowTheLaunchOfThatNameEnded) 
   ASSERT_EQ(done.exit_code, 0) << done.err;
   const std::string journal = read_text_file(folder_.path() / "run/journal.jsonl");
   const std::string last = journal.substr(journal.rfind('\n', journal.size() - 2) + 1);
-  EXPECT_THAT(last, HasSubstr(R"("event":"end","exit_code":0,"launch":"7.1.2-x")"));
+  EXPECT_THAT(last, testing::AllOf(HasSubstr(R"("event":"end","exit_code":0,)"),
+                                   HasSubstr(R"("launch":"7.1.2-x")")));
   EXPECT_EQ(run("status --follow " + at("run")).exit_code, 0) << "still a run that is done";
   EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
 }
