@@ -70,11 +70,15 @@ nlohmann::json read_results(Job& job, const std::string& name, const std::string
 }  // namespace
 
 void EvaluationTexts::read(Job& job) {
-  for (std::size_t t = 0; t < tasks_.size(); ++t) {
-    if (windows_.size() > t) continue;
+  if (windows_.size() == tasks_.size()) return;
+  nlohmann::json settings = nlohmann::json::array();
+  for (const PerplexityTask& task : tasks_) {
+    // Of the text as it is when it is cut into windows, on the one rank that reads it.
+    if (job.first()) settings.push_back(settings_of(task, job.inputs()));
     windows_.push_back(
-        read_windows(tasks_[t], job.tokenizer(), job.text_threads(), job.world(), job.monitor()));
+        read_windows(task, job.tokenizer(), job.text_threads(), job.world(), job.monitor()));
   }
+  settings_ = nlohmann::json::parse(job.share(settings.dump())).get<std::vector<nlohmann::json>>();
 }
 
 nlohmann::json EvaluationTexts::settings(Job& job, std::size_t task) {

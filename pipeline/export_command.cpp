@@ -150,7 +150,10 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
       if (group.rank() == 0) {
         guard.emplace(
             wanted.directory, [&](const std::string& line) { job.monitor().say(line); },
-            [&] { job.monitor().tick(); });
+            [&] {
+              job.monitor().tick();
+              return !job.monitor().stop_requested();
+            });
       }
       if (is_exported_for_all(job, group, wanted, options.replace)) continue;
       job.check_content(group, {name});

@@ -576,6 +576,11 @@ std::uint64_t Hdf5Store::bytes(const std::string& key) {
   return bytes_of_file(path_of(key)).value_or(0);
 }
 
+void Hdf5Store::doubt(const std::string& key) {
+  whole_.erase(key);
+  expected_.erase(key);
+}
+
 void Hdf5Store::expect(const std::string& key, std::uint64_t bytes) { expected_[key] = bytes; }
 
 void Hdf5Store::remove(const std::string& key) {

@@ -43,6 +43,7 @@ class Hdf5Store final : public RunStore {
   std::optional<nlohmann::json> attributes(const std::string& key) override;
   bool whole(const std::string& key) override;
   bool known_whole(const std::string& key) const override { return whole_.contains(key); }
+  void doubt(const std::string& key) override;
   void remove(const std::string& key) override;  // and folders that it leaves empty
   std::vector<std::string> keys(const std::string& folder) override;
   std::uint64_t bytes(const std::string& key) override;

@@ -131,7 +131,8 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
                                 : backend_->available_bytes() / 4;
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   journal_ = std::make_unique<Journal>(config_.run, world_->rank());
-  monitor_ = std::make_unique<JobMonitor>(*world_, journal_.get(), config_.stall_seconds,
+  Journal* const events = access_ == Access::kHolds ? journal_.get() : nullptr;
+  monitor_ = std::make_unique<JobMonitor>(*world_, events, config_.stall_seconds,
                                           config_.time_limit_minutes, config_.silence_seconds);
   if (first()) {
     if (world_->size() > 1) monitor_->say(agreed);
@@ -215,7 +216,8 @@ void Job::check_lengths(const std::vector<PerplexityTask>& tasks) const {
 }
 
 void Job::report_damage(const std::string& what, const std::string& why) {
-  monitor_->say(what + " is damaged (" + why + "): it is made again");
+  monitor_->say(what + " is damaged (" + why +
+                (access_ == Access::kHolds ? "): it is made again" : ")"));
   monitor_->event({{"event", "damaged"}, {"record", what}, {"why", why}});
 }
 

@@ -283,11 +283,17 @@ struct Lease::State {
   }
 
   void keep() {
-    const LeaseGuard guard(run, content.token);
+    std::optional<LeaseGuard> guard;  // of the folder as it was at first
+    try {
+      guard.emplace(run, content.token);
+    } catch (const Error&) {
+      // As below.
+    }
     std::unique_lock lock(mutex);
     while (!wake.wait_for(lock, options.beat, [this] { return leaving; })) {
       try {
-        guard.check();
+        if (!guard) guard.emplace(run, content.token);
+        guard->check();
         ++content.beat;
         write_lease(file.get(), path, content);
       } catch (const InUseError& error) {
@@ -335,7 +341,6 @@ LeaseGuard::LeaseGuard(fs::path run, std::string token)
   if (::stat(run_.c_str(), &facts) != 0) {
     throw Error("cannot read " + run_.string() + ": " + std::generic_category().message(errno));
   }
-  device_ = facts.st_dev;
   inode_ = facts.st_ino;
 }
 
@@ -358,7 +363,7 @@ void LeaseGuard::check() const {
   if (::stat(run_.c_str(), &facts) != 0) {
     throw Error("cannot read " + run_.string() + ": " + std::generic_category().message(errno));
   }
-  if (facts.st_dev != device_ || facts.st_ino != inode_) {
+  if (facts.st_ino != inode_) {
     throw InUseError(run_.string() + " is another folder than the one that this job began in" +
                      nothing_more);
   }

@@ -54,7 +54,8 @@ class LeaseGuard {
  private:
   std::filesystem::path run_;
   std::string token_;
-  unsigned long long device_ = 0, inode_ = 0;  // of the folder, as it was at first
+  // Of the folder, as it was at first. Not its device: that of a network file system has another number each time it is mounted.
+  unsigned long long inode_ = 0;
 };
 
 }  // namespace roundhouse

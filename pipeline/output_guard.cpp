@@ -7,6 +7,8 @@
 #include <chrono>
 #include <thread>
 
+#include "base/error.h"
+
 namespace roundhouse {
 namespace {
 
@@ -35,10 +37,15 @@ bool is_still_there(int descriptor, const std::filesystem::path& path) {
 
 OutputGuard::OutputGuard(const std::filesystem::path& directory,
                          const std::function<void(const std::string&)>& say,
-                         const std::function<void()>& tick)
+                         const std::function<bool()>& go_on)
     : path_(directory.native() + ".lock") {
   std::filesystem::create_directories(path_.parent_path());
-  for (bool said = false;; tick()) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(10);
+  for (bool said = false;;) {
+    if (!go_on() || std::chrono::steady_clock::now() > deadline) {
+      throw Error(directory.string() + " is being written by another process, which holds " +
+                  path_.string() + ": try again when it has ended");
+    }
     file_ = open_regular_file(path_, O_RDWR | O_CREAT);
     const Try outcome = try_lock(file_.get());
     if (outcome == Try::kNoLocks) return;

@@ -13,10 +13,11 @@ namespace roundhouse {
 // guard. On one process of a group of ranks.
 class OutputGuard {
  public:
-  // Waits while another process holds it, calling `say` once with a line about that, and `tick` again and again.
+  // Waits while another process holds it, calling `say` once with a line about that. Throws Error when `go_on`, which is called again
+  // and again, says false, and after ten minutes.
   OutputGuard(const std::filesystem::path& directory,
               const std::function<void(const std::string&)>& say,
-              const std::function<void()>& tick);
+              const std::function<bool()>& go_on);
   ~OutputGuard();
   OutputGuard(const OutputGuard&) = delete;
   OutputGuard& operator=(const OutputGuard&) = delete;

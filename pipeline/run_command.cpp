@@ -169,8 +169,9 @@ bool make_products(Job& job, Communicator& group, const std::vector<std::string>
 }
 
 // The same of recipes that have become finished while others are quantized, by the team that they were given to.
+// `doubted` gets those whose blocks are not all whole any more.
 bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
-                             EvaluationTexts& texts) {
+                             EvaluationTexts& texts, std::set<std::size_t>& doubted) {
   for (const std::size_t index : recipes) {
     const Recipe& recipe = job.config().recipes[index];
     const RecipeState state =
@@ -179,6 +180,7 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
     if (state.missing() > 0 ||
         count_damaged(block_keys(recipe.name, static_cast<int>(job.model().config().blocks)),
                       job.store(), team, [&] { job.monitor().tick(); }) > 0) {
+      doubted.insert(index);
       continue;
     }
     job.model_identity().learn(state.made_of);
@@ -186,6 +188,17 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
   }
   if (job.first()) report_run(job.config().run, false);
   return true;
+}
+
+// What any team doubts is read again by all, whoever has seen it whole before. Collective over the world.
+void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
+  for (std::size_t r = 0; r < job.config().recipes.size(); ++r) {
+    if (job.world().all_reduce_max(doubted.contains(r) ? 1 : 0) == 0) continue;
+    for (const std::string& key :
+         block_keys(job.config().recipes[r].name, static_cast<int>(job.model().config().blocks))) {
+      job.store().doubt(key);
+    }
+  }
 }
 
 // False if it stopped early.
@@ -255,6 +268,7 @@ bool quantize(Job& job, EvaluationTexts& texts) {
     if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
   }
   std::size_t most_spilled = 0;
+  std::set<std::size_t> doubted;
   Schedule schedule{.backend = job.backend(),
                     .mesh = mesh,
                     .model = job.model(),
@@ -271,11 +285,12 @@ bool quantize(Job& job, EvaluationTexts& texts) {
                         },
                     .on_finished =
                         [&](const std::vector<std::size_t>& recipes) {
-                          return make_products_meanwhile(job, mesh.team(), recipes, texts);
+                          return make_products_meanwhile(job, mesh.team(), recipes, texts, doubted);
                         }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
+  spread_doubt(job, doubted);
   job.model_identity().join(job.world());
   if (job.first()) remove_unused_snapshots({}, job.store());
   return true;

@@ -112,7 +112,13 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
       if (theirs.is_null()) continue;
       for (const auto& [key, bytes] : theirs.items()) store.expect(key, bytes.get<std::uint64_t>());
     }
-    if (whole) return place;
+    if (!whole) continue;
+    // A shared one goes with the last recipe that has one of its own there, be it empty.
+    for (int shard = mine.begin; shard < mine.end && !streams.quantized; ++shard) {
+      const std::string own = snapshot_key(recipe.name, place, shard);
+      if (store.bytes(own) == 0) store.commit(own, Record());
+    }
+    return place;
   }
   return 0;
 }

@@ -1,12 +1,13 @@
 #!/bin/bash
 # Quantizes a 65B/70B model on 4 nodes of 8 GPUs. From the root of the checkout:
 #
-#   MODEL=/models/Llama-2-70b-hf CALIBRATION=/data/c4.jsonl sbatch slurm/quantize_70b.sh
+#   MODEL=/models/Llama-2-70b-hf CALIBRATION=/data/c4.jsonl WIKITEXT=/data/wiki.test.raw sbatch slurm/quantize_70b.sh
 #   sbatch --nodes=8 --time=4:00:00 slurm/quantize_70b.sh        other nodes, other limits: nothing in the results changes
 #
 # Preempted, out of time, or a node lost: the job is requeued and goes on where it was. A job that ended for good is
 # started again by the same sbatch line. Where jobs may not be requeued, slurm/chain.sh submits several, one after the other.
-# What this cluster needs (modules, a container, network settings, an account) stands in slurm/site.sh: see site.sh.example.
+# What this cluster needs (modules, a container, network settings; source it before sbatch for an account) stands in slurm/site.sh:
+# see site.sh.example.
 
 #SBATCH --job-name=roundhouse-70b
 #SBATCH --nodes=4

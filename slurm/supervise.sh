@@ -259,7 +259,11 @@ supervise() {
         exit 2
       fi
       count_failure "bad nodes $bad_nodes"
-      if [[ $failures -ge $MAX_FAILURES ]]; then exit 76; fi
+      if [[ $failures -ge $MAX_FAILURES ]]; then
+        say "not tried again: that was the last failure allowed without progress"
+        say_how_to_go_on "$bad_nodes"
+        exit 76
+      fi
       put_back 76 "$bad_nodes"
     elif [[ $status == 2 ]]; then
       say "not tried again: what is wrong stands above"

@@ -1,13 +1,15 @@
 #!/bin/bash
 # A sweep as a job array: each recipe is a run of its own, RUN/NUMBER, in a job of its own, as many side by side as there are nodes
-# for. RECIPES names a file with one recipe a line, as in a config:
+# for. RECIPES names a file with one recipe a line, as in a config, without comments or blank lines:
 #
 #   {method: gptq, bits: 4, group_size: 128}
 #   {method: awq, bits: 3, group_size: 128}
 #
 #   RECIPES=recipes.txt MODEL=/models/Mistral-7B-v0.1 CONFIG=my.yaml RUN=runs/sweep \
-#     sbatch --array=1-$(wc -l <recipes.txt) --nodes=1 slurm/sweep.sh
+#     sbatch --array=1-$(grep -c . recipes.txt) --nodes=1 slurm/sweep.sh
 #   build/bin/roundhouse report runs/sweep/*
+#
+# Each job measures the unquantized model again, unless CONFIG has `evaluate: {original: false}`.
 #
 # One job for all recipes (quantize_70b.sh) shares the reading of the model and the pipeline between them; an array needs no large
 # allocation at once, and a recipe that fails stops no other.

@@ -38,6 +38,7 @@ class RunStore {
   // Whether load() would give it, having read all of it. known_whole(): that was found by this object before, or it wrote it.
   virtual bool whole(const std::string& key) { return load(key).has_value(); }
   virtual bool known_whole(const std::string& /*key*/) const { return false; }
+  virtual void doubt(const std::string& /*key*/) {}  // known_whole() no more, nor expected
   bool has(const std::string& key) { return attributes(key).has_value(); }
   virtual void remove(const std::string& key) = 0;  // no error if there is none
   // Of all records whose keys begin with `folder`/, sorted; damaged ones among them.

@@ -35,7 +35,7 @@ bool is_model(const fs::path& folder) {
 
 // A run writes into its folder while it goes on: what was carried along would be another thing each time.
 bool is_run(const fs::path& folder) {
-  constexpr std::array kFiles = {"identity.json", "config.yaml", "journal.jsonl", "lock"};
+  constexpr std::array kFiles = {"identity.json", "config.yaml", "journal.jsonl", "lease"};
   return std::ranges::count_if(kFiles,
                                [&](const char* name) { return fs::exists(folder / name); }) > 1;
 }

@@ -95,27 +95,36 @@ TEST_F(ResultsTest, AnExportWithoutLengthsIsHashed) {
 }
 
 TEST_F(ResultsTest, OneWriterAtATime) {
-  const auto nothing = [] {};
+  const auto go_on = [] { return true; };
   int said = 0;
   const auto say = [&](const std::string&) { ++said; };
   const fs::path lock = directory_.native() + ".lock";
-  auto first = std::make_unique<OutputGuard>(directory_, say, nothing);
+  auto first = std::make_unique<OutputGuard>(directory_, say, go_on);
   EXPECT_TRUE(fs::exists(lock));
   EXPECT_EQ(said, 0);
   int ticks = 0;
   // The second waits; after a few looks the first ends.
   const OutputGuard second(directory_, say, [&] {
     if (++ticks == 3) first.reset();
+    return true;
   });
   EXPECT_EQ(said, 1);
   EXPECT_GE(ticks, 3);
   EXPECT_TRUE(fs::exists(lock)) << "the second's own";
 }
 
+TEST_F(ResultsTest, WaitingForAnotherWriterEndsWhenAskedTo) {
+  const auto say = [](const std::string&) {};
+  const OutputGuard first(directory_, say, [] { return true; });
+  int looks = 0;
+  EXPECT_THROW(OutputGuard(directory_, say, [&] { return ++looks < 3; }), Error);
+  EXPECT_TRUE(fs::exists(directory_.native() + ".lock")) << "the first's";
+}
+
 TEST_F(ResultsTest, AGuardLeavesNothing) {
   {
     const OutputGuard guard(
-        directory_, [](const std::string&) {}, [] {});
+        directory_, [](const std::string&) {}, [] { return true; });
   }
   EXPECT_FALSE(fs::exists(directory_.native() + ".lock"));
 }

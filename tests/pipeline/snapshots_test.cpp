@@ -104,6 +104,10 @@ TEST_F(SnapshotsTest, AMethodOfOneStreamUsesThatOfAnother) {
   of(signround_).write(3, streams(true, true, 7), *world_);
   EXPECT_EQ(usable(awq_, 5), 3);
   EXPECT_EQ(usable(gptq_, 5), 0) << "the quantized stream is the recipe's own";
+  of(signround_).remove_all(kShards);
+  EXPECT_EQ(store_.keys("activations").size(), 2u) << "the other has begun to use it";
+  of(awq_).remove_all(kShards);
+  EXPECT_TRUE(store_.keys("activations").empty());
 }
 
 TEST_F(SnapshotsTest, AnIncompleteOneIsNotUsed) {
