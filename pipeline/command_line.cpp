@@ -175,8 +175,10 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       ->type_name("N")
       ->check(CLI::Range(2, 1 << 20))
       ->needs(text);
-  command.add_flag("--rows", arguments.text.rows,
-                   "Each line is a row of a data set, as WikiText-2 is measured");
+  command
+      .add_flag("--rows", arguments.text.rows,
+                "Each line is a row of a data set, as WikiText-2 is measured")
+      ->needs(text);
   command.add_option("--limit", arguments.text.limit, "Windows at most; 0: all")
       ->type_name("N")
       ->check(CLI::Range(0, 1'000'000))

@@ -155,6 +155,10 @@ namespace {
 // A Hugging Face directory: nothing is written, the figures are printed.
 int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   if (arguments.perplexity.empty()) throw InputError("evaluate: a model needs --text FILE");
+  if (!arguments.recipes.empty()) {
+    throw InputError("evaluate: --recipe is for runs, and " + arguments.target.string() +
+                     " is not the folder of one");
+  }
   const auto world = session.world();
   const CausalLM model(arguments.target);
   const auto tokenizer = load_tokenizer(arguments.target);

@@ -200,7 +200,10 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
   const std::vector<std::string>& engines =
       arguments.engines.empty() ? config.export_for : arguments.engines;
   for (const std::string& name : recipes) {
-    for (const std::string& format : formats) check_served(job.recipe(name), format, engines);
+    for (const std::string& format : formats) {
+      check_exportable(job.recipe(name), job.model().config(), job.shape(), format);
+      check_served(job.recipe(name), format, engines);
+    }
   }
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");
   const bool done =
