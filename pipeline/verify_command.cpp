@@ -26,7 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSums = "SHA256SUMS";
-constexpr std::size_t kMostFaults = 20;  // of one file or folder
+constexpr std::size_t kMostFaults = 100;  // of one file or folder
 // A start takes exports by lengths and times, without hashing them.
 constexpr const char* kWrittenAgain =
     " (the next `roundhouse run` writes it again; if it does not, remove the folder first)";
