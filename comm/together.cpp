@@ -65,4 +65,12 @@ void together(Communicator& world, const std::function<void()>& work,
   throw_outcome(*failed);
 }
 
+std::string share(Communicator& world, std::string text) {
+  std::int64_t size = std::ssize(text);
+  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
+  text.resize(static_cast<std::size_t>(size));
+  world.broadcast(std::as_writable_bytes(std::span(text)), 0);
+  return text;
+}
+
 }  // namespace roundhouse

@@ -25,4 +25,7 @@ std::vector<Outcome> outcomes_of(Communicator& world, const std::function<void()
 void together(Communicator& world, const std::function<void()>& work,
               const std::function<void()>& tidy_up = {});
 
+// Collective. Rank 0's text, on every rank.
+std::string share(Communicator& world, std::string text);
+
 }  // namespace roundhouse

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/exit_code.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "pipeline/commands.h"
@@ -209,7 +210,7 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
   const bool done =
       export_recipes(job, job.world(), recipes, formats,
                      arguments.output.empty() ? arguments.run / "export" : arguments.output);
-  return done ? 0 : 75;
+  return done ? kExitDone : kExitStopped;
 }
 
 }  // namespace roundhouse

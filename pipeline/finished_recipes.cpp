@@ -4,6 +4,8 @@
 #include <span>
 #include <utility>
 
+#include "comm/together.h"
+
 namespace roundhouse {
 
 // Notes go between the first ranks of the teams, which also commit the blocks.
@@ -75,14 +77,8 @@ std::vector<std::size_t> FinishedRecipes::take() {
     }
     if (whole) ready.push_back({kept.recipe, std::move(lengths)});
   }
-  std::string text = ready.dump();
-  std::int64_t size = std::ssize(text);
-  mesh_.team().broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  text.resize(static_cast<std::size_t>(size));
-  mesh_.team().broadcast(std::as_writable_bytes(std::span(text)), 0);
-
   std::vector<std::size_t> recipes;
-  for (const nlohmann::json& each : nlohmann::json::parse(text)) {
+  for (const nlohmann::json& each : nlohmann::json::parse(share(mesh_.team(), ready.dump()))) {
     const auto recipe = each[0].get<std::size_t>();
     recipes.push_back(recipe);
     std::erase_if(kept_, [&](const Kept& kept) { return kept.recipe == recipe; });

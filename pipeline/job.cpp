@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/write_guard.h"
+#include "comm/together.h"
 #include "model/json_file.h"
 #include "model/layout.h"
 #include "pipeline/schedule.h"
@@ -258,13 +259,7 @@ bool Job::stop_requested(Communicator& group) {
   return group.all_reduce_max(monitor_->stop_requested() ? 1 : 0) != 0;
 }
 
-std::string Job::share(std::string text) {
-  std::int64_t size = static_cast<std::int64_t>(text.size());
-  world_->broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  text.resize(static_cast<std::size_t>(size));
-  world_->broadcast(std::as_writable_bytes(std::span(text)), 0);
-  return text;
-}
+std::string Job::share(std::string text) { return roundhouse::share(*world_, std::move(text)); }
 
 bool needs_calibration(const RunConfig& config) {
   return std::ranges::any_of(

@@ -29,8 +29,8 @@ class Job {
   // kReads: takes no lease and leaves the run's own files as they are, so it may go on beside the job that holds the run. What
   // is there and sealed stays as it is.
   enum class Access { kHolds, kReads };
-  // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config; throws InputError or Error
-  // before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
+  // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config;
+  // throws InputError or Error before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
   // config.
   Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
       Access access = Access::kHolds);

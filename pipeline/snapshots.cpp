@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "comm/together.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {
@@ -37,15 +38,6 @@ std::set<int> places_in(const std::string& folder, RunStore& store) {
     if (const int place = place_of(key); place > 0) places.insert(place);
   }
   return places;
-}
-
-// The text of rank 0, on all.
-std::string share(Communicator& world, std::string text) {
-  std::int64_t size = std::ssize(text);
-  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  text.resize(static_cast<std::size_t>(size));
-  world.broadcast(std::as_writable_bytes(std::span(text)), 0);
-  return text;
 }
 
 // Of one shard: which record holds which stream.
