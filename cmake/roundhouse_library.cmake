@@ -1,6 +1,6 @@
 # roundhouse_library(NAME [LIBS lib...] [PRIVATE lib...])
-# One target a folder: every .cpp of the folder (and, with CUDA, every .cu and *_cuda.cpp), and its headers, each of
-# which is also compiled alone (target all_verify_interface_header_sets).
+# One target a folder: every .cpp of the folder and its headers; what needs CUDA's compiler or libraries lies in folders
+# named cuda and nccl, which are left out without CUDA. Each header is also compiled alone (target all_verify_interface_header_sets).
 function(roundhouse_library name)
   cmake_parse_arguments(arg "" "" "LIBS;PRIVATE" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS *.cpp)
@@ -9,7 +9,7 @@ function(roundhouse_library name)
     file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS *.cu)
     list(APPEND sources ${cuda_sources})
   else()
-    list(FILTER sources EXCLUDE REGEX "(cuda|nccl)[^/]*\\.cpp$")
+    list(FILTER sources EXCLUDE REGEX "/(cuda|nccl)/")
   endif()
   list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
   add_library(roundhouse_${name} STATIC)

@@ -28,7 +28,7 @@ class Ticket {
 };
 
 // Moves bytes between the memories of a group of ranks: host memory (every Communicator), or the memory of one device a rank
-// (comm/device_transport.h). A device's queue does not know of messages: Memory::sync() must lie between what was queued
+// (comm/device/device_transport.h). A device's queue does not know of messages: Memory::sync() must lie between what was queued
 // for a span (freeing its last owner included) and start() or broadcast(); work queued after wait() finds what arrived.
 class Transport {
  public:

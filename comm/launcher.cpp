@@ -19,8 +19,8 @@
 
 #include "base/error.h"
 #include "base/quote.h"
-#include "comm/mpi_communicator.h"
-#include "comm/mpi_error.h"
+#include "comm/host/mpi_communicator.h"
+#include "comm/host/mpi_error.h"
 
 namespace roundhouse {
 namespace {

@@ -2,9 +2,9 @@
 #include "kernels/backend.h"
 
 #include "base/error.h"
-#include "kernels/cpu_backend.h"
+#include "kernels/cpu/cpu_backend.h"
 #if ROUNDHOUSE_CUDA
-#include "kernels/cuda_backend.h"
+#include "kernels/cuda/cuda_backend.h"
 #endif
 
 namespace roundhouse {

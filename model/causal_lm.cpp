@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "model/weights.h"
+#include "model/checkpoint/load_weight.h"
 
 namespace roundhouse {
 namespace {

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "model/checkpoint.h"
-#include "model/decoder_block.h"
-#include "model/layout.h"
+#include "model/architectures/tensor_names.h"
+#include "model/block/decoder_block.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_config.h"
 
 namespace roundhouse {

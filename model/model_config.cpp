@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
 
 namespace roundhouse {
 namespace {

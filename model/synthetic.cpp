@@ -11,9 +11,9 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/random.h"
-#include "model/layout.h"
-#include "model/safetensors.h"
-#include "model/tokenizer.h"
+#include "model/architectures/tensor_names.h"
+#include "model/checkpoint/safetensors.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace roundhouse {
 namespace {

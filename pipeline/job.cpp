@@ -4,13 +4,13 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/json_file.h"
 #include "base/write_guard.h"
 #include "comm/together.h"
-#include "model/json_file.h"
-#include "model/layout.h"
-#include "pipeline/schedule.h"
-#include "pipeline/scratch.h"
-#include "pipeline/whole_records.h"
+#include "model/architectures/tensor_names.h"
+#include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/schedule.h"
+#include "pipeline/start/scratch.h"
 #include "stages/quantize/method.h"
 
 namespace roundhouse {

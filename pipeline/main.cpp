@@ -1,3 +1,3 @@
-#include "pipeline/commands.h"
+#include "pipeline/commands/commands.h"
 
 int main(int argc, char** argv) { return roundhouse::main_command(argc, argv); }

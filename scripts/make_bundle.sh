@@ -22,7 +22,7 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 bundle=$stage/bundle
 mkdir -p "$bundle/bin" "$bundle/lib"
-for program in "$build"/bin/{roundhouse,*_bench,kernels_*_test,comm_device_transport_test}; do
+for program in "$build"/bin/{roundhouse,*_bench,kernels_*_test,comm_device_device_transport_test}; do
   case $program in *emulated*) continue ;; esac
   if [ -x "$program" ]; then cp "$program" "$bundle/bin/"; fi
 done

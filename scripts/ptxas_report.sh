@@ -9,9 +9,9 @@ architectures=("$@")
 status=0
 for architecture in "${architectures[@]}"; do
   printf '%s\n| kernel | registers | spilled bytes |\n|---|---|---|\n' "$architecture"
-  for source in kernels/*_cuda.cu; do
+  for source in kernels/cuda/*.cu; do
     flags=()
-    case $source in */activation_aware_cuda.cu | */quantization_cuda.cu | */learned_rounding_cuda.cu | */gptq_cuda.cu) flags=(--fmad=false) ;; esac
+    case $source in */activation_aware.cu | */quantization.cu | */learned_rounding.cu | */gptq.cu) flags=(--fmad=false) ;; esac
     nvcc -std=c++20 -arch="$architecture" -I. "${flags[@]}" -Xptxas -v -c "$source" -o /dev/null 2>&1 | c++filt
   done | awk '
     /Compiling entry function/ {

@@ -4,8 +4,8 @@
 #include <cstdio>
 
 #include "base/error.h"
-#include "model/gpt2_words.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
+#include "model/tokenizer/gpt2_words.h"
 
 namespace roundhouse {
 namespace {

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <unordered_set>
 
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 

@@ -8,9 +8,9 @@
 #include <iterator>
 
 #include "base/error.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
 #include "model/tokenizer/regex.h"
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdio>
 
 #include "base/error.h"
-#include "model/json_file.h"
-#include "model/utf8.h"
+#include "base/json_file.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "model/tokenizer.h"
 #include "model/tokenizer/bpe_model.h"
 #include "model/tokenizer/normalizer.h"
 #include "model/tokenizer/pre_tokenizer.h"
-#include "model/tokenizer_files.h"
+#include "model/tokenizer/tokenizer.h"
+#include "model/tokenizer/tokenizer_files.h"
 
 namespace roundhouse {
 

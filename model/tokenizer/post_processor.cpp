@@ -1,7 +1,7 @@
 #include "model/tokenizer/post_processor.h"
 
 #include "base/error.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
 
 namespace roundhouse {
 namespace {

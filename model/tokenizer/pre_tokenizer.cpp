@@ -7,10 +7,10 @@
 #include <tuple>
 
 #include "base/error.h"
-#include "model/gpt2_words.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
+#include "model/tokenizer/gpt2_words.h"
 #include "model/tokenizer/split.h"
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

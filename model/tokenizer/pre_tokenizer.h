@@ -9,8 +9,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "model/tokenizer.h"
 #include "model/tokenizer/regex_cuts.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace roundhouse {
 

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "base/error.h"
-#include "model/json_file.h"
-#include "model/utf8.h"
+#include "base/json_file.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

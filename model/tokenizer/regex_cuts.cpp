@@ -4,7 +4,7 @@
 #include <optional>
 #include <string_view>
 
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

@@ -2,10 +2,10 @@
 #include <string>
 
 #include "base/error.h"
-#include "model/json_file.h"
+#include "base/json_file.h"
 #include "model/tokenizer/pipeline_tokenizer.h"
 #include "model/tokenizer/post_processor.h"
-#include "model/tokenizer_files.h"
+#include "model/tokenizer/tokenizer_files.h"
 
 namespace roundhouse {
 namespace {

@@ -5,7 +5,7 @@ import subprocess
 import settings
 
 
-TRANSFERS = "comm_device_transport_test"  # this process alone; NCCL where there is a GPU
+TRANSFERS = "comm_device_device_transport_test"  # this process alone; NCCL where there is a GPU
 
 
 def programs():

@@ -8,7 +8,7 @@
 
 #include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/calibrate/text_file.h"
-#include "stages/monitor.h"
+#include "stages/flow/monitor.h"
 
 namespace roundhouse {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 

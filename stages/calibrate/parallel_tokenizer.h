@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/thread_pool_cpu.h"
-#include "model/tokenizer.h"
+#include "kernels/cpu/thread_pool.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace roundhouse {
 

@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/tree_sum.h"
-#include "stages/monitor.h"
-#include "stages/run_store.h"
+#include "stages/flow/monitor.h"
+#include "stages/store/run_store.h"
 
 namespace roundhouse {
 

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "model/utf8.h"
+#include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
 namespace {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/file.h"
-#include "kernels/thread_pool_cpu.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace roundhouse {
 

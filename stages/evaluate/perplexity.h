@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "model/decoder_block.h"
-#include "stages/calibrate/activations.h"
-#include "stages/monitor.h"
+#include "stages/flow/activations.h"
+#include "stages/flow/monitor.h"
 
 namespace roundhouse {
 

@@ -18,10 +18,10 @@
 #include "base/unique.h"
 #include "base/write_guard.h"
 #include "comm/together.h"
-#include "model/layout.h"
+#include "model/architectures/tensor_names.h"
 #include "stages/export/format.h"
 #include "stages/export/side_files.h"
-#include "stages/quantize/block_record.h"
+#include "stages/store/block_record.h"
 
 namespace roundhouse {
 namespace {

@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "model/decoder_block.h"
-#include "stages/monitor.h"
+#include "stages/flow/monitor.h"
 #include "stages/quantize/recipe.h"
-#include "stages/run_store.h"
+#include "stages/store/run_store.h"
 
 namespace roundhouse {
 

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "model/decoder_block.h"
-#include "model/quantized_linear.h"
-#include "model/safetensors.h"
+#include "model/block/decoder_block.h"
+#include "model/checkpoint/safetensors.h"
+#include "model/quantized/quantized_linear.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {

@@ -1,11 +1,11 @@
 // What quantizing one block costs at least, from its shapes: the operations that the methods count as they work
-// (stages/quantize/phase_clock.h; block_bench compares the two) and the activations that cross to a device and back.
+// (stages/flow/phase_clock.h; block_bench compares the two) and the activations that cross to a device and back.
 #pragma once
 
 #include <map>
 #include <string>
 
-#include "model/decoder_block.h"
+#include "model/block/decoder_block.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {

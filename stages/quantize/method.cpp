@@ -6,10 +6,10 @@
 
 #include "base/error.h"
 #include "base/quote.h"
-#include "stages/quantize/awq.h"
-#include "stages/quantize/gptq.h"
-#include "stages/quantize/rtn.h"
-#include "stages/quantize/signround.h"
+#include "stages/quantize/awq/awq.h"
+#include "stages/quantize/gptq/gptq.h"
+#include "stages/quantize/rtn/rtn.h"
+#include "stages/quantize/signround/signround.h"
 
 namespace roundhouse {
 namespace {

@@ -28,10 +28,10 @@
 #include "comm/launcher.h"
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
-#include "pipeline/hdf5_store.h"
-#include "stages/quantize/block_record.h"
-#include "stages/quantize/method.h"
+#include "pipeline/run/hdf5_store.h"
 #include "stages/quantize/block_cost.h"
+#include "stages/quantize/method.h"
+#include "stages/store/block_record.h"
 #include "tests/bench/random_tensor.h"
 
 namespace roundhouse {

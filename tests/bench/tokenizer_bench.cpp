@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/file.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace roundhouse {
 namespace {

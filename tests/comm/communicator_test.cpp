@@ -8,7 +8,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "comm/mpi_communicator.h"
+#include "comm/host/mpi_communicator.h"
 #include "tests/comm/mpi_world.h"
 
 namespace roundhouse {

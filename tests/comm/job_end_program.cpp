@@ -9,8 +9,8 @@
 #include <thread>
 
 #include "base/error.h"
+#include "comm/device/staged_transport.h"
 #include "comm/launcher.h"
-#include "comm/staged_transport.h"
 #include "comm/watchdog.h"
 
 namespace roundhouse {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "comm/nccl_transport.h"
+#include "comm/nccl/nccl_transport.h"
 #include "nccl_emulation.h"
 #include "tests/comm/mpi_world.h"
 

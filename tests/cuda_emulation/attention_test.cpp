@@ -2,7 +2,7 @@
 // not show which ran.
 #include <gtest/gtest.h>
 
-#include <kernels/cuda_tensor_core.cuh>
+#include <kernels/cuda/tensor_core.cuh>
 
 #include "kernels/gradients.h"
 #include "tests/kernels/backend_test.h"

@@ -1,10 +1,10 @@
 // Messages between the memories of emulated GPUs that know nothing of what is queued, as NCCL on a stream of its own: taken
-// instead of comm/device_transport.cpp.
+// instead of comm/device/device_transport.cpp.
 //
 // A message reads what it sends when it is started. What it receives into is spoiled when it is started and filled when
 // somebody waits, so that work which still used that memory, or uses it too early, gets NaN. Whoever changes either of the two
 // meanwhile is found out, as is memory that the queue has not come to.
-#include "comm/device_transport.h"
+#include "comm/device/device_transport.h"
 
 #include <cuda_runtime.h>
 

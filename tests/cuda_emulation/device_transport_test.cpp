@@ -1,5 +1,5 @@
 // That messages between emulated GPUs notice what they are there to notice. On two ranks, each of which makes its own mistake.
-#include "comm/device_transport.h"
+#include "comm/device/device_transport.h"
 
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>

@@ -2,12 +2,12 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <kernels/cuda_tensor_core.cuh>
+#include <kernels/cuda/tensor_core.cuh>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "kernels/cuda_block.cuh"
+#include "kernels/cuda/block.cuh"
 
 namespace roundhouse {
 namespace {

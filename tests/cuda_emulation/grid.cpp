@@ -14,7 +14,7 @@
 
 namespace roundhouse {
 
-// What kernels/cuda_block.cuh declares: blocks run one at a time, so there is one.
+// What kernels/cuda/block.cuh declares: blocks run one at a time, so there is one.
 extern unsigned char dynamic_shared[];
 constexpr std::size_t kGuardBytes = 4096;  // must stay as it is
 alignas(128) unsigned char dynamic_shared[emulation::kMostSharedBytes + kGuardBytes];

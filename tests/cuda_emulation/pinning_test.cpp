@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "stages/calibrate/activations.h"
+#include "stages/flow/activations.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {

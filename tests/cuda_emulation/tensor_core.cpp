@@ -1,4 +1,4 @@
-#include <kernels/cuda_tensor_core.cuh>
+#include <kernels/cuda/tensor_core.cuh>
 
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-#include "model/layout.h"
+#include "model/architectures/tensor_names.h"
 #include "model/model_config.h"
 #include "tests/fuzz/reader.h"
 

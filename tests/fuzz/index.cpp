@@ -1,7 +1,7 @@
 #include <array>
 
-#include "model/checkpoint.h"
-#include "model/safetensors.h"
+#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/safetensors.h"
 #include "tests/fuzz/reader.h"
 
 using namespace roundhouse;

@@ -1,4 +1,4 @@
-#include "model/pickle.h"
+#include "model/checkpoint/pickle.h"
 
 #include "tests/fuzz/reader.h"
 

@@ -1,4 +1,4 @@
-#include "model/pytorch_file.h"
+#include "model/checkpoint/pytorch_file.h"
 #include "tests/fuzz/reader.h"
 
 using namespace roundhouse;

@@ -3,7 +3,7 @@
 #include <span>
 
 #include "base/hash.h"
-#include "pipeline/hdf5_store.h"
+#include "pipeline/run/hdf5_store.h"
 #include "tests/fuzz/reader.h"
 
 using namespace roundhouse;

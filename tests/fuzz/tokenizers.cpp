@@ -1,7 +1,7 @@
 #include <array>
 
 #include "base/file.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "tests/fuzz/reader.h"
 #include "tests/source_folder.h"
 

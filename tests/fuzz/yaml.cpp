@@ -1,4 +1,4 @@
-#include "pipeline/config.h"
+#include "pipeline/config/config.h"
 #include "tests/fuzz/reader.h"
 
 using namespace roundhouse;

@@ -7,8 +7,8 @@
 
 #include <gmock/gmock.h>
 
+#include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "model/decoder_block.h"
 #include "tests/model/model_files.h"
 #include "tests/reference/gradients.h"
 #include "tests/source_folder.h"

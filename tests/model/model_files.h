@@ -21,7 +21,7 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
-#include "model/safetensors.h"
+#include "model/checkpoint/safetensors.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/source_folder.h"
 

@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "base/file.h"
+#include "model/architectures/tensor_names.h"
 #include "model/causal_lm.h"
-#include "model/layout.h"
 #include "tests/model/model_files.h"
 
 namespace roundhouse {

@@ -1,4 +1,4 @@
-// The few calls of CUDA's runtime that comm/nccl_transport.cpp and its test use; see README.md.
+// The few calls of CUDA's runtime that comm/nccl/nccl_transport.cpp and its test use; see README.md.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The part of NCCL that comm/nccl_connection.cpp uses; see README.md.
+// The part of NCCL that comm/nccl/nccl_connection.cpp uses; see README.md.
 #pragma once
 
 #include <cstddef>

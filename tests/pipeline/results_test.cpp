@@ -10,9 +10,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "pipeline/output_guard.h"
-#include "pipeline/run_files.h"
-#include "pipeline/sealed_json.h"
+#include "pipeline/run/output_guard.h"
+#include "pipeline/run/run_files.h"
+#include "pipeline/run/sealed_json.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {

@@ -8,7 +8,7 @@
 
 #include "base/file.h"
 #include "base/hash.h"
-#include "pipeline/hdf5_store.h"
+#include "pipeline/run/hdf5_store.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/pipeline/program.h"
 #include "tests/source_folder.h"

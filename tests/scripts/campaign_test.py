@@ -54,7 +54,7 @@ def programs_that(folder, start):
     """Programs that find every library; roundhouse does what `start` says."""
     programs = folder / "programs"
     programs.mkdir()
-    for name in ("kernels_bench", "block_bench", "comm_device_transport_test"):
+    for name in ("kernels_bench", "block_bench", "comm_device_device_transport_test"):
         shutil.copy(shutil.which("true"), programs / name)
     (programs / "roundhouse").write_text(f"#!/bin/bash\n{start}\n")
     (programs / "roundhouse").chmod(0o755)

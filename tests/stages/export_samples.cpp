@@ -12,9 +12,9 @@
 #include "base/error.h"
 #include "comm/launcher.h"
 #include "stages/export/export.h"
-#include "stages/memory_store.h"
-#include "stages/quantize/block_record.h"
+#include "stages/store/block_record.h"
 #include "tests/stages/export_world.h"
+#include "tests/support/memory_store.h"
 
 namespace roundhouse {
 namespace {

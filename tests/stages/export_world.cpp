@@ -9,8 +9,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/random.h"
-#include "model/safetensors.h"
-#include "stages/quantize/block_record.h"
+#include "model/checkpoint/safetensors.h"
+#include "stages/store/block_record.h"
 
 namespace roundhouse {
 namespace {

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "model/decoder_block.h"
-#include "model/quantized_linear.h"
+#include "model/quantized/quantized_linear.h"
 #include "stages/quantize/recipe.h"
-#include "stages/run_store.h"
+#include "stages/store/run_store.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {

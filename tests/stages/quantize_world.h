@@ -13,11 +13,11 @@
 
 #include "base/random.h"
 #include "comm/communicator.h"
-#include "comm/device_transport.h"
+#include "comm/device/device_transport.h"
 #include "comm/launcher.h"
 #include "kernels/backend.h"
+#include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "model/decoder_block.h"
 #include "stages/quantize/method.h"
 #include "tests/source_folder.h"
 

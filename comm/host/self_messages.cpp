@@ -1,0 +1,53 @@
+#include "comm/host/self_messages.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+
+namespace roundhouse {
+
+void SelfMessages::send(std::uint64_t ticket, std::span<const std::byte> data) {
+  sends_.push_back({ticket, data});
+  match();
+}
+
+void SelfMessages::receive(std::uint64_t ticket, std::span<std::byte> data) {
+  receives_.push_back({ticket, data});
+  match();
+}
+
+void SelfMessages::match() {
+  while (!sends_.empty() && !receives_.empty()) {
+    const auto from = sends_.front().data;
+    const auto to = receives_.front().data;
+    if (from.size() != to.size()) {
+      throw Error("a message of " + std::to_string(from.size()) + " bytes came where rank " +
+                  std::to_string(rank_) + " receives " + std::to_string(to.size()) +
+                  " bytes from itself");
+    }
+    std::ranges::copy(from, to.begin());
+    sends_.pop_front();
+    receives_.pop_front();
+  }
+}
+
+bool SelfMessages::done(std::uint64_t ticket) const {
+  const auto is_it = [ticket](const auto& half) { return half.ticket == ticket; };
+  return std::ranges::none_of(sends_, is_it) && std::ranges::none_of(receives_, is_it);
+}
+
+void SelfMessages::wait(std::uint64_t ticket) const {
+  if (!done(ticket)) {
+    throw Error("rank " + std::to_string(rank_) +
+                " waits for a message to itself whose other half it has not started");
+  }
+}
+
+void SelfMessages::withdraw(std::uint64_t ticket) {
+  const auto is_it = [ticket](const auto& half) { return half.ticket == ticket; };
+  std::erase_if(sends_, is_it);
+  std::erase_if(receives_, is_it);
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,92 @@
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "base/error.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/sgemm.h"
+
+namespace roundhouse {
+namespace {
+
+int usable_processors() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return CPU_COUNT(&set);
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : threads_(options.threads > 0 ? options.threads : usable_processors()),
+      sharers_(static_cast<std::size_t>(options.sharers)) {}
+
+std::size_t CpuBackend::available_bytes() const { return available_host_memory() / sharers_; }
+
+std::string CpuBackend::description() const {
+  const char* const vectors = __builtin_cpu_supports("avx512f") ? ", AVX-512"
+                              : __builtin_cpu_supports("avx2")  ? ", AVX2"
+                                                                : "";
+  return "CPU, " + std::to_string(threads_.size()) +
+         (threads_.size() == 1 ? " thread" : " threads") + vectors;
+}
+
+// Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
+std::string CpuBackend::computes_as() const {
+  const char* const level = __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
+                            : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
+                                                                  : "x86-64";
+  return std::string("CPU ") + level + ", " + sgemm_library() + ", GCC " + __VERSION__;
+}
+
+Buffer CpuBackend::allocate(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* const memory =
+      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+  if (memory == nullptr) throw Error("out of memory: " + std::to_string(bytes) + " bytes wanted");
+  return {static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); }};
+}
+
+void CpuBackend::upload(std::span<const std::byte> from, void* to) {
+  std::ranges::copy(from, static_cast<std::byte*>(to));
+}
+
+void CpuBackend::download(const void* from, std::span<std::byte> to) {
+  std::copy_n(static_cast<const std::byte*>(from), to.size(), to.begin());
+}
+
+void CpuBackend::copy(ConstMatrix from, Matrix to) {
+  require(from.rows == to.rows && from.cols == to.cols, "copy: shapes differ");
+  if (from.cols == 0) return;
+  for_each_range(threads_, from.rows, rows_per_piece(from.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     const void* const source = from.row_range(row, row + 1).data;
+                     void* const target = to.row_range(row, row + 1).data;
+                     const std::size_t n = static_cast<std::size_t>(from.cols);
+                     if (from.type == to.type) {
+                       std::memcpy(target, source, n * size_of(from.type));
+                     } else {
+                       convert(from.type, source, to.type, target, n);
+                     }
+                   }
+                 });
+}
+
+void CpuBackend::zero(Matrix m) {
+  if (m.cols == 0) return;
+  for_each_range(threads_, m.rows, rows_per_piece(m.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     std::memset(m.row_range(row, row + 1).data, 0,
+                                 static_cast<std::size_t>(m.cols) * size_of(m.type));
+                   }
+                 });
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,239 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace roundhouse {
+namespace {
+
+// Long sums are taken in float32 inside a chunk and in double over chunks.
+constexpr std::int64_t kChunk = 1024;
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rms_norm_row(
+    const float* x, const float* weight, float epsilon, std::int64_t n, float* y) {
+  double sum = 0.0;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
+    float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (std::int64_t i = begin; i < end; ++i) squares += x[i] * x[i];
+    sum += static_cast<double>(squares);
+  }
+  const float mean = static_cast<float>(sum / static_cast<double>(n));
+  // Multiplied, not divided: a row of zeros gives zeros even with an epsilon of 0.
+  const float factor = mean + epsilon > 0.0f ? 1.0f / std::sqrt(mean + epsilon) : mean;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void layer_norm_row(
+    const float* x, const float* weight, const float* bias, float epsilon, std::int64_t n,
+    float* y) {
+  // In double: the error of a float sum of values far from 0 would be as large as their spread.
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+  const float mean = static_cast<float>(sum / static_cast<double>(n));
+  double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+  for (std::int64_t i = 0; i < n; ++i) {
+    squares += static_cast<double>((x[i] - mean) * (x[i] - mean));
+  }
+  const float variance = static_cast<float>(squares / static_cast<double>(n));
+  // As in rms_norm_row: a constant row gives the bias even with an epsilon of 0.
+  const float factor = variance + epsilon > 0.0f ? 1.0f / std::sqrt(variance + epsilon) : variance;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void relu_row(const float* x,
+                                                                                    std::int64_t n,
+                                                                                    float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i];
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rotate_row(
+    float* x, const float* cos, const float* sin, float direction, std::int64_t heads,
+    std::int64_t half) {
+  for (std::int64_t head = 0; head < heads; ++head) {
+    float* const a = x + 2 * half * head;
+    float* const b = a + half;
+#pragma omp simd
+    for (std::int64_t i = 0; i < half; ++i) {
+      const float turn = direction * sin[i];
+      const float first = a[i] * cos[i] - b[i] * turn;
+      const float second = b[i] * cos[i] + a[i] * turn;
+      a[i] = first;
+      b[i] = second;
+    }
+  }
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void silu_gate_row(
+    const float* gate, const float* up, std::int64_t n, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    y[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
+  }
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double log_sum_exp(
+    const float* x, std::int64_t n) {
+  float largest = x[0];
+  std::int64_t done = 0;
+  if (n >= kLanes) {
+    Lanes high = *reinterpret_cast<const Lanes*>(x);
+    for (; done + kLanes <= n; done += kLanes) {
+      const Lanes next = *reinterpret_cast<const Lanes*>(x + done);
+      high = next > high ? next : high;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) largest = high[lane] > largest ? high[lane] : largest;
+  }
+  for (; done < n; ++done) largest = x[done] > largest ? x[done] : largest;
+  double sum = 0.0;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
+    float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+    for (std::int64_t i = begin; i < end; ++i) part += fast_exp(x[i] - largest);
+    sum += static_cast<double>(part);
+  }
+  return static_cast<double>(largest) + std::log(sum);
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] bool all_finite(
+    const float* x, std::int64_t n) {
+  std::uint32_t bad = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof(bits));
+    bad |= (bits & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+  }
+  return bad == 0;
+}
+
+}  // namespace
+
+void CpuBackend::rms_norm(const RmsNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "rms_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "rms_norm: weight has another shape");
+  const float* const x = op.x.f32();
+  const float* const weight = op.weight.f32();
+  float* const y = op.y.f32();
+  for_each_range(
+      threads_, op.x.rows, rows_per_piece(cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          rms_norm_row(x + row * op.x.stride, weight, op.epsilon, cols, y + row * op.y.stride);
+        }
+      });
+}
+
+void CpuBackend::layer_norm(const LayerNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
+  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
+  const float* const x = op.x.f32();
+  const float* const weight = op.weight.f32();
+  const float* const bias = op.bias.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     layer_norm_row(x + row * op.x.stride, weight, bias, op.epsilon, cols,
+                                    y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::rope(const Rope& op) {
+  const std::int64_t half = op.head_dim / 2;
+  require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim, "rope: x has another shape");
+  require(op.length > 0 && op.x.rows % op.length == 0, "rope: x is not whole sequences");
+  require(op.cos.rows >= op.length && op.sin.rows >= op.length && op.cos.cols == half &&
+              op.sin.cols == half,
+          "rope: the tables have another shape");
+  float* const x = op.x.f32();
+  const float* const cos = op.cos.f32();
+  const float* const sin = op.sin.f32();
+  for_each_range(
+      threads_, op.x.rows, rows_per_piece(op.x.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int64_t position = row % op.length;
+          rotate_row(x + row * op.x.stride, cos + position * op.cos.stride,
+                     sin + position * op.sin.stride, op.backward ? -1.0f : 1.0f, op.heads, half);
+        }
+      });
+}
+
+void CpuBackend::silu_gate(const SiluGate& op) {
+  const std::int64_t cols = op.gate.cols;
+  require(op.up.rows == op.gate.rows && op.up.cols == cols && op.y.rows == op.gate.rows &&
+              op.y.cols == cols,
+          "silu_gate: shapes differ");
+  const float* const gate = op.gate.f32();
+  const float* const up = op.up.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.gate.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     silu_gate_row(gate + row * op.gate.stride, up + row * op.up.stride, cols,
+                                   y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::relu(const Relu& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "relu: y has another shape");
+  const float* const x = op.x.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     relu_row(x + row * op.x.stride, cols, y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::cross_entropy(const CrossEntropy& op) {
+  const std::int64_t rows = op.logits.rows;
+  require(std::ssize(op.target) == rows && std::ssize(op.loss) == rows,
+          "cross_entropy: one target and one loss a row");
+  const float* const logits = op.logits.f32();
+  for_each_range(
+      threads_, rows, rows_per_piece(op.logits.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int32_t target = op.target[static_cast<std::size_t>(row)];
+          require(target < op.logits.cols, "cross_entropy: a target outside the vocabulary");
+          const float* const x = logits + row * op.logits.stride;
+          op.loss[static_cast<std::size_t>(row)] =
+              target < 0 ? 0.0f
+                         : static_cast<float>(log_sum_exp(x, op.logits.cols) -
+                                              static_cast<double>(x[target]));
+        }
+      });
+}
+
+void CpuBackend::check_finite(const CheckFinite& op) {
+  require(op.rows_each > 0 && op.x.rows == op.rows_each * std::ssize(op.finite),
+          "check_finite: the rows are not whole samples");
+  const float* const x = op.x.f32();
+  for_each_piece(threads_, std::ssize(op.finite), [&](std::int64_t s) {
+    bool finite = true;
+    for (std::int64_t row = s * op.rows_each; row < (s + 1) * op.rows_each && finite; ++row) {
+      finite = all_finite(x + row * op.x.stride, op.x.cols);
+    }
+    op.finite[static_cast<std::size_t>(s)] = finite ? 1 : 0;
+  });
+}
+
+}  // namespace roundhouse

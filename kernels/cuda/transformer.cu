@@ -1,0 +1,318 @@
+#include <algorithm>
+#include <cfloat>
+
+#include "base/error.h"
+#include "kernels/cuda/block.cuh"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/float.cuh"
+
+namespace roundhouse {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+// One block a row; the row is read twice, the second time from cache.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNorm op) {
+  float* const parts = shared_memory<float[kWarps]>();
+  const std::int64_t row = blockIdx.x;
+  const int cols = static_cast<int>(op.x.cols);
+  float squares = 0.0f;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares += x.at[i] * x.at[i];
+  }
+  const float mean = block_reduce<kThreads>(squares, parts, Plus()) / static_cast<float>(cols);
+  // Multiplied, not divided: a row of zeros gives zeros even with an epsilon of 0.
+  const float factor = mean + op.epsilon > 0.0f ? 1.0f / sqrtf(mean + op.epsilon) : mean;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+    const Floats<kWidth> weight = load<T, kWidth>(op.weight, 0, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x.at[i] = x.at[i] * factor * weight.at[i];
+    store<T, kWidth>(x, op.y, row, col);
+  }
+}
+
+struct LayerNormParts {
+  double mean[kWarps];
+  float squares[kWarps];
+};
+
+// The mean in double: the error of a float sum of values far from 0 would be as large as their spread.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) layer_norm_kernel(LayerNorm op) {
+  LayerNormParts& parts = shared_memory<LayerNormParts>();
+  const std::int64_t row = blockIdx.x;
+  const int cols = static_cast<int>(op.x.cols);
+  double sum = 0.0;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += static_cast<double>(x.at[i]);
+  }
+  const float mean = static_cast<float>(block_reduce<kThreads>(sum, parts.mean, Plus()) / cols);
+  float squares = 0.0f;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares += (x.at[i] - mean) * (x.at[i] - mean);
+  }
+  const float variance =
+      block_reduce<kThreads>(squares, parts.squares, Plus()) / static_cast<float>(cols);
+  const float factor =
+      variance + op.epsilon > 0.0f ? 1.0f / sqrtf(variance + op.epsilon) : variance;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+    const Floats<kWidth> weight = load<T, kWidth>(op.weight, 0, col);
+    const Floats<kWidth> bias = load<T, kWidth>(op.bias, 0, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      x.at[i] = (x.at[i] - mean) * factor * weight.at[i] + bias.at[i];
+    }
+    store<T, kWidth>(x, op.y, row, col);
+  }
+}
+
+// `col` counts the pairs of a row: half a head each.
+template <class T, int kWidth>
+struct Rotate {
+  Rope op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    const int half = static_cast<int>(op.head_dim / 2);
+    const int head = static_cast<int>(col) / half;
+    const int i = static_cast<int>(col) % half;
+    const std::int64_t first = static_cast<std::int64_t>(head) * 2 * half + i;
+    const std::int64_t position = row % op.length;
+    Floats<kWidth> a = load<T, kWidth>(op.x, row, first);
+    Floats<kWidth> b = load<T, kWidth>(op.x, row, first + half);
+    const Floats<kWidth> cos = load<float, kWidth>(op.cos, position, i);
+    const Floats<kWidth> sin = load<float, kWidth>(op.sin, position, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const float before = a.at[j];
+      const float turn = op.backward ? -sin.at[j] : sin.at[j];
+      a.at[j] = before * cos.at[j] - b.at[j] * turn;
+      b.at[j] = b.at[j] * cos.at[j] + before * turn;
+    }
+    store<T, kWidth>(a, op.x, row, first);
+    store<T, kWidth>(b, op.x, row, first + half);
+  }
+};
+
+template <class T, int kWidth>
+struct GateWithSilu {
+  SiluGate op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> gate = load<T, kWidth>(op.gate, row, col);
+    const Floats<kWidth> up = load<T, kWidth>(op.up, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      gate.at[i] = gate.at[i] / (1.0f + expf(-gate.at[i])) * up.at[i];
+    }
+    store<T, kWidth>(gate, op.y, row, col);
+  }
+};
+
+template <class T, int kWidth>
+struct CutBelowZero {
+  Relu op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x.at[i] = x.at[i] < 0.0f ? 0.0f : x.at[i];
+    store<T, kWidth>(x, op.y, row, col);
+  }
+};
+
+struct CrossEntropyParts {
+  double sum[kWarps];
+  float largest[kWarps];
+};
+
+// One block a row. A thread sums in F32, the block in double.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_kernel(ConstMatrix logits, const std::int32_t* targets, float* losses) {
+  CrossEntropyParts& parts = shared_memory<CrossEntropyParts>();
+  const std::int64_t row = blockIdx.x;
+  const std::int32_t target = targets[row];
+  if (target < 0) {
+    if (threadIdx.x == 0) losses[row] = 0.0f;
+    return;
+  }
+  const int cols = static_cast<int>(logits.cols);
+  float largest = -INFINITY;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) largest = x.at[i] > largest ? x.at[i] : largest;
+  }
+  largest = block_reduce<kThreads>(largest, parts.largest, Larger());
+  float sum = 0.0f;
+  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
+    const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += expf(x.at[i] - largest);
+  }
+  const double total = block_reduce<kThreads>(static_cast<double>(sum), parts.sum, Plus());
+  if (threadIdx.x == 0) {
+    const float x = load<T, 1>(logits, row, target).at[0];
+    losses[row] =
+        static_cast<float>(static_cast<double>(largest) + log(total) - static_cast<double>(x));
+  }
+}
+
+// Blocks (s, y) share the rows of sample s. Whoever finds a value that is not finite says so: all write the same.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    check_finite_kernel(ConstMatrix x, std::int64_t rows_each, std::uint8_t* finite) {
+  const std::int64_t sample = blockIdx.x;
+  bool good = true;
+  for (std::int64_t row = blockIdx.y; row < rows_each; row += gridDim.y) {
+    for (std::int64_t col = static_cast<std::int64_t>(threadIdx.x) * kWidth; col < x.cols;
+         col += kThreads * kWidth) {
+      const Floats<kWidth> values = load<T, kWidth>(x, sample * rows_each + row, col);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) good = good && fabsf(values.at[i]) <= FLT_MAX;
+    }
+  }
+  if (!good) finite[sample] = 0;
+}
+
+constexpr std::int64_t kMostColumns = std::int64_t{1} << 30;  // kernels count them in int
+
+}  // namespace
+
+void CudaBackend::rms_norm(const RmsNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "rms_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "rms_norm: weight has another shape");
+  require(op.y.type == op.x.type && op.weight.type == op.x.type && cols <= kMostColumns,
+          "rms_norm: types differ, or rows are too long");
+  with_activation_type(op.x.type, [&](auto type) {
+    with_width(can_pack(op.x) && can_pack(op.weight) && can_pack(op.y), [&](auto width) {
+      launch(rms_norm_kernel<typename decltype(type)::type, width()>,
+             {.grid = blocks_for(op.x.rows),
+              .threads = kThreads,
+              .shared_bytes = sizeof(float[kWarps]),
+              .stream = device_->stream()},
+             op);
+    });
+  });
+}
+
+void CudaBackend::layer_norm(const LayerNorm& op) {
+  const std::int64_t cols = op.x.cols;
+  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
+  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
+  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
+  require(op.y.type == op.x.type && op.weight.type == op.x.type && op.bias.type == op.x.type &&
+              cols <= kMostColumns,
+          "layer_norm: types differ, or rows are too long");
+  with_activation_type(op.x.type, [&](auto type) {
+    const bool packed =
+        can_pack(op.x) && can_pack(op.weight) && can_pack(op.bias) && can_pack(op.y);
+    with_width(packed, [&](auto width) {
+      launch(layer_norm_kernel<typename decltype(type)::type, width()>,
+             {.grid = blocks_for(op.x.rows),
+              .threads = kThreads,
+              .shared_bytes = sizeof(LayerNormParts),
+              .stream = device_->stream()},
+             op);
+    });
+  });
+}
+
+void CudaBackend::rope(const Rope& op) {
+  const std::int64_t half = op.head_dim / 2;
+  require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim && op.x.cols <= kMostColumns,
+          "rope: x has another shape");
+  require(op.length > 0 && op.x.rows % op.length == 0, "rope: x is not whole sequences");
+  require(op.cos.rows >= op.length && op.sin.rows >= op.length && op.cos.cols == half &&
+              op.sin.cols == half && op.cos.type == DType::kF32 && op.sin.type == DType::kF32,
+          "rope: the tables have another shape or type");
+  with_activation_type(op.x.type, [&](auto type) {
+    const bool packed =
+        half % kPackWidth == 0 && can_pack(op.x) && can_pack(op.cos) && can_pack(op.sin);
+    with_width(packed, [&](auto width) {
+      for_each_element(op.x.rows, op.heads * half, width, device_->stream(),
+                       Rotate<typename decltype(type)::type, width()>{op});
+    });
+  });
+}
+
+void CudaBackend::silu_gate(const SiluGate& op) {
+  const std::int64_t cols = op.gate.cols;
+  require(op.up.rows == op.gate.rows && op.up.cols == cols && op.y.rows == op.gate.rows &&
+              op.y.cols == cols,
+          "silu_gate: shapes differ");
+  require(op.up.type == op.gate.type && op.y.type == op.gate.type, "silu_gate: types differ");
+  with_activation_type(op.gate.type, [&](auto type) {
+    with_width(can_pack(op.gate) && can_pack(op.up) && can_pack(op.y), [&](auto width) {
+      for_each_element(op.gate.rows, cols, width, device_->stream(),
+                       GateWithSilu<typename decltype(type)::type, width()>{op});
+    });
+  });
+}
+
+void CudaBackend::relu(const Relu& op) {
+  require(op.y.rows == op.x.rows && op.y.cols == op.x.cols, "relu: y has another shape");
+  require(op.y.type == op.x.type, "relu: types differ");
+  with_activation_type(op.x.type, [&](auto type) {
+    with_width(can_pack(op.x) && can_pack(op.y), [&](auto width) {
+      for_each_element(op.x.rows, op.x.cols, width, device_->stream(),
+                       CutBelowZero<typename decltype(type)::type, width()>{op});
+    });
+  });
+}
+
+void CudaBackend::cross_entropy(const CrossEntropy& op) {
+  const std::int64_t rows = op.logits.rows;
+  require(std::ssize(op.target) == rows && std::ssize(op.loss) == rows,
+          "cross_entropy: one target and one loss a row");
+  require(std::ranges::all_of(op.target, [&](std::int32_t t) { return t < op.logits.cols; }),
+          "cross_entropy: a target outside the vocabulary");
+  require(op.logits.cols <= kMostColumns, "cross_entropy: rows are too long");
+  const Buffer targets = allocate(op.target.size_bytes());
+  const Buffer losses = allocate(op.loss.size_bytes());
+  upload(std::as_bytes(op.target), targets.get());
+  with_activation_type(op.logits.type, [&](auto type) {
+    with_width(can_pack(op.logits), [&](auto width) {
+      launch(cross_entropy_kernel<typename decltype(type)::type, width()>,
+             {.grid = blocks_for(rows),
+              .threads = kThreads,
+              .shared_bytes = sizeof(CrossEntropyParts),
+              .stream = device_->stream()},
+             op.logits, reinterpret_cast<const std::int32_t*>(targets.get()),
+             reinterpret_cast<float*>(losses.get()));
+    });
+  });
+  download(losses.get(), std::as_writable_bytes(op.loss));
+}
+
+void CudaBackend::check_finite(const CheckFinite& op) {
+  const std::int64_t samples = std::ssize(op.finite);
+  require(op.rows_each > 0 && op.x.rows == op.rows_each * samples,
+          "check_finite: the rows are not whole samples");
+  const Buffer finite = allocate(op.finite.size_bytes());
+  check(cudaMemsetAsync(finite.get(), 1, op.finite.size_bytes(), device_->stream()),
+        "cudaMemsetAsync");
+  constexpr std::int64_t kMostRowBlocks = 1024;
+  with_float_type(op.x.type, [&](auto type) {
+    with_width(can_pack(op.x), [&](auto width) {
+      launch(check_finite_kernel<typename decltype(type)::type, width()>,
+             {.grid = dim3(blocks_for(samples), blocks_for(std::min(op.rows_each, kMostRowBlocks))),
+              .threads = kThreads,
+              .stream = device_->stream()},
+             op.x, op.rows_each, reinterpret_cast<std::uint8_t*>(finite.get()));
+    });
+  });
+  download(finite.get(), std::as_writable_bytes(op.finite));
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,40 @@
+#include "model/block/linear.h"
+
+namespace roundhouse {
+
+void apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Matrix y,
+                  bool accumulate, Backend& backend) {
+  const auto index = static_cast<std::size_t>(linear);
+  const Tensor& bias = weights.biases[index];
+  backend.linear({.x = x.view(),
+                  .w = weights.linears[index].view(),
+                  .bias = bias.empty() ? ConstMatrix() : bias.view(),
+                  .y = y,
+                  .accumulate = accumulate});
+}
+
+Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Backend& backend) {
+  Tensor y(backend, backend.activation_type(), x.rows(),
+           weights.linears[static_cast<std::size_t>(linear)].rows());
+  apply_linear(weights, linear, x, y.view(), false, backend);
+  return y;
+}
+
+Tensor weight_gradient(const Tensor& dy, const Tensor& x, Backend& backend) {
+  Tensor dw(backend, DType::kF32, dy.cols(), x.cols());
+  backend.matmul({.a = dy.view(), .transpose_a = true, .b = x.view(), .c = dw.view()});
+  return dw;
+}
+
+void add_input_gradient(const Tensor& dy, const Tensor& w, Matrix dx, bool accumulate,
+                        Backend& backend) {
+  backend.matmul({.a = dy.view(), .b = w.view(), .c = dx, .beta = accumulate ? 1.0f : 0.0f});
+}
+
+Tensor input_gradient_of(const Tensor& dy, const Tensor& w, Backend& backend) {
+  Tensor dx(backend, backend.activation_type(), dy.rows(), w.cols());
+  add_input_gradient(dy, w, dx.view(), false, backend);
+  return dx;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,322 @@
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <new>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+
+#include "base/error.h"
+#include "base/exit_code.h"
+#include "base/file.h"
+#include "base/quote.h"
+#include "comm/launcher.h"
+#include "model/synthetic.h"
+#include "pipeline/commands/commands.h"
+#include "pipeline/start/agreement.h"
+#include "pipeline/watch/signal_thread.h"
+#include "stages/export/engines.h"
+
+namespace roundhouse {
+namespace {
+
+using Command = std::function<int(LaunchSession&)>;
+
+// Known before MPI is: what every rank would say alike is said by the first.
+bool is_first_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK"}) {
+    if (const char* rank = std::getenv(name)) return std::atoi(rank) == 0;
+  }
+  return true;
+}
+
+// What went wrong and the exit code for it, of the exception in flight.
+struct Failure {
+  std::string what;
+  int exit_code;
+};
+
+Failure current_failure() {
+  try {
+    with_file_errors_named([] { throw; });
+    return {};  // never
+  } catch (const InputError& error) {
+    return {error.what(), kExitWrongInput};
+  } catch (const InUseError& error) {
+    return {error.what(), kExitInUse};
+  } catch (const BadNodeError& error) {
+    return {error.what(), kExitBadNode};
+  } catch (const std::bad_alloc&) {
+    return {"out of memory", kExitFailed};
+  } catch (const std::exception& error) {
+    return {error.what(), kExitFailed};
+  }
+}
+
+void print_failure(const Failure& failure) {
+  const std::string line = "roundhouse: " + printable_line(failure.what) + "\n";
+  std::fflush(stdout);
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+// With several ranks a failure must end the job, from inside the session: the others may be waiting
+// for this rank. What all ranks find alike (a wrong config) should be said once, so rank 0 goes
+// first and the job is over before the others wake up.
+int run_in_session(int& argc, char**& argv, const Command& command) {
+  const bool several = started_by_launcher();
+  LaunchSession session(argc, argv);
+  if (!several) return command(session);
+  try {
+    return command(session);
+  } catch (...) {
+    const Failure failure = current_failure();
+    if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(1));
+    abort_job(failure.exit_code, failure.what);
+  }
+}
+
+CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                      const std::string& help) {
+  // One value each time it is given, so that a positional argument may follow.
+  return app.add_option(name, values, help)->allow_extra_args(false);
+}
+
+// The arguments of all commands; the chosen one sets `chosen`.
+struct Arguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  ExportArguments exporting;
+  EvaluateArguments evaluating;
+  PerplexityTask text;
+  std::string text_name;
+  std::string folder;
+  std::vector<std::string> folders;
+  SynthArguments making;
+  bool follow = false;
+
+  Command chosen;
+};
+
+void add_run(CLI::App& app, Arguments& arguments) {
+  CLI::App& run =
+      *app.add_subcommand("run", "Quantize, export and evaluate: starts a run, or goes on with it");
+  run.add_option("CONFIG", arguments.config, "YAML file that describes the run")->required();
+  add_list(run, "--set", arguments.overrides,
+           "Put KEY=VALUE in place of what CONFIG says; may be repeated")
+      ->type_name("KEY=VALUE");
+  run.footer(
+      "Examples:\n"
+      "  roundhouse run configs/tiny-world.yaml\n"
+      "  roundhouse run configs/tiny-world.yaml --set run=runs/try --set calibration.samples=64\n"
+      "  roundhouse run configs/tiny-world.yaml --set 'recipes=[{method: rtn, bits: 3}]'\n"
+      "  mpirun -n 4 roundhouse run configs/tiny-world.yaml\n"
+      "\n"
+      "The same command goes on where a stopped or killed run was, on as many ranks as it then "
+      "gets.\n"
+      "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong "
+      "input,\n"
+      "73 another job has the run, 76 a node that is named does not fit the others, 1 else.");
+  run.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return run_command(session, agreed_config(session, [&] {
+                           return read_config(arguments.config, arguments.overrides);
+                         }));
+    };
+  });
+}
+
+void add_export(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("export", "Write checkpoints that other tools load");
+  ExportArguments& given = arguments.exporting;
+  command.add_option("RUN", given.run, "Folder of a run")->required();
+  add_list(command, "--recipe", given.recipes, "Only this recipe; may be repeated")
+      ->type_name("NAME");
+  add_list(command, "--format", given.formats, "In this format; may be repeated")
+      ->type_name("FORMAT")
+      ->check(CLI::IsMember(export_formats()));
+  add_list(command, "--for", given.engines,
+           "Refuse what this engine would not load, instead of those of the run's config; may be "
+           "repeated")
+      ->type_name("ENGINE")
+      ->check(CLI::IsMember(engine_names()));
+  command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")
+      ->type_name("DIR");
+  command.footer(
+      "Examples:\n"
+      "  roundhouse export runs/tiny\n"
+      "  roundhouse export runs/tiny --recipe gptq-w4g128 --format gptq --output /data/models");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return export_command(session, arguments.exporting);
+    };
+  });
+}
+
+void add_evaluate(CLI::App& app, Arguments& arguments) {
+  CLI::App& command =
+      *app.add_subcommand("evaluate", "Measure perplexities of a run's recipes, or of a model");
+  EvaluateArguments& given = arguments.evaluating;
+  command.add_option("TARGET", given.target, "Folder of a run, or of a Hugging Face model")
+      ->required();
+  add_list(command, "--recipe", given.recipes, "Only this recipe of a run; may be repeated")
+      ->type_name("NAME");
+  CLI::Option* text = command
+                          .add_option("--text", arguments.text.text,
+                                      "Measure on this text, instead of what the config names")
+                          ->type_name("FILE")
+                          ->check(CLI::ExistingFile);
+  command
+      .add_option("--name", arguments.text_name,
+                  "What the figure is called; default: the file's name")
+      ->type_name("NAME")
+      ->needs(text);
+  command.add_option("--window", arguments.text.window, "Tokens a window; default 2048")
+      ->type_name("N")
+      ->check(CLI::Range(2, 1 << 20))
+      ->needs(text);
+  command
+      .add_flag("--rows", arguments.text.rows,
+                "Each line is a row of a data set, as WikiText-2 is measured")
+      ->needs(text);
+  command.add_option("--limit", arguments.text.limit, "Windows at most; 0: all")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1'000'000))
+      ->needs(text);
+  command.footer(
+      "Examples:\n"
+      "  roundhouse evaluate runs/tiny\n"
+      "  roundhouse evaluate runs/tiny --recipe rtn-w4g128 --text wiki.test.txt --window 2048\n"
+      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.raw --rows --limit 20");
+  command.callback([&arguments, text] {
+    if (text->count() > 0) {
+      PerplexityTask& task = arguments.text;
+      task.name = arguments.text_name.empty() ? task.text.stem().string() : arguments.text_name;
+      arguments.evaluating.perplexity.push_back(task);
+    }
+    arguments.chosen = [&arguments](LaunchSession& session) {
+      return evaluate_command(session, arguments.evaluating);
+    };
+  });
+}
+
+void add_status(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand("status", "Show how far a run is, also while it runs");
+  command.add_option("RUN", arguments.folder, "Folder of a run")->required();
+  command.add_flag("--follow", arguments.follow,
+                   "Show it again every 2 seconds until the run is done");
+  command.footer("Example:\n  roundhouse status runs/tiny --follow");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? status_command(arguments.folder, arguments.follow) : 0;
+    };
+  });
+}
+
+void add_verify(CLI::App& app, Arguments& arguments) {
+  CLI::App& command =
+      *app.add_subcommand("verify", "Check every hash of a run or of an exported checkpoint");
+  command.add_option("TARGET", arguments.folder, "Folder of a run, or of an export")->required();
+  command.footer(
+      "Examples:\n"
+      "  roundhouse verify runs/tiny\n"
+      "  roundhouse verify runs/tiny/export/gptq-w4g128/gptq\n"
+      "\n"
+      "Exit codes: 0 all is whole, 1 something is damaged, 2 wrong input.");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? verify_command(arguments.folder) : 0;
+    };
+  });
+}
+
+void add_report(CLI::App& app, Arguments& arguments) {
+  CLI::App& command =
+      *app.add_subcommand("report", "Write tables and a page of what runs have reached");
+  command.add_option("RUN", arguments.folders, "Folders of runs")->required();
+  command.footer("Example:\n  roundhouse report runs/tiny");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      if (!is_first_rank()) return 0;
+      return report_command({arguments.folders.begin(), arguments.folders.end()});
+    };
+  });
+}
+
+void add_synth(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand(
+      "synth", "Make a model of a published shape with random weights, for benchmarks");
+  SynthArguments& given = arguments.making;
+  command.add_option("--like", given.like, "The shape")
+      ->type_name("NAME")
+      ->check(CLI::IsMember(known_shapes()))
+      ->required();
+  command.add_option("DIR", given.output, "Folder to write, new or empty")->required();
+  command.add_option("--blocks", given.blocks, "Decoder blocks; default: as many as the shape has")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1000));
+  command.add_option("--seed", given.seed, "Of the random weights")->type_name("N");
+  command.add_option("--tokenizer", given.tokenizer, "Model folder whose tokenizer is copied")
+      ->type_name("DIR")
+      ->check(CLI::ExistingDirectory);
+  command.footer(
+      "Example:\n"
+      "  roundhouse synth --like llama-2-70b --blocks 2 --tokenizer /data/models/llama-2-7b "
+      "/data/models/two-blocks");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? synth_command(arguments.making) : 0;
+    };
+  });
+}
+
+}  // namespace
+
+int main_command(int argc, char** argv) {
+  try {
+    Arguments arguments;
+    CLI::App app(
+        "Roundhouse quantizes the weights of large language models, on one machine or on many.",
+        "roundhouse");
+    app.set_version_flag("--version", "roundhouse " ROUNDHOUSE_VERSION);
+    app.require_subcommand(1);
+    add_run(app, arguments);
+    add_export(app, arguments);
+    add_evaluate(app, arguments);
+    add_status(app, arguments);
+    add_verify(app, arguments);
+    add_report(app, arguments);
+    add_synth(app, arguments);
+    app.footer("`roundhouse COMMAND --help` shows a command's options and examples.");
+
+    // Before MPI: a wrong command line needs no job.
+    try {
+      // The parser would only miss a command, not name the wrong one.
+      const auto is_first_word = [&](CLI::App* command) { return command->check_name(argv[1]); };
+      if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first_word).empty()) {
+        throw CLI::ParseError("there is no command " + in_quotes(argv[1]), kExitWrongInput);
+      }
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (error.get_exit_code() == 0) {
+        if (is_first_rank()) app.exit(error);
+        return 0;
+      }
+      if (is_first_rank())
+        print_failure({std::string(error.what()) + " (see roundhouse --help)", kExitWrongInput});
+      return kExitWrongInput;
+    }
+
+    leave_signals_to_another_thread();
+    const int exit_code = run_in_session(argc, argv, arguments.chosen);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      throw Error("cannot write to standard output");
+    return exit_code;
+  } catch (...) {
+    const Failure failure = current_failure();
+    print_failure(failure);
+    return failure.exit_code;
+  }
+}
+
+}  // namespace roundhouse

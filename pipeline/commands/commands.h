@@ -1,0 +1,49 @@
+// The commands of the program; each returns an exit code (base/exit_code.h): done, or stopped with work left. Errors are exceptions.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "comm/launcher.h"
+#include "pipeline/config/config.h"
+
+namespace roundhouse {
+
+int run_command(LaunchSession& session, const RunConfig& config);
+
+struct ExportArguments {
+  std::filesystem::path run;
+  std::vector<std::string> recipes;  // empty: all that are complete
+  std::vector<std::string> formats;  // empty: the config's, or compressed-tensors
+  std::vector<std::string> engines;  // that must load it; empty: the config's
+  std::filesystem::path output;      // empty: RUN/export
+};
+int export_command(LaunchSession& session, const ExportArguments& arguments);
+
+struct EvaluateArguments {
+  std::filesystem::path target;            // a run, or a Hugging Face model directory
+  std::vector<std::string> recipes;        // of a run; empty: all that are complete
+  std::vector<PerplexityTask> perplexity;  // empty: the run's config
+};
+int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments);
+
+int status_command(const std::filesystem::path& run, bool follow);
+// A run (every record and every export) or an exported checkpoint. 0: all hashes are right; 1: not.
+int verify_command(const std::filesystem::path& target);
+int report_command(const std::vector<std::filesystem::path>& runs);
+
+struct SynthArguments {
+  std::string like;  // a published shape (model/synthetic.h)
+  std::filesystem::path output;
+  int blocks = 0;  // 0: as many as the published model has
+  std::uint64_t seed = 1;
+  std::filesystem::path tokenizer;  // a model directory whose tokenizer is copied
+};
+int synth_command(const SynthArguments& arguments);
+
+// Parses the command line and runs a command; prints errors; the exit code of the program.
+int main_command(int argc, char** argv);
+
+}  // namespace roundhouse

@@ -1,0 +1,183 @@
+// Looks at a run from outside: takes no lock, changes nothing, and reads only what is written as a
+// whole (records by their names, the journal line by line), so it may run beside the job.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <optional>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/quote.h"
+#include "model/model_config.h"
+#include "pipeline/commands/commands.h"
+#include "pipeline/json_values.h"
+#include "pipeline/run/run_files.h"
+#include "pipeline/run/run_folder.h"
+#include "pipeline/run/sealed_json.h"
+#include "pipeline/watch/progress_line.h"
+#include "pipeline/watch/time_left.h"
+#include "stages/store/run_store.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+// 0: not known (the model is gone, and the job has not said).
+int blocks_of(const RunConfig& config, const std::vector<Json>& journal) {
+  try {
+    return static_cast<int>(read_model_config(config.model).blocks);
+  } catch (const InputError&) {
+  }
+  int blocks = 0;
+  for (const Json& event : journal) {
+    if (text_in(event, "event") == "block")
+      blocks = std::max(blocks, integer_in(event, "block", 0) + 1);
+  }
+  return blocks;
+}
+
+int blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
+  int done = 0;
+  std::error_code ignored;
+  for (int block = 0; block < blocks; ++block) {
+    if (fs::exists(run / (block_key(recipe, block) + ".h5"), ignored)) ++done;
+  }
+  return done;
+}
+
+Json read_results(const fs::path& run, const std::string& recipe) {
+  return read_sealed_json(results_path(run, recipe), results_key(recipe))
+      .object.value_or(Json::object());
+}
+
+// "test 12.3456, wikitext2 8.9012"
+std::string perplexities(const Json& results) {
+  std::string text;
+  const Json figures = results.value("perplexity", Json::object());
+  for (const auto& [name, value] : figures.items()) {
+    text +=
+        fmt::format("{}{} {}", text.empty() ? "" : ", ", printable_line(name),
+                    value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
+  }
+  return text;
+}
+
+// What the journal says of the job that ran last.
+struct LastJob {
+  std::string device;
+  int ranks = 0;
+  double unit_seconds = 0;  // mean of its units, each on one team
+  int units = 0;
+  std::optional<double> left;  // seconds, by TimeLeft
+  Json last_event;
+};
+
+// Of a journal's "time", as seconds since 1970; 0: it is none.
+double seconds_of(const std::string& time) {
+  std::tm date{};
+  double seconds = 0;
+  if (std::sscanf(time.c_str(), "%d-%d-%dT%d:%d:%lf", &date.tm_year, &date.tm_mon, &date.tm_mday,
+                  &date.tm_hour, &date.tm_min, &seconds) != 6) {
+    return 0;
+  }
+  date.tm_year -= 1900;
+  date.tm_mon -= 1;
+  return static_cast<double>(::timegm(&date)) + seconds;
+}
+
+LastJob last_job(const std::vector<Json>& journal) {
+  LastJob job;
+  TimeLeft time_left;
+  double planned = 0;
+  for (const Json& event : journal) {
+    time_left.finished(event);
+    const std::string kind = text_in(event, "event");
+    if (kind == "quantize") {
+      job = {};
+      job.device = text_in(event, "device");
+      job.ranks = integer_in(event, "ranks", 0);
+      time_left = TimeLeft();
+    } else if (kind == "plan") {
+      time_left = TimeLeft(event.value("work", Json::object()));
+      planned = seconds_of(text_in(event, "time"));
+    } else if (kind == "block") {
+      job.unit_seconds += number_in(event, "seconds");
+      ++job.units;
+    }
+    if (kind != "end") job.last_event = event;  // it repeats the one before, for batch scripts
+  }
+  if (job.units > 0) job.unit_seconds /= job.units;
+  job.left = time_left.seconds(seconds_of(text_in(job.last_event, "time")) - planned);
+  return job;
+}
+
+std::string describe(const Json& event) {
+  std::string text = text_in(event, "time") + " " + text_in(event, "event");
+  for (const char* key : {"recipe", "format", "name"}) {
+    if (event.contains(key) && event[key].is_string()) text += " " + event[key].get<std::string>();
+  }
+  if (event.contains("block") && event["block"].is_number()) text += " " + event["block"].dump();
+  return text;
+}
+
+struct Picture {
+  std::string text;
+  bool done;  // the last job said so
+};
+
+Picture look(const fs::path& run) {
+  const RunConfig config = read_run_config(run);
+  const std::vector<Json> journal = read_journal(run);
+  const int blocks = blocks_of(config, journal);
+  const LastJob job = last_job(journal);
+
+  std::string text = printable_line(run.string() + ": " + config.model.string());
+  if (job.ranks > 0)
+    text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks",
+                        printable_line(job.device));
+  text += "\n";
+
+  std::size_t width = std::string(kOriginal).size();
+  for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
+  for (const Recipe& recipe : config.recipes) {
+    const int done = blocks_done(run, recipe.name, blocks);
+    text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}\n", recipe.name, width, done,
+                        blocks > 0 ? std::to_string(blocks) : "?",
+                        perplexities(read_results(run, recipe.name)));
+  }
+  if (const std::string original = perplexities(read_results(run, kOriginal)); !original.empty()) {
+    text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
+  }
+  if (job.units > 0) {
+    text += fmt::format("{} a block", format_duration(job.unit_seconds));
+    if (job.left && *job.left > 0) text += fmt::format(", {} left", format_duration(*job.left));
+    text += "\n";
+  }
+  if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
+  return {text, text_in(job.last_event, "event") == "done"};
+}
+
+}  // namespace
+
+int status_command(const fs::path& run, bool follow) {
+  if (!fs::is_regular_file(run / "config.yaml")) {
+    throw InputError(run.string() + " is not the folder of a run: it has no config.yaml");
+  }
+  for (;;) {
+    const Picture picture = look(run);
+    const bool redraw = follow && ::isatty(STDOUT_FILENO) == 1;
+    fmt::print("{}{}", redraw ? "\x1b[H\x1b[J" : "", picture.text);
+    std::fflush(stdout);
+    if (!follow || picture.done) return 0;
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  }
+}
+
+}  // namespace roundhouse

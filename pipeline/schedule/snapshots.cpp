@@ -1,0 +1,195 @@
+#include "pipeline/schedule/snapshots.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <set>
+#include <span>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "comm/together.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::string_view kRecipes = "recipes/";
+constexpr std::string_view kActivations = "/activations/";
+constexpr std::string_view kAfter = "after-";
+
+std::string folder_of(const std::string& recipe) {
+  return std::string(kRecipes) + recipe + "/activations";
+}
+
+// Blocks before a snapshot's key, from "after-0008" in it; 0: it is none.
+int place_of(const std::string& key) {
+  const std::size_t at = key.rfind(kAfter);
+  int place = 0;
+  if (at != key.npos)
+    std::from_chars(key.data() + at + kAfter.size(), key.data() + key.size(), place);
+  return place;
+}
+
+std::set<int> places_in(const std::string& folder, RunStore& store) {
+  std::set<int> places;
+  for (const std::string& key : store.keys(folder)) {
+    if (const int place = place_of(key); place > 0) places.insert(place);
+  }
+  return places;
+}
+
+// Of one shard: which record holds which stream.
+struct Part {
+  std::string key;
+  std::string_view stream;  // the tensor's name
+  Activations* activations;
+};
+std::vector<Part> parts_of(const std::string& recipe, int place, int shard,
+                           const StreamActivations& activations) {
+  return {{snapshot_key(recipe, place, shard), "residual", activations.quantized.get()},
+          {shared_snapshot_key(place, shard), "original", activations.full_precision.get()}};
+}
+
+}  // namespace
+
+void SnapshotTiming::block_done(double seconds, double forward_seconds) {
+  since_ += seconds;
+  lost_ += std::min(seconds, forward_seconds);
+}
+
+bool SnapshotTiming::due(double bytes) const {
+  return between_ > 0 && lost_ * since_ / (2 * between_) >= bytes / bytes_per_second_;
+}
+
+void SnapshotTiming::written(double bytes, double seconds) {
+  since_ = lost_ = 0;
+  if (bytes > 0 && seconds > 0) bytes_per_second_ = bytes / seconds;
+}
+
+int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore& store,
+                  Communicator& world) {
+  const Streams streams = make_method(recipe)->streams();
+  if (!streams.any()) return 0;
+  std::set<int> listed;
+  if (world.rank() == 0) {
+    listed = places_in(folder_of(recipe.name), store);
+    // The stream that all share is enough for a method that looks at no other, whoever wrote it.
+    if (!streams.quantized) listed.merge(places_in("activations", store));
+  }
+  auto candidates =
+      nlohmann::json::parse(share(world, nlohmann::json(listed).dump())).get<std::vector<int>>();
+  std::ranges::reverse(candidates);
+  const PartRange mine = parts_of_rank(shards, world.rank(), world.size());
+  for (const int place : candidates) {
+    if (place > first_missing) continue;
+    nlohmann::json lengths = nlohmann::json::object();
+    bool whole = true;
+    const auto look = [&](const std::string& key) {
+      const bool there = store.whole(key);
+      if (!there) store.remove(key);  // a damaged one would stand in the way
+      whole = whole && there;
+      if (whole) lengths[key] = store.bytes(key);
+    };
+    for (int shard = mine.begin; shard < mine.end; ++shard) {
+      if (streams.quantized) look(snapshot_key(recipe.name, place, shard));
+      if (streams.full_precision) look(shared_snapshot_key(place, shard));
+    }
+    const std::string text = (whole ? lengths : nlohmann::json()).dump();
+    for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+      const char* const begin = reinterpret_cast<const char*>(part.data());
+      const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
+      whole = whole && !theirs.is_null();
+      if (theirs.is_null()) continue;
+      for (const auto& [key, bytes] : theirs.items()) store.expect(key, bytes.get<std::uint64_t>());
+    }
+    if (!whole) continue;
+    // A shared one goes with the last recipe that has one of its own there, be it empty.
+    for (int shard = mine.begin; shard < mine.end && !streams.quantized; ++shard) {
+      const std::string own = snapshot_key(recipe.name, place, shard);
+      if (store.bytes(own) == 0) store.commit(own, Record());
+    }
+    return place;
+  }
+  return 0;
+}
+
+Snapshots::Snapshots(const Recipe& recipe, const std::vector<Recipe>& all, PartRange shards,
+                     RunStore& store, Monitor& monitor)
+    : recipe_(recipe), all_(all), shards_(shards), store_(store), monitor_(monitor) {}
+
+void Snapshots::write(int blocks_done, const StreamActivations& activations, Communicator& team) {
+  for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+    for (const Part& part : parts_of(recipe_.name, blocks_done, shard, activations)) {
+      // The recipe's own says that it uses the shared one, so it comes first, and always.
+      const bool shared = part.stream == "original";
+      if (shared && (!part.activations || store_.bytes(part.key) > 0)) continue;
+      Record record;
+      if (part.activations) {
+        HostTensor tensor(part.activations->type(),
+                          {part.activations->tokens(shard), part.activations->cols()});
+        std::ranges::copy(part.activations->bytes(shard), tensor.bytes().begin());
+        record.tensors.emplace(part.stream, std::move(tensor));
+      }
+      store_.commit(part.key, record);
+    }
+    monitor_.tick();
+  }
+  team.barrier();
+  for (const int place : places_in(folder_of(recipe_.name), store_)) {
+    if (place < blocks_done) remove(place, shards_);
+  }
+}
+
+void Snapshots::load(int blocks_done, const StreamActivations& activations) {
+  for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+    for (const Part& part : parts_of(recipe_.name, blocks_done, shard, activations)) {
+      if (!part.activations) continue;
+      const auto record = store_.load(part.key);
+      if (!record) {
+        throw Error(part.key +
+                    ": was there a moment ago and is gone or damaged; start the run again");
+      }
+      const auto found = record->tensors.find(std::string(part.stream));
+      const std::span<std::byte> room = part.activations->bytes(shard);
+      if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
+        throw Error(part.key + ": does not fit this run; remove the file and start the run again");
+      }
+      std::ranges::copy(found->second.bytes(), room.begin());
+    }
+    monitor_.tick();
+  }
+}
+
+void Snapshots::remove_all(int shards) {
+  for (const int place : places_in(folder_of(recipe_.name), store_)) remove(place, {0, shards});
+}
+
+// Another stage may begin to use the shared one at this very moment: its snapshot is then incomplete, and not used.
+void Snapshots::remove(int place, PartRange shards) {
+  for (int shard = shards.begin; shard < shards.end; ++shard) {
+    store_.remove(snapshot_key(recipe_.name, place, shard));
+    const bool used = std::ranges::any_of(all_, [&](const Recipe& other) {
+      return store_.bytes(snapshot_key(other.name, place, shard)) > 0 &&
+             make_method(other)->streams().full_precision;
+    });
+    if (!used) store_.remove(shared_snapshot_key(place, shard));
+  }
+}
+
+void remove_unused_snapshots(const std::vector<std::string>& unfinished, RunStore& store) {
+  std::set<int> used;
+  for (const std::string& recipe : unfinished) used.merge(places_in(folder_of(recipe), store));
+  for (const std::string& key : store.keys("recipes")) {
+    const std::size_t end = key.find(kActivations);
+    if (end == key.npos) continue;
+    const std::string recipe = key.substr(kRecipes.size(), end - kRecipes.size());
+    if (std::ranges::find(unfinished, recipe) == unfinished.end()) store.remove(key);
+  }
+  for (const std::string& key : store.keys("activations")) {
+    if (!used.contains(place_of(key))) store.remove(key);
+  }
+}
+
+}  // namespace roundhouse

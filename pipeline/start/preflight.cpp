@@ -1,0 +1,151 @@
+#include "pipeline/start/preflight.h"
+
+#include <fcntl.h>
+
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "pipeline/run/run_files.h"
+#include "pipeline/run/sealed_json.h"
+#include "stages/calibrate/parallel_tokenizer.h"
+#include "stages/calibrate/text_file.h"
+#include "stages/export/side_files.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kGiB = 0x1p30;
+
+std::uint64_t elements(const TensorInfo& tensor) {
+  std::uint64_t count = 1;
+  for (const std::int64_t size : tensor.shape) count *= static_cast<std::uint64_t>(size);
+  return count;
+}
+
+std::uint64_t elements(const std::vector<TensorInfo>& tensors) {
+  std::uint64_t count = 0;
+  for (const TensorInfo& tensor : tensors) count += elements(tensor);
+  return count;
+}
+
+// What lies in a folder already, as far as it can be seen.
+std::uint64_t bytes_below(const fs::path& folder) {
+  std::uint64_t bytes = 0;
+  std::error_code error;
+  for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    std::error_code gone;
+    if (!entry->is_regular_file(gone)) continue;
+    const std::uintmax_t size = entry->file_size(gone);
+    if (!gone) bytes += size;
+  }
+  return bytes;
+}
+
+std::string gib(std::uint64_t bytes) {
+  return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / kGiB);
+}
+
+}  // namespace
+
+Windows evaluation_windows(const PerplexityTask& task, int limit, const Tokenizer& tokenizer,
+                           ThreadPool& threads, const std::function<void()>& tick) {
+  const TextFile file(task.text, threads, tick);
+  if (file.json_lines()) {
+    throw InputError(file.description() +
+                     ", but perplexity is measured on plain text: put the texts into one file");
+  }
+  const std::string joined = task.rows ? join_rows(file.content()) : std::string();
+  const std::string_view text = task.rows ? joined : file.content();
+  const std::size_t most = static_cast<std::size_t>(limit) * static_cast<std::size_t>(task.window);
+  std::vector<std::int32_t> ids;
+  try {
+    // All of it, whatever the limit, so that a text is refused now or never.
+    for (ChunkCutter chunks(tokenizer, text); chunks.next();) tick();
+    ids = ParallelTokenizer(tokenizer, threads).encode_document(text, most, tick);
+  } catch (const InputError& error) {
+    throw InputError(task.text.string() + ": " + error.what());
+  }
+  return cut_windows(ids, task.window, limit, task.text.string());
+}
+
+std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tasks,
+                                          const Tokenizer& tokenizer, ThreadPool& threads,
+                                          const std::function<void()>& tick) {
+  std::vector<std::string> lines;
+  for (const PerplexityTask& task : tasks) {
+    evaluation_windows(task, 1, tokenizer, threads, tick);
+    lines.push_back("perplexity: " + task.text.string() + ": plain text" +
+                    (task.rows ? ", each line a row" : ""));
+  }
+  return lines;
+}
+
+void check_exports(const RunConfig& config) {
+  if (config.export_formats.empty()) return;
+  with_file_errors_named([&] {
+    for (const std::string& name : side_files(config.model).carried)
+      (void)open_regular_file(config.model / name, O_RDONLY);
+    for (const Recipe& recipe : config.recipes) {
+      for (const std::string& format : config.export_formats) {
+        const std::string key = "export/" + recipe.name + "/" + format;
+        const SealedJson note = read_sealed_json(export_note_path(config.run / key), key);
+        check_replaceable(config.run / key, note.object.has_value());
+      }
+    }
+  });
+}
+
+std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& model) {
+  std::uint64_t linear = 0;  // weights of a block that are quantized
+  for (const LinearSpec& spec : block_layout(model).linears)
+    linear += static_cast<std::uint64_t>(spec.rows) * static_cast<std::uint64_t>(spec.cols);
+  const auto blocks = static_cast<std::uint64_t>(model.blocks);
+  const std::uint64_t dense = blocks * elements(tensors_of_block(model, 0)) +
+                              elements(tensors_before_blocks(model)) +
+                              elements(tensors_after_blocks(model));
+  std::uint64_t bytes = 0;
+  for (const Recipe& recipe : config.recipes) {
+    const std::uint64_t codes = blocks * linear * static_cast<std::uint64_t>(recipe.bits) / 8;
+    bytes += codes;
+    for (const std::string& format : config.export_formats) {
+      const std::uint64_t rest = format == "dense" ? dense : dense - blocks * linear;
+      bytes += rest * 2 + (format == "dense" ? 0 : codes);  // 16 bits, or 32
+    }
+  }
+  return bytes;
+}
+
+void check_disk(const RunConfig& config, const ModelConfig& model) {
+  std::error_code error;
+  const fs::space_info space = fs::space(config.run, error);
+  if (error || space.capacity == 0) return;  // a file system that does not say
+  check_disk(config.run, least_bytes_written(config, model), bytes_below(config.run),
+             space.available);
+}
+
+void check_disk(const fs::path& run, std::uint64_t needed, std::uint64_t there,
+                std::uint64_t available) {
+  if (needed <= there || needed - there <= available) return;
+  throw Error("not enough room on the disk of " + run.string() +
+              ": records and exports will take " + gib(needed) + " and more, " + gib(there) +
+              " are there, and " + gib(available) + " are free");
+}
+
+void check_memory(const ModelConfig& model, const Backend& backend) {
+  const std::uint64_t weights = elements(tensors_of_block(model, 0));
+  check_memory(weights * size_of(backend.activation_type()), backend.available_bytes());
+}
+
+void check_memory(std::uint64_t needed, std::uint64_t available) {
+  if (needed <= available) return;
+  throw Error("not enough memory: the weights of one block take " + gib(needed) + ", and " +
+              gib(available) + " are free");
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,92 @@
+#include "pipeline/watch/time_left.h"
+
+#include <algorithm>
+
+#include "pipeline/json_values.h"
+#include "stages/quantize/block_cost.h"
+
+namespace roundhouse {
+namespace {
+
+// In place of reading, rounding, packing and writing a weight, which are bound by memory and disks: about what as many
+// operations of matrix products take.
+constexpr double kFlopsPerWeight = 1000;
+// Matrix products in F32 are slower on a device by about this.
+constexpr double kF32OnDevice = 10;
+
+double weights_of(const DecoderBlock& shape) {
+  double weights = 0;
+  for (const LinearSpec& linear : shape.linears())
+    weights += static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
+  return weights;
+}
+
+}  // namespace
+
+std::string kind_of(const nlohmann::json& event) {
+  const std::string kind = text_in(event, "event");
+  if (kind == "block") return kind + " " + text_in(event, "recipe");
+  if (kind == "export") return kind + " " + text_in(event, "format");
+  if (kind == "perplexity") return kind + " " + text_in(event, "name");
+  return "";
+}
+
+TimeLeft::TimeLeft(const nlohmann::json& plan) {
+  if (!plan.is_object()) return;
+  for (const auto& [kind, work] : plan.items()) {
+    works_[kind] = {.cost = number_in(work, "cost"), .left = integer_in(work, "left", 0)};
+  }
+}
+
+void TimeLeft::finished(const nlohmann::json& event) {
+  const auto found = works_.find(kind_of(event));
+  if (found == works_.end()) return;
+  Work& work = found->second;
+  work.left = std::max(0, work.left - 1);
+  ++work.done;
+  work.rank_seconds += number_in(event, "seconds") * std::max(1, integer_in(event, "ranks", 1));
+}
+
+std::optional<double> TimeLeft::seconds(double elapsed) const {
+  double spent = 0, cost = 0;  // of what is done
+  for (const auto& [kind, work] : works_) {
+    spent += work.rank_seconds;
+    cost += work.cost * work.done;
+  }
+  if (spent <= 0) return std::nullopt;
+  double left = 0;
+  for (const auto& [kind, work] : works_) {
+    const double each = work.done > 0 ? work.rank_seconds / work.done
+                        : cost > 0    ? work.cost * spent / cost
+                                      : 0;
+    left += each * work.left;
+  }
+  // By the clock: as many ranks at work, and as much waiting, as until now.
+  return left * elapsed / spent;
+}
+
+double block_cost(const Recipe& recipe, const DecoderBlock& shape, const SampleOptions& samples,
+                  bool on_device) {
+  double flops = kFlopsPerWeight * weights_of(shape);
+  for (const auto& [phase, count] :
+       cost_of_block(recipe, shape, samples.samples, samples.sequence_length).flops) {
+    flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);
+  }
+  return flops;
+}
+
+double forward_cost(const DecoderBlock& shape, const SampleOptions& samples) {
+  return 2 * weights_of(shape) * samples.samples * samples.sequence_length;
+}
+
+double export_cost(const ModelConfig& model, const DecoderBlock& shape) {
+  return kFlopsPerWeight * weights_of(shape) * static_cast<double>(model.blocks);
+}
+
+double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens) {
+  const double weights = weights_of(shape) * static_cast<double>(model.blocks);
+  const double head = static_cast<double>(model.vocabulary * shape.hidden_size());
+  return 2 * tokens * (weights + head) + kFlopsPerWeight * weights;
+}
+
+}  // namespace roundhouse

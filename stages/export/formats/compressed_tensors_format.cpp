@@ -1,0 +1,115 @@
+// compressed-tensors, "pack-quantized". Codes are packed along the inputs, row by row; zero points along the outputs:
+//
+//   weight_packed      I32 [rows, cols bits / 32]    row n: stream of the codes of columns 0, 1, ...
+//   weight_scale       F16 [rows, groups]
+//   weight_zero_point  I32 [rows bits / 32, groups]  group g: stream of the zero points of rows 0, 1, ...; asymmetric only
+//   weight_shape       I64 [2]                       rows, cols
+//
+// The library computes with signed codes; it stores code + 2^(bits-1), which is our code.
+#include <algorithm>
+
+#include "model/quantized/bitstream.h"
+#include "stages/export/format.h"
+
+namespace roundhouse {
+namespace {
+
+// The release whose layout this is: older ones pack 3-bit codes ten to a word, with two idle bits.
+constexpr const char* kVersion = "0.18.0";
+
+class CompressedTensors final : public ExportFormat {
+ public:
+  std::string name() const override { return "compressed-tensors"; }
+  bool has_scheme() const override { return true; }
+
+  void check(const Recipe& recipe, const LinearSpec& linear) const override {
+    if (is_reordered(recipe)) {
+      throw not_exportable(
+          name(), recipe,
+          "with act_order: dynamic a column's group is not its place, and readers of this format "
+          "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'",
+          "act_order");
+    }
+    check_packable(name(), recipe, linear);
+  }
+
+  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
+                                  DType) const override {
+    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
+    std::vector<TensorInfo> tensors = {
+        {"weight_packed", DType::kI32, {linear.rows, linear.cols * scheme.bits / 32}},
+        {"weight_scale", DType::kF16, {linear.rows, groups}}};
+    if (!scheme.symmetric) {
+      tensors.push_back(
+          {"weight_zero_point", DType::kI32, {linear.rows * scheme.bits / 32, groups}});
+    }
+    tensors.push_back({"weight_shape", DType::kI64, {2}});
+    return tensors;
+  }
+
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
+                               DType dtype) const override {
+    std::vector<HostTensor> filled;
+    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
+      filled.emplace_back(info.type, info.shape);
+    }
+    pack_codes(linear, filled.front());
+    std::ranges::copy(linear.scales.bytes(), filled[1].bytes().begin());
+    if (!scheme.symmetric) pack_zeros(linear, filled[2]);
+    const std::span<std::int64_t> shape = filled.back().as<std::int64_t>();
+    shape[0] = linear.rows;
+    shape[1] = linear.cols;
+    return filled;
+  }
+
+  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
+    const bool by_row = scheme.group_size == -1;
+    nlohmann::ordered_json weights = {
+        {"num_bits", scheme.bits},       {"type", "int"},
+        {"symmetric", scheme.symmetric}, {"strategy", by_row ? "channel" : "group"},
+        {"group_size", nullptr},         {"dynamic", false},
+        {"actorder", nullptr},           {"block_structure", nullptr},
+        {"observer", "minmax"},          {"observer_kwargs", nlohmann::ordered_json::object()}};
+    if (!by_row) weights["group_size"] = scheme.group_size;
+    const nlohmann::ordered_json group = {{"targets", nlohmann::ordered_json::array({"Linear"})},
+                                          {"weights", weights},
+                                          {"input_activations", nullptr},
+                                          {"output_activations", nullptr}};
+    return {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},  {"config_groups", {{"group_0", group}}},
+            {"ignore", scheme.dense_modules},       {"kv_cache_scheme", nullptr},
+            {"global_compression_ratio", nullptr},  {"version", kVersion}};
+  }
+
+ private:
+  static void pack_codes(const QuantizedLinear& linear, HostTensor& packed) {
+    const auto cols = static_cast<std::size_t>(linear.cols);
+    const std::size_t words = packed_words(cols, linear.bits);
+    const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
+    const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
+    for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
+      pack_bits(codes.data() + row * cols, cols, 1, linear.bits, out.data() + row * words);
+    }
+  }
+
+  static void pack_zeros(const QuantizedLinear& linear, HostTensor& packed) {
+    const auto rows = static_cast<std::size_t>(linear.rows);
+    const auto groups = static_cast<std::size_t>(linear.groups());
+    const std::span<const std::uint8_t> zeros = linear.zeros.as<std::uint8_t>();
+    const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
+    std::vector<std::uint32_t> stream(packed_words(rows, linear.bits));
+    for (std::size_t group = 0; group < groups; ++group) {
+      pack_bits(zeros.data() + group, rows, groups, linear.bits, stream.data());
+      for (std::size_t word = 0; word < stream.size(); ++word)
+        out[word * groups + group] = stream[word];
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<ExportFormat> make_compressed_tensors() {
+  return std::make_unique<CompressedTensors>();
+}
+
+}  // namespace roundhouse

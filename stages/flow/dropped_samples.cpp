@@ -1,0 +1,35 @@
+#include "stages/flow/dropped_samples.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace roundhouse {
+
+std::int64_t settle_dropped(const BlockTask& task, const std::string& linears,
+                            const std::vector<std::int64_t>& dropped_here,
+                            nlohmann::json& block_record) {
+  std::vector<std::int64_t> dropped;
+  for (const std::vector<std::byte>& message :
+       task.team.all_gather(std::as_bytes(std::span(dropped_here)))) {
+    std::vector<std::int64_t> theirs(message.size() / sizeof(std::int64_t));
+    std::ranges::copy(message, std::as_writable_bytes(std::span(theirs)).begin());
+    dropped.insert(dropped.end(), theirs.begin(), theirs.end());
+  }
+  const std::int64_t samples = task.samples->count();
+  const auto count = static_cast<std::int64_t>(dropped.size());
+  if (count == 0) return samples;
+
+  const std::string what = linears + ": " + std::to_string(count) + " of " +
+                           std::to_string(samples) + " samples have inputs that are not finite";
+  if (10 * count > samples) throw Error(what + "; more than a tenth cannot be left out");
+  std::ranges::sort(dropped);
+  block_record["dropped_samples"].push_back(
+      {{"linears", linears}, {"count", count}, {"samples", dropped}});
+  if (task.team.rank() == 0) {
+    task.monitor.say("block " + std::to_string(task.block) + ", " + what + " and were left out");
+  }
+  return samples - count;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,55 @@
+// Sums over the calibration samples that have the same bits on any number of ranks: each shard has a sum of its own, made by
+// the rank that holds it in the order of its micro-batches, and shards are added in the fixed tree of comm/tree_sum.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/tree_sum.h"
+#include "kernels/backend.h"
+#include "stages/flow/matrix_sum.h"
+#include "stages/quantize/method.h"
+
+namespace roundhouse {
+
+// An F32 matrix in the backend's memory.
+class ShardMatrixSum {
+ public:
+  using Part = MatrixSummand::Part;
+  ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::int64_t cols, Part part);
+  ~ShardMatrixSum();
+
+  // This rank's shards in order.
+  void begin_shard();  // the shard's sum is zero
+  Matrix matrix();     // of the shard at hand: to add to
+  void end_shard(int shard);
+
+  Tensor finish(int owner);  // collective: the whole sum at `owner`, empty elsewhere
+
+ private:
+  std::shared_ptr<Tensor> memory();  // of one sum, not initialised
+  Backend& backend_;
+  std::int64_t rows_, cols_;
+  Part part_;
+  std::vector<Tensor> spare_;  // before everything that gives its memory back to it
+  TreeSum tree_;
+  std::unique_ptr<MatrixSummand> sum_;  // of the shard at hand
+};
+
+// A few doubles in host memory.
+class ShardNumberSum {
+ public:
+  ShardNumberSum(const BlockTask& task, std::size_t count);
+
+  void add(int shard, std::vector<double> numbers);  // of this rank's shards in order, each once
+  std::vector<double> finish();                      // collective: the whole sum, on every rank
+
+ private:
+  class Sum;
+  Communicator& team_;
+  std::size_t count_;
+  TreeSum tree_;
+};
+
+}  // namespace roundhouse

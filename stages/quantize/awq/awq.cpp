@@ -1,0 +1,206 @@
+#include "stages/quantize/awq/awq.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "stages/flow/phase_clock.h"
+#include "stages/quantize/awq/fold.h"
+#include "stages/quantize/awq/search.h"
+#include "stages/quantize/awq/statistics.h"
+#include "stages/quantize/rtn/rtn.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr int kClipCandidates = 10;  // 1.00, 0.95, .., 0.55
+constexpr int kClipDivisions = 20;
+
+class BlockQuantizer {
+ public:
+  BlockQuantizer(BlockTask& task, const AwqSettings& settings)
+      : task_(task), settings_(settings), clock_(task.backend) {
+    require(task.original && task.samples, "AWQ needs samples and their activations");
+    // Else storing the residual would round it, and a resumed run would have other bits.
+    require(task.original->type() == task.backend.activation_type(),
+            "activations are kept in another type than the device computes with");
+  }
+
+  QuantizedBlock run() {
+    QuantizedBlock block{.block = task_.block, .linears = {}, .record = nlohmann::json::object()};
+    const auto& sets = task_.shape.scale_sets();
+    const bool modules =
+        settings_.scale_search && std::ranges::any_of(sets, [](const ScaleSet& set) {
+          return !is_linear(set);
+        });  // whose search is another pass over the block's inputs
+    statistics_ =
+        collect_statistics(task_, settings_, /*store_output=*/!modules, block.record, clock_);
+    count_forward(modules ? 2 : 1);
+
+    std::vector<ChosenScales> chosen;
+    if (settings_.scale_search) {
+      chosen = search_scales(task_, settings_, statistics_, clock_);
+    }
+    Folding folding;
+    if (!chosen.empty()) {
+      folding = fold(task_.checkpoint, task_.shape, task_.block, chosen);
+    } else {
+      folding.column_factors.resize(task_.shape.linears().size());
+      folding.row_divisors.resize(task_.shape.linears().size());
+    }
+    block.linears.resize(task_.shape.linears().size());
+    for (int g = 0; g < static_cast<int>(task_.shape.groups().size()); ++g) {
+      for (const int i : task_.shape.groups()[static_cast<std::size_t>(g)].linears) {
+        block.linears[static_cast<std::size_t>(i)] = quantize_linear(i, g, folding);
+        task_.monitor.tick();
+      }
+    }
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      const nlohmann::json& record =
+          block.record["scale_sets"].emplace_back(std::move(chosen[i].record));
+      if (!record.contains("fallback")) continue;
+      const int group = task_.shape.scale_sets()[i].group;
+      for (const int linear : task_.shape.groups()[static_cast<std::size_t>(group)].linears) {
+        block.linears[static_cast<std::size_t>(linear)].record["fallback"] = record.at("fallback");
+      }
+    }
+    clock_.write(block.record);
+    if (task_.team.rank() == 0) {
+      block.replaced = std::move(folding.replaced);
+    } else {
+      block.linears.clear();
+    }
+    return block;
+  }
+
+ private:
+  // Of the linear's clipping, summed over groups.
+  struct ClipCount {
+    double clipped = 0, error_before = 0, error_after = 0;
+  };
+
+  QuantizedLinear quantize_linear(int index, int group, const Folding& folding) {
+    const auto i = static_cast<std::size_t>(index);
+    const LinearSpec& spec = task_.shape.linears()[i];
+    const bool clips =
+        settings_.clip_search &&
+        std::ranges::find(task_.shape.score_linears(), index) == task_.shape.score_linears().end();
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
+                        (clips ? "clipping and rounding " : "rounding ") + spec.name);
+    QuantizedLinear linear =
+        unsolved_linear(spec, settings_.bits, settings_.group_size, settings_.grid);
+    clock_.measure("solve", [&] {
+      std::vector<float> ones;
+      if (folding.column_factors[i].empty()) {
+        ones.assign(static_cast<std::size_t>(spec.cols), 1.0f);
+      }
+      const Tensor columns =
+          upload_row(ones.empty() ? folding.column_factors[i] : ones, task_.backend);
+      const Tensor rows_by = upload_row(folding.row_divisors[i], task_.backend);
+      const Tensor& grams = statistics_.inputs[static_cast<std::size_t>(group)].group_grams;
+      std::map<std::int64_t, ClipCount> counts;  // by first row of this rank's tiles
+      const SolveError error =
+          solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {
+            Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
+            const ConstMatrix by = rows_by.view();
+            task_.backend.fold_scales(
+                {.w = w.view(),
+                 .column_factors = columns.view(),
+                 .row_divisors = by.cols > 0 ? by.col_range(first, first + rows) : by});
+            Tensor folded(task_.backend, DType::kF32, rows, spec.cols);
+            task_.backend.copy(std::as_const(w).view(), folded.view());
+            if (clips) counts[first] = clip(w, columns, grams, linear);
+            task_.monitor.tick();
+            return round_tile(linear, w, folded, {}, task_.backend);
+          });
+      linear.record = {{"error", error.error},
+                       {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
+      if (clips) record_clip(linear, counts);
+    });
+    return linear;
+  }
+
+  ClipCount clip(Tensor& w, const Tensor& column_scales, const Tensor& grams,
+                 const QuantizedLinear& linear) {
+    const std::int64_t rows = w.rows(), groups = linear.groups();
+    Tensor choices(task_.backend, DType::kU8, rows, groups);
+    Tensor errors(task_.backend, DType::kF32, rows, 2 * groups);
+    task_.backend.clip_groups({.w = w.view(),
+                               .column_scales = column_scales.view(),
+                               .grams = grams.view(),
+                               .group_size = linear.group_size,
+                               .grid = linear.grid,
+                               .bits = linear.bits,
+                               .candidates = kClipCandidates,
+                               .divisions = kClipDivisions,
+                               .choices = choices.view(),
+                               .errors = errors.view()});
+    HostTensor chosen(DType::kU8, {rows, groups}), error(DType::kF32, {rows, 2 * groups});
+    task_.backend.download(choices.view().data, chosen.bytes());
+    task_.backend.download(errors.f32(), error.bytes());
+    ClipCount count;
+    for (const std::uint8_t choice : chosen.as<std::uint8_t>()) count.clipped += choice > 0;
+    const std::span<const float> values = std::as_const(error).as<float>();
+    for (std::size_t i = 0; i < values.size(); i += 2) {
+      count.error_before += static_cast<double>(values[i]);
+      count.error_after += static_cast<double>(values[i + 1]);
+    }
+    return count;
+  }
+
+  void record_clip(QuantizedLinear& linear, const std::map<std::int64_t, ClipCount>& counts) {
+    const std::vector<double> sums =
+        sum_over_tiles(task_.team, linear.rows, 3, [&](std::int64_t first, std::int64_t) {
+          const ClipCount& count = counts.at(first);
+          return std::vector<double>{count.clipped, count.error_before, count.error_after};
+        });
+    linear.record["clip"] = {{"groups", linear.rows * linear.groups()},
+                             {"clipped", static_cast<std::int64_t>(sums[0])},
+                             {"error_before", sums[1]},
+                             {"error_after", sums[2]}};
+    clock_.count("solve", 2.0 * kClipCandidates *
+                              static_cast<double>(linear.rows * linear.cols * linear.group_size));
+  }
+
+  void count_forward(int passes) {
+    const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
+    for (const LinearSpec& spec : task_.shape.linears()) {
+      clock_.count("forward", 2.0 * passes * tokens * static_cast<double>(spec.rows * spec.cols));
+    }
+  }
+
+  BlockTask& task_;
+  const AwqSettings& settings_;
+  PhaseClock clock_;
+  BlockStatistics statistics_;
+};
+
+class Awq final : public Method {
+ public:
+  explicit Awq(const AwqSettings& settings) : settings_(settings) {}
+  Streams streams() const override { return {.full_precision = true}; }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    return BlockQuantizer(task, settings_).run();
+  }
+
+ private:
+  AwqSettings settings_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_awq(int bits, std::int64_t group_size, OptionReader& options) {
+  AwqSettings settings{.bits = bits, .group_size = group_size};
+  settings.grid = options.grid(Grid::kAsymAwq, Grid::kSymGptq,
+                               {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+  options.one_of("preset", "paper", {"paper"});
+  settings.scale_search = options.boolean("scale_search", true);
+  settings.clip_search = options.boolean("clip_search", true);
+  settings.grid_points = options.integer("grid_points", 20, 1, 1000);
+  settings.clip_tokens = options.integer("clip_tokens", 512, 0, 1 << 30);
+  return std::make_unique<Awq>(settings);
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,105 @@
+#include "stages/quantize/awq/fold.h"
+
+#include <cmath>
+#include <cstddef>
+#include <optional>
+#include <utility>
+
+#include "base/dtype.h"
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+// A dense tensor of the checkpoint, in F32 and with its own type to go back to.
+class Dense {
+ public:
+  Dense(const Checkpoint& checkpoint, const DecoderBlock& shape, int block, std::string name,
+        std::int64_t size)
+      : name_(std::move(name)), values_(static_cast<std::size_t>(size)) {
+    const HostView view = checkpoint.weight(shape.prefix(block) + "." + name_, {size});
+    type_ = view.type;
+    convert(type_, view.bytes.data(), DType::kF32, values_.data(), values_.size());
+  }
+
+  float operator[](std::size_t i) const { return values_[i]; }
+  void set(std::size_t i, float value) { values_[i] = value; }
+  // As the checkpoint's type holds it.
+  float rounded(float value) const {
+    float result = value;
+    if (type_ == DType::kF16) result = round_to_half(value);
+    if (type_ == DType::kBF16) result = bfloat16_to_float(float_to_bfloat16(value));
+    return result;
+  }
+  void store(DenseTensors& into) const {
+    HostTensor tensor(type_, {std::ssize(values_)});
+    convert(DType::kF32, values_.data(), type_, tensor.bytes().data(), values_.size());
+    into[name_] = std::move(tensor);
+  }
+
+ private:
+  std::string name_;
+  std::vector<float> values_;
+  DType type_ = DType::kF32;
+};
+
+bool keeps(float before, float after) {
+  return std::isfinite(after) && (after != 0.0f || before == 0.0f);
+}
+
+}  // namespace
+
+Folding fold(const Checkpoint& checkpoint, const DecoderBlock& shape, int block,
+             std::vector<ChosenScales>& chosen) {
+  Folding folding;
+  folding.column_factors.resize(shape.linears().size());
+  folding.row_divisors.resize(shape.linears().size());
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const ScaleSet& set = shape.scale_sets()[i];
+    std::vector<float>& s = chosen[i].s;
+    const auto size = std::ssize(s);
+
+    std::vector<Dense> dense;  // what is divided, a norm's weight first
+    for (const int norm : set.norms) {
+      dense.emplace_back(checkpoint, shape, block,
+                         shape.norm_names()[static_cast<std::size_t>(norm)], size);
+    }
+    if (set.linear >= 0) {
+      const LinearSpec& before = shape.linears()[static_cast<std::size_t>(set.linear)];
+      require(before.rows == size, "a scale for each row of the linear before");
+      const std::string bias = before.name + ".bias";
+      if (checkpoint.has(shape.prefix(block) + "." + bias)) {
+        dense.emplace_back(checkpoint, shape, block, bias, size);
+      }
+    }
+
+    std::int64_t unscaled = 0;
+    for (std::size_t k = 0; k < s.size(); ++k) {
+      float factor = s[k];
+      if (!set.norms.empty()) {
+        const float weight = dense.front()[k], stored = dense.front().rounded(weight / factor);
+        if (weight != 0.0f) factor = weight / stored;
+      }
+      bool ok = std::isfinite(factor) && factor > 0;
+      for (const Dense& tensor : dense) {
+        ok = ok && keeps(tensor[k], tensor.rounded(tensor[k] / factor));
+      }
+      if (!ok) {
+        factor = 1.0f;
+        ++unscaled;
+      }
+      for (Dense& tensor : dense) tensor.set(k, tensor.rounded(tensor[k] / factor));
+      s[k] = factor;
+    }
+    if (unscaled > 0) chosen[i].record["unscaled_channels"] = unscaled;
+
+    for (const Dense& tensor : dense) tensor.store(folding.replaced);
+    for (const int linear : shape.groups()[static_cast<std::size_t>(set.group)].linears) {
+      folding.column_factors[static_cast<std::size_t>(linear)] = s;
+    }
+    if (set.linear >= 0) folding.row_divisors[static_cast<std::size_t>(set.linear)] = s;
+  }
+  return folding;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,29 @@
+// AWQ's search for the scales of input columns.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "stages/quantize/awq/statistics.h"
+
+namespace roundhouse {
+
+// The outcome for one ScaleSet.
+struct ChosenScales {
+  std::vector<float> s;   // by column of the set's input; positive and finite
+  nlohmann::json record;  // see awq.h
+};
+
+// s = max(magnitude^ratio, 1e-4) / sqrt(max s min s); where that is not finite 1.
+std::vector<float> candidate_scales(const std::vector<double>& magnitude, double ratio);
+
+// [1, n] on the device; empty for no values.
+Tensor upload_row(std::span<const float> values, Backend& backend);
+
+// By DecoderBlock::scale_sets(). Collective. The loss of a set that is_linear() comes from its Gram matrix G, without another
+// pass: sum over rows of Δ G Δᵀ, Δ = Q(w diag(s)) diag(1/s) - w. The others run the module, with its output in full precision
+// made once for all candidates; the block's output is then left in `task.original`.
+std::vector<ChosenScales> search_scales(BlockTask& task, const AwqSettings& settings,
+                                        const BlockStatistics& statistics, PhaseClock& clock);
+
+}  // namespace roundhouse

@@ -1,0 +1,179 @@
+#include "stages/quantize/awq/statistics.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "stages/flow/dropped_samples.h"
+#include "stages/flow/shard_sum.h"
+
+namespace roundhouse {
+namespace {
+
+using Part = ShardMatrixSum::Part;
+
+// The sums over the inputs of one group.
+class InputSums {
+ public:
+  InputSums(const BlockTask& task, const AwqSettings& settings, int group)
+      : task_(task),
+        group_(task.shape.groups()[static_cast<std::size_t>(group)]),
+        owner_(group % task.team.size()),
+        group_size_(settings.group_size_for(group_.cols)) {
+    const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
+      return std::make_unique<ShardMatrixSum>(task, rows, cols, part);
+    };
+    for (const ScaleSet& set : task.shape.scale_sets()) {
+      if (!settings.scale_search || set.group != group) continue;
+      magnitude_ = sum(1, group_.cols, Part::kWhole);
+      if (is_linear(set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
+    }
+    if (!settings.clip_search) return;
+    group_grams_ = sum(group_.cols, group_size_, Part::kWhole);
+    const std::int64_t tokens = task.samples->count() * task.samples->length();
+    if (settings.clip_tokens > 0) {
+      every_ = std::max<std::int64_t>(1, tokens / settings.clip_tokens);
+    }
+  }
+
+  void begin_shard() {
+    for (auto* sum : all()) sum->begin_shard();
+  }
+  // Rows of x are consecutive tokens, the first of which is number `first_token` of all.
+  void add(ConstMatrix x, std::int64_t first_token) {
+    if (magnitude_) task_.backend.column_magnitudes({.x = x, .sums = magnitude_->matrix()});
+    if (gram_) task_.backend.gram({.x = x, .h = gram_->matrix()});
+    if (!group_grams_) return;
+    // Every so many tokens, counted over all samples: a view of x with longer strides.
+    const std::int64_t skip = (every_ - first_token % every_) % every_;
+    if (skip >= x.rows) return;
+    ConstMatrix sampled = x.row_range(skip, x.rows);
+    sampled.rows = (sampled.rows + every_ - 1) / every_;
+    sampled.stride *= every_;
+    task_.backend.group_grams(
+        {.x = sampled, .group_size = group_size_, .grams = group_grams_->matrix()});
+  }
+  void end_shard(int shard) {
+    for (auto* sum : all()) sum->end_shard(shard);
+  }
+
+  InputStatistics finish(std::int64_t tokens) {
+    InputStatistics statistics;
+    if (magnitude_) {
+      const Tensor sums = everywhere(*magnitude_, 1, group_.cols, false);
+      HostTensor host(DType::kF32, {group_.cols});
+      task_.backend.download(sums.f32(), host.bytes());
+      for (const float sum : host.as<float>()) {
+        statistics.magnitude.push_back(static_cast<double>(sum) / static_cast<double>(tokens));
+      }
+    }
+    if (gram_) statistics.gram = everywhere(*gram_, group_.cols, group_.cols, true);
+    if (group_grams_) {
+      statistics.group_grams = everywhere(*group_grams_, group_.cols, group_size_, false);
+    }
+    return statistics;
+  }
+
+  bool has_gram() const { return gram_ != nullptr; }
+
+ private:
+  std::vector<ShardMatrixSum*> all() {
+    std::vector<ShardMatrixSum*> sums;
+    for (const auto* sum : {&magnitude_, &gram_, &group_grams_}) {
+      if (*sum) sums.push_back(sum->get());
+    }
+    return sums;
+  }
+  Tensor everywhere(ShardMatrixSum& sum, std::int64_t rows, std::int64_t cols, bool symmetric) {
+    Tensor matrix = sum.finish(owner_);
+    if (symmetric && !matrix.empty()) task_.backend.symmetrize(matrix.view());
+    share(matrix, rows, cols, owner_, task_.device_team, task_.backend, task_.monitor);
+    return matrix;
+  }
+
+  const BlockTask& task_;
+  const InputGroup& group_;
+  int owner_;
+  std::int64_t group_size_;
+  std::int64_t every_ = 1;  // of how many tokens one is sampled
+  std::unique_ptr<ShardMatrixSum> magnitude_, gram_, group_grams_;
+};
+
+}  // namespace
+
+BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,
+                                   bool store_output, nlohmann::json& block_record,
+                                   PhaseClock& clock) {
+  task.monitor.phase("block " + std::to_string(task.block) + ": statistics of the inputs");
+  const int groups = static_cast<int>(task.shape.groups().size());
+  std::vector<std::unique_ptr<InputSums>> sums;
+  for (int g = 0; g < groups; ++g) {
+    sums.push_back(std::make_unique<InputSums>(task, settings, g));
+  }
+
+  BlockStatistics statistics;
+  const auto add_batch = [&](const MicroBatch& batch) {
+    std::vector<Tensor> inputs;
+    std::vector<std::uint8_t> finite(static_cast<std::size_t>(batch.sequences), 1);
+    const auto check = [&](ConstMatrix x) {
+      std::vector<std::uint8_t> here(finite.size());
+      task.backend.check_finite({.x = x, .rows_each = batch.length, .finite = here});
+      for (std::size_t s = 0; s < finite.size(); ++s) finite[s] &= here[s];
+    };
+    clock.measure("forward", [&] {
+      BlockState state = load_state(task, *task.original, batch);
+      for (int g = 0; g < groups; ++g) {
+        task.shape.prepare(g, task.weights, state, task.backend);
+        Tensor& input = inputs.emplace_back(task.backend, state.input.type(), state.input.rows(),
+                                            state.input.cols());
+        task.backend.copy(std::as_const(state.input).view(), input.view());
+        check(std::as_const(input).view());
+        task.shape.apply(g, task.weights, state, task.backend);
+      }
+      check(std::as_const(state.residual).view());
+      if (store_output) {
+        task.original->store(batch.shard, batch.first_row, state.residual.view(), task.backend);
+      }
+    });
+    clock.measure("gram", [&] {
+      for (std::size_t g = 0; g < inputs.size(); ++g) {
+        for_each_finite_run(finite, [&](std::int64_t begin, std::int64_t end) {
+          sums[g]->add(
+              std::as_const(inputs[g]).view().row_range(begin * batch.length, end * batch.length),
+              (batch.first_sample + begin) * batch.length);
+        });
+      }
+    });
+    for (std::int64_t s = 0; s < batch.sequences; ++s) {
+      if (!finite[static_cast<std::size_t>(s)]) {
+        statistics.dropped.push_back(batch.first_sample + s);
+      }
+    }
+  };
+
+  const PartRange shards = shards_of_rank(task);
+  for (int shard = shards.begin; shard < shards.end; ++shard) {
+    for (const auto& sum : sums) sum->begin_shard();
+    for (const MicroBatch& batch : micro_batches_of_shard(*task.samples, shard)) {
+      add_batch(batch);
+      task.monitor.tick();
+    }
+    clock.measure("gram", [&] {
+      for (const auto& sum : sums) sum->end_shard(shard);
+    });
+  }
+
+  const std::int64_t used = settle_dropped(task, "all linears", statistics.dropped, block_record);
+  statistics.tokens = used * task.samples->length();
+  clock.measure("gram", [&] {
+    for (const auto& sum : sums) statistics.inputs.push_back(sum->finish(statistics.tokens));
+  });
+  const auto tokens = static_cast<double>(statistics.tokens);
+  for (int g = 0; g < groups; ++g) {
+    const auto n = static_cast<double>(task.shape.groups()[static_cast<std::size_t>(g)].cols);
+    if (sums[static_cast<std::size_t>(g)]->has_gram()) clock.count("gram", tokens * n * n);
+  }
+  return statistics;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,34 @@
+// What AWQ needs to know of the inputs of a block's linears, from one pass of the original block over all samples.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "stages/flow/phase_clock.h"
+#include "stages/quantize/awq/awq.h"
+
+namespace roundhouse {
+
+// Of one input group of the block. What was not asked for is empty. The same on every rank.
+struct InputStatistics {
+  std::vector<double> magnitude;  // mean |x| by column
+  Tensor gram;                    // sum xᵀ x, symmetric, F32 [cols, cols]
+  Tensor group_grams;  // the same over the sampled tokens by groups of columns: GroupGrams
+};
+
+struct BlockStatistics {
+  std::vector<InputStatistics> inputs;  // by group
+  std::int64_t tokens = 0;              // all but those of dropped samples
+  std::vector<std::int64_t>
+      dropped;  // samples of this rank that are left out: something in them is not finite
+};
+
+// A set whose loss follows from the Gram matrix of its input: the set's linears are all that is inspected.
+inline bool is_linear(const ScaleSet& set) { return set.group == set.last_group; }
+
+// Collective. Leaves the block's output in `task.original` if `store_output`.
+BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,
+                                   bool store_output, nlohmann::json& block_record,
+                                   PhaseClock& clock);
+
+}  // namespace roundhouse

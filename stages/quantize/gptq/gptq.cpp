@@ -1,0 +1,288 @@
+#include "stages/quantize/gptq/gptq.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "stages/flow/phase_clock.h"
+#include "stages/quantize/gptq/factor.h"
+#include "stages/quantize/gptq/hessian.h"
+#include "stages/quantize/gptq/solve.h"
+
+namespace roundhouse {
+namespace {
+
+// One block on its way through GPTQ.
+class BlockQuantizer {
+ public:
+  BlockQuantizer(BlockTask& task, const GptqSettings& settings)
+      : task_(task),
+        settings_(settings),
+        groups_(task.shape.groups()),
+        clock_(task.backend),
+        linears_(task.shape.linears().size()) {
+    require(task.residual && task.samples, "GPTQ needs samples and their activations");
+    // Else storing the residual between groups would round it, and a resumed run would have other bits.
+    require(task.residual->type() == task.backend.activation_type(),
+            "activations are kept in another type than the device computes with");
+    require(!groups_.empty() && groups_.front().from_residual,
+            "the first group of a block reads the residual");
+  }
+
+  QuantizedBlock run() {
+    record_ = nlohmann::json::object();
+    if (settings_.true_sequential) {
+      walk_staged();
+    } else {
+      walk_once();
+    }
+    clock_.write(record_);
+    QuantizedBlock block{.block = task_.block, .linears = {}, .record = std::move(record_)};
+    if (task_.team.rank() == 0) block.linears = std::move(linears_);
+    return block;
+  }
+
+ private:
+  const InputGroup& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
+  int group_count() const { return static_cast<int>(groups_.size()); }
+  std::string text_of(int g) const {
+    return "block " + std::to_string(task_.block) + ", " + group(g).name;
+  }
+
+  // Calls visit(batch, rows) for every micro-batch of this rank, in order, with its rows of `from`; before and after each shard
+  // the collectors are told.
+  template <class Visit>
+  void for_each_batch(std::vector<HessianCollector*> collectors,
+                      std::vector<const Activations*> from, Visit visit) {
+    BatchReader reader(task_, std::move(from));
+    const PartRange shards = shards_of_rank(task_);
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      for (HessianCollector* collector : collectors) collector->begin_shard();
+      while (!reader.at_end() && reader.batch().shard == shard) {
+        const MicroBatch batch = reader.batch();
+        visit(batch, reader.next());
+        task_.monitor.tick();
+      }
+      clock_.measure("gram", [&] {
+        for (HessianCollector* collector : collectors) collector->end_shard(shard);
+      });
+    }
+    clock_.measure("forward", [&] { task_.backend.finish_downloads(); });
+  }
+
+  // What holds the state just before the linears of group g.
+  std::vector<const Activations*> sources_of(int g) const {
+    if (group(g).from_residual) return {task_.residual};
+    return {task_.residual, carried_.get()};
+  }
+  BlockState state_before(int g, const MicroBatch& batch, std::vector<Tensor> rows) {
+    BlockState state = state_of(batch, std::move(rows[0]));
+    if (group(g).from_residual) {
+      task_.shape.prepare(g, task_.weights, state, task_.backend);
+    } else {
+      state.input = std::move(rows[1]);
+    }
+    return state;
+  }
+
+  // true_sequential: Hessian of group g from the groups before it as quantized, quantize g, go on. Between groups, `residual`
+  // and `carried_` hold the state.
+  void walk_staged() {
+    for (int g = 0; g < group_count(); ++g) {
+      HessianCollector collector(task_, g, clock_);
+      task_.monitor.phase(text_of(g) + ": Hessian");
+      std::unique_ptr<Activations> next;
+      if (!group(g).from_residual) {
+        next = std::make_unique<Activations>(task_.budget, task_.backend.activation_type(),
+                                             group(g).cols);
+      }
+      const auto visit = [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+        BlockState state;
+        clock_.measure("forward",
+                       [&] { state = advance_to(g, batch, std::move(rows), next.get()); });
+        clock_.measure("gram", [&] { collector.add(state.input.view(), batch); });
+      };
+      for_each_batch({&collector}, sources_of(std::max(0, g - 1)), visit);
+      carried_ = std::move(next);
+      if (g > 0) count_forward(g - 1);
+      // The Hessian is gone before solving begins: it is as large as its factor.
+      HessianFactor factor = factor_of(g, collector.owner(), collector.finish(record_));
+      quantize_group(g, std::move(factor), collector.owner());
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    const int last = group_count() - 1;
+    for_each_batch({}, sources_of(last), [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+      clock_.measure("forward", [&] {
+        BlockState state = state_before(last, batch, std::move(rows));
+        task_.shape.apply(last, task_.weights, state, task_.backend);
+        task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                     task_.backend);
+      });
+    });
+    count_forward(last);
+    carried_.reset();
+  }
+
+  // Applies group g - 1, keeps what comes out, and leaves the input of group g in the state.
+  BlockState advance_to(int g, const MicroBatch& batch, std::vector<Tensor> rows,
+                        Activations* next) {
+    BlockState state = state_before(std::max(0, g - 1), batch, std::move(rows));
+    if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+    if (next) {  // the residual is as it was
+      next->reserve(batch.shard, task_.residual->tokens(batch.shard));
+      next->store_behind(batch.shard, batch.first_row, state.input.view(), task_.backend);
+    } else if (g > 0) {
+      task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                   task_.backend);
+      task_.shape.prepare(g, task_.weights, state, task_.backend);
+    }
+    return state;
+  }
+
+  // Not true_sequential: all Hessians from the original weights, then all groups, then the output from the block's input.
+  void walk_once() {
+    std::vector<std::unique_ptr<HessianCollector>> collectors;
+    std::vector<HessianCollector*> all;
+    for (int g = 0; g < group_count(); ++g) {
+      collectors.push_back(std::make_unique<HessianCollector>(task_, g, clock_));
+      all.push_back(collectors.back().get());
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": Hessians");
+    for_each_batch(all, {task_.residual}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+      BlockState state = state_of(batch, std::move(rows.front()));
+      for (int g = 0; g < group_count(); ++g) {
+        clock_.measure("forward", [&] {
+          if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+          if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
+        });
+        clock_.measure("gram", [&] {
+          collectors[static_cast<std::size_t>(g)]->add(state.input.view(), batch);
+        });
+      }
+    });
+    for (int g = 0; g + 1 < group_count(); ++g) count_forward(g);
+
+    // All sums before the first factorization, all factorizations before the first factor is shared: both are collective, and
+    // owners of different groups work at the same time.
+    std::vector<Tensor> hessians;
+    for (const auto& collector : collectors) hessians.push_back(collector->finish(record_));
+    std::vector<HessianFactor> factors;
+    for (int g = 0; g < group_count(); ++g) {
+      const auto index = static_cast<std::size_t>(g);
+      factors.push_back(factor_of(g, collectors[index]->owner(), hessians[index]));
+      hessians[index] = {};
+    }
+    for (int g = 0; g < group_count(); ++g) {
+      const int owner = collectors[static_cast<std::size_t>(g)]->owner();
+      quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
+    }
+    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    clock_.measure("forward", [&] { run_forward(task_, task_.weights, *task_.residual); });
+    for (int g = 0; g < group_count(); ++g) count_forward(g);
+  }
+
+  // At the owner; elsewhere nothing yet.
+  HessianFactor factor_of(int g, int owner, const Tensor& hessian) {
+    HessianFactor factor;
+    if (task_.team.rank() == owner) {
+      task_.monitor.phase(text_of(g) + ": factorization");
+      clock_.measure("factor", [&] {
+        factor = factorize(hessian, settings_.damping, settings_.act_order != ActOrder::kNone,
+                           task_.backend, task_.monitor);
+      });
+    }
+    return factor;
+  }
+
+  // Shares the factor, solves the group's linears and puts the result in place of the weights.
+  void quantize_group(int g, HessianFactor factor, int owner) {
+    clock_.measure("factor", [&] {
+      share(factor, group(g).cols, owner, task_.team, task_.device_team, task_.backend,
+            task_.monitor);
+    });
+    if (factor.status == FactorStatus::kNotFinite) {
+      throw Error(group(g).name + ": the Hessian is not finite: the inputs are beyond float32");
+    }
+    report(g, factor);
+    const auto n = static_cast<double>(group(g).cols);
+    clock_.count("factor", factor.tries * 2.0 * n * n * n / 3.0);
+
+    for (const int i : group(g).linears) {
+      const auto index = static_cast<std::size_t>(i);
+      const LinearSpec& spec = task_.shape.linears()[index];
+      task_.monitor.phase("block " + std::to_string(task_.block) + ": solving " + spec.name);
+      clock_.measure("solve", [&] {
+        QuantizedLinear& linear = linears_[index];
+        linear = solve_gptq(spec, task_.weights.linears[index], settings_, factor, task_.team,
+                            task_.backend);
+        task_.weights.linears[index] = dequantize(linear, task_.backend);
+      });
+      clock_.count("solve", static_cast<double>(spec.rows) * n * n);
+      task_.monitor.tick();
+    }
+  }
+
+  void report(int g, const HessianFactor& factor) {
+    if (task_.team.rank() != 0 || factor.tries == 1) return;
+    std::string line = text_of(g) + ": the Hessian is not positive definite";
+    if (factor.status == FactorStatus::kNotPositiveDefinite) {
+      line += ", whatever the damping: rounded to nearest instead";
+    } else {
+      line += "; damping raised to " + nlohmann::json(factor.damping).dump();
+      if (factor.diagonal_floor > 0) {
+        line += " with a diagonal floor of " + nlohmann::json(factor.diagonal_floor).dump();
+      }
+    }
+    task_.monitor.say(line);
+  }
+
+  void count_forward(int g) {
+    const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
+    for (const int i : group(g).linears) {
+      const LinearSpec& spec = task_.shape.linears()[static_cast<std::size_t>(i)];
+      clock_.count("forward", 2.0 * tokens * static_cast<double>(spec.rows * spec.cols));
+    }
+  }
+
+  BlockTask& task_;
+  const GptqSettings& settings_;
+  const std::vector<InputGroup>& groups_;
+  PhaseClock clock_;
+  std::vector<QuantizedLinear> linears_;
+  nlohmann::json record_;
+  std::unique_ptr<Activations>
+      carried_;  // the input of the group at hand, if that is not from the residual
+};
+
+class Gptq final : public Method {
+ public:
+  explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
+  Streams streams() const override { return {.quantized = true}; }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    return BlockQuantizer(task, settings_).run();
+  }
+
+ private:
+  GptqSettings settings_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_gptq(int bits, std::int64_t group_size, OptionReader& options) {
+  GptqSettings settings{.bits = bits, .group_size = group_size};
+  settings.grid = options.grid(Grid::kAsymGptq, Grid::kSymGptq,
+                               {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+  settings.damping = options.number("damping", 0.01, 0.0, 1.0);
+  const std::string order = options.one_of("act_order", "static", {"static", "dynamic", "none"},
+                                           /*if_true=*/"static", /*if_false=*/"none");
+  settings.act_order = order == "static"    ? ActOrder::kStatic
+                       : order == "dynamic" ? ActOrder::kDynamic
+                                            : ActOrder::kNone;
+  settings.true_sequential = options.boolean("true_sequential", true);
+  settings.clip_search = options.boolean("clip_search", false);
+  return std::make_unique<Gptq>(settings);
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,199 @@
+#include "stages/quantize/gptq/solve.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "stages/quantize/rtn/rtn.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::int64_t kPanel = 128;
+
+class TileSolver {
+ public:
+  TileSolver(const QuantizedLinear& linear, const GptqSettings& settings,
+             const HessianFactor& factor, Backend& backend);
+
+  TileResult solve(Tensor weights);
+
+ private:
+  // Scale and zero point of each (row, group).
+  struct GridPoints {
+    Tensor scales;  // F32
+    Tensor zeros;   // U8
+  };
+
+  void find_grids(ConstMatrix w, std::int64_t group_size, Matrix scales, Matrix zeros);
+  Tensor gather_columns(const Tensor& from, const Tensor& columns);
+  void solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tensor& row_loss);
+
+  const QuantizedLinear& linear_;
+  const GptqSettings& settings_;
+  const HessianFactor& factor_;
+  Backend& backend_;
+  bool fixed_grids_;
+  // [1, cols] each. Dead columns are -1, which gathers 0.
+  Tensor alive_;       // column k itself
+  Tensor in_order_;    // the column that is quantized i-th
+  Tensor back_;        // the place in that order of column k
+  Tensor group_of_;    // the group of the column that is quantized i-th
+  Tensor importance_;  // the diagonal of H, by column
+};
+
+TileSolver::TileSolver(const QuantizedLinear& linear, const GptqSettings& settings,
+                       const HessianFactor& factor, Backend& backend)
+    : linear_(linear),
+      settings_(settings),
+      factor_(factor),
+      backend_(backend),
+      fixed_grids_(linear.groups() == 1 || settings.act_order == ActOrder::kStatic) {
+  std::vector<std::int64_t> alive, in_order, back(factor.order.size()), group_of;
+  for (std::size_t i = 0; i < factor.order.size(); ++i) {
+    const std::int64_t column = factor.order[i];
+    alive.push_back(factor.dead[i] ? -1 : static_cast<std::int64_t>(i));
+    in_order.push_back(factor.dead[static_cast<std::size_t>(column)] ? -1 : column);
+    back[static_cast<std::size_t>(column)] = static_cast<std::int64_t>(i);
+    group_of.push_back((fixed_grids_ ? column : static_cast<std::int64_t>(i)) / linear.group_size);
+  }
+  alive_ = upload_index(alive, backend);
+  in_order_ = upload_index(in_order, backend);
+  back_ = upload_index(back, backend);
+  group_of_ = upload_index(group_of, backend);
+  importance_ = Tensor(backend, DType::kF32, 1, linear.cols);
+  backend.upload(std::as_bytes(std::span(factor.diagonal)), importance_.view().data);
+}
+
+void TileSolver::find_grids(ConstMatrix w, std::int64_t group_size, Matrix scales, Matrix zeros) {
+  backend_.find_grid({.w = w,
+                      .group_size = group_size,
+                      .grid = settings_.grid,
+                      .bits = settings_.bits,
+                      .clip = clip_search_steps(settings_.clip_search),
+                      .scales = scales,
+                      .zeros = zeros});
+}
+
+Tensor TileSolver::gather_columns(const Tensor& from, const Tensor& columns) {
+  Tensor to(backend_, from.type(), from.rows(), columns.cols());
+  backend_.gather({.from = from.view(), .rows = {}, .cols = columns.view(), .to = to.view()});
+  return to;
+}
+
+// `w`: the columns in the factor's order; used up. `grids`: by group of the checkpoint; filled here unless fixed beforehand.
+void TileSolver::solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tensor& row_loss) {
+  const std::int64_t rows = w.rows(), cols = w.cols(), group_size = linear_.group_size;
+  Tensor scales(backend_, DType::kF32, rows, kPanel);
+  Tensor zeros(backend_, DType::kU8, rows, kPanel);
+  Tensor errors(backend_, DType::kF32, rows, kPanel);
+
+  for (std::int64_t begin = 0; begin < cols;) {
+    std::int64_t end = std::min(begin + kPanel, cols);
+    if (!fixed_grids_) {
+      const std::int64_t group = begin / group_size;
+      const std::int64_t group_end = std::min((group + 1) * group_size, cols);
+      end = std::min(end, group_end);
+      if (begin == group * group_size) {
+        find_grids(w.view().col_range(begin, group_end), group_end - begin,
+                   grids.scales.view().col_range(group, group + 1),
+                   grids.zeros.view().col_range(group, group + 1));
+      }
+    }
+
+    const std::int64_t width = end - begin;
+    const ConstMatrix groups = std::as_const(group_of_).view().col_range(begin, end);
+    const Matrix panel_scales = scales.view().col_range(0, width);
+    const Matrix panel_zeros = zeros.view().col_range(0, width);
+    backend_.gather({.from = grids.scales.view(), .rows = {}, .cols = groups, .to = panel_scales});
+    backend_.gather({.from = grids.zeros.view(), .rows = {}, .cols = groups, .to = panel_zeros});
+
+    const ConstMatrix u = factor_.upper.view().row_range(begin, end);
+    const Matrix panel_errors = errors.view().col_range(0, width);
+    backend_.gptq_panel({.w = w.view().col_range(begin, end),
+                         .u = u.col_range(begin, end),
+                         .bits = settings_.bits,
+                         .scales = panel_scales,
+                         .zeros = panel_zeros,
+                         .codes = codes.view().col_range(begin, end),
+                         .errors = panel_errors,
+                         .row_loss = row_loss.view()});
+    if (end < cols) {
+      backend_.matmul({.a = panel_errors,
+                       .b = u.col_range(end, cols),
+                       .c = w.view().col_range(end, cols),
+                       .alpha = -1.0f,
+                       .beta = 1.0f});
+    }
+    begin = end;
+  }
+}
+
+TileResult TileSolver::solve(Tensor weights) {
+  const std::int64_t rows = weights.rows(), cols = weights.cols(), groups = linear_.groups();
+  Tensor norms(backend_, DType::kF32, rows, 1);
+  backend_.row_errors({.w = weights.view(),
+                       .value = {},
+                       .column_weights = importance_.view(),
+                       .sums = norms.view()});
+
+  GridPoints grids{Tensor(backend_, DType::kF32, rows, groups),
+                   Tensor(backend_, DType::kU8, rows, groups)};
+  if (groups == 1) {
+    find_grids(weights.view(), cols, grids.scales.view(), grids.zeros.view());
+  } else if (fixed_grids_) {
+    find_grids(gather_columns(weights, alive_).view(), linear_.group_size, grids.scales.view(),
+               grids.zeros.view());
+  }
+  weights = gather_columns(weights, in_order_);
+
+  Tensor codes(backend_, DType::kU8, rows, cols);
+  Tensor row_loss(backend_, DType::kF32, rows, 1);
+  backend_.zero(row_loss.view());
+  solve_columns(weights, grids, codes, row_loss);
+  return download_tile(gather_columns(codes, back_), grids.scales, grids.zeros, row_loss, norms,
+                       backend_);
+}
+
+// The group of each column where groups are not runs of the checkpoint's columns.
+HostTensor groups_of_columns(const QuantizedLinear& linear, const HessianFactor& factor) {
+  HostTensor groups(DType::kI32, {linear.cols});
+  const std::span<std::int32_t> of = groups.as<std::int32_t>();
+  for (std::int64_t i = 0; i < linear.cols; ++i) {
+    of[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(i)])] =
+        static_cast<std::int32_t>(i / linear.group_size);
+  }
+  return groups;
+}
+
+}  // namespace
+
+QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
+                           const GptqSettings& settings, const HessianFactor& factor,
+                           Communicator& team, Backend& backend) {
+  QuantizedLinear linear = unsolved_linear(spec, settings.bits, settings.group_size, settings.grid);
+  const bool factored = factor.status == FactorStatus::kDone;
+  SolveError error;
+  if (factored) {
+    TileSolver solver(linear, settings, factor, backend);
+    error = solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
+      return solver.solve(tile_weights(weights, first, rows, backend));
+    });
+    if (settings.act_order == ActOrder::kDynamic && linear.groups() > 1) {
+      linear.group_of_column = groups_of_columns(linear, factor);
+    }
+  } else {
+    error =
+        round_to_nearest(team, linear, weights, clip_search_steps(settings.clip_search), backend);
+  }
+  linear.record = {{"error", error.error},
+                   {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0},
+                   {"damping", factor.damping},
+                   {"damping_tries", factor.tries},
+                   {"diagonal_floor", factor.diagonal_floor},
+                   {"dead_columns", std::ranges::count(factor.dead, std::uint8_t{1})}};
+  if (!factored) linear.record["fallback"] = "rtn";
+  return linear;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,89 @@
+#include "stages/quantize/rtn/rtn.h"
+
+#include <utility>
+
+#include "stages/flow/phase_clock.h"
+
+namespace roundhouse {
+namespace {
+
+class Rtn final : public Method {
+ public:
+  Rtn(int bits, std::int64_t group_size, OptionReader& options)
+      : bits_(bits),
+        group_size_(group_size),
+        grid_(options.grid(Grid::kAsymGptq, Grid::kSymGptq,
+                           {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound, Grid::kSymGptq,
+                            Grid::kSymFull})),
+        clip_(clip_search_steps(options.boolean("clip_search", false))) {}
+
+  Streams streams() const override { return {}; }
+
+  QuantizedBlock quantize(BlockTask& task) const override {
+    QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
+    PhaseClock clock(task.backend);
+    const auto& specs = task.shape.linears();
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      task.monitor.phase("block " + std::to_string(task.block) + ": rounding " + specs[i].name);
+      QuantizedLinear linear = unsolved_linear(specs[i], bits_, group_size_, grid_);
+      clock.measure("solve", [&] {
+        const SolveError error =
+            round_to_nearest(task.team, linear, task.weights.linears[i], clip_, task.backend);
+        linear.record = {{"error", error.error},
+                         {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
+      });
+      if (task.team.rank() == 0) block.linears.push_back(std::move(linear));
+      task.monitor.tick();
+    }
+    clock.write(block.record);
+    return block;
+  }
+
+ private:
+  int bits_;
+  std::int64_t group_size_;
+  Grid grid_;
+  ClipSearch clip_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_rtn(int bits, std::int64_t group_size, OptionReader& options) {
+  return std::make_unique<Rtn>(bits, group_size, options);
+}
+
+ClipSearch clip_search_steps(bool clip_search) {
+  return {.steps = clip_search ? 80 : 0, .norm = 2.4f};
+}
+
+TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
+                      const ClipSearch& clip, Backend& backend) {
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+  Tensor scales(backend, DType::kF32, rows, groups);
+  Tensor zeros(backend, DType::kU8, rows, groups);
+  Tensor codes(backend, DType::kU8, rows, cols);
+  backend.find_grid({.w = w.view(),
+                     .group_size = linear.group_size,
+                     .grid = linear.grid,
+                     .bits = linear.bits,
+                     .clip = clip,
+                     .scales = scales.view(),
+                     .zeros = zeros.view()});
+  backend.round_to_grid({.w = w.view(),
+                         .group_size = linear.group_size,
+                         .bits = linear.bits,
+                         .scales = scales.view(),
+                         .zeros = zeros.view(),
+                         .codes = codes.view()});
+  return download_rounded_tile(original, linear.group_size, codes, scales, zeros, backend);
+}
+
+SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
+                            const ClipSearch& clip, Backend& backend) {
+  return solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
+    const Tensor w = tile_weights(weights, first, rows, backend);
+    return round_tile(linear, w, w, clip, backend);
+  });
+}
+
+}  // namespace roundhouse

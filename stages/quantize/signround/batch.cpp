@@ -1,0 +1,120 @@
+#include "stages/quantize/signround/batch.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::int64_t kPartTokens = 1024;
+constexpr int kLeastParts = 4;
+
+// Blocks see different batches of one seed.
+std::uint64_t seed_of_block(std::uint64_t seed, int block) {
+  return Random(seed + (static_cast<std::uint64_t>(block) << 32)).next();
+}
+
+}  // namespace
+
+BatchSampler::BatchSampler(Sampling sampling, int samples, int batch_size, std::uint64_t seed,
+                           int block)
+    : sampling_(sampling),
+      size_(static_cast<std::size_t>(std::min(samples, batch_size))),
+      random_(seed_of_block(seed, block)),
+      order_(static_cast<std::size_t>(samples)),
+      used_(order_.size()) {
+  require(samples > 0 && batch_size > 0, "a batch without a sample");
+  std::iota(order_.begin(), order_.end(), 0);
+}
+
+std::vector<int> BatchSampler::next() {
+  if (sampling_ == Sampling::kIndependent || order_.size() - used_ < size_) {
+    random_.shuffle(order_);
+    used_ = 0;
+  }
+  const auto begin = order_.begin() + static_cast<std::ptrdiff_t>(used_);
+  used_ += size_;
+  return {begin, begin + static_cast<std::ptrdiff_t>(size_)};
+}
+
+int parts_of_batch(int batch_size, std::int64_t length) {
+  const auto each = static_cast<int>(
+      std::clamp<std::int64_t>(kPartTokens / length, 1, std::max(1, batch_size / kLeastParts)));
+  return (batch_size + each - 1) / each;
+}
+
+BatchLoader::BatchLoader(const BlockTask& task, Activations& input, Activations& target)
+    : task_(task),
+      input_(input),
+      target_(target),
+      sample_bytes_(static_cast<std::size_t>(task.samples->length() * input.cols()) *
+                    size_of(input.type())) {
+  require(input.type() == target.type() && input.cols() == target.cols(),
+          "the two streams of a batch have different types");
+}
+
+int BatchLoader::holder_of(int sample) const {
+  const Samples& samples = *task_.samples;
+  const int shard = rank_of_part(static_cast<int>(samples.count()), sample, samples.shards());
+  return rank_of_part(samples.shards(), shard, task_.team.size());
+}
+
+BatchLoader::Rows BatchLoader::rows_of(Activations& stream, int sample) const {
+  const Samples& samples = *task_.samples;
+  const int shard = rank_of_part(static_cast<int>(samples.count()), sample, samples.shards());
+  const auto first = static_cast<std::size_t>(sample - samples.samples_of_shard(shard).begin);
+  return stream.bytes(shard).subspan(first * sample_bytes_, sample_bytes_);
+}
+
+void BatchLoader::fetch(const std::vector<int>& batch, int parts) {
+  const int rank = task_.team.rank(), size = task_.team.size();
+  const int batch_size = static_cast<int>(batch.size());
+  parts_ = parts;
+  slots_.assign(batch.size(), {});
+  std::vector<Send> sends;
+  std::vector<Receive> receives;
+  std::size_t buffers = 0;
+  const auto buffer = [&]() -> Rows {
+    if (buffers == received_.size()) received_.emplace_back(sample_bytes_);
+    return received_[buffers++];
+  };
+  for (int s = 0; s < batch_size; ++s) {
+    const int sample = batch[static_cast<std::size_t>(s)];
+    const int holder = holder_of(sample);
+    const int worker = rank_of_part(parts, rank_of_part(batch_size, s, parts), size);
+    Slot& slot = slots_[static_cast<std::size_t>(s)];
+    if (holder == rank && worker == rank) {
+      slot = {rows_of(input_, sample), rows_of(target_, sample)};
+    } else if (holder == rank) {
+      sends.push_back({rows_of(input_, sample), worker});
+      sends.push_back({rows_of(target_, sample), worker});
+    } else if (worker == rank) {
+      slot = {buffer(), buffer()};
+      receives.push_back({slot.input, holder});
+      receives.push_back({slot.target, holder});
+    }
+  }
+  if (size > 1) task_.team.start(sends, receives)->wait();
+}
+
+BatchPart BatchLoader::load(int part) {
+  const PartRange slots = parts_of_rank(static_cast<int>(slots_.size()), part, parts_);
+  const std::int64_t length = task_.samples->length(), sequences = slots.end - slots.begin;
+  BatchPart loaded{
+      .part = part,
+      .sequences = sequences,
+      .input = Tensor(task_.backend, input_.type(), sequences * length, input_.cols()),
+      .target = Tensor(task_.backend, input_.type(), sequences * length, input_.cols())};
+  for (int s = slots.begin; s < slots.end; ++s) {
+    const Slot& slot = slots_[static_cast<std::size_t>(s)];
+    require(!slot.input.empty(), "this part of a batch is another rank's");
+    const std::int64_t row = (s - slots.begin) * length;
+    task_.backend.upload(slot.input, loaded.input.view().row_range(row, row + length).data);
+    task_.backend.upload(slot.target, loaded.target.view().row_range(row, row + length).data);
+  }
+  return loaded;
+}
+
+}  // namespace roundhouse

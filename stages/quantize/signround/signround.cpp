@@ -1,0 +1,82 @@
+#include "stages/quantize/signround/signround.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "stages/quantize/signround/tuning.h"
+
+namespace roundhouse {
+namespace {
+
+struct Preset {
+  std::string_view name;
+  int iterations;
+  double rate;      // 0: 1 / iterations
+  bool twice_rate;  // of that at 3 bits and below, from 1000 iterations on
+  Grid grid;
+  int samples;
+  Sampling sampling;
+};
+constexpr std::array<Preset, 4> kPresets{{
+    {"paper", 200, 0.0, false, Grid::kAsymAutoRound, 512, Sampling::kIndependent},
+    {"current", 200, 0.0, true, Grid::kSymFull, 128, Sampling::kEpochs},
+    {"light", 50, 0.005, false, Grid::kSymFull, 128, Sampling::kEpochs},
+    {"best", 1000, 0.0, true, Grid::kSymFull, 512, Sampling::kEpochs},
+}};
+
+double default_rate(const Preset& preset, int iterations, int bits) {
+  if (preset.rate > 0.0) return preset.rate;
+  const bool twice = preset.twice_rate && iterations >= 1000 && bits <= 3;
+  return (twice ? 2.0 : 1.0) / iterations;
+}
+
+SignRoundSettings read_settings(int bits, std::int64_t group_size, OptionReader& options) {
+  std::vector<std::string> names;
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  const std::string chosen = options.one_of("preset", names.front(), names);
+  const Preset& preset = *std::ranges::find(kPresets, chosen, &Preset::name);
+
+  SignRoundSettings settings{.bits = bits, .group_size = group_size};
+  settings.grid = options.grid(preset.grid, Grid::kSymFull, {Grid::kAsymAutoRound, Grid::kSymFull});
+  settings.iterations = options.integer("iterations", preset.iterations, 1, 100000);
+  settings.batch_size = options.integer("batch_size", 8, 1, 4096);
+  constexpr double kLeastRate = 1e-6;
+  settings.rate = options.number("learning_rate", default_rate(preset, settings.iterations, bits),
+                                 kLeastRate, 1.0);
+  const double range_rate = options.number("minmax_learning_rate", settings.rate, kLeastRate, 1.0);
+  settings.range_rate = options.boolean("minmax_tuning", true) ? range_rate : 0.0;
+  settings.quantized_input = options.boolean("quantized_input", true);
+  settings.best_loss = options.boolean("best_loss", true);
+  settings.samples = options.integer("samples", preset.samples, 1, 1000000);
+  const bool epochs = preset.sampling == Sampling::kEpochs;
+  settings.sampling = options.one_of("sampling", epochs ? "epochs" : "independent",
+                                     {"independent", "epochs"}) == "epochs"
+                          ? Sampling::kEpochs
+                          : Sampling::kIndependent;
+  settings.seed =
+      static_cast<std::uint64_t>(options.integer("seed", 42, 0, std::numeric_limits<int>::max()));
+  return settings;
+}
+
+class SignRound final : public Method {
+ public:
+  explicit SignRound(const SignRoundSettings& settings) : settings_(settings) {}
+  Streams streams() const override {
+    return {.quantized = settings_.quantized_input, .full_precision = true};
+  }
+  QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }
+
+ private:
+  SignRoundSettings settings_;
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_signround(int bits, std::int64_t group_size, OptionReader& options) {
+  return std::make_unique<SignRound>(read_settings(bits, group_size, options));
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,23 @@
+#include "stages/store/quantized_weights.h"
+
+#include "base/error.h"
+#include "stages/store/block_record.h"
+
+namespace roundhouse {
+
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
+                                    RunStore& store, const std::string& recipe, int block,
+                                    Backend& backend) {
+  const std::string key = block_key(recipe, block);
+  const auto record = store.load(key);
+  if (!record) throw Error(key + ": missing or damaged; `roundhouse run` makes it again");
+  const QuantizedBlock quantized = block_from_record(*record, shape);
+  BlockWeights weights = shape.load(model.checkpoint(), block, backend, LoadLinears::kNo);
+  for (std::size_t i = 0; i < quantized.linears.size(); ++i) {
+    weights.linears[i] = dequantize(quantized.linears[i], backend);
+  }
+  replace(weights, quantized.replaced, shape, backend);
+  return weights;
+}
+
+}  // namespace roundhouse

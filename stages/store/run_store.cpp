@@ -1,0 +1,23 @@
+#include "stages/store/run_store.h"
+
+#include <cstdio>
+
+namespace roundhouse {
+
+std::string block_key(const std::string& recipe, int block) {
+  char name[32];
+  std::snprintf(name, sizeof name, "block-%04d", block);
+  return "recipes/" + recipe + "/" + name;
+}
+
+std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
+  return "recipes/" + recipe + "/" + shared_snapshot_key(blocks_done, shard);
+}
+
+std::string shared_snapshot_key(int blocks_done, int shard) {
+  char name[64];
+  std::snprintf(name, sizeof name, "activations/after-%04d/shard-%02d", blocks_done, shard);
+  return name;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,336 @@
+// Byte-level BPE: hand-worked words and merges, what follows from the configs, and hostile files.
+#include <fstream>
+#include <sstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/random.h"
+#include "model/tokenizer/gpt2_words.h"
+#include "model/tokenizer/tokenizer.h"
+#include "tests/model/model_files.h"
+#include "tests/source_folder.h"
+
+namespace roundhouse {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+TEST(Gpt2WordsTest, CutsAsThePatternDoes) {
+  EXPECT_THAT(gpt2_words(""), IsEmpty());
+  EXPECT_THAT(gpt2_words("Hello world"), ElementsAre("Hello", " world"));
+  EXPECT_THAT(gpt2_words("x   y\n\n z"), ElementsAre("x", "  ", " y", "\n\n", " z"));
+  EXPECT_THAT(gpt2_words("end  "), ElementsAre("end", "  "));
+  EXPECT_THAT(gpt2_words("it's we'll 'Ssh"), ElementsAre("it", "'s", " we", "'ll", " '", "Ssh"));
+  EXPECT_THAT(gpt2_words("a1b22 $5!? 3"), ElementsAre("a", "1", "b", "22", " $", "5", "!?", " 3"));
+  EXPECT_THAT(gpt2_words("\t \tx"), ElementsAre("\t ", "\t", "x")) << "only a space leads a word";
+  EXPECT_THAT(gpt2_words("né\u00a0\u00a0Ω ٣"), ElementsAre("né", "\u00a0", "\u00a0", "Ω", " ٣"));
+}
+
+// All bytes; then "ab", "abc" and "bc", so that ranks decide.
+class BpeFilesTest : public testing::Test {
+ protected:
+  BpeFilesTest() {
+    for (int byte = 0; byte < 256; ++byte) {
+      vocabulary_[characters_of_bytes()[static_cast<std::size_t>(byte)]] = byte;
+    }
+    vocabulary_["ab"] = 256;
+    vocabulary_["abc"] = 257;
+    vocabulary_["bc"] = 258;
+    vocabulary_["</s>"] = 300;
+    write();
+  }
+  void write() {
+    write_file(directory_ / "vocab.json", vocabulary_.dump());
+    write_file(directory_ / "merges.txt", merges_);
+  }
+  std::unique_ptr<Tokenizer> load() const { return load_tokenizer(directory_.path()); }
+  std::string error() const {
+    return input_error_of([&] { (void)load(); });
+  }
+  std::string error_with_merges(const std::string& merges) {
+    merges_ = merges;
+    write();
+    return error();
+  }
+
+  TemporaryFolder directory_;
+  json vocabulary_ = json::object();
+  std::string merges_ = "#version: 0.2\na b\nab c\nb c\n";
+};
+
+TEST_F(BpeFilesTest, LowestRankMergesFirst) {
+  EXPECT_THAT(load()->encode("abc"), ElementsAre(257));
+  EXPECT_THAT(load()->encode("bcab"), ElementsAre(258, 256));
+  EXPECT_THAT(load()->encode("ababcc"), ElementsAre(256, 257, 'c'));
+  merges_ = "b c\na b\nab c\n";
+  write();
+  EXPECT_THAT(load()->encode("abc"), ElementsAre('a', 258));
+  EXPECT_EQ(load()->vocabulary(), 301) << "the highest id and one";
+}
+
+TEST_F(BpeFilesTest, BytesThatAreNoTextOfTheirOwn) {
+  EXPECT_THAT(load()->encode("é \n"), ElementsAre(0xc3, 0xa9, ' ', '\n'));
+  EXPECT_THAT(input_error_of([&] { (void)load()->encode("\xc3"); }), HasSubstr("UTF-8"));
+}
+
+TEST_F(BpeFilesTest, BeginOfTextFollowsTheConfigs) {
+  EXPECT_EQ(load()->bos(), -1) << "GPT-2 adds none";
+  write_file(directory_ / "tokenizer_config.json",
+             R"({"add_bos_token": true, "bos_token": {"content": "</s>"}})");
+  EXPECT_THAT(load()->encode_document("ab"), ElementsAre(300, 256));
+  write_file(directory_ / "tokenizer_config.json", R"({"add_bos_token": true})");
+  EXPECT_THAT(error(), HasSubstr("tokenizer_config.json: add_bos_token is true"));
+  write_file(directory_ / "tokenizer_config.json",
+             R"({"add_bos_token": true, "bos_token": "<x>"})");
+  EXPECT_THAT(error(), HasSubstr("tokenizer_config.json: bos_token: \"<x>\""));
+  std::filesystem::remove(directory_ / "tokenizer_config.json");
+
+  json config = small_opt_config();
+  config["vocab_size"] = 301;
+  write_file(directory_ / "config.json", config.dump());
+  EXPECT_EQ(load()->bos(), 300) << "of an OPT, whatever its tokenizer does not say";
+  config["vocab_size"] = 300;
+  write_file(directory_ / "config.json", config.dump());
+  EXPECT_THAT(error(), AllOf(HasSubstr("vocab.json"), HasSubstr("301 pieces")));
+}
+
+TEST_F(BpeFilesTest, SpaceBeforeTheTextIsAddedOnRequest) {
+  write_file(directory_ / "tokenizer_config.json", R"({"add_prefix_space": true})");
+  EXPECT_THAT(load()->encode("ab"), ElementsAre(' ', 256));
+  EXPECT_THAT(load()->encode(" ab"), ElementsAre(' ', 256));
+  EXPECT_THAT(load()->encode(""), IsEmpty());
+}
+
+TEST_F(BpeFilesTest, FilesToCarryAlong) {
+  EXPECT_THAT(tokenizer_files(directory_.path()),
+              ElementsAre(directory_ / "vocab.json", directory_ / "merges.txt"));
+}
+
+TEST_F(BpeFilesTest, HalfOfAPairOfFilesIsNamed) {
+  std::filesystem::remove(directory_ / "merges.txt");
+  EXPECT_THAT(error(), HasSubstr("merges.txt: missing"));
+  write();
+  std::filesystem::remove(directory_ / "vocab.json");
+  EXPECT_THAT(error(), HasSubstr("vocab.json: missing"));
+}
+
+TEST_F(BpeFilesTest, WrongVocabularyIsAnInputErrorThatNamesTheToken) {
+  const auto error_with = [&](const char* token, const json& id) {
+    vocabulary_["x y"] = 299;
+    vocabulary_[token] = id;
+    write();
+    vocabulary_.erase(token);
+    return error();
+  };
+  EXPECT_THAT(error_with("x y", 300), AllOf(HasSubstr("vocab.json"), HasSubstr("same id 300")));
+  EXPECT_THAT(error_with("x y", -1), HasSubstr("token \"x y\": its id is not an integer"));
+  EXPECT_THAT(error_with("x y", std::uint64_t{1} << 40), HasSubstr("its id is not an integer"));
+  EXPECT_THAT(error_with("x y", 1.5), HasSubstr("its id is not an integer"));
+  EXPECT_THAT(error_with("x y", "1"), HasSubstr("its id is not an integer"));
+  write_file(directory_ / "vocab.json", "[]");
+  EXPECT_THAT(error(), HasSubstr("vocab.json: not an object"));
+  write_file(directory_ / "vocab.json", "{\"a\": 1, \"a\": 2}");
+  EXPECT_THAT(error(), HasSubstr("stands twice"));
+  write_file(directory_ / "vocab.json", "{\"\xff\": 1}");
+  EXPECT_THAT(error(), HasSubstr("not JSON"));
+}
+
+// SmolLM2's vocabulary lacks 21 bytes.
+TEST_F(BpeFilesTest, BytesWithoutATokenAreDroppedAndNamed) {
+  vocabulary_.erase("q");
+  vocabulary_.erase(characters_of_bytes()[4]);
+  write();
+  EXPECT_THAT(load()->encode("aqb\x04"), ElementsAre(256)) << "as if they were not there";
+  EXPECT_THAT(load()->warnings(),
+              ElementsAre(AllOf(HasSubstr("vocab.json"), HasSubstr("2 of the 256 bytes"),
+                                HasSubstr(": 04 71"))));
+  write_file(directory_ / "vocab.json", R"({"hello": 0})");
+  write_file(directory_ / "merges.txt", "");
+  EXPECT_THAT(error(), HasSubstr("not a byte-level BPE"));
+}
+
+TEST_F(BpeFilesTest, WrongMergesAreAnInputErrorThatNamesTheLine) {
+  EXPECT_THAT(error_with_merges("#version: 0.2\na b\nab\n"),
+              HasSubstr("merges.txt:3: not two tokens"));
+  EXPECT_THAT(error_with_merges("a b c\n"), HasSubstr("merges.txt:1: not two tokens"));
+  EXPECT_THAT(error_with_merges("a b\n\nb c\n"), HasSubstr("merges.txt:2: not two tokens"));
+  EXPECT_THAT(error_with_merges("a zz\n"), HasSubstr("merges.txt:1: \"azz\" is not in"));
+  EXPECT_THAT(error_with_merges("a  b\n"), HasSubstr("merges.txt:1"));
+  EXPECT_THAT(error_with_merges("a b\na b\n"), HasSubstr("merges.txt:2: stands twice"));
+  EXPECT_THAT(error_with_merges("a b\r\n"), HasSubstr("merges.txt:1"));
+  EXPECT_EQ(error_with_merges(""), "(no InputError)") << "bytes alone are a vocabulary";
+}
+
+class TokenizerJsonTest : public testing::Test {
+ protected:
+  TokenizerJsonTest() {
+    std::ifstream file(source_folder() / "tests/golden/tokenizer/bpe/tokenizer.json");
+    good_ = json::parse(file);
+  }
+  std::string error_with(const json& patch) {
+    json changed = good_;
+    changed.merge_patch(patch);
+    write_file(directory_ / "tokenizer.json", changed.dump());
+    return input_error_of([&] { (void)load_tokenizer(directory_.path()); });
+  }
+  std::unique_ptr<Tokenizer> load(const json& object) {
+    write_file(directory_ / "tokenizer.json", object.dump());
+    return load_tokenizer(directory_.path());
+  }
+  TemporaryFolder directory_;
+  json good_;
+};
+
+TEST_F(TokenizerJsonTest, BeginOfTextIsThatOfTheTemplateUnlessTheConfigSaysOtherwise) {
+  EXPECT_EQ(load(good_)->bos(), 2);
+  json bare = good_;
+  bare["post_processor"] = nullptr;
+  EXPECT_EQ(load(bare)->bos(), -1);
+  write_file(directory_ / "tokenizer_config.json", R"({"add_bos_token": false})");
+  EXPECT_EQ(load(good_)->bos(), -1);
+}
+
+TEST_F(TokenizerJsonTest, MergesMayBeStringsOrPairs) {
+  json other = good_;
+  for (json& merge : other["model"]["merges"]) {
+    if (merge.is_array()) {
+      merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+    } else {
+      const auto text = merge.get<std::string>();
+      merge = {text.substr(0, text.find(' ')), text.substr(text.find(' ') + 1)};
+    }
+  }
+  EXPECT_EQ(load(other)->encode("The red ball"), load(good_)->encode("The red ball"));
+}
+
+TEST_F(TokenizerJsonTest, WhatIsNotDoneIsRefusedByName) {
+  EXPECT_EQ(error_with(json::object()), "(no InputError)");
+  const auto with_type = [&](const char* key, const char* type) {
+    return error_with({{key, {{"type", type}}}});
+  };
+  EXPECT_THAT(with_type("normalizer", "Lowercase"), HasSubstr("normalizer: \"Lowercase\""));
+  EXPECT_THAT(with_type("normalizer", "Precompiled"), HasSubstr("\"Precompiled\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "BertPreTokenizer"),
+              HasSubstr("pre_tokenizer: \"BertPreTokenizer\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "UnicodeScripts"), HasSubstr("\"UnicodeScripts\""));
+  EXPECT_THAT(with_type("pre_tokenizer", "Split"), HasSubstr("Split: pattern"));
+  EXPECT_THAT(with_type("pre_tokenizer", "Metaspace"), HasSubstr("Metaspace: replacement"));
+  EXPECT_THAT(error_with({{"pre_tokenizer", {{"use_regex", 3}}}}), HasSubstr("use_regex"));
+  EXPECT_THAT(error_with({{"post_processor", {{"type", "RobertaProcessing"}}}}),
+              HasSubstr("post_processor"));
+  EXPECT_THAT(error_with({{"model", {{"type", "Unigram"}}}}),
+              HasSubstr("model: \"Unigram\" is not supported, only BPE"));
+  EXPECT_THAT(error_with({{"model", {{"type", "WordPiece"}}}}), HasSubstr("\"WordPiece\""));
+  EXPECT_THAT(error_with({{"model", {{"dropout", 0.1}}}}), HasSubstr("model.dropout"));
+  EXPECT_THAT(error_with({{"model", {{"end_of_word_suffix", "</w>"}}}}),
+              HasSubstr("model.end_of_word_suffix"));
+  EXPECT_THAT(error_with({{"model", {{"byte_fallback", 1}}}}), HasSubstr("byte_fallback"));
+  EXPECT_THAT(error_with({{"model", {{"unk_token", "<none>"}}}}), HasSubstr("\"<none>\""));
+  EXPECT_THAT(error_with({{"model", nullptr}}), HasSubstr("no object \"model\""));
+  EXPECT_THAT(error_with({{"model", {{"vocab", nullptr}}}}), HasSubstr("model.vocab"));
+  EXPECT_THAT(error_with({{"model", {{"merges", 1}}}}), HasSubstr("model.merges: not a list"));
+  EXPECT_THAT(error_with({{"model", {{"merges", {1}}}}}), HasSubstr("model.merges[0]"));
+  EXPECT_THAT(error_with({{"added_tokens", {1}}}), HasSubstr("added_tokens"));
+  EXPECT_THAT(error_with({{"added_tokens", {{{"content", "<x>"}, {"id", -3}}}}}),
+              AllOf(HasSubstr("added_tokens"), HasSubstr("\"<x>\"")));
+  EXPECT_THAT(error_with({{"added_tokens", {{{"content", "</s>"}, {"id", 9}}}}}),
+              HasSubstr("has two ids"));
+}
+
+json split_at(const std::string& pattern) {
+  return {{"type", "Sequence"},
+          {"pretokenizers",
+           {{{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}},
+            {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+}
+
+TEST_F(TokenizerJsonTest, APatternThatIsReadDifferentlyOrTakesForeverIsRefused) {
+  const auto error = [&](const std::string& pattern) {
+    return error_with({{"pre_tokenizer", nullptr}}) == "(no InputError)"
+               ? error_with({{"pre_tokenizer", split_at(pattern)}})
+               : "(no)";
+  };
+  EXPECT_THAT(error("(a"), HasSubstr("regular expression \"(a\""));
+  EXPECT_THAT(error("[a&&b]"), HasSubstr("&& is not supported"));
+  EXPECT_THAT(error("[a[b]]"), HasSubstr("a class in a class"));
+  EXPECT_THAT(error("a\\1"), HasSubstr("\\1 is not supported"));
+  EXPECT_THAT(error("(?<name>a)"), HasSubstr("is not supported"));
+  EXPECT_THAT(error(std::string(20'000, 'a')), HasSubstr("too long"));
+
+  json object = good_;
+  object["pre_tokenizer"] = split_at("(a|aa)+$");
+  const auto tokenizer = load(object);
+  EXPECT_NO_THROW((void)tokenizer->encode("aaa"));
+  EXPECT_THAT(input_error_of([&] { (void)tokenizer->encode(std::string(2000, 'a') + "b"); }),
+              AllOf(HasSubstr("(a|aa)+$"), HasSubstr("2001 bytes"), HasSubstr("limit")));
+}
+
+TEST_F(TokenizerJsonTest, ALongRunOfWhiteSpaceIsNotTooMuch) {
+  json object = good_;
+  object["pre_tokenizer"] = split_at("\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S+");
+  const auto tokenizer = load(object);
+  EXPECT_NO_THROW((void)tokenizer->encode(std::string(3'000'000, ' ') + "x"));
+}
+
+TEST_F(TokenizerJsonTest, EndOfTextIsThatOfTheTemplate) {
+  json object = good_;
+  object["post_processor"] = {{"type", "Sequence"},
+                              {"processors",
+                               {{{"type", "ByteLevel"}},
+                                {{"type", "TemplateProcessing"},
+                                 {"single",
+                                  {{{"SpecialToken", {{"id", "<s>"}}}},
+                                   {{"Sequence", {{"id", "A"}}}},
+                                   {{"SpecialToken", {{"id", "</s>"}}}}}}}}}};
+  EXPECT_EQ(load(object)->encode_document(""), (std::vector<std::int32_t>{0, 2}));
+}
+
+// What transformers reads when all three are there.
+TEST_F(TokenizerJsonTest, IsHeardBesideTheOtherTwoFiles) {
+  for (const char* file : {"vocab.json", "merges.txt"}) {
+    std::filesystem::copy_file(
+        std::filesystem::path(ROUNDHOUSE_SOURCE_DIR) / "tests/golden/tokenizer/bpe" / file,
+        directory_ / file);
+  }
+  EXPECT_EQ(error_with(json::object()), "(no InputError)");
+  EXPECT_THAT(error_with({{"pre_tokenizer", {{"type", "BertPreTokenizer"}}}}),
+              HasSubstr("tokenizer.json: pre_tokenizer"));
+  EXPECT_THAT(load(good_)->source(), HasSubstr("tokenizer.json (BPE"));
+  write_file(directory_ / "vocab.json", R"({"the": 1})");
+  EXPECT_THAT(error_with(json::object()),
+              AllOf(HasSubstr("tokenizer.json and "), HasSubstr("vocab.json have other"),
+                    HasSubstr("\"the\"")));
+}
+
+TEST_F(TokenizerJsonTest, DamagedFileIsAnInputErrorOrWorks) {
+  const std::string valid = good_.dump();
+  Random random(1);
+  const auto try_bytes = [&](const std::string& bytes) {
+    write_file(directory_ / "tokenizer.json", bytes);
+    try {
+      (void)load_tokenizer(directory_.path())->encode("The red ball is in the box.\n\t🙂");
+      return true;
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("tokenizer"));
+      return false;
+    }
+  };
+  EXPECT_TRUE(try_bytes(valid));
+  for (std::size_t length = 0; length < valid.size(); length += 97) {
+    EXPECT_FALSE(try_bytes(valid.substr(0, length))) << length << " bytes";
+  }
+  for (int i = 0; i < 500; ++i) {
+    std::string bytes = valid;
+    bytes[static_cast<std::size_t>(random.below(bytes.size()))] =
+        static_cast<char>(random.below(256));
+    (void)try_bytes(bytes);
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse

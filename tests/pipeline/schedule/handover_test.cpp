@@ -1,0 +1,104 @@
+// Activations between stages whose devices are connected, on an imitation of NCCL.
+#include "pipeline/schedule/handover.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <stdexcept>
+#include <vector>
+
+#include "comm/host/backoff.h"
+#include "nccl_emulation.h"
+#include "tests/comm/mpi_world.h"
+
+namespace roundhouse {
+namespace {
+
+// Memory that is not the host's, as far as the mesh can see.
+class DeviceMemory final : public Memory {
+ public:
+  Buffer allocate(std::size_t bytes) override {
+    return {static_cast<std::byte*>(::operator new(bytes, std::align_val_t(64))),
+            [](std::byte* memory) { ::operator delete(memory, std::align_val_t(64)); }};
+  }
+  void upload(std::span<const std::byte> from, void* to) override {
+    std::memcpy(to, from.data(), from.size());
+  }
+  void download(const void* from, std::span<std::byte> to) override {
+    std::memcpy(to.data(), from, to.size());
+  }
+  void copy(ConstMatrix, Matrix) override { throw std::logic_error("no kernels here"); }
+  void zero(Matrix) override { throw std::logic_error("no kernels here"); }
+  void sync() override {}
+  DType activation_type() const override { return DType::kF32; }
+  std::size_t available_bytes() const override { return std::size_t{1} << 30; }
+};
+
+constexpr std::int64_t kRows = 40, kCols = 16;
+
+class HandoverTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (world_.size() == 1) GTEST_SKIP() << "needs another rank";
+  }
+
+  StreamActivations item(int number) {
+    StreamActivations activations{
+        .quantized = std::make_unique<Activations>(budget_, DType::kF32, kCols),
+        .full_precision = nullptr};
+    activations.quantized->reserve(0, kRows);
+    std::ranges::fill(activations.quantized->bytes(0), static_cast<std::byte>(number));
+    return activations;
+  }
+
+  Communicator& world_ = test_world();
+  ActivationBudget budget_{std::size_t{1} << 20, std::filesystem::temp_directory_path()};
+  DeviceMemory memory_;
+};
+
+// The first stage makes the second item only once the last one has the first: what a stage passes on must arrive while it
+// waits for the stage before.
+TEST_F(HandoverTest, WhatAStagePassesOnArrivesWhileItWaits) {
+  const int last = world_.size() - 1;
+  const int made = nccl_emulation::communicators_made();
+  const Mesh mesh(world_, {.pipeline = world_.size(), .data = 1}, world_.size(), memory_);
+  EXPECT_EQ(mesh.traffic(), "NCCL");
+  EXPECT_EQ(nccl_emulation::communicators_made(), made + 1);  // no team to connect
+  JobMonitor monitor(world_, nullptr, 600, 0);
+  Handover handover(mesh, memory_, monitor);
+  std::byte word{};
+  for (int number = 1; number <= 3; ++number) {
+    StreamActivations activations = item(mesh.stage() == 0 ? number : 0);
+    if (mesh.stage() > 0) {
+      ASSERT_TRUE(handover.receive(activations, {0, 1}));
+      for (const std::byte value : activations.quantized->bytes(0))
+        ASSERT_EQ(value, static_cast<std::byte>(number));
+    }
+    if (mesh.stage() < last) handover.send(std::move(activations), {0, 1});
+    if (mesh.stage() == last) {
+      const Send send{{&word, 1}, 0};
+      world_.start({&send, 1}, {})->wait();
+    } else if (mesh.stage() == 0) {
+      const Receive receive{{&word, 1}, last};
+      const auto ticket = world_.start({}, {&receive, 1});
+      for (Backoff backoff(0); !ticket->done(); backoff.pause()) handover.progress();
+    }
+  }
+  if (mesh.stage() < last) handover.send_stop();
+  EXPECT_TRUE(mesh.stage() == 0 || !handover.receive({}, {0, 1}));
+  handover.finish();
+}
+
+TEST_F(HandoverTest, AMeshHasACommunicatorForTheTeamAndOneForTheStages) {
+  if (world_.size() != 4) return;
+  const int made = nccl_emulation::communicators_made();
+  const Mesh mesh(world_, {.pipeline = 2, .data = 2}, 2, memory_);
+  EXPECT_EQ(nccl_emulation::communicators_made(), made + 2);
+  std::byte value{static_cast<unsigned char>(mesh.team().rank() + 1)};
+  mesh.device_team().broadcast({&value, 1}, 1);
+  EXPECT_EQ(value, std::byte{2});
+}
+
+}  // namespace
+}  // namespace roundhouse

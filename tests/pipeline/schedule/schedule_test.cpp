@@ -1,0 +1,303 @@
+// The walk through recipes and blocks: whatever the mesh, and wherever a run was cut off, the records have the same bytes.
+#include "pipeline/schedule/schedule.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "comm/launcher.h"
+#include "pipeline/run/hdf5_store.h"
+#include "pipeline/run/model_identity.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/comm/shared_folder.h"
+#include "tests/model/model_files.h"
+#include "tests/source_folder.h"
+#include "tests/support/memory_store.h"
+
+namespace roundhouse {
+namespace {
+
+const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
+constexpr int kBlocks = 6, kShards = 4;
+constexpr double kAlwaysInterrupted = 1e-12;  // hours: a snapshot after each block
+
+std::vector<Recipe> recipes() {
+  return {parse_recipe({{"method", "gptq"}, {"bits", 4}, {"group_size", 128}}),
+          parse_recipe({{"method", "rtn"}, {"bits", 3}, {"group_size", 128}}),
+          parse_recipe({{"method", "gptq"}, {"bits", 2}, {"group_size", 128}})};
+}
+
+Samples few_samples() {
+  Random random(3);
+  std::vector<std::int32_t> ids(6 * 64);
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(1024));
+  return Samples(6, 64, kShards, ids);
+}
+
+class Walker {
+ public:
+  explicit Walker(Communicator& world, double interruption_hours = kAlwaysInterrupted,
+                  const std::filesystem::path& model = kModel)
+      : world_(world), hours_(interruption_hours), model_(model) {
+    ModelIdentity(model_, folder_.path(), world_, quiet_, true).note_outside_blocks();
+  }
+
+  // Everything that is missing in the store; false if stopped.
+  bool run(
+      RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr,
+      std::function<bool(const Mesh&, const std::vector<std::size_t>&)> on_finished = nullptr) {
+    const Mesh mesh(world_, shape, kBlocks, *backend_);
+    JobMonitor monitor(world_, nullptr, 60, 0);
+    ActivationBudget budget(std::size_t{1} << 30, folder_.path());
+    std::vector<RecipeState> states;
+    for (const Recipe& recipe : recipes()) {
+      states.push_back(inspect_recipe(recipe, kBlocks, kShards, store, world_));
+    }
+    int units = 0;
+    Schedule schedule{.backend = *backend_,
+                      .mesh = mesh,
+                      .model = model_,
+                      .shape = *shape_,
+                      .samples = &samples_,
+                      .store = store,
+                      .budget = budget,
+                      .saved_activation_bytes = std::size_t{1} << 30,
+                      .monitor = monitor,
+                      .interruption_hours = hours_,
+                      .on_unit =
+                          [&](const Recipe&, const QuantizedBlock& block, double) {
+                            ++units;
+                            // For the journal, where "time" is the date.
+                            EXPECT_GT(block.record.at("phases").at("solve").get<double>(), 0);
+                            EXPECT_GT(block.record.at("phases").at("commit").get<double>(), 0);
+                            EXPECT_FALSE(block.record.contains("time"));
+                            if (on_unit) on_unit(monitor, units);
+                          },
+                      .on_finished =
+                          [&](const std::vector<std::size_t>& finished) {
+                            return !on_finished || on_finished(mesh, finished);
+                          }};
+    return quantize_all(schedule, recipes(), states);
+  }
+
+ private:
+  Communicator& world_;
+  double hours_;
+  TemporaryFolder folder_;
+  CausalLM model_;
+  NullMonitor quiet_;
+  Samples samples_ = few_samples();
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 64, *backend_);
+};
+
+// The bytes of every block of every recipe.
+std::map<std::string, std::string> contents(RunStore& store) {
+  std::map<std::string, std::string> all;
+  for (const Recipe& recipe : recipes()) {
+    for (int block = 0; block < kBlocks; ++block) {
+      const std::string key = block_key(recipe.name, block);
+      const auto record = store.load(key);
+      if (!record) continue;
+      all[key] = record->attributes.dump();
+      for (const auto& [name, tensor] : record->tensors) {
+        all[key] += "|" + name + "|";
+        all[key].append(reinterpret_cast<const char*>(tensor.bytes().data()),
+                        tensor.bytes().size());
+      }
+    }
+  }
+  return all;
+}
+
+std::map<std::string, std::string> undisturbed() {
+  const auto alone = make_local_communicator();
+  MemoryStore store;
+  EXPECT_TRUE(Walker(*alone).run(store, {1, 1}));
+  return contents(store);
+}
+
+TEST(ScheduleTest, ResumesAfterAFailureAtAnyWrite) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  ASSERT_EQ(expected.size(), 3u * kBlocks);
+  Walker walker(test_world());
+  // 3 x 6 blocks and 2 recipes x 5 snapshots x 4 shards are 58 writes.
+  for (int n = 1; n <= 58; n += 6) {
+    MemoryStore store;
+    store.fail_at_write(n);
+    EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
+    store.fail_at_write(0);
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    EXPECT_EQ(contents(store), expected) << "after a failure at write " << n;
+  }
+}
+
+TEST(ScheduleTest, MakesADamagedBlockAgainAndNoOther) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  MemoryStore store;
+  Walker walker(test_world());
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  store.damage(block_key(recipes()[0].name, 3));
+  int made = 0;
+  EXPECT_TRUE(walker.run(store, {1, 1}, [&](JobMonitor&, int units) { made = units; }));
+  EXPECT_EQ(made, 1);
+  EXPECT_EQ(contents(store), expected);
+}
+
+TEST(ScheduleTest, SameBytesOnEveryMesh) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected)
+        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+  }
+}
+
+// A message of days of work: which recipe, block and linear it was.
+TEST(ScheduleTest, WhatCannotBeQuantizedIsNamed) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the others would wait for the rank that fails";
+  const TemporaryFolder folder;
+  const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+  Tensors tensors = formula_tensors(config, DType::kF32);
+  tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>()[0] = 1e30f;
+  write_model(folder.path(), config, tensors);
+  Hdf5Store store(folder.path());
+  std::string said = "nothing";
+  try {
+    (void)Walker(test_world(), 0, folder.path()).run(store, {1, 1});
+  } catch (const Error& error) {
+    said = error.what();
+  }
+  EXPECT_THAT(said, testing::MatchesRegex(
+                        "gptq-w4g128, block 3: self_attn.o_proj, rows from 0: .*float16.*"));
+}
+
+// While a recipe is under way there is one, of its last block; afterwards there is none, and no folder.
+TEST(ScheduleTest, SnapshotsGoWithTheirRecipe) {
+  Communicator& world = test_world();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    const auto snapshots = [&](const Recipe& recipe) {
+      return store.keys("recipes/" + recipe.name + "/activations");
+    };
+    std::size_t most = 0;
+    const auto look = [&](JobMonitor&, int) {
+      most = std::max(most, snapshots(recipes()[0]).size());
+    };
+    const auto take = [&](const Mesh&, const std::vector<std::size_t>& finished) {
+      for (const std::size_t recipe : finished) EXPECT_TRUE(snapshots(recipes()[recipe]).empty());
+      return true;
+    };
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, look, take));
+    world.barrier();
+    EXPECT_GT(world.all_reduce_max(static_cast<std::int64_t>(most)), 0);
+    EXPECT_LE(most, 2u * kShards) << "that before goes when the next is there";
+    for (const Recipe& recipe : recipes()) {
+      EXPECT_TRUE(snapshots(recipe).empty());
+      EXPECT_FALSE(
+          std::filesystem::exists(folder.path() / "recipes" / recipe.name / "activations"));
+    }
+    EXPECT_TRUE(store.keys("activations").empty());
+  }
+}
+
+TEST(ScheduleTest, SameBytesWithoutSnapshots) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  MemoryStore store;
+  EXPECT_TRUE(Walker(test_world(), 0).run(store, {1, 1}));
+  EXPECT_EQ(contents(store), expected);
+  EXPECT_EQ(store.writes(), 3 * kBlocks);
+}
+
+// A recipe is handed over when it is finished, before the team goes on to the next; to one team, which sees all of its blocks.
+TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
+  Communicator& world = test_world();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    std::vector<std::size_t> taken;  // by this rank's team
+    bool leads = false;
+    const auto take = [&](const Mesh& mesh, const std::vector<std::size_t>& finished) {
+      leads = mesh.team().rank() == 0;
+      for (const std::size_t recipe : finished) {
+        taken.push_back(recipe);
+        for (int block = 0; block < kBlocks; ++block) {
+          EXPECT_TRUE(store.has(block_key(recipes()[recipe].name, block)));
+        }
+        if (mesh.shape().pipeline == 1) {
+          EXPECT_EQ(store.bytes(block_key(recipes()[recipe + 1].name, 0)), 0u)
+              << "the next has begun";
+        }
+      }
+      return true;
+    };
+    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, nullptr, take));
+    if (pipeline == 1) {
+      EXPECT_EQ(taken, (std::vector<std::size_t>{0, 1})) << "the last is for all ranks together";
+    }
+    std::array<std::int64_t, 3> times{};
+    for (const std::size_t recipe : taken) times[recipe] += leads ? 1 : 0;
+    for (const std::int64_t each : times) EXPECT_LE(world.all_reduce_sum(each), 1);
+  }
+}
+
+// As at a stop while results are made: what is committed is a part of the whole, and the other stages do not wait for ever.
+TEST(ScheduleTest, StopsWhereResultsStop) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    const bool done = walker.run(
+        store, shape, nullptr,
+        [&](const Mesh&, const std::vector<std::size_t>& ready) { return ready.empty(); });
+    if (pipeline == 1) {
+      EXPECT_FALSE(done);
+    }
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected);
+  }
+}
+
+// One rank asks to stop after its second unit; all end, and what is committed is a part of the whole.
+TEST(ScheduleTest, StopsTogetherAndGoesOn) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    (void)walker.run(store, shape, [&](JobMonitor& monitor, int units) {
+      if (units == 2) monitor.watchdog().request_stop();
+    });
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    EXPECT_EQ(contents(store), expected)
+        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,85 @@
+#include "stages/evaluate/perplexity.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "comm/launcher.h"
+#include "model/tokenizer/tokenizer.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/source_folder.h"
+
+namespace roundhouse {
+namespace {
+
+const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
+
+TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
+  const std::vector<std::int32_t> tokens{0, 1, 2, 3, 4, 5, 6};
+  EXPECT_EQ(cut_windows(tokens, 3, 0, "t").count(), 2);
+  EXPECT_EQ(cut_windows(tokens, 3, 1, "t").count(), 1);
+  EXPECT_EQ(cut_windows(tokens, 3, 0, "t").ids, (std::vector<std::int32_t>{0, 1, 2, 3, 4, 5}));
+  EXPECT_THROW(cut_windows(tokens, 8, 0, "t"), InputError);
+}
+
+TEST(PerplexityTest, JoinsTheRowsOfADataSet) {
+  EXPECT_EQ(join_rows(" \n = A = \n \n text \n"), "\n\n = A = \n\n\n\n\n text \n");
+  EXPECT_EQ(join_rows("a\nb"), "a\n\n\nb");
+  EXPECT_EQ(join_rows(""), "");
+}
+
+// The widely reported number of tokens of WikiText-2's test text under LLaMA's tokenizer: 341,469, which is 166 windows.
+TEST(PerplexityTest, WikiTextHasItsKnownTokens) {
+  const char* given = std::getenv("ROUNDHOUSE_DATA");
+  const std::filesystem::path data = given ? given : source_folder().parent_path() / "shared/data";
+  if (!std::filesystem::exists(data / "wikitext2"))
+    GTEST_SKIP() << "no " << data << " (set ROUNDHOUSE_DATA)";
+  const auto tokens =
+      load_tokenizer(data / "tokenizers/llama")
+          ->encode_document(join_rows(read_text_file(data / "wikitext2/wiki.test.raw")));
+  EXPECT_EQ(tokens.size(), 341469u);
+}
+
+class BundledModel {
+ public:
+  Perplexity measure(Communicator& world, std::int64_t limit) {
+    const Windows windows =
+        cut_windows(load_tokenizer(kModel)->encode_document(read_text_file(kModel / "test.txt")),
+                    512, limit, "test");
+    NullMonitor monitor;
+    ActivationBudget budget(std::size_t{1} << 32, folder_.path());
+    return measure_perplexity(
+        model_, *shape_,
+        [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
+        *backend_, world, budget, monitor);
+  }
+
+ private:
+  TemporaryFolder folder_;
+  CausalLM model_{kModel};
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 512, *backend_);
+};
+
+TEST(PerplexityTest, IsTheSameOnAnyNumberOfRanks) {
+  BundledModel model;
+  const auto alone = make_local_communicator();
+  // 11 windows are 3 micro-batches: with 4 ranks one has none.
+  const Perplexity together = model.measure(test_world(), 11);
+  EXPECT_EQ(together.windows, 11);
+  EXPECT_EQ(together.perplexity, model.measure(*alone, 11).perplexity);
+}
+
+// The figure of the model's README, from an independent float32 program.
+TEST(PerplexityTest, OfTheBundledModelIsTheKnownOne) {
+  if (test_world().size() != 2) GTEST_SKIP() << "once is enough, on two ranks";
+  const Perplexity result = BundledModel().measure(test_world(), 0);
+  EXPECT_EQ(result.windows, 486);
+  EXPECT_NEAR(result.perplexity, 2.3368, 0.0001);
+}
+
+}  // namespace
+}  // namespace roundhouse

@@ -1,0 +1,521 @@
+// Whole exports, on any number of ranks: what is in the directory, that ranks make no difference,
+// and what is left when something fails.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <optional>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "model/checkpoint/safetensors.h"
+#include "stages/export/export.h"
+#include "stages/export/side_files.h"
+#include "stages/store/block_record.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/stages/export_world.h"
+#include "tests/support/memory_store.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+// One directory for all ranks, made and removed by rank 0.
+class SharedDirectory {
+ public:
+  explicit SharedDirectory(Communicator& world) : world_(world) {
+    if (world.rank() == 0) mine_.emplace();
+    char name[512] = {};
+    if (mine_) std::snprintf(name, sizeof name, "%s", mine_->path().c_str());
+    world.broadcast(std::as_writable_bytes(std::span(name)), 0);
+    path_ = name;
+  }
+  ~SharedDirectory() { world_.barrier(); }
+  const fs::path& path() const { return path_; }
+
+ private:
+  Communicator& world_;
+  std::optional<TemporaryFolder> mine_;
+  fs::path path_;
+};
+
+class ExportTest : public testing::Test {
+ protected:
+  // Quantizes a mini model; each rank has a store of its own with the same records.
+  void prepare(const MiniModel& options = {}, int bits = 4, std::int64_t group_size = 32,
+               Grid grid = Grid::kAsymGptq) {
+    if (world_.rank() == 0) write_mini_model(source(), options);
+    world_.barrier();
+    model_ = std::make_unique<CausalLM>(source());
+    shape_ = make_decoder_block(model_->config(), 16, *backend_);
+    recipe_ = rounding_recipe(bits, group_size);
+    round_to_nearest(*model_, *shape_, recipe_, grid, *backend_, store_);
+  }
+
+  bool write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
+    return export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, *backend_,
+                             world, *monitor_);
+  }
+  bool write(const fs::path& directory, const ExportOptions& options) {
+    return write(directory, options, world_);
+  }
+
+  // The message with which every rank must fail.
+  std::string failure(const fs::path& directory, const ExportOptions& options) {
+    try {
+      write(directory, options);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no failure on rank " + std::to_string(world_.rank());
+  }
+
+  fs::path source() const { return shared_.path() / "source"; }
+  fs::path out() const { return shared_.path() / "out"; }
+  std::vector<std::string> listing(const fs::path& directory) const {
+    std::vector<std::string> names;
+    for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::ranges::sort(names);
+    return names;
+  }
+
+  Communicator& world_ = test_world();
+  SharedDirectory shared_{world_};
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {});
+  std::unique_ptr<CausalLM> model_;
+  std::unique_ptr<DecoderBlock> shape_;
+  Recipe recipe_;
+  MemoryStore store_;
+  NullMonitor silent_;
+  Monitor* monitor_ = &silent_;
+};
+
+void append(const fs::path& file, const std::string& text) {
+  std::ofstream(file, std::ios::app) << text;
+}
+
+// Asks to stop once this rank has begun with a file of weights.
+class StoppingMonitor final : public Monitor {
+ public:
+  void phase(const std::string& what) override { begun_ += what.find(": model-") != what.npos; }
+  void tick() override {}
+  void event(const nlohmann::json&) override {}
+  void say(const std::string&) override {}
+  bool stop_requested() override { return begun_ > 0; }
+  int begun() const { return begun_; }
+
+ private:
+  int begun_ = 0;
+};
+
+TEST_F(ExportTest, AStopIsLookedAtBetweenFiles) {
+  prepare();
+  const ExportOptions options{.format = "dense", .max_shard_bytes = 20000};
+  StoppingMonitor stopping;
+  monitor_ = &stopping;
+  EXPECT_FALSE(write(out(), options));
+  EXPECT_LE(stopping.begun(), 1) << "files after the wish to stop";
+  EXPECT_FALSE(fs::exists(out()));
+  EXPECT_FALSE(fs::exists(out().native() + ".partial"));
+  world_.barrier();
+  monitor_ = &silent_;
+  EXPECT_TRUE(write(out(), options));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+}
+
+TEST_F(ExportTest, FillsADirectory) {
+  prepare();
+  write(out(), {.format = "compressed-tensors"});
+  EXPECT_THAT(listing(out()),
+              ElementsAre("SHA256SUMS", "config.json", "generation_config.json",
+                          "model.safetensors", "tokenizer.model", "tokenizer_config.json"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("out", "source"));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+  for (const char* name : {"generation_config.json", "tokenizer.model", "tokenizer_config.json"}) {
+    EXPECT_EQ(read_text_file(out() / name), read_text_file(source() / name)) << name;
+  }
+}
+
+TEST_F(ExportTest, WritesSumsForTheOrdinaryTool) {
+  prepare();
+  write(out(), {.format = "gptq"});
+  if (std::system("command -v sha256sum > /dev/null") != 0)
+    GTEST_SKIP() << "there is no sha256sum here";
+  const std::string command =
+      "cd '" + out().string() + "' && sha256sum --quiet --strict -c SHA256SUMS";
+  EXPECT_EQ(std::system(command.c_str()), 0);
+}
+
+TEST_F(ExportTest, KeepsTheConfigAndAddsToIt) {
+  prepare();
+  write(out(), {.format = "gptq"});
+  auto before = nlohmann::ordered_json::parse(read_text_file(source() / "config.json"));
+  const auto after = nlohmann::ordered_json::parse(read_text_file(out() / "config.json"));
+  const auto copy = nlohmann::ordered_json::parse(read_text_file(out() / "quantize_config.json"));
+  before["quantization_config"] = copy;
+  EXPECT_EQ(after.dump(), before.dump()) << "the same keys in the same order";
+  EXPECT_EQ(copy["format"], "gptq_v2");
+}
+
+TEST_F(ExportTest, HoldsEveryTensorOnce) {
+  prepare({.blocks = 2});
+  write(out(), {.format = "gptq"});
+  const SafetensorsFile file(out() / "model.safetensors");
+  std::vector<std::string> names = file.names();
+  std::vector<std::string> expected = {"model.embed_tokens.weight", "model.norm.weight",
+                                       "lm_head.weight"};
+  for (const char* block : {"model.layers.0.", "model.layers.1."}) {
+    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"}) {
+      expected.push_back(std::string(block) + norm);
+    }
+    for (const char* linear :
+         {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+        expected.push_back(std::string(block) + linear + part);
+      }
+    }
+  }
+  EXPECT_THAT(names, testing::UnorderedElementsAreArray(expected));
+  EXPECT_EQ(file.view("model.norm.weight").type, DType::kF32) << "as in the checkpoint";
+}
+
+TEST_F(ExportTest, DenseReadsBackAsTheQuantizedModel) {
+  prepare({}, 3, -1, Grid::kSymFull);
+  write(out(), {.format = "dense", .dtype = DType::kF32});
+  const CausalLM exported(out());
+  EXPECT_EQ(exported.config().dtype, DType::kF32);
+  for (int block = 0; block < 3; ++block) {
+    const QuantizedBlock quantized =
+        block_from_record(*store_.load(block_key(recipe_.name, block)), *shape_);
+    for (const QuantizedLinear& linear : quantized.linears) {
+      const Tensor w = dequantize(linear, *backend_);
+      HostTensor expected(DType::kF32, {linear.rows, linear.cols});
+      backend_->download(w.f32(), expected.bytes());
+      const HostView got = exported.checkpoint().weight(
+          shape_->prefix(block) + "." + linear.name + ".weight", expected.shape());
+      EXPECT_TRUE(std::ranges::equal(got.bytes, expected.bytes())) << block << " " << linear.name;
+    }
+  }
+  for (const std::string& name : model_->checkpoint().names()) {
+    if (name.find("proj") != name.npos) continue;
+    EXPECT_TRUE(std::ranges::equal(exported.checkpoint().view(name).bytes,
+                                   model_->checkpoint().view(name).bytes))
+        << name;
+  }
+}
+
+TEST_F(ExportTest, WritesTheNormsThatTheMethodReplaced) {
+  prepare();
+  HostTensor norm(DType::kF32, {64});
+  for (float& value : norm.as<float>()) value = 0.25f;
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  block.replaced["post_attention_layernorm.weight"] = norm;
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  for (const char* format : {"dense", "compressed-tensors", "gptq", "awq"}) {
+    write(out() / format, {.format = format, .dtype = DType::kF32});
+    const SafetensorsFile file(out() / format / "model.safetensors");
+    for (const char* name : {"0.post_attention_layernorm.weight", "1.input_layernorm.weight",
+                             "1.post_attention_layernorm.weight"}) {
+      const std::string full = std::string("model.layers.") + name;
+      const HostView want =
+          name[0] == '1' && name[2] == 'p' ? norm.view() : model_->checkpoint().view(full);
+      EXPECT_TRUE(std::ranges::equal(file.view(full).bytes, want.bytes)) << format << " " << name;
+    }
+  }
+
+  // A bias for a linear that has none would be lost.
+  block.replaced["mlp.up_proj.bias"] = HostTensor(DType::kF32, {96});
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  EXPECT_THAT(failure(out() / "other", {.format = "dense"}),
+              HasSubstr("replaces mlp.up_proj.bias, which the original does not have"));
+}
+
+TEST_F(ExportTest, KeepsTheTypeOfTheCheckpoint) {
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kF32}) {
+    prepare({.dtype = type, .norm_value = 3e4f});
+    for (const char* format : {"compressed-tensors", "dense"}) {
+      write(out() / format, {.format = format});
+      const auto config = nlohmann::json::parse(read_text_file(out() / format / "config.json"));
+      EXPECT_EQ(config["torch_dtype"], torch_name_of(type));
+      const SafetensorsFile file(out() / format / "model.safetensors");
+      for (const char* name : {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+                               "model.layers.2.input_layernorm.weight"}) {
+        EXPECT_EQ(file.view(name).type, type) << format << " " << name;
+        EXPECT_TRUE(
+            std::ranges::equal(file.view(name).bytes, model_->checkpoint().view(name).bytes));
+      }
+      if (std::string(format) == "dense") {
+        EXPECT_EQ(file.view("model.layers.0.mlp.up_proj.weight").type, type);
+      }
+    }
+    write(out() / "asked", {.format = "dense", .dtype = DType::kBF16});
+    EXPECT_EQ(SafetensorsFile(out() / "asked" / "model.safetensors").view("model.norm.weight").type,
+              DType::kBF16);
+  }
+}
+
+TEST_F(ExportTest, CarriesAlongWhatIsNoWeight) {
+  prepare();
+  if (world_.rank() == 0) {
+    for (const char* name : {"LICENSE", "modeling_tiny.py", "chat_template.json",
+                             "additional_chat_templates/tool.jinja", "pytorch_model.bin",
+                             "model.gguf", "model.safetensors.index.json", ".hidden/secret",
+                             "checkpoint-10/config.json", "checkpoint-10/LICENSE", "SHA256SUMS"}) {
+      write_text_atomically(source() / name, name);
+    }
+    // Runs within the model's folder go on being written, and their exports are models of their own.
+    for (const char* name : {"runs/a/identity.json", "runs/a/config.yaml", "runs/a/journal.jsonl",
+                             "runs/a/recipes/x/block-0000.h5", "out/gptq/SHA256SUMS",
+                             "out/gptq/config.json", "out/gptq.json"}) {
+      write_text_atomically(source() / name, name);
+    }
+    fs::create_directory_symlink(shared_.path(), source() / "loop");
+    fs::create_symlink(source() / "LICENSE", source() / "NOTICE");
+  }
+  world_.barrier();
+  write(out(), {.format = "compressed-tensors"});
+  EXPECT_THAT(listing(out()),
+              ElementsAre("LICENSE", "NOTICE", "SHA256SUMS", "additional_chat_templates",
+                          "chat_template.json", "config.json", "generation_config.json",
+                          "model.safetensors", "modeling_tiny.py", "tokenizer.model",
+                          "tokenizer_config.json"));
+  EXPECT_EQ(read_text_file(out() / "additional_chat_templates/tool.jinja"),
+            "additional_chat_templates/tool.jinja");
+  EXPECT_FALSE(fs::is_symlink(out() / "NOTICE"));
+  EXPECT_THAT(side_files(source()).left,
+              ElementsAre("checkpoint-10/ (a model of its own)", "loop/ (a link)",
+                          "out/gptq.json (the note of an export)", "out/gptq/ (a model of its own)",
+                          "runs/a/ (a run)"));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+  world_.barrier();
+  if (world_.rank() == 0) {
+    fs::remove(out() / "additional_chat_templates/tool.jinja");
+    EXPECT_THAT(verify_checkpoint(out()),
+                ElementsAre("additional_chat_templates/tool.jinja: missing"));
+  }
+  world_.barrier();
+}
+
+TEST_F(ExportTest, LeavesOutATiedHead) {
+  prepare({.tied = true});
+  write(out(), {.format = "compressed-tensors"});
+  const SafetensorsFile file(out() / "model.safetensors");
+  EXPECT_FALSE(file.has("lm_head.weight"));
+  EXPECT_TRUE(file.has("model.embed_tokens.weight"));
+}
+
+TEST_F(ExportTest, CutsFilesBySize) {
+  prepare({.dtype = DType::kF16});
+  constexpr std::int64_t kLimit =
+      13000;  // the largest linear of this model has 12288 bytes in float16
+  for (const char* format : {"compressed-tensors", "gptq", "dense"}) {
+    const fs::path single = shared_.path() / (std::string(format) + "-single");
+    const fs::path many = shared_.path() / (std::string(format) + "-many");
+    write(single, {.format = format});
+    write(many, {.format = format, .max_shard_bytes = kLimit});
+    EXPECT_FALSE(fs::exists(many / "model.safetensors"));
+    EXPECT_THAT(verify_checkpoint(many), IsEmpty());
+
+    const auto index = nlohmann::json::parse(read_text_file(many / "model.safetensors.index.json"));
+    const SafetensorsFile all(single / "model.safetensors");
+    EXPECT_EQ(index["weight_map"].size(), all.names().size());
+    std::map<std::string, std::int64_t> bytes_of;
+    std::int64_t total = 0;
+    for (const auto& [name, file_name] : index["weight_map"].items()) {
+      const SafetensorsFile file(many / file_name.get<std::string>());
+      const HostView a = all.view(name), b = file.view(name);
+      EXPECT_EQ(a.type, b.type) << name;
+      EXPECT_EQ(a.shape, b.shape) << name;
+      EXPECT_TRUE(std::ranges::equal(a.bytes, b.bytes)) << name;
+      bytes_of[file_name.get<std::string>()] += static_cast<std::int64_t>(b.bytes.size());
+      total += static_cast<std::int64_t>(b.bytes.size());
+    }
+    EXPECT_EQ(index["metadata"]["total_size"], total);
+    ASSERT_GT(bytes_of.size(), 4u);
+    char first[64], last[64];
+    std::snprintf(first, sizeof first, "model-00001-of-%05zu.safetensors", bytes_of.size());
+    std::snprintf(last, sizeof last, "model-%05zu-of-%05zu.safetensors", bytes_of.size(),
+                  bytes_of.size());
+    EXPECT_EQ(bytes_of.begin()->first, first);
+    EXPECT_EQ(bytes_of.rbegin()->first, last);
+    for (const auto& [name, bytes] : bytes_of) {
+      EXPECT_LE(bytes, kLimit) << name;
+    }
+  }
+}
+
+TEST_F(ExportTest, IsTheSameOnAnyNumberOfRanks) {
+  prepare({.dtype = DType::kBF16}, 3, 32, Grid::kAsymAwq);
+  const auto alone = make_local_communicator();
+  for (const char* format : {"compressed-tensors", "gptq", "dense"}) {
+    const ExportOptions options{.format = format, .max_shard_bytes = 15000};
+    const fs::path together = shared_.path() / (std::string(format) + "-together");
+    const fs::path by_one = shared_.path() / (std::string(format) + "-by-one");
+    write(together, options);
+    if (world_.rank() == 0) {
+      write(by_one, options, *alone);
+      EXPECT_EQ(read_text_file(together / "SHA256SUMS"), read_text_file(by_one / "SHA256SUMS"))
+          << format;
+    }
+    world_.barrier();
+  }
+}
+
+TEST_F(ExportTest, ReplacesAnEarlierExport) {
+  prepare();
+  write(out(), {.format = "gptq", .max_shard_bytes = 20000});
+  if (world_.rank() == 0) {
+    fs::create_directory(shared_.path() / "out.partial");  // of a job that was killed
+    append(shared_.path() / "out.partial" / "model.safetensors", "half");
+  }
+  world_.barrier();
+  write(out() / "", {.format = "compressed-tensors"});
+  EXPECT_TRUE(fs::exists(out() / "model.safetensors"));
+  EXPECT_FALSE(fs::exists(out() / "quantize_config.json"));
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("out", "source"));
+}
+
+TEST_F(ExportTest, DoesNotReplaceWhatIsNotAnExport) {
+  prepare();
+  EXPECT_THAT(failure(source(), {.format = "gptq"}), HasSubstr("is not an earlier export"));
+  EXPECT_TRUE(fs::exists(source() / "model.safetensors"));
+}
+
+TEST_F(ExportTest, NamesWhatFloat16CannotHold) {
+  prepare({.norm_value = 1e6f});
+  EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kF16}),
+              HasSubstr("model.layers.2.input_layernorm.weight: 1000000"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
+  EXPECT_THROW(check_kept_values(*model_, {.format = "gptq", .dtype = DType::kF16}), InputError);
+  for (const auto type : {std::optional<DType>(), std::optional(DType::kBF16)})
+    check_kept_values(*model_, {.format = "gptq", .dtype = type});
+  write(out(), {.format = "gptq"});
+  EXPECT_EQ(SafetensorsFile(out() / "model.safetensors").view("model.norm.weight").type,
+            DType::kF32);
+}
+
+TEST_F(ExportTest, FailsBeforeAnyWork) {
+  prepare();
+  EXPECT_THAT(failure(out(), {.format = "gguf"}), HasSubstr("unknown export format"));
+  EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kI32}),
+              HasSubstr("float16, bfloat16 or float32"));
+  EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 0}),
+              HasSubstr("max_shard_bytes"));
+  recipe_.group_size = 48;
+  EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("group size 48"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
+}
+
+TEST_F(ExportTest, RefusesBlocksThatAreNotOfTheRecipe) {
+  prepare({.dtype = DType::kF16}, 4, 32, Grid::kSymGptq);
+  const fs::path old = shared_.path() / "old";
+  write(old, {.format = "gptq"});
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  block.linears[3] = random_linear(block.linears[3].name, 64, 64, 4, 32, Grid::kAsymGptq, 5);
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("model.layers.1.self_attn.o_proj"));
+  write(out(), {.format = "dense"});  // has no scheme to differ from
+}
+
+// What one rank lacks or cannot write, all must learn.
+TEST_F(ExportTest, FailsOnAllRanksIfOneLacksABlock) {
+  prepare();
+  if (world_.rank() == world_.size() - 1) {
+    for (int block = 0; block < 3; ++block) store_.remove(block_key(recipe_.name, block));
+  }
+  EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 13000}),
+              HasSubstr("not quantized yet"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
+}
+
+TEST_F(ExportTest, FailsOnAllRanksIfTheDirectoryCannotBeMade) {
+  prepare();
+  if (world_.rank() == 0) append(shared_.path() / "file", "x");
+  world_.barrier();
+  const std::string message = failure(shared_.path() / "file" / "out", {.format = "gptq"});
+  EXPECT_THAT(message, HasSubstr("file/out"));
+  EXPECT_THAT(message, testing::Not(HasSubstr("no failure")));
+}
+
+// A limit on the size of files stands for a full disk: the write ends short, and the rest is
+// refused.
+TEST_F(ExportTest, FailsOnAllRanksIfOneRanksDiskIsFull) {
+  prepare();
+  const ExportOptions options{.format = "dense", .max_shard_bytes = 40000};
+  write(out(), options);
+  const std::string before = read_text_file(out() / "SHA256SUMS");
+  recipe_.bits = 4;
+
+  const bool limited = world_.rank() == world_.size() - 1;
+  rlimit usual{};
+  getrlimit(RLIMIT_FSIZE, &usual);
+  const auto usual_handler = std::signal(SIGXFSZ, SIG_IGN);
+  if (limited) {
+    const rlimit small{10000, usual.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+  }
+  const std::string message = failure(out(), options);
+  setrlimit(RLIMIT_FSIZE, &usual);
+  std::signal(SIGXFSZ, usual_handler);
+
+  EXPECT_THAT(message, testing::Not(HasSubstr("no failure")));
+  EXPECT_THAT(message, HasSubstr("model-0000"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("out", "source"));
+  EXPECT_EQ(read_text_file(out() / "SHA256SUMS"), before);
+  EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+}
+
+TEST_F(ExportTest, VerifyFindsWhatIsWrong) {
+  prepare();
+  write(out(), {.format = "gptq"});
+  if (world_.rank() == 0) {
+    {
+      std::fstream file(out() / "model.safetensors",
+                        std::ios::in | std::ios::out | std::ios::binary);
+      file.seekg(20000);
+      const char flipped = static_cast<char>(file.get() ^ 1);
+      file.seekp(20000);
+      file.put(flipped);
+    }
+    EXPECT_THAT(verify_checkpoint(out()), ElementsAre("model.safetensors: damaged"));
+    fs::remove(out() / "tokenizer.model");
+    append(out() / "notes.txt", "x");
+    EXPECT_THAT(verify_checkpoint(out()),
+                ElementsAre("model.safetensors: damaged", "notes.txt: not listed",
+                            "tokenizer.model: missing"));
+
+    const std::string sums = read_text_file(out() / "SHA256SUMS");
+    for (const std::string line : {"nonsense", "0123  config.json", "", "../x"}) {
+      write_text_atomically(out() / "SHA256SUMS", sums + line + "\n");
+      EXPECT_THAT(verify_checkpoint(out()), Contains(HasSubstr("not a line of sha256sum"))) << line;
+      EXPECT_THAT(verify_checkpoint(out()), Contains("model.safetensors: damaged"))
+          << "it goes on after a malformed line";
+    }
+    write_text_atomically(out() / "SHA256SUMS", std::string(64, '0') + "  ../config.json\n");
+    EXPECT_THAT(verify_checkpoint(out()), Contains("SHA256SUMS:1: not a line of sha256sum"));
+    fs::remove(out() / "SHA256SUMS");
+    EXPECT_THAT(verify_checkpoint(out()), ElementsAre("SHA256SUMS: missing"));
+  }
+  world_.barrier();
+  EXPECT_THROW(write(out(), {.format = "gptq"}), InputError) << "it may be somebody's";
+  write(out(), {.format = "gptq", .replace = true});
+  if (world_.rank() == 0) {
+    EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+  }
+  world_.barrier();
+}
+
+}  // namespace
+}  // namespace roundhouse

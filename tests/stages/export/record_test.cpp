@@ -1,0 +1,235 @@
+// A block as a record of the run store, the keys of a run, and the store of the tests.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+
+#include "base/error.h"
+#include "stages/store/block_record.h"
+#include "tests/stages/export_world.h"
+#include "tests/support/memory_store.h"
+
+namespace roundhouse {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+struct TwoLinears final : DecoderBlock {
+  TwoLinears() {
+    prefix_ = "model.layers.";
+    linears_ = {{"self_attn.q_proj", 32, 64}, {"mlp.down_proj", 5, 43}};
+    norm_names_ = {"input_layernorm.weight", "input_layernorm.bias"};
+    hidden_size_ = 7;
+  }
+  BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }
+  Tensor input_from_residual(int, const BlockWeights&, const Tensor&, Backend&) const override {
+    return {};
+  }
+  void apply(int, const BlockWeights&, BlockState&, Backend&) const override {}
+  std::vector<Tensor> forward_half(Half, const BlockWeights&, Tensor&, std::int64_t,
+                                   Backend&) const override {
+    return {};
+  }
+  void backward_half(Half, const BlockWeights&, SavedActivations::OfHalf&, std::int64_t, Tensor&,
+                     const TakeGradient&, InputGradient, Backend&) const override {}
+};
+
+QuantizedBlock example(int bits) {
+  QuantizedBlock block;
+  block.block = 3;
+  block.record = {{"samples", 128}};
+  block.linears.push_back(random_linear("self_attn.q_proj", 32, 64, bits, 16, Grid::kSymFull, 1));
+  // Sides that divide nothing: rows end inside a word, and the last group is shorter.
+  block.linears.push_back(random_linear("mlp.down_proj", 5, 43, bits, 10, Grid::kAsymAwq, 2));
+  block.linears[0].record = {{"error", 0.25}};
+  block.linears[0].group_of_column = HostTensor(DType::kI32, {64});
+  for (std::int32_t k = 0; k < 64; ++k)
+    block.linears[0].group_of_column.as<std::int32_t>()[k] = k % 4;
+  block.replaced["input_layernorm.weight"] = HostTensor(DType::kBF16, {7});
+  block.replaced["mlp.down_proj.bias"] = HostTensor(DType::kF32, {5});
+  block.replaced["mlp.down_proj.bias"].as<float>()[4] = 0.5f;
+  return block;
+}
+
+void expect_equal(const HostTensor& a, const HostTensor& b, const std::string& what) {
+  EXPECT_EQ(a.type(), b.type()) << what;
+  EXPECT_EQ(a.shape(), b.shape()) << what;
+  EXPECT_TRUE(std::ranges::equal(a.bytes(), b.bytes())) << what;
+}
+
+TEST(BlockRecordTest, GivesBackWhatItWasMadeOf) {
+  for (const int bits : {2, 3, 4, 8}) {
+    const QuantizedBlock block = example(bits);
+    const QuantizedBlock back = block_from_record(to_record(block), TwoLinears());
+    EXPECT_EQ(back.block, 3);
+    EXPECT_EQ(back.record, block.record);
+    ASSERT_EQ(back.linears.size(), 2u);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const QuantizedLinear &a = block.linears[i], &b = back.linears[i];
+      const std::string what = a.name + ", " + std::to_string(bits) + " bits";
+      EXPECT_EQ(b.name, a.name);
+      EXPECT_EQ(b.bits, a.bits);
+      EXPECT_EQ(b.grid, a.grid);
+      EXPECT_EQ(b.group_size, a.group_size);
+      EXPECT_EQ(b.record, a.record);
+      expect_equal(b.codes, a.codes, what);
+      expect_equal(b.scales, a.scales, what);
+      expect_equal(b.zeros, a.zeros, what);
+      expect_equal(b.group_of_column, a.group_of_column, what);
+    }
+    ASSERT_EQ(back.replaced.size(), 2u);
+    for (const auto& [name, tensor] : block.replaced) {
+      expect_equal(back.replaced.at(name), tensor, name);
+    }
+  }
+}
+
+TEST(BlockRecordTest, PacksCodesAtTheirBits) {
+  const Record record = to_record(example(3));
+  const HostTensor& codes = record.tensors.at("mlp.down_proj.codes");
+  EXPECT_EQ(codes.type(), DType::kU32);
+  EXPECT_EQ(codes.shape(), (Shape{5, 5}));  // 43 x 3 bits in 5 words
+  EXPECT_FALSE(record.tensors.contains("mlp.down_proj.group_of_column"));
+}
+
+TEST(BlockRecordTest, RefusesWhatDoesNotFit) {
+  struct Fault {
+    const char* what;
+    std::function<void(Record&)> make;
+    const char* message;
+  };
+  const auto linear = [](Record& record, int i) -> nlohmann::json& {
+    return record.attributes["linears"][i];
+  };
+  const std::vector<Fault> faults = {
+      {"no attributes", [](Record& r) { r.attributes = nlohmann::json::object(); }, "attributes"},
+      {"attributes of another kind", [](Record& r) { r.attributes = "text"; }, "attributes"},
+      {"another version", [](Record& r) { r.attributes["version"] = 9; }, "version 9"},
+      {"a negative block", [](Record& r) { r.attributes["block"] = -1; }, "block -1"},
+      {"no list", [](Record& r) { r.attributes["linears"] = 3; }, "linears"},
+      {"a linear less", [](Record& r) { r.attributes["linears"].erase(1); }, "1 linears"},
+      {"another name", [&](Record& r) { linear(r, 0)["name"] = "x"; },
+       "'x' where self_attn.q_proj"},
+      {"another order", [&](Record& r) { std::swap(linear(r, 0), linear(r, 1)); }, "should be"},
+      {"bits out of range", [&](Record& r) { linear(r, 0)["bits"] = 5; }, "q_proj: 5 bits"},
+      {"other bits than packed", [&](Record& r) { linear(r, 0)["bits"] = 8; }, "q_proj.codes"},
+      {"bits as text", [&](Record& r) { linear(r, 0)["bits"] = "4"; }, "attributes"},
+      {"an unknown grid", [&](Record& r) { linear(r, 1)["grid"] = "B-gptq"; },
+       "down_proj: unknown grid 'B-gptq'"},
+      {"other rows", [&](Record& r) { linear(r, 1)["rows"] = 6; }, "down_proj: 6 x 43"},
+      {"group size 0", [&](Record& r) { linear(r, 1)["group_size"] = 0; },
+       "down_proj: group size 0"},
+      {"a larger group than the row", [&](Record& r) { linear(r, 1)["group_size"] = 44; },
+       "group size 44"},
+      {"other groups than stored", [&](Record& r) { linear(r, 1)["group_size"] = 8; },
+       "down_proj.scales"},
+      {"a replaced tensor that the block does not have",
+       [](Record& r) { r.tensors["replaced.norm.weight"] = HostTensor(DType::kF16, {7}); },
+       "norm.weight is no norm and no bias"},
+      {"a replaced linear",
+       [](Record& r) {
+         r.tensors["replaced.mlp.down_proj.weight"] = HostTensor(DType::kF16, {5, 43});
+       },
+       "mlp.down_proj.weight is no norm and no bias"},
+      {"a replaced norm of another size",
+       [](Record& r) {
+         r.tensors["replaced.input_layernorm.weight"] = HostTensor(DType::kBF16, {8});
+       },
+       "input_layernorm.weight has the wrong shape"},
+      {"a replaced norm of whole numbers",
+       [](Record& r) {
+         r.tensors["replaced.input_layernorm.weight"] = HostTensor(DType::kI32, {7});
+       },
+       "input_layernorm.weight is of type I32"},
+      {"a replaced bias that is not finite",
+       [](Record& r) {
+         r.tensors["replaced.mlp.down_proj.bias"].as<float>()[0] =
+             std::numeric_limits<float>::infinity();
+       },
+       "mlp.down_proj.bias"},
+      {"missing codes", [](Record& r) { r.tensors.erase("mlp.down_proj.codes"); },
+       "down_proj.codes is missing"},
+      {"zeros of another type",
+       [](Record& r) {
+         r.tensors["mlp.down_proj.zeros"] = HostTensor(DType::kI32, {5, 5});
+       },
+       "down_proj.zeros has the wrong type"},
+      {"a tensor of nobody", [](Record& r) { r.tensors["x"] = HostTensor(DType::kU8, {1}); },
+       "no linear"},
+      {"a code after the last column",
+       [](Record& r) { r.tensors["mlp.down_proj.codes"].as<std::uint32_t>()[5] |= 0x80000000; },
+       "past the last"},
+      {"a zero point out of range",
+       [](Record& r) { r.tensors["mlp.down_proj.zeros"].as<std::uint8_t>()[0] = 16; },
+       "mlp.down_proj"},
+      {"an infinite scale",
+       [](Record& r) { r.tensors["mlp.down_proj.scales"].as<std::uint16_t>()[0] = 0x7c00; },
+       "mlp.down_proj"},
+      {"a group out of range",
+       [](Record& r) { r.tensors["self_attn.q_proj.group_of_column"].as<std::int32_t>()[9] = 4; },
+       "self_attn.q_proj"},
+  };
+  for (const Fault& fault : faults) {
+    Record record = to_record(example(4));
+    fault.make(record);
+    try {
+      block_from_record(record, TwoLinears());
+      ADD_FAILURE() << "accepted " << fault.what;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(fault.message)) << fault.what;
+    }
+  }
+}
+
+TEST(RunStoreTest, KeysCarryBlocksAndShards) {
+  EXPECT_EQ(block_key("gptq-w4g128", 7), "recipes/gptq-w4g128/block-0007");
+  EXPECT_EQ(snapshot_key("gptq-w4g128", 8, 3),
+            "recipes/gptq-w4g128/activations/after-0008/shard-03");
+  EXPECT_EQ(shared_snapshot_key(8, 3), "activations/after-0008/shard-03");
+}
+
+TEST(MemoryStoreTest, KeepsRecords) {
+  MemoryStore store;
+  EXPECT_FALSE(store.has("a"));
+  EXPECT_FALSE(store.load("a"));
+  store.commit("a", {{{"t", HostTensor(DType::kU8, {2})}}, {{"n", 1}}});
+  store.commit("a", {{{"t", HostTensor(DType::kU8, {3})}}, {{"n", 2}}});
+  ASSERT_TRUE(store.has("a"));
+  EXPECT_EQ(store.load("a")->attributes["n"], 2);
+  EXPECT_EQ(store.load("a")->tensors.at("t").shape(), (Shape{3}));
+  store.remove("a");
+  store.remove("a");
+  EXPECT_FALSE(store.has("a"));
+}
+
+TEST(MemoryStoreTest, FailsFromTheNthWriteOn) {
+  MemoryStore store;
+  store.commit("a", {{}, 1});
+  store.fail_at_write(2);
+  store.commit("b", {});
+  EXPECT_THROW(store.commit("a", {{}, 2}), Error);
+  EXPECT_THROW(store.commit("c", {}), Error);
+  EXPECT_EQ(store.load("a")->attributes, 1) << "the old record must be intact";
+  EXPECT_THAT(store.keys(), ElementsAre("a", "b"));
+  store.fail_at_write(0);
+  store.commit("c", {});
+  EXPECT_EQ(store.writes(), 3);
+}
+
+TEST(MemoryStoreTest, ReportsDamageOnce) {
+  MemoryStore store;
+  std::vector<std::string> reports;
+  store.on_damage = [&](const std::string& key, const std::string&) { reports.push_back(key); };
+  store.commit("a", {});
+  store.damage("a");
+  EXPECT_FALSE(store.has("a"));
+  EXPECT_FALSE(store.load("a"));
+  EXPECT_THAT(reports, ElementsAre("a"));
+  store.commit("a", {});
+  EXPECT_TRUE(store.load("a"));
+}
+
+}  // namespace
+}  // namespace roundhouse
