@@ -42,6 +42,8 @@ class TensorFile {
     }
     throw InputError(path_.string() + ": tensor " + in_quotes(name) + ": " + found->second);
   }
+  // What was read of it no longer counts as this process's memory; it can be looked at again.
+  void release_pages() const { release_mapped_pages(file_.bytes()); }
 
  protected:
   explicit TensorFile(std::filesystem::path path) : path_(std::move(path)), file_(path_) {}

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "comm/together.h"
 #include "model/architectures/tensor_names.h"
 #include "pipeline/run/sealed_json.h"
 
@@ -35,15 +36,6 @@ std::vector<TensorInfo> tensors_outside_blocks(const ModelConfig& config) {
 
 std::string text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-// Rank 0's text, on every rank.
-std::string broadcast(Communicator& world, std::string text) {
-  std::int64_t size = std::ssize(text);
-  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  text.resize(static_cast<std::size_t>(size));
-  world.broadcast(std::as_writable_bytes(std::span(text)), 0);
-  return text;
 }
 
 // {files, contents}; nothing, and why, if there is none that could be believed.
@@ -80,7 +72,7 @@ void ModelIdentity::settle(const std::vector<ContentsByTensor>& recorded) {
             {"same", memory.object && memory.object->at("files") == files_},
             {"contents", memory.object ? memory.object->at("contents") : Json::object()}};
   }
-  view = Json::parse(broadcast(world_, view.dump()));
+  view = Json::parse(share(world_, view.dump()));
 
   // Where no block is kept, nothing was made of what was read before.
   const bool kept = std::ranges::any_of(recorded, [](const auto& each) { return !each.empty(); });
