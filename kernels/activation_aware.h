@@ -72,12 +72,20 @@ struct ClipGroups {
 class ActivationAwareKernels {
  public:
   virtual ~ActivationAwareKernels() = default;
-  virtual void column_magnitudes(const ColumnMagnitudes& op) = 0;
-  virtual void compare_rows(const CompareRows& op) = 0;
-  virtual void scaled_rounding(const ScaledRounding& op) = 0;
-  virtual void fold_scales(const FoldScales& op) = 0;
-  virtual void group_grams(const GroupGrams& op) = 0;
-  virtual void clip_groups(const ClipGroups& op) = 0;
+  void column_magnitudes(const ColumnMagnitudes& op);
+  void compare_rows(const CompareRows& op);
+  void scaled_rounding(const ScaledRounding& op);
+  void fold_scales(const FoldScales& op);
+  void group_grams(const GroupGrams& op);
+  void clip_groups(const ClipGroups& op);
+
+ private:
+  virtual void run(const ColumnMagnitudes& op) = 0;
+  virtual void run(const CompareRows& op) = 0;
+  virtual void run(const ScaledRounding& op) = 0;
+  virtual void run(const FoldScales& op) = 0;
+  virtual void run(const GroupGrams& op) = 0;
+  virtual void run(const ClipGroups& op) = 0;
 };
 
 }  // namespace roundhouse

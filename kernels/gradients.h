@@ -82,12 +82,20 @@ struct SquaredError {
 class GradientKernels {
  public:
   virtual ~GradientKernels() = default;
-  virtual void rms_norm_backward(const RmsNormBackward& op) = 0;
-  virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
-  virtual void attention_backward(const AttentionBackward& op) = 0;
-  virtual void silu_gate_backward(const SiluGateBackward& op) = 0;
-  virtual void relu_backward(const ReluBackward& op) = 0;
-  [[nodiscard]] virtual double squared_error(const SquaredError& op) = 0;  // waits for the device
+  void rms_norm_backward(const RmsNormBackward& op);
+  void layer_norm_backward(const LayerNormBackward& op);
+  void attention_backward(const AttentionBackward& op);
+  void silu_gate_backward(const SiluGateBackward& op);
+  void relu_backward(const ReluBackward& op);
+  [[nodiscard]] double squared_error(const SquaredError& op);  // waits for the device
+
+ private:
+  virtual void run(const RmsNormBackward& op) = 0;
+  virtual void run(const LayerNormBackward& op) = 0;
+  virtual void run(const AttentionBackward& op) = 0;
+  virtual void run(const SiluGateBackward& op) = 0;
+  virtual void run(const ReluBackward& op) = 0;
+  virtual double run(const SquaredError& op) = 0;
 };
 
 }  // namespace roundhouse

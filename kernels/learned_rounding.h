@@ -70,9 +70,14 @@ struct LearnRounding {
 class LearnedRoundingKernels {
  public:
   virtual ~LearnedRoundingKernels() = default;
-  virtual void find_ranges(const FindRanges& op) = 0;
-  virtual void round_learned(const RoundLearned& op) = 0;
-  virtual void learn_rounding(const LearnRounding& op) = 0;
+  void find_ranges(const FindRanges& op);
+  void round_learned(const RoundLearned& op);
+  void learn_rounding(const LearnRounding& op);
+
+ private:
+  virtual void run(const FindRanges& op) = 0;
+  virtual void run(const RoundLearned& op) = 0;
+  virtual void run(const LearnRounding& op) = 0;
 };
 
 }  // namespace roundhouse

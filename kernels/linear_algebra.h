@@ -25,6 +25,8 @@ struct Linear {
   ConstMatrix bias;
   Matrix y;
   bool accumulate = false;
+
+  bool has_bias() const { return bias.data != nullptr && bias.cols > 0; }
 };
 
 // The lower triangle of h += xᵀ x.  x [t, k], h [k, k] in F32. The strict upper triangle is left as it is.
@@ -56,20 +58,32 @@ struct Gather {
 class LinearAlgebra {
  public:
   virtual ~LinearAlgebra() = default;
-  virtual void matmul(const Matmul& op) = 0;
-  virtual void linear(const Linear& op) = 0;
-  virtual void gram(const Gram& op) = 0;
+  void matmul(const Matmul& op);
+  void linear(const Linear& op);
+  void gram(const Gram& op);
   // False if a leading minor is not positive (or a value is not finite); `a` is then unspecified.
-  [[nodiscard]] virtual bool cholesky(const Cholesky& op) = 0;
-  virtual void triangular_inverse(const TriangularInverse& op) = 0;
+  [[nodiscard]] bool cholesky(const Cholesky& op);
+  void triangular_inverse(const TriangularInverse& op);
   // Mirrors the lower triangle to the upper one.
-  virtual void symmetrize(Matrix h) = 0;
+  void symmetrize(Matrix h);
   // to[i, j] = from[n-1-i, n-1-j].  Not in place.
-  virtual void reverse(ConstMatrix from, Matrix to) = 0;
+  void reverse(ConstMatrix from, Matrix to);
   // into += from, same shape, F32.
-  virtual void add(ConstMatrix from, Matrix into) = 0;
-  virtual void scale(float factor, Matrix m) = 0;  // m *= factor, F32
-  virtual void gather(const Gather& op) = 0;
+  void add(ConstMatrix from, Matrix into);
+  void scale(float factor, Matrix m);  // m *= factor, F32
+  void gather(const Gather& op);
+
+ private:
+  virtual void run(const Matmul& op) = 0;
+  virtual void run(const Linear& op) = 0;
+  virtual void run(const Gram& op) = 0;
+  virtual bool run(const Cholesky& op) = 0;
+  virtual void run(const TriangularInverse& op) = 0;
+  virtual void run_symmetrize(Matrix h) = 0;
+  virtual void run_reverse(ConstMatrix from, Matrix to) = 0;
+  virtual void run_add(ConstMatrix from, Matrix into) = 0;
+  virtual void run_scale(float factor, Matrix m) = 0;
+  virtual void run(const Gather& op) = 0;
 };
 
 }  // namespace roundhouse

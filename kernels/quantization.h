@@ -46,6 +46,8 @@ struct Dequantize {
   ConstMatrix zeros;
   ConstMatrix group_of_column;
   Matrix w;
+
+  bool gathered() const { return group_of_column.data != nullptr && group_of_column.cols > 0; }
 };
 
 // GPTQ's inner loop over one panel of columns (Frantar et al. 2022, algorithm 1). For each column i of the panel in
@@ -73,11 +75,18 @@ struct RowErrors {
 class QuantizationKernels {
  public:
   virtual ~QuantizationKernels() = default;
-  virtual void find_grid(const FindGrid& op) = 0;
-  virtual void round_to_grid(const RoundToGrid& op) = 0;
-  virtual void dequantize(const Dequantize& op) = 0;
-  virtual void gptq_panel(const GptqPanel& op) = 0;
-  virtual void row_errors(const RowErrors& op) = 0;
+  void find_grid(const FindGrid& op);
+  void round_to_grid(const RoundToGrid& op);
+  void dequantize(const Dequantize& op);
+  void gptq_panel(const GptqPanel& op);
+  void row_errors(const RowErrors& op);
+
+ private:
+  virtual void run(const FindGrid& op) = 0;
+  virtual void run(const RoundToGrid& op) = 0;
+  virtual void run(const Dequantize& op) = 0;
+  virtual void run(const GptqPanel& op) = 0;
+  virtual void run(const RowErrors& op) = 0;
 };
 
 }  // namespace roundhouse

@@ -90,14 +90,24 @@ struct CheckFinite {
 class TransformerKernels {
  public:
   virtual ~TransformerKernels() = default;
-  virtual void rms_norm(const RmsNorm& op) = 0;
-  virtual void layer_norm(const LayerNorm& op) = 0;
-  virtual void rope(const Rope& op) = 0;
-  virtual void attention(const Attention& op) = 0;
-  virtual void silu_gate(const SiluGate& op) = 0;
-  virtual void relu(const Relu& op) = 0;
-  virtual void cross_entropy(const CrossEntropy& op) = 0;
-  virtual void check_finite(const CheckFinite& op) = 0;
+  void rms_norm(const RmsNorm& op);
+  void layer_norm(const LayerNorm& op);
+  void rope(const Rope& op);
+  void attention(const Attention& op);
+  void silu_gate(const SiluGate& op);
+  void relu(const Relu& op);
+  void cross_entropy(const CrossEntropy& op);
+  void check_finite(const CheckFinite& op);
+
+ private:
+  virtual void run(const RmsNorm& op) = 0;
+  virtual void run(const LayerNorm& op) = 0;
+  virtual void run(const Rope& op) = 0;
+  virtual void run(const Attention& op) = 0;
+  virtual void run(const SiluGate& op) = 0;
+  virtual void run(const Relu& op) = 0;
+  virtual void run(const CrossEntropy& op) = 0;
+  virtual void run(const CheckFinite& op) = 0;
 };
 
 }  // namespace roundhouse

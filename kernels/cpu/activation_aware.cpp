@@ -9,6 +9,7 @@
 #include "kernels/cpu/vector_math.h"
 #include "kernels/cpu/weight_group.h"
 #include "kernels/grid_point.h"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
@@ -75,8 +76,7 @@ float squared_distance(const float* a, const float* b, std::int64_t n) {
 
 }  // namespace
 
-void CpuBackend::column_magnitudes(const ColumnMagnitudes& op) {
-  require(op.sums.rows == 1 && op.sums.cols == op.x.cols, "column_magnitudes: one sum a column");
+void CpuBackend::run(const ColumnMagnitudes& op) {
   const float* const x = op.x.f32();
   float* const sums = op.sums.f32();
   for_each_range(threads_, op.x.cols, kColumns, [&](std::int64_t begin, std::int64_t end) {
@@ -84,9 +84,7 @@ void CpuBackend::column_magnitudes(const ColumnMagnitudes& op) {
   });
 }
 
-void CpuBackend::compare_rows(const CompareRows& op) {
-  require(op.a.rows == op.b.rows && op.a.cols == op.b.cols, "compare_rows: shapes differ");
-  require(op.sums.rows == op.a.rows && op.sums.cols == 1, "compare_rows: one sum a row");
+void CpuBackend::run(const CompareRows& op) {
   const float* const a = op.a.f32();
   const float* const b = op.b.f32();
   float* const sums = op.sums.f32();
@@ -102,12 +100,9 @@ void CpuBackend::compare_rows(const CompareRows& op) {
       });
 }
 
-void CpuBackend::scaled_rounding(const ScaledRounding& op) {
+void CpuBackend::run(const ScaledRounding& op) {
   const std::int64_t cols = op.w.cols;
   const std::int64_t groups = groups_of(cols, op.group_size);
-  require(op.out.rows == op.w.rows && op.out.cols == cols, "scaled_rounding: shapes differ");
-  require(op.column_scales.rows == 1 && op.column_scales.cols == cols,
-          "scaled_rounding: one scale a column");
   const float* const w = op.w.f32();
   const float* const s = op.column_scales.f32();
   float* const all_out = op.out.f32();
@@ -135,10 +130,8 @@ void CpuBackend::scaled_rounding(const ScaledRounding& op) {
       });
 }
 
-void CpuBackend::fold_scales(const FoldScales& op) {
+void CpuBackend::run(const FoldScales& op) {
   const bool columns = op.column_factors.cols > 0, divisors = op.row_divisors.cols > 0;
-  require(!columns || op.column_factors.cols == op.w.cols, "fold_scales: one factor a column");
-  require(!divisors || op.row_divisors.cols == op.w.rows, "fold_scales: one divisor a row");
   const float* const factors = columns ? op.column_factors.f32() : nullptr;
   const float* const by = divisors ? op.row_divisors.f32() : nullptr;
   float* const w = op.w.f32();

@@ -70,21 +70,10 @@ struct Scratch {
 
 }  // namespace
 
-void CpuBackend::attention(const Attention& op) {
+void CpuBackend::run(const Attention& op) {
   const std::int64_t tokens = op.q.rows;
   const std::int64_t head_dim = op.head_dim;
-  require(op.length > 0 && tokens % op.length == 0, "attention: q is not whole sequences");
-  require(op.kv_heads > 0 && op.heads % op.kv_heads == 0,
-          "attention: heads are no multiple of kv_heads");
-  require(op.q.cols == op.heads * head_dim && op.out.cols == op.q.cols && op.out.rows == tokens,
-          "attention: q or out have another shape");
-  require(op.k.rows == tokens && op.v.rows == tokens && op.k.cols == op.kv_heads * head_dim &&
-              op.v.cols == op.k.cols,
-          "attention: k or v have another shape");
-  require(op.scale > 0.0f, "attention: the scale is not positive");
   const bool keeps_sums = op.log_sum_exp.data != nullptr;
-  require(!keeps_sums || (op.log_sum_exp.rows == tokens && op.log_sum_exp.cols == op.heads),
-          "attention: log_sum_exp has another shape");
   const float* const q = op.q.f32();
   const float* const k = op.k.f32();
   const float* const v = op.v.f32();

@@ -62,22 +62,6 @@ Columns columns(const ConstMatrix& m, std::int64_t row, std::int64_t col) {
   return {m.f32() + row * m.stride + col, m.stride};
 }
 
-void check_shapes(const AttentionBackward& op) {
-  const std::int64_t tokens = op.q.rows, q_cols = op.heads * op.head_dim,
-                     kv_cols = op.kv_heads * op.head_dim;
-  const auto is = [&](const ConstMatrix& m, std::int64_t cols) {
-    return m.rows == tokens && m.cols == cols;
-  };
-  require(op.length > 0 && tokens % op.length == 0, "attention_backward: q is not whole sequences");
-  require(op.kv_heads > 0 && op.heads % op.kv_heads == 0,
-          "attention_backward: heads are no multiple of kv_heads");
-  require(is(op.q, q_cols) && is(op.out, q_cols) && is(op.d_out, q_cols) && is(op.dq, q_cols),
-          "attention_backward: q, out or a gradient of theirs has another shape");
-  require(is(op.k, kv_cols) && is(op.v, kv_cols) && is(op.dk, kv_cols) && is(op.dv, kv_cols),
-          "attention_backward: k, v or a gradient of theirs has another shape");
-  require(is(op.log_sum_exp, op.heads), "attention_backward: log_sum_exp has another shape");
-}
-
 // dst[row, kv head] = the sum of src[row, head] over the head's group, in order.
 void sum_groups(const float* src, std::int64_t group, std::int64_t head_dim, std::int64_t kv_heads,
                 float* dst) {
@@ -94,8 +78,7 @@ void sum_groups(const float* src, std::int64_t group, std::int64_t head_dim, std
 
 }  // namespace
 
-void CpuBackend::attention_backward(const AttentionBackward& op) {
-  check_shapes(op);
+void CpuBackend::run(const AttentionBackward& op) {
   const std::int64_t tokens = op.q.rows, head_dim = op.head_dim, length = op.length;
   const std::int64_t group = op.heads / op.kv_heads;
 

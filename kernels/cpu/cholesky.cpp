@@ -241,19 +241,15 @@ void clear_strict_upper(ThreadPool& threads, const Square& a) {
 
 }  // namespace
 
-bool CpuBackend::cholesky(const Cholesky& op) {
-  require(op.a.rows == op.a.cols, "cholesky: the matrix is not square");
+bool CpuBackend::run(const Cholesky& op) {
   const Square a{op.a.f32(), op.a.stride, op.a.rows};
-  if (a.n == 0) return true;
   if (!factor(threads_, a)) return false;
   clear_strict_upper(threads_, a);
   return true;
 }
 
-void CpuBackend::triangular_inverse(const TriangularInverse& op) {
-  require(op.l.rows == op.l.cols, "triangular_inverse: the matrix is not square");
+void CpuBackend::run(const TriangularInverse& op) {
   const Square l{op.l.f32(), op.l.stride, op.l.rows};
-  if (l.n == 0) return;
   clear_strict_upper(threads_, l);  // products read whole tiles on the diagonal
   invert(threads_, l);
 }

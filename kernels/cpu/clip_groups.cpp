@@ -12,6 +12,7 @@
 #include "kernels/cpu/sgemm.h"
 #include "kernels/cpu/weight_group.h"
 #include "kernels/grid_point.h"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
@@ -51,10 +52,8 @@ std::int64_t rows_together(std::int64_t group_size) {
 
 }  // namespace
 
-void CpuBackend::group_grams(const GroupGrams& op) {
+void CpuBackend::run(const GroupGrams& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.grams.rows == cols && op.grams.cols == op.group_size,
-          "group_grams: grams have another shape");
   const std::int64_t groups = groups_of(cols, op.group_size);
   const std::int64_t tiles = (op.group_size + kGramTile - 1) / kGramTile;
   const float* const x = op.x.f32();
@@ -81,19 +80,9 @@ void CpuBackend::group_grams(const GroupGrams& op) {
   });
 }
 
-void CpuBackend::clip_groups(const ClipGroups& op) {
+void CpuBackend::run(const ClipGroups& op) {
   const std::int64_t rows = op.w.rows, cols = op.w.cols;
   const std::int64_t groups = groups_of(cols, op.group_size);
-  require(op.candidates >= 1 && op.candidates <= 255 && op.candidates <= op.divisions,
-          "clip_groups: 1 to 255 candidates, all with a positive bound");
-  require(op.column_scales.rows == 1 && op.column_scales.cols == cols,
-          "clip_groups: one scale a column");
-  require(op.grams.rows == cols && op.grams.cols == op.group_size,
-          "clip_groups: grams have another shape");
-  require(op.choices.rows == rows && op.choices.cols == groups && op.choices.type == DType::kU8,
-          "clip_groups: choices have another shape or type");
-  require(op.errors.rows == rows && op.errors.cols == 2 * groups,
-          "clip_groups: two errors a group");
   float* const w = op.w.f32();
   const float* const s = op.column_scales.f32();
   const float* const grams = op.grams.f32();

@@ -24,51 +24,51 @@ class CpuBackend : public Backend {
   std::size_t available_bytes() const override;
   DType activation_type() const override { return DType::kF32; }
 
-  void matmul(const Matmul& op) override;
-  void linear(const Linear& op) override;
-  void gram(const Gram& op) override;
-  [[nodiscard]] bool cholesky(const Cholesky& op) override;
-  void triangular_inverse(const TriangularInverse& op) override;
-  void symmetrize(Matrix h) override;
-  void reverse(ConstMatrix from, Matrix to) override;
-  void add(ConstMatrix from, Matrix into) override;
-  void scale(float factor, Matrix m) override;
-  void gather(const Gather& op) override;
-
-  void rms_norm(const RmsNorm& op) override;
-  void layer_norm(const LayerNorm& op) override;
-  void rope(const Rope& op) override;
-  void attention(const Attention& op) override;
-  void silu_gate(const SiluGate& op) override;
-  void relu(const Relu& op) override;
-  void cross_entropy(const CrossEntropy& op) override;
-  void check_finite(const CheckFinite& op) override;
-
-  void rms_norm_backward(const RmsNormBackward& op) override;
-  void layer_norm_backward(const LayerNormBackward& op) override;
-  void attention_backward(const AttentionBackward& op) override;
-  void silu_gate_backward(const SiluGateBackward& op) override;
-  void relu_backward(const ReluBackward& op) override;
-  [[nodiscard]] double squared_error(const SquaredError& op) override;
-
-  void find_grid(const FindGrid& op) override;
-  void round_to_grid(const RoundToGrid& op) override;
-  void dequantize(const Dequantize& op) override;
-  void gptq_panel(const GptqPanel& op) override;
-
-  void find_ranges(const FindRanges& op) override;
-  void round_learned(const RoundLearned& op) override;
-  void learn_rounding(const LearnRounding& op) override;
-  void row_errors(const RowErrors& op) override;
-
-  void column_magnitudes(const ColumnMagnitudes& op) override;
-  void compare_rows(const CompareRows& op) override;
-  void scaled_rounding(const ScaledRounding& op) override;
-  void fold_scales(const FoldScales& op) override;
-  void group_grams(const GroupGrams& op) override;
-  void clip_groups(const ClipGroups& op) override;
-
  private:
+  void run(const Matmul& op) override;
+  void run(const Linear& op) override;
+  void run(const Gram& op) override;
+  bool run(const Cholesky& op) override;
+  void run(const TriangularInverse& op) override;
+  void run_symmetrize(Matrix h) override;
+  void run_reverse(ConstMatrix from, Matrix to) override;
+  void run_add(ConstMatrix from, Matrix into) override;
+  void run_scale(float factor, Matrix m) override;
+  void run(const Gather& op) override;
+
+  void run(const RmsNorm& op) override;
+  void run(const LayerNorm& op) override;
+  void run(const Rope& op) override;
+  void run(const Attention& op) override;
+  void run(const SiluGate& op) override;
+  void run(const Relu& op) override;
+  void run(const CrossEntropy& op) override;
+  void run(const CheckFinite& op) override;
+
+  void run(const RmsNormBackward& op) override;
+  void run(const LayerNormBackward& op) override;
+  void run(const AttentionBackward& op) override;
+  void run(const SiluGateBackward& op) override;
+  void run(const ReluBackward& op) override;
+  double run(const SquaredError& op) override;
+
+  void run(const FindGrid& op) override;
+  void run(const RoundToGrid& op) override;
+  void run(const Dequantize& op) override;
+  void run(const GptqPanel& op) override;
+
+  void run(const FindRanges& op) override;
+  void run(const RoundLearned& op) override;
+  void run(const LearnRounding& op) override;
+  void run(const RowErrors& op) override;
+
+  void run(const ColumnMagnitudes& op) override;
+  void run(const CompareRows& op) override;
+  void run(const ScaledRounding& op) override;
+  void run(const FoldScales& op) override;
+  void run(const GroupGrams& op) override;
+  void run(const ClipGroups& op) override;
+
   ThreadPool threads_;
   std::size_t sharers_;
 };

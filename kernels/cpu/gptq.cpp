@@ -120,19 +120,9 @@ struct Tile {
 
 }  // namespace
 
-void CpuBackend::gptq_panel(const GptqPanel& op) {
+void CpuBackend::run(const GptqPanel& op) {
   const std::int64_t rows = op.w.rows;
   const std::int64_t cols = op.w.cols;
-  const auto has_shape = [&](const ConstMatrix& m, DType type) {
-    return m.rows == rows && m.cols == cols && m.type == type;
-  };
-  require(op.u.rows == cols && op.u.cols == cols, "gptq_panel: u has another shape");
-  require(has_shape(op.scales, DType::kF32) && has_shape(op.zeros, DType::kU8),
-          "gptq_panel: the grids have another shape or type");
-  require(has_shape(op.codes, DType::kU8) && has_shape(op.errors, DType::kF32),
-          "gptq_panel: codes or errors have another shape or type");
-  require(op.row_loss.rows == rows && op.row_loss.cols == 1,
-          "gptq_panel: row_loss has another shape");
   if (rows == 0 || cols == 0) return;
 
   const PackedU u(op.u);

@@ -126,23 +126,9 @@ double reciprocal_root(double variance, float epsilon) {
   return sum;
 }
 
-bool same_shape(const ConstMatrix& a, const ConstMatrix& b) {
-  return a.rows == b.rows && a.cols == b.cols;
-}
-
-// What both norms ask of their operands.
-template <class Op>
-void check_norm(const Op& op) {
-  require(same_shape(op.x, op.dy) && same_shape(op.x, op.dx),
-          "a norm's backward pass: dy or dx has another shape");
-  require(op.weight.rows == 1 && op.weight.cols == op.x.cols,
-          "a norm's backward pass: weight has another shape");
-}
-
 }  // namespace
 
-void CpuBackend::rms_norm_backward(const RmsNormBackward& op) {
-  check_norm(op);
+void CpuBackend::run(const RmsNormBackward& op) {
   const std::int64_t cols = op.x.cols;
   const auto n = static_cast<double>(cols);
   const float* const all_x = op.x.f32();
@@ -162,8 +148,7 @@ void CpuBackend::rms_norm_backward(const RmsNormBackward& op) {
       });
 }
 
-void CpuBackend::layer_norm_backward(const LayerNormBackward& op) {
-  check_norm(op);
+void CpuBackend::run(const LayerNormBackward& op) {
   const std::int64_t cols = op.x.cols;
   const auto n = static_cast<double>(cols);
   const float* const all_x = op.x.f32();
@@ -188,16 +173,12 @@ void CpuBackend::layer_norm_backward(const LayerNormBackward& op) {
       });
 }
 
-void CpuBackend::silu_gate_backward(const SiluGateBackward& op) {
-  require(same_shape(op.up, op.gate) && same_shape(op.dy, op.gate) &&
-              same_shape(op.d_gate, op.gate) && same_shape(op.d_up, op.gate),
-          "silu_gate_backward: shapes differ");
+void CpuBackend::run(const SiluGateBackward& op) {
   const float* const gate = op.gate.f32();
   const float* const up = op.up.f32();
   const float* const dy = op.dy.f32();
   float* const d_gate = op.d_gate.f32();
   float* const d_up = op.d_up.f32();
-  require(d_gate != d_up || op.gate.rows == 0, "silu_gate_backward: two results in one place");
   for_each_range(threads_, op.gate.rows, rows_per_piece(op.gate.cols),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
@@ -209,8 +190,7 @@ void CpuBackend::silu_gate_backward(const SiluGateBackward& op) {
                  });
 }
 
-void CpuBackend::relu_backward(const ReluBackward& op) {
-  require(same_shape(op.dy, op.y) && same_shape(op.dx, op.y), "relu_backward: shapes differ");
+void CpuBackend::run(const ReluBackward& op) {
   const float* const y = op.y.f32();
   const float* const dy = op.dy.f32();
   float* const dx = op.dx.f32();
@@ -223,8 +203,7 @@ void CpuBackend::relu_backward(const ReluBackward& op) {
                  });
 }
 
-double CpuBackend::squared_error(const SquaredError& op) {
-  require(same_shape(op.target, op.y) && same_shape(op.dy, op.y), "squared_error: shapes differ");
+double CpuBackend::run(const SquaredError& op) {
   const float* const y = op.y.f32();
   const float* const target = op.target.f32();
   float* const dy = op.dy.f32();

@@ -9,6 +9,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector_math.h"
 #include "kernels/learned_point.h"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
@@ -81,26 +82,10 @@ float stepped(float value, double gradient, float rate) {
   return std::clamp(value - step, 0.0f, 1.0f);
 }
 
-std::int64_t groups_of(const LearnedRounding& r) {
-  return (r.w.cols + r.group_size - 1) / r.group_size;
-}
-
-void check(const LearnedRounding& r) {
-  require(r.group_size > 0, "a group has at least one column");
-  require(r.grid == Grid::kAsymAutoRound || r.grid == Grid::kSymFull,
-          "rounding is learned on the grids A-ar and S-full");
-  require(1 <= r.bits && r.bits <= 8, "a grid has 1 to 8 bits");
-  require(r.v.rows == r.w.rows && r.v.cols == r.w.cols, "learned rounding: v has another shape");
-  for (const ConstMatrix& m : {r.lo, r.hi, ConstMatrix(r.alpha), ConstMatrix(r.beta)}) {
-    require(m.rows == r.w.rows && m.cols == groups_of(r) && m.type == DType::kF32,
-            "learned rounding: lo, hi, alpha or beta has another shape or type");
-  }
-}
-
 // Calls work(row, group, first column, columns, point) for every group.
 template <class Work>
 void for_each_group(ThreadPool& threads, const LearnedRounding& r, const Work& work) {
-  const std::int64_t groups = groups_of(r);
+  const std::int64_t groups = groups_of(r.w.cols, r.group_size);
   for_each_range(
       threads, r.w.rows, rows_per_piece(r.w.cols), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
@@ -119,12 +104,8 @@ void for_each_group(ThreadPool& threads, const LearnedRounding& r, const Work& w
 
 }  // namespace
 
-void CpuBackend::find_ranges(const FindRanges& op) {
-  require(op.group_size > 0, "a group has at least one column");
-  const std::int64_t groups = (op.w.cols + op.group_size - 1) / op.group_size;
-  require(op.lo.rows == op.w.rows && op.lo.cols == groups && op.hi.rows == op.w.rows &&
-              op.hi.cols == groups,
-          "find_ranges: lo or hi has another shape");
+void CpuBackend::run(const FindRanges& op) {
+  const std::int64_t groups = groups_of(op.w.cols, op.group_size);
   const float* const w = op.w.f32();
   float* const lo = op.lo.f32();
   float* const hi = op.hi.f32();
@@ -148,17 +129,9 @@ void CpuBackend::find_ranges(const FindRanges& op) {
                  });
 }
 
-void CpuBackend::round_learned(const RoundLearned& op) {
+void CpuBackend::run(const RoundLearned& op) {
   const LearnedRounding& r = op.rounding;
-  check(r);
   const bool gives_values = op.values.data != nullptr, gives_codes = op.codes.data != nullptr;
-  require(!gives_values || (op.values.rows == r.w.rows && op.values.cols == r.w.cols),
-          "round_learned: values have another shape");
-  require(!gives_codes || (op.codes.rows == r.w.rows && op.codes.cols == r.w.cols &&
-                           op.scales.rows == r.w.rows && op.scales.cols == groups_of(r) &&
-                           op.zeros.rows == r.w.rows && op.zeros.cols == groups_of(r) &&
-                           op.codes.type == DType::kU8 && op.zeros.type == DType::kU8),
-          "round_learned: codes, scales or zeros have another shape or type");
   const int qmax = (1 << r.bits) - 1;
   const float* const all_w = r.w.f32();
   const float* const all_v = r.v.f32();
@@ -184,11 +157,8 @@ void CpuBackend::round_learned(const RoundLearned& op) {
                  });
 }
 
-void CpuBackend::learn_rounding(const LearnRounding& op) {
+void CpuBackend::run(const LearnRounding& op) {
   const LearnedRounding& r = op.rounding;
-  check(r);
-  require(op.gradient.rows == r.w.rows && op.gradient.cols == r.w.cols,
-          "learn_rounding: the gradient has another shape");
   const int qmax = (1 << r.bits) - 1;
   const float* const w = r.w.f32();
   const float* const gradient = op.gradient.f32();

@@ -33,15 +33,9 @@ class Places {
       : index_(index.data != nullptr && index.cols > 0
                    ? static_cast<const std::int32_t*>(index.data)
                    : nullptr) {
-    if (index_ == nullptr) {
-      require(count <= range, "gather: more rows or columns than there are");
-      return;
-    }
-    require(index.rows == 1 && index.cols == count && index.type == DType::kI32,
-            "gather: an index has another shape or type");
-    require(
-        std::all_of(index_, index_ + count, [&](std::int32_t i) { return -1 <= i && i < range; }),
-        "gather: an index is out of range");
+    require(index_ == nullptr || std::all_of(index_, index_ + count,
+                                             [&](std::int32_t i) { return -1 <= i && i < range; }),
+            "gather: an index is out of range");
   }
   std::int64_t operator[](std::int64_t i) const { return index_ == nullptr ? i : index_[i]; }
 
@@ -56,12 +50,10 @@ void gather_row(const T* from, const Places& cols, T* to, std::int64_t count) {
 
 }  // namespace
 
-void CpuBackend::matmul(const Matmul& op) {
+void CpuBackend::run(const Matmul& op) {
   const std::int64_t m = op.transpose_a ? op.a.cols : op.a.rows;
   const std::int64_t k = op.transpose_a ? op.a.rows : op.a.cols;
   const std::int64_t n = op.transpose_b ? op.b.rows : op.b.cols;
-  require((op.transpose_b ? op.b.cols : op.b.rows) == k, "matmul: inner dimensions differ");
-  require(op.c.rows == m && op.c.cols == n, "matmul: the result has another shape");
   const float* const a = op.a.f32();
   const float* const b = op.b.f32();
   float* const c = op.c.f32();
@@ -83,17 +75,13 @@ void CpuBackend::matmul(const Matmul& op) {
   });
 }
 
-void CpuBackend::linear(const Linear& op) {
+void CpuBackend::run(const Linear& op) {
   const std::int64_t m = op.x.rows;
   const std::int64_t n = op.w.rows;
   const std::int64_t k = op.x.cols;
-  require(op.w.cols == k, "linear: x and w differ in their inner dimension");
-  require(op.y.rows == m && op.y.cols == n, "linear: y has another shape");
-  const bool has_bias = op.bias.data != nullptr && op.bias.cols > 0;
-  require(!has_bias || (op.bias.rows == 1 && op.bias.cols == n), "linear: bias has another shape");
   const float* const x = op.x.f32();
   const float* const w = op.w.f32();
-  const float* const bias = has_bias ? op.bias.f32() : nullptr;
+  const float* const bias = op.has_bias() ? op.bias.f32() : nullptr;
   float* const y = op.y.f32();
   const std::int64_t edge = tile_edge(m, n);
   for_each_tile(threads_, m, n, edge, [&](std::int64_t i, std::int64_t j) {
@@ -119,9 +107,8 @@ void CpuBackend::linear(const Linear& op) {
   });
 }
 
-void CpuBackend::gram(const Gram& op) {
+void CpuBackend::run(const Gram& op) {
   const std::int64_t k = op.x.cols;
-  require(op.h.rows == k && op.h.cols == k, "gram: h has another shape");
   const float* const x = op.x.f32();
   float* const h = op.h.f32();
   const std::int64_t tiles = (k + kGramTile - 1) / kGramTile;
@@ -159,8 +146,7 @@ void CpuBackend::gram(const Gram& op) {
   });
 }
 
-void CpuBackend::symmetrize(Matrix h) {
-  require(h.rows == h.cols, "symmetrize: the matrix is not square");
+void CpuBackend::run_symmetrize(Matrix h) {
   float* const data = h.f32();
   constexpr std::int64_t kEdge = 64;  // a block read by columns stays in the first-level cache
   for_each_range(threads_, h.rows, kEdge, [&](std::int64_t begin, std::int64_t end) {
@@ -174,8 +160,7 @@ void CpuBackend::symmetrize(Matrix h) {
   });
 }
 
-void CpuBackend::reverse(ConstMatrix from, Matrix to) {
-  require(from.rows == to.rows && from.cols == to.cols, "reverse: shapes differ");
+void CpuBackend::run_reverse(ConstMatrix from, Matrix to) {
   const float* const source = from.f32();
   float* const target = to.f32();
   for_each_range(threads_, to.rows, rows_per_piece(to.cols),
@@ -187,8 +172,7 @@ void CpuBackend::reverse(ConstMatrix from, Matrix to) {
                  });
 }
 
-void CpuBackend::add(ConstMatrix from, Matrix into) {
-  require(from.rows == into.rows && from.cols == into.cols, "add: shapes differ");
+void CpuBackend::run_add(ConstMatrix from, Matrix into) {
   const float* const source = from.f32();
   float* const target = into.f32();
   for_each_range(threads_, into.rows, rows_per_piece(into.cols),
@@ -201,7 +185,7 @@ void CpuBackend::add(ConstMatrix from, Matrix into) {
                  });
 }
 
-void CpuBackend::scale(float factor, Matrix m) {
+void CpuBackend::run_scale(float factor, Matrix m) {
   float* const data = m.f32();
   for_each_range(threads_, m.rows, rows_per_piece(m.cols),
                  [&](std::int64_t begin, std::int64_t end) {
@@ -212,9 +196,7 @@ void CpuBackend::scale(float factor, Matrix m) {
                  });
 }
 
-void CpuBackend::gather(const Gather& op) {
-  require(op.from.type == op.to.type && (op.to.type == DType::kF32 || op.to.type == DType::kU8),
-          "gather: both matrices are F32, or both are U8");
+void CpuBackend::run(const Gather& op) {
   const Places rows(op.rows, op.to.rows, op.from.rows);
   const Places cols(op.cols, op.to.cols, op.from.cols);
   const auto gather_rows = [&](const auto* from, auto* to) {

@@ -11,13 +11,9 @@
 #include "kernels/cpu/vector_math.h"
 #include "kernels/cpu/weight_group.h"
 #include "kernels/grid_point.h"
+#include "kernels/operands.h"
 
 namespace roundhouse {
-
-std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
-  require(group_size > 0, "a group has at least one column");
-  return (cols + group_size - 1) / group_size;
-}
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double dot_product(
     const float* a, const float* b, std::int64_t n) {
@@ -37,14 +33,6 @@ std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
 }
 
 namespace {
-
-void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64_t rows,
-                 std::int64_t groups) {
-  require(scales.rows == rows && scales.cols == groups, "scales have another shape");
-  require(zeros.rows == rows && zeros.cols == groups, "zeros have another shape");
-  require(scales.type == DType::kF32 && zeros.type == DType::kU8,
-          "scales are F32 and zeros are U8");
-}
 
 // sum |value - w|^norm over a group: float32 in 16 lanes inside a chunk, double over chunks.
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double rounding_error(
@@ -142,10 +130,8 @@ GridPoint best_grid_point(const FindGrid& op, const float* w, std::int64_t n) {
   return {lo, hi};
 }
 
-void CpuBackend::find_grid(const FindGrid& op) {
+void CpuBackend::run(const FindGrid& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
-  check_grids(op.scales, op.zeros, op.w.rows, groups);
-  require(0 <= op.clip.steps && op.clip.steps <= 100, "a clip search has 0 to 100 steps");
   const float* const w = op.w.f32();
   const std::int64_t step = op.clip.steps > 0 ? 1 : rows_per_piece(op.w.cols);
   for_each_range(threads_, op.w.rows, step, [&](std::int64_t begin, std::int64_t end) {
@@ -168,11 +154,8 @@ void CpuBackend::find_grid(const FindGrid& op) {
   });
 }
 
-void CpuBackend::round_to_grid(const RoundToGrid& op) {
+void CpuBackend::run(const RoundToGrid& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
-  check_grids(op.scales, op.zeros, op.w.rows, groups);
-  require(op.codes.rows == op.w.rows && op.codes.cols == op.w.cols && op.codes.type == DType::kU8,
-          "round_to_grid: codes have another shape or type");
   const float* const w = op.w.f32();
   const float* const all_scales = op.scales.f32();
   const int qmax = (1 << op.bits) - 1;
@@ -193,19 +176,14 @@ void CpuBackend::round_to_grid(const RoundToGrid& op) {
       });
 }
 
-void CpuBackend::dequantize(const Dequantize& op) {
+void CpuBackend::run(const Dequantize& op) {
   const std::int64_t rows = op.codes.rows;
   const std::int64_t cols = op.codes.cols;
-  require(op.w.rows == rows && op.w.cols == cols && op.codes.type == DType::kU8,
-          "dequantize: codes or w have another shape or type");
-  const bool gathered = op.group_of_column.data != nullptr && op.group_of_column.cols > 0;
+  const bool gathered = op.gathered();
   const std::int64_t groups = gathered ? op.scales.cols : groups_of(cols, op.group_size);
-  check_grids(op.scales, op.zeros, rows, groups);
   const std::int32_t* const group_of_column =
       gathered ? static_cast<const std::int32_t*>(op.group_of_column.data) : nullptr;
   if (gathered) {
-    require(op.group_of_column.cols == cols && op.group_of_column.type == DType::kI32,
-            "dequantize: group_of_column has another shape or type");
     require(std::all_of(group_of_column, group_of_column + cols,
                         [&](std::int32_t g) { return 0 <= g && g < groups; }),
             "dequantize: a column names a group that is not there");
@@ -237,14 +215,9 @@ void CpuBackend::dequantize(const Dequantize& op) {
   });
 }
 
-void CpuBackend::row_errors(const RowErrors& op) {
+void CpuBackend::run(const RowErrors& op) {
   const bool has_value = op.value.data != nullptr;
   const bool weighted = op.column_weights.data != nullptr;
-  require(op.sums.rows == op.w.rows && op.sums.cols == 1, "row_errors: sums have another shape");
-  require(!has_value || (op.value.rows == op.w.rows && op.value.cols == op.w.cols),
-          "row_errors: the values have another shape");
-  require(!weighted || (op.column_weights.rows == 1 && op.column_weights.cols == op.w.cols),
-          "row_errors: the column weights have another shape");
   const float* const all_w = op.w.f32();
   const float* const all_values = has_value ? op.value.f32() : nullptr;
   const float* const weights = weighted ? op.column_weights.f32() : nullptr;

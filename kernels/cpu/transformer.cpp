@@ -121,10 +121,8 @@ constexpr std::int64_t kChunk = 1024;
 
 }  // namespace
 
-void CpuBackend::rms_norm(const RmsNorm& op) {
+void CpuBackend::run(const RmsNorm& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.y.rows == op.x.rows && op.y.cols == cols, "rms_norm: y has another shape");
-  require(op.weight.rows == 1 && op.weight.cols == cols, "rms_norm: weight has another shape");
   const float* const x = op.x.f32();
   const float* const weight = op.weight.f32();
   float* const y = op.y.f32();
@@ -136,11 +134,8 @@ void CpuBackend::rms_norm(const RmsNorm& op) {
       });
 }
 
-void CpuBackend::layer_norm(const LayerNorm& op) {
+void CpuBackend::run(const LayerNorm& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
-  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
-  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
   const float* const x = op.x.f32();
   const float* const weight = op.weight.f32();
   const float* const bias = op.bias.f32();
@@ -154,13 +149,8 @@ void CpuBackend::layer_norm(const LayerNorm& op) {
                  });
 }
 
-void CpuBackend::rope(const Rope& op) {
+void CpuBackend::run(const Rope& op) {
   const std::int64_t half = op.head_dim / 2;
-  require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim, "rope: x has another shape");
-  require(op.length > 0 && op.x.rows % op.length == 0, "rope: x is not whole sequences");
-  require(op.cos.rows >= op.length && op.sin.rows >= op.length && op.cos.cols == half &&
-              op.sin.cols == half,
-          "rope: the tables have another shape");
   float* const x = op.x.f32();
   const float* const cos = op.cos.f32();
   const float* const sin = op.sin.f32();
@@ -174,11 +164,8 @@ void CpuBackend::rope(const Rope& op) {
       });
 }
 
-void CpuBackend::silu_gate(const SiluGate& op) {
+void CpuBackend::run(const SiluGate& op) {
   const std::int64_t cols = op.gate.cols;
-  require(op.up.rows == op.gate.rows && op.up.cols == cols && op.y.rows == op.gate.rows &&
-              op.y.cols == cols,
-          "silu_gate: shapes differ");
   const float* const gate = op.gate.f32();
   const float* const up = op.up.f32();
   float* const y = op.y.f32();
@@ -191,9 +178,8 @@ void CpuBackend::silu_gate(const SiluGate& op) {
                  });
 }
 
-void CpuBackend::relu(const Relu& op) {
+void CpuBackend::run(const Relu& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.y.rows == op.x.rows && op.y.cols == cols, "relu: y has another shape");
   const float* const x = op.x.f32();
   float* const y = op.y.f32();
   for_each_range(threads_, op.x.rows, rows_per_piece(cols),
@@ -204,28 +190,23 @@ void CpuBackend::relu(const Relu& op) {
                  });
 }
 
-void CpuBackend::cross_entropy(const CrossEntropy& op) {
+void CpuBackend::run(const CrossEntropy& op) {
   const std::int64_t rows = op.logits.rows;
-  require(std::ssize(op.target) == rows && std::ssize(op.loss) == rows,
-          "cross_entropy: one target and one loss a row");
   const float* const logits = op.logits.f32();
-  for_each_range(
-      threads_, rows, rows_per_piece(op.logits.cols), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t row = begin; row < end; ++row) {
-          const std::int32_t target = op.target[static_cast<std::size_t>(row)];
-          require(target < op.logits.cols, "cross_entropy: a target outside the vocabulary");
-          const float* const x = logits + row * op.logits.stride;
-          op.loss[static_cast<std::size_t>(row)] =
-              target < 0 ? 0.0f
-                         : static_cast<float>(log_sum_exp(x, op.logits.cols) -
-                                              static_cast<double>(x[target]));
-        }
-      });
+  for_each_range(threads_, rows, rows_per_piece(op.logits.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     const std::int32_t target = op.target[static_cast<std::size_t>(row)];
+                     const float* const x = logits + row * op.logits.stride;
+                     op.loss[static_cast<std::size_t>(row)] =
+                         target < 0 ? 0.0f
+                                    : static_cast<float>(log_sum_exp(x, op.logits.cols) -
+                                                         static_cast<double>(x[target]));
+                   }
+                 });
 }
 
-void CpuBackend::check_finite(const CheckFinite& op) {
-  require(op.rows_each > 0 && op.x.rows == op.rows_each * std::ssize(op.finite),
-          "check_finite: the rows are not whole samples");
+void CpuBackend::run(const CheckFinite& op) {
   const float* const x = op.x.f32();
   for_each_piece(threads_, std::ssize(op.finite), [&](std::int64_t s) {
     bool finite = true;

@@ -8,6 +8,4 @@ namespace roundhouse {
 // sum a_i b_i: float32 in 16 lanes inside a chunk, double over lanes and chunks.
 double dot_product(const float* a, const float* b, std::int64_t n);
 
-std::int64_t groups_of(std::int64_t cols, std::int64_t group_size);
-
 }  // namespace roundhouse

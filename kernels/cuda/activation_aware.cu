@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/groups.cuh"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
@@ -171,23 +172,11 @@ __global__ void __launch_bounds__(kGroupThreads)
   found[1] = least;
 }
 
-std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
-  require(group_size > 0 && cols < (1 << 30),
-          "a group has at least one column, a row less than 2^30");
-  return (cols + group_size - 1) / group_size;
-}
-
-const float* vector_of(const ConstMatrix& m, std::int64_t count, const char* what) {
-  if (m.cols == 0) return nullptr;
-  require(m.rows == 1 && m.cols == count && m.type == DType::kF32, what);
-  return m.f32();
-}
+const float* vector_or_none(const ConstMatrix& m) { return m.cols == 0 ? nullptr : m.f32(); }
 
 }  // namespace
 
-void CudaBackend::column_magnitudes(const ColumnMagnitudes& op) {
-  require(op.sums.rows == 1 && op.sums.cols == op.x.cols && op.sums.type == DType::kF32,
-          "column_magnitudes: one sum a column");
+void CudaBackend::run(const ColumnMagnitudes& op) {
   with_float_type(op.x.type, [&](auto type) {
     launch(column_magnitudes_kernel<typename decltype(type)::type>,
            {.grid = blocks_for(op.x.cols, kColumns),
@@ -198,10 +187,7 @@ void CudaBackend::column_magnitudes(const ColumnMagnitudes& op) {
   });
 }
 
-void CudaBackend::compare_rows(const CompareRows& op) {
-  require(op.a.rows == op.b.rows && op.a.cols == op.b.cols, "compare_rows: shapes differ");
-  require(op.sums.rows == op.a.rows && op.sums.cols == 1 && op.sums.type == DType::kF32,
-          "compare_rows: one sum a row");
+void CudaBackend::run(const CompareRows& op) {
   with_activation_type(op.a.type, [&](auto a) {
     with_activation_type(op.b.type, [&](auto b) {
       launch(compare_rows_kernel<typename decltype(a)::type, typename decltype(b)::type>,
@@ -214,13 +200,9 @@ void CudaBackend::compare_rows(const CompareRows& op) {
   });
 }
 
-void CudaBackend::scaled_rounding(const ScaledRounding& op) {
+void CudaBackend::run(const ScaledRounding& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
-  require(op.out.rows == op.w.rows && op.out.cols == op.w.cols, "scaled_rounding: shapes differ");
-  require(op.column_scales.rows == 1 && op.column_scales.cols == op.w.cols &&
-              op.column_scales.type == DType::kF32,
-          "scaled_rounding: one scale a column");
-  if (groups == 0) return;
+  check_columns(op.w.cols);
   with_activation_type(op.w.type, [&](auto w) {
     with_activation_type(op.out.type, [&](auto out) {
       using W = typename decltype(w)::type;
@@ -232,19 +214,13 @@ void CudaBackend::scaled_rounding(const ScaledRounding& op) {
   });
 }
 
-void CudaBackend::fold_scales(const FoldScales& op) {
-  require(op.w.type == DType::kF32, "fold_scales: w is F32");
-  const float* const factors =
-      vector_of(op.column_factors, op.w.cols, "fold_scales: one factor a column");
-  const float* const divisors =
-      vector_of(op.row_divisors, op.w.rows, "fold_scales: one divisor a row");
-  for_each_element(op.w.rows, op.w.cols, 1, device_->stream(), Fold{op.w, factors, divisors});
+void CudaBackend::run(const FoldScales& op) {
+  for_each_element(op.w.rows, op.w.cols, 1, device_->stream(),
+                   Fold{op.w, vector_or_none(op.column_factors), vector_or_none(op.row_divisors)});
 }
 
-void CudaBackend::group_grams(const GroupGrams& op) {
+void CudaBackend::run(const GroupGrams& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.grams.rows == cols && op.grams.cols == op.group_size && op.grams.type == DType::kF32,
-          "group_grams: grams have another shape or type");
   for (std::int64_t group = 0; group < groups_of(cols, op.group_size); ++group) {
     const std::int64_t first = group * op.group_size;
     const std::int64_t end = std::min(first + op.group_size, cols);
@@ -258,21 +234,10 @@ void CudaBackend::group_grams(const GroupGrams& op) {
 }
 
 // Some rows of one group at a time: all candidates go through one matrix product.
-void CudaBackend::clip_groups(const ClipGroups& op) {
+void CudaBackend::run(const ClipGroups& op) {
   const std::int64_t rows = op.w.rows, cols = op.w.cols;
   const std::int64_t groups = groups_of(cols, op.group_size);
-  require(op.candidates >= 1 && op.candidates <= 255 && op.candidates <= op.divisions,
-          "clip_groups: 1 to 255 candidates, all with a positive bound");
-  require(op.column_scales.rows == 1 && op.column_scales.cols == cols,
-          "clip_groups: one scale a column");
-  require(op.grams.rows == cols && op.grams.cols == op.group_size,
-          "clip_groups: grams have another shape");
-  require(op.choices.rows == rows && op.choices.cols == groups && op.choices.type == DType::kU8,
-          "clip_groups: choices have another shape or type");
-  require(op.errors.rows == rows && op.errors.cols == 2 * groups && op.errors.type == DType::kF32,
-          "clip_groups: two errors a group");
-  require(op.w.type == DType::kF32, "clip_groups: w is F32");
-  if (rows == 0 || groups == 0) return;
+  check_columns(cols);
   const std::int64_t widest = std::min(op.group_size, cols);
   const std::int64_t row_bytes = widest * op.candidates * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t together = std::clamp<std::int64_t>(kTrialBytes / row_bytes, 1, rows);

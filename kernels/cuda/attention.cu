@@ -96,25 +96,8 @@ void attention_by_warps(const Attention& op, CudaDevice& device) {
   });
 }
 
-void CudaBackend::attention(const Attention& op) {
-  const std::int64_t tokens = op.q.rows;
-  const std::int64_t head_dim = op.head_dim;
-  require(op.length > 0 && tokens % op.length == 0, "attention: q is not whole sequences");
-  require(op.kv_heads > 0 && op.heads % op.kv_heads == 0,
-          "attention: heads are no multiple of kv_heads");
-  require(op.q.cols == op.heads * head_dim && op.out.cols == op.q.cols && op.out.rows == tokens,
-          "attention: q or out have another shape");
-  require(op.k.rows == tokens && op.v.rows == tokens && op.k.cols == op.kv_heads * head_dim &&
-              op.v.cols == op.k.cols,
-          "attention: k or v have another shape");
-  require(op.k.type == op.q.type && op.v.type == op.q.type && op.out.type == op.q.type,
-          "attention: types differ");
-  require(op.log_sum_exp.data == nullptr ||
-              (op.log_sum_exp.rows == tokens && op.log_sum_exp.cols == op.heads &&
-               op.log_sum_exp.type == DType::kF32),
-          "attention: log_sum_exp has another shape or type");
-  require(op.scale > 0.0f, "attention: the scale is not positive");
-  require(head_dim <= kMostHeadDim && op.length < (1 << 30),
+void CudaBackend::run(const Attention& op) {
+  require(op.head_dim <= kMostHeadDim && op.length < (1 << 30),
           "attention: heads of up to 256 columns, sequences of up to 2^30 tokens");
   if (!attention_on_tensor_cores(op, *device_)) attention_by_warps(op, *device_);
 }

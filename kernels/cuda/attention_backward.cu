@@ -134,31 +134,11 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-void check_operands(const AttentionBackward& op) {
-  const std::int64_t tokens = op.q.rows;
-  const std::int64_t q_cols = op.heads * op.head_dim;
-  const std::int64_t kv_cols = op.kv_heads * op.head_dim;
-  const auto is = [&](const ConstMatrix& m, std::int64_t cols) {
-    return m.rows == tokens && m.cols == cols && m.type == op.q.type;
-  };
-  require(op.length > 0 && tokens % op.length == 0, "attention_backward: q is not whole sequences");
-  require(op.kv_heads > 0 && op.heads % op.kv_heads == 0,
-          "attention_backward: heads are no multiple of kv_heads");
-  require(is(op.q, q_cols) && is(op.out, q_cols) && is(op.d_out, q_cols) && is(op.dq, q_cols),
-          "attention_backward: q, out or a gradient of theirs has another shape or type");
-  require(is(op.k, kv_cols) && is(op.v, kv_cols) && is(op.dk, kv_cols) && is(op.dv, kv_cols),
-          "attention_backward: k, v or a gradient of theirs has another shape or type");
-  require(op.log_sum_exp.rows == tokens && op.log_sum_exp.cols == op.heads &&
-              op.log_sum_exp.type == DType::kF32,
-          "attention_backward: log_sum_exp has another shape or type");
-  require(op.head_dim <= kMostHeadDim && op.length < (1 << 30),
-          "attention_backward: heads of up to 256 columns, sequences of up to 2^30 tokens");
-}
-
 }  // namespace
 
-void CudaBackend::attention_backward(const AttentionBackward& op) {
-  check_operands(op);
+void CudaBackend::run(const AttentionBackward& op) {
+  require(op.head_dim <= kMostHeadDim && op.length < (1 << 30),
+          "attention_backward: heads of up to 256 columns, sequences of up to 2^30 tokens");
   const std::int64_t tokens = op.q.rows;
   const Buffer sums = allocate(static_cast<std::size_t>(tokens * op.heads) * sizeof(RowSums));
   auto* const table = reinterpret_cast<RowSums*>(sums.get());

@@ -37,10 +37,8 @@ struct Workspace {
 
 }  // namespace
 
-bool CudaBackend::cholesky(const Cholesky& op) {
+bool CudaBackend::run(const Cholesky& op) {
   const std::int64_t n = op.a.rows;
-  require(op.a.cols == n && op.a.type == DType::kF32, "cholesky: the matrix is not square and F32");
-  if (n == 0) return true;
   std::size_t device_bytes = 0;
   std::size_t host_bytes = 0;
   check(cusolverDnXpotrf_bufferSize(device_->solver(), device_->solver_params(), kLowerOfRows, n,
@@ -62,11 +60,8 @@ bool CudaBackend::cholesky(const Cholesky& op) {
   return finite != 0;
 }
 
-void CudaBackend::triangular_inverse(const TriangularInverse& op) {
+void CudaBackend::run(const TriangularInverse& op) {
   const std::int64_t n = op.l.rows;
-  require(op.l.cols == n && op.l.type == DType::kF32,
-          "triangular_inverse: the matrix is not square and F32");
-  if (n == 0) return;
   std::size_t device_bytes = 0;
   std::size_t host_bytes = 0;
   check(cusolverDnXtrtri_bufferSize(device_->solver(), kLowerOfRows, CUBLAS_DIAG_NON_UNIT, n,

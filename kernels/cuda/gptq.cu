@@ -92,20 +92,9 @@ __global__ void __launch_bounds__(kThreads) gptq_panel_kernel(GptqPanel op) {
 
 }  // namespace
 
-void CudaBackend::gptq_panel(const GptqPanel& op) {
+void CudaBackend::run(const GptqPanel& op) {
   const std::int64_t rows = op.w.rows;
   const std::int64_t cols = op.w.cols;
-  const auto has_shape = [&](const ConstMatrix& m, DType type) {
-    return m.rows == rows && m.cols == cols && m.type == type;
-  };
-  require(op.u.rows == cols && op.u.cols == cols, "gptq_panel: u has another shape");
-  require(op.w.type == DType::kF32 && op.u.type == DType::kF32, "gptq_panel: w or u is not F32");
-  require(has_shape(op.scales, DType::kF32) && has_shape(op.zeros, DType::kU8),
-          "gptq_panel: the grids have another shape or type");
-  require(has_shape(op.codes, DType::kU8) && has_shape(op.errors, DType::kF32),
-          "gptq_panel: codes or errors have another shape or type");
-  require(op.row_loss.rows == rows && op.row_loss.cols == 1 && op.row_loss.type == DType::kF32,
-          "gptq_panel: row_loss has another shape or type");
   for (std::int64_t begin = 0; begin < cols; begin += kPanel) {
     const std::int64_t end = std::min<std::int64_t>(begin + kPanel, cols);
     const ConstMatrix u = op.u.row_range(begin, end);

@@ -12,11 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr std::int64_t kMostColumns = std::int64_t{1} << 30;  // kernels count them in int
-
-bool same_shape(const ConstMatrix& a, const ConstMatrix& b) {
-  return a.rows == b.rows && a.cols == b.cols && a.type == b.type;
-}
 
 // 1 / sqrt(variance + epsilon); 0 for a row of zeros without an epsilon, whose output does not depend on its input's scale.
 __device__ double reciprocal_root(double variance, float epsilon) {
@@ -160,19 +155,10 @@ __global__ void __launch_bounds__(kThreads) squared_error_kernel(SquaredError op
   if (threadIdx.x == 0) of_row[row] = total;
 }
 
-// What both norms ask of their operands.
-template <class Op>
-void check_norm(const Op& op) {
-  require(same_shape(op.x, op.dy) && same_shape(op.x, op.dx) && op.x.cols <= kMostColumns,
-          "a norm's backward pass: dy or dx has another shape or type");
-  require(op.weight.rows == 1 && op.weight.cols == op.x.cols && op.weight.type == op.x.type,
-          "a norm's backward pass: weight has another shape or type");
-}
-
 }  // namespace
 
-void CudaBackend::rms_norm_backward(const RmsNormBackward& op) {
-  check_norm(op);
+void CudaBackend::run(const RmsNormBackward& op) {
+  check_columns(op.x.cols);
   const bool packed = can_pack(op.x) && can_pack(op.weight) && can_pack(op.dy) && can_pack(op.dx);
   with_activation_type(op.x.type, [&](auto type) {
     with_width(packed, [&](auto width) {
@@ -186,8 +172,8 @@ void CudaBackend::rms_norm_backward(const RmsNormBackward& op) {
   });
 }
 
-void CudaBackend::layer_norm_backward(const LayerNormBackward& op) {
-  check_norm(op);
+void CudaBackend::run(const LayerNormBackward& op) {
+  check_columns(op.x.cols);
   const bool packed = can_pack(op.x) && can_pack(op.weight) && can_pack(op.dy) && can_pack(op.dx);
   with_activation_type(op.x.type, [&](auto type) {
     with_width(packed, [&](auto width) {
@@ -201,12 +187,7 @@ void CudaBackend::layer_norm_backward(const LayerNormBackward& op) {
   });
 }
 
-void CudaBackend::silu_gate_backward(const SiluGateBackward& op) {
-  require(same_shape(op.up, op.gate) && same_shape(op.dy, op.gate) &&
-              same_shape(op.d_gate, op.gate) && same_shape(op.d_up, op.gate),
-          "silu_gate_backward: shapes or types differ");
-  require(op.d_gate.data != op.d_up.data || op.gate.rows == 0,
-          "silu_gate_backward: two results in one place");
+void CudaBackend::run(const SiluGateBackward& op) {
   const bool packed = can_pack(op.gate) && can_pack(op.up) && can_pack(op.dy) &&
                       can_pack(op.d_gate) && can_pack(op.d_up);
   with_activation_type(op.gate.type, [&](auto type) {
@@ -217,9 +198,7 @@ void CudaBackend::silu_gate_backward(const SiluGateBackward& op) {
   });
 }
 
-void CudaBackend::relu_backward(const ReluBackward& op) {
-  require(same_shape(op.dy, op.y) && same_shape(op.dx, op.y),
-          "relu_backward: shapes or types differ");
+void CudaBackend::run(const ReluBackward& op) {
   with_activation_type(op.y.type, [&](auto type) {
     with_width(can_pack(op.y) && can_pack(op.dy) && can_pack(op.dx), [&](auto width) {
       for_each_element(op.y.rows, op.y.cols, width, device_->stream(),
@@ -228,9 +207,8 @@ void CudaBackend::relu_backward(const ReluBackward& op) {
   });
 }
 
-double CudaBackend::squared_error(const SquaredError& op) {
-  require(same_shape(op.target, op.y) && same_shape(op.dy, op.y) && op.y.cols <= kMostColumns,
-          "squared_error: shapes or types differ");
+double CudaBackend::run(const SquaredError& op) {
+  check_columns(op.y.cols);
   std::vector<double> of_row(static_cast<std::size_t>(op.y.rows));
   const Buffer device_of_row = allocate(of_row.size() * sizeof(double));
   with_activation_type(op.y.type, [&](auto type) {

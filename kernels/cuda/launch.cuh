@@ -27,6 +27,11 @@ inline unsigned blocks_for(std::int64_t count, std::int64_t each = 1) {
   return static_cast<unsigned>(blocks);
 }
 
+// Kernels count the columns of a row in int, and go beyond the last one by less than a block's work.
+inline void check_columns(std::int64_t columns) {
+  require(columns <= std::int64_t{1} << 30, "a row is longer than the GPU's kernels count: 2^30");
+}
+
 // An empty grid is no work (and would be an error of CUDA's).
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {

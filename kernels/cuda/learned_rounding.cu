@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/groups.cuh"
 #include "kernels/learned_point.h"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
@@ -114,37 +115,11 @@ __global__ void __launch_bounds__(kGroupThreads)
   beta = stepped(beta, residual_sum * static_cast<double>(point.scale_by_beta), range_rate);
 }
 
-std::int64_t groups_of(const ConstMatrix& w, std::int64_t group_size) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 30;  // kernels count columns in int
-  require(group_size > 0 && w.cols <= kMost, "a group has at least one column, a row at most 2^30");
-  return (w.cols + group_size - 1) / group_size;
-}
-
-bool has_shape(const ConstMatrix& m, std::int64_t rows, std::int64_t cols, DType type) {
-  return m.rows == rows && m.cols == cols && m.type == type;
-}
-
-void check_parameters(const LearnedRounding& r, std::int64_t groups) {
-  require(r.grid == Grid::kAsymAutoRound || r.grid == Grid::kSymFull,
-          "rounding is learned on the grids A-ar and S-full");
-  require(1 <= r.bits && r.bits <= 8, "a grid has 1 to 8 bits");
-  require(has_shape(r.v, r.w.rows, r.w.cols, DType::kF32),
-          "learned rounding: v has another shape or type");
-  for (const ConstMatrix& m : {r.lo, r.hi, ConstMatrix(r.alpha), ConstMatrix(r.beta)}) {
-    require(has_shape(m, r.w.rows, groups, DType::kF32),
-            "learned rounding: lo, hi, alpha or beta has another shape or type");
-  }
-}
-
 }  // namespace
 
-void CudaBackend::find_ranges(const FindRanges& op) {
-  const std::int64_t groups = groups_of(op.w, op.group_size);
-  require(has_shape(op.lo, op.w.rows, groups, DType::kF32) &&
-              has_shape(op.hi, op.w.rows, groups, DType::kF32),
-          "find_ranges: lo or hi has another shape or type");
-  require(1 <= op.bits && op.bits <= 8, "a grid has 1 to 8 bits");
-  if (op.w.rows == 0 || groups == 0) return;
+void CudaBackend::run(const FindRanges& op) {
+  const std::int64_t groups = groups_of(op.w.cols, op.group_size);
+  check_columns(op.w.cols);
   BadGroups bad(*device_);
   with_activation_type(op.w.type, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -156,17 +131,10 @@ void CudaBackend::find_ranges(const FindRanges& op) {
   bad.check(op.w, op.group_size, groups, op.grid, op.bits);
 }
 
-void CudaBackend::round_learned(const RoundLearned& op) {
+void CudaBackend::run(const RoundLearned& op) {
   const LearnedRounding& r = op.rounding;
-  const std::int64_t groups = groups_of(r.w, r.group_size);
-  check_parameters(r, groups);
-  require(op.values.data == nullptr || has_shape(op.values, r.w.rows, r.w.cols, r.w.type),
-          "round_learned: values have another shape or type");
-  require(op.codes.data == nullptr || (has_shape(op.codes, r.w.rows, r.w.cols, DType::kU8) &&
-                                       has_shape(op.scales, r.w.rows, groups, DType::kF32) &&
-                                       has_shape(op.zeros, r.w.rows, groups, DType::kU8)),
-          "round_learned: codes, scales or zeros have another shape or type");
-  if (groups == 0) return;
+  const std::int64_t groups = groups_of(r.w.cols, r.group_size);
+  check_columns(r.w.cols);
   with_activation_type(r.w.type, [&](auto type) {
     using T = typename decltype(type)::type;
     launch(teams_are_warps(r.w, r.group_size) ? round_learned_kernel<T, kWarp>
@@ -176,13 +144,10 @@ void CudaBackend::round_learned(const RoundLearned& op) {
   });
 }
 
-void CudaBackend::learn_rounding(const LearnRounding& op) {
+void CudaBackend::run(const LearnRounding& op) {
   const LearnedRounding& r = op.rounding;
-  const std::int64_t groups = groups_of(r.w, r.group_size);
-  check_parameters(r, groups);
-  require(has_shape(op.gradient, r.w.rows, r.w.cols, DType::kF32),
-          "learn_rounding: the gradient has another shape or type");
-  if (groups == 0) return;
+  const std::int64_t groups = groups_of(r.w.cols, r.group_size);
+  check_columns(r.w.cols);
   with_activation_type(r.w.type, [&](auto type) {
     using T = typename decltype(type)::type;
     launch(teams_are_warps(r.w, r.group_size) ? learn_rounding_kernel<T, kWarp>

@@ -99,14 +99,8 @@ struct GatherElement {
 };
 
 // What Gather reads places from.
-const std::int32_t* places(const ConstMatrix& index, std::int64_t count, std::int64_t range) {
-  if (index.data == nullptr || index.cols == 0) {
-    require(count <= range, "gather: more rows or columns than there are");
-    return nullptr;
-  }
-  require(index.rows == 1 && index.cols == count && index.type == DType::kI32,
-          "gather: an index has another shape or type");
-  return static_cast<const std::int32_t*>(index.data);
+const std::int32_t* places(const ConstMatrix& index) {
+  return index.cols == 0 ? nullptr : static_cast<const std::int32_t*>(index.data);
 }
 
 struct TransposeBlock {
@@ -143,9 +137,6 @@ void multiply(CudaDevice& device, const Matmul& op) {
   const std::int64_t n = op.c.cols;
   const std::int64_t k = op.transpose_a ? op.a.rows : op.a.cols;
   if (m == 0 || n == 0) return;
-  require(op.a.type == op.b.type, "the factors of a product differ in type");
-  require(op.c.type == op.a.type || op.c.type == DType::kF32,
-          "a product is F32 or of its factors' type");
   const auto leading = [](const ConstMatrix& x) { return std::max<std::int64_t>(x.stride, 1); };
   check(cublasGemmEx_64(device.blas(), op.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
                         op.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &op.alpha, op.b.data,
@@ -166,12 +157,8 @@ void multiply_by(CudaDevice& device, const Matrix& m, float factor) {
 
 }  // namespace
 
-void CudaBackend::matmul(const Matmul& op) {
-  const std::int64_t m = op.transpose_a ? op.a.cols : op.a.rows;
+void CudaBackend::run(const Matmul& op) {
   const std::int64_t k = op.transpose_a ? op.a.rows : op.a.cols;
-  const std::int64_t n = op.transpose_b ? op.b.rows : op.b.cols;
-  require((op.transpose_b ? op.b.cols : op.b.rows) == k, "matmul: inner dimensions differ");
-  require(op.c.rows == m && op.c.cols == n, "matmul: the result has another shape");
   if (k > 0) {
     multiply(*device_, op);
   } else if (op.beta == 0.0f) {
@@ -181,13 +168,8 @@ void CudaBackend::matmul(const Matmul& op) {
   }
 }
 
-void CudaBackend::linear(const Linear& op) {
-  require(op.w.cols == op.x.cols, "linear: x and w differ in their inner dimension");
-  require(op.y.rows == op.x.rows && op.y.cols == op.w.rows, "linear: y has another shape");
-  const bool has_bias = op.bias.data != nullptr && op.bias.cols > 0;
-  require(!has_bias || (op.bias.rows == 1 && op.bias.cols == op.y.cols),
-          "linear: bias has another shape");
-  if (has_bias) {
+void CudaBackend::run(const Linear& op) {
+  if (op.has_bias()) {
     with_activation_type(op.bias.type, [&](auto bias_type) {
       with_activation_type(op.y.type, [&](auto y_type) {
         with_width(can_pack(op.bias) && can_pack(op.y), [&](auto width) {
@@ -203,13 +185,11 @@ void CudaBackend::linear(const Linear& op) {
           .b = op.w,
           .transpose_b = true,
           .c = op.y,
-          .beta = has_bias || op.accumulate ? 1.0f : 0.0f});
+          .beta = op.has_bias() || op.accumulate ? 1.0f : 0.0f});
 }
 
-void CudaBackend::gram(const Gram& op) {
+void CudaBackend::run(const Gram& op) {
   const std::int64_t k = op.x.cols;
-  require(op.h.rows == k && op.h.cols == k && op.h.type == DType::kF32,
-          "gram: h has another shape or type");
   if (op.x.rows == 0) return;
   const std::int64_t edge = std::min(kGramTile, k);
   Tensor aside(*this, DType::kF32, edge, edge);
@@ -228,9 +208,7 @@ void CudaBackend::gram(const Gram& op) {
   }
 }
 
-void CudaBackend::symmetrize(Matrix h) {
-  require(h.rows == h.cols && h.type == DType::kF32,
-          "symmetrize: the matrix is not square and F32");
+void CudaBackend::run_symmetrize(Matrix h) {
   const unsigned blocks = blocks_for(h.rows, kTransposeEdge);
   launch(symmetrize_kernel,
          {.grid = dim3(blocks, blocks),
@@ -240,30 +218,21 @@ void CudaBackend::symmetrize(Matrix h) {
          h);
 }
 
-void CudaBackend::reverse(ConstMatrix from, Matrix to) {
-  require(from.rows == to.rows && from.cols == to.cols, "reverse: shapes differ");
-  require(from.type == DType::kF32 && to.type == DType::kF32, "reverse: matrices are F32");
+void CudaBackend::run_reverse(ConstMatrix from, Matrix to) {
   for_each_element(to.rows, to.cols, 1, device_->stream(), Reverse{from, to});
 }
 
-void CudaBackend::add(ConstMatrix from, Matrix into) {
-  require(from.rows == into.rows && from.cols == into.cols, "add: shapes differ");
-  require(from.type == DType::kF32 && into.type == DType::kF32, "add: matrices are F32");
+void CudaBackend::run_add(ConstMatrix from, Matrix into) {
   with_width(can_pack(from) && can_pack(into), [&](auto width) {
     for_each_element(into.rows, into.cols, width, device_->stream(), Add<width()>{from, into});
   });
 }
 
-void CudaBackend::scale(float factor, Matrix m) {
-  require(m.type == DType::kF32, "scale: the matrix is F32");
-  multiply_by(*device_, m, factor);
-}
+void CudaBackend::run_scale(float factor, Matrix m) { multiply_by(*device_, m, factor); }
 
-void CudaBackend::gather(const Gather& op) {
-  require(op.from.type == op.to.type && (op.to.type == DType::kF32 || op.to.type == DType::kU8),
-          "gather: both matrices are F32, or both are U8");
-  const std::int32_t* const rows = places(op.rows, op.to.rows, op.from.rows);
-  const std::int32_t* const cols = places(op.cols, op.to.cols, op.from.cols);
+void CudaBackend::run(const Gather& op) {
+  const std::int32_t* const rows = places(op.rows);
+  const std::int32_t* const cols = places(op.cols);
   const auto gather_elements = [&]<class T>(TypeTag<T>) {
     for_each_element(op.to.rows, op.to.cols, 1, device_->stream(),
                      GatherElement<T>{op.from, rows, cols, op.to});

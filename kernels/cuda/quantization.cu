@@ -11,25 +11,13 @@
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/float.cuh"
 #include "kernels/cuda/groups.cuh"
+#include "kernels/operands.h"
 
 namespace roundhouse {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-
-std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
-  require(group_size > 0, "a group has at least one column");
-  return (cols + group_size - 1) / group_size;
-}
-
-void check_grids(const ConstMatrix& scales, const ConstMatrix& zeros, std::int64_t rows,
-                 std::int64_t groups) {
-  require(scales.rows == rows && scales.cols == groups, "scales have another shape");
-  require(zeros.rows == rows && zeros.cols == groups, "zeros have another shape");
-  require(scales.type == DType::kF32 && zeros.type == DType::kU8,
-          "scales are F32 and zeros are U8");
-}
 
 // sum |value - w|^norm over a group.
 template <int kTeam>
@@ -136,11 +124,6 @@ __global__ void __launch_bounds__(kThreads) row_errors_kernel(RowErrors op) {
   }
 }
 
-void check_columns(std::int64_t cols, std::int64_t group_size) {
-  constexpr std::int64_t kMost = std::numeric_limits<int>::max();  // kernels count them in int
-  require(cols <= kMost && group_size <= kMost, "a row of weights is too long");
-}
-
 }  // namespace
 
 BadGroups::BadGroups(CudaDevice& device)
@@ -177,15 +160,9 @@ void BadGroups::check(const ConstMatrix& w, std::int64_t group_size, std::int64_
   require(false, "the GPU finds no grid for a group where the CPU does");
 }
 
-void CudaBackend::find_grid(const FindGrid& op) {
-  const std::int64_t rows = op.w.rows;
+void CudaBackend::run(const FindGrid& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
-  check_grids(op.scales, op.zeros, rows, groups);
-  require(0 <= op.clip.steps && op.clip.steps <= 100, "a clip search has 0 to 100 steps");
-  require(op.w.type == DType::kF32 && 1 <= op.bits && op.bits <= 8,
-          "find_grid: weights are F32, grids have 1 to 8 bits");
-  check_columns(op.w.cols, 0);
-  if (rows == 0 || groups == 0) return;
+  check_columns(op.w.cols);
   BadGroups bad(*device_);
   launch(teams_are_warps(op.w, op.group_size) ? find_grid_kernel<kWarp>
                                               : find_grid_kernel<kGroupThreads>,
@@ -193,15 +170,11 @@ void CudaBackend::find_grid(const FindGrid& op) {
   bad.check(op.w, op.group_size, groups, op.grid, op.bits);
 }
 
-void CudaBackend::round_to_grid(const RoundToGrid& op) {
+void CudaBackend::run(const RoundToGrid& op) {
   const std::int64_t groups = groups_of(op.w.cols, op.group_size);
-  check_grids(op.scales, op.zeros, op.w.rows, groups);
-  require(op.codes.rows == op.w.rows && op.codes.cols == op.w.cols && op.codes.type == DType::kU8 &&
-              op.w.type == DType::kF32,
-          "round_to_grid: codes or w have another shape or type");
   RoundToGrid with_int_group = op;
   with_int_group.group_size = std::min(op.group_size, std::max<std::int64_t>(op.w.cols, 1));
-  check_columns(op.w.cols, with_int_group.group_size);
+  check_columns(op.w.cols);
   const bool packed =
       (groups <= 1 || op.group_size % kPackWidth == 0) && can_pack(op.w) && can_pack(op.codes);
   with_width(packed, [&](auto width) {
@@ -210,17 +183,12 @@ void CudaBackend::round_to_grid(const RoundToGrid& op) {
   });
 }
 
-void CudaBackend::dequantize(const Dequantize& op) {
+void CudaBackend::run(const Dequantize& op) {
   const std::int64_t rows = op.codes.rows;
   const std::int64_t cols = op.codes.cols;
-  require(op.w.rows == rows && op.w.cols == cols && op.codes.type == DType::kU8,
-          "dequantize: codes or w have another shape or type");
-  const bool gathered = op.group_of_column.data != nullptr && op.group_of_column.cols > 0;
+  const bool gathered = op.gathered();
   const std::int64_t groups = gathered ? op.scales.cols : groups_of(cols, op.group_size);
-  check_grids(op.scales, op.zeros, rows, groups);
   if (gathered) {
-    require(op.group_of_column.cols == cols && op.group_of_column.type == DType::kI32,
-            "dequantize: group_of_column has another shape or type");
     std::vector<std::int32_t> group_of_column(static_cast<std::size_t>(cols));
     download(op.group_of_column.data, std::as_writable_bytes(std::span(group_of_column)));
     require(
@@ -230,7 +198,7 @@ void CudaBackend::dequantize(const Dequantize& op) {
   Dequantize with_int_group = op;
   with_int_group.group_size =
       gathered ? 1 : std::min(op.group_size, std::max<std::int64_t>(cols, 1));
-  check_columns(cols, with_int_group.group_size);
+  check_columns(cols);
   const bool packed = (gathered || groups <= 1 || op.group_size % kPackWidth == 0) &&
                       can_pack(op.codes) && can_pack(op.w);
   const auto* const group_of_column =
@@ -244,18 +212,7 @@ void CudaBackend::dequantize(const Dequantize& op) {
   });
 }
 
-void CudaBackend::row_errors(const RowErrors& op) {
-  const bool has_value = op.value.data != nullptr;
-  const bool weighted = op.column_weights.data != nullptr;
-  require(op.sums.rows == op.w.rows && op.sums.cols == 1, "row_errors: sums have another shape");
-  require(!has_value || (op.value.rows == op.w.rows && op.value.cols == op.w.cols),
-          "row_errors: the values have another shape");
-  require(!weighted || (op.column_weights.rows == 1 && op.column_weights.cols == op.w.cols),
-          "row_errors: the column weights have another shape");
-  require(op.w.type == DType::kF32 && op.sums.type == DType::kF32 &&
-              (!has_value || op.value.type == DType::kF32) &&
-              (!weighted || op.column_weights.type == DType::kF32),
-          "row_errors: matrices are F32");
+void CudaBackend::run(const RowErrors& op) {
   launch(row_errors_kernel,
          {.grid = blocks_for(op.w.rows),
           .threads = kThreads,

@@ -184,16 +184,11 @@ __global__ void __launch_bounds__(kThreads)
   if (!good) finite[sample] = 0;
 }
 
-constexpr std::int64_t kMostColumns = std::int64_t{1} << 30;  // kernels count them in int
-
 }  // namespace
 
-void CudaBackend::rms_norm(const RmsNorm& op) {
+void CudaBackend::run(const RmsNorm& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.y.rows == op.x.rows && op.y.cols == cols, "rms_norm: y has another shape");
-  require(op.weight.rows == 1 && op.weight.cols == cols, "rms_norm: weight has another shape");
-  require(op.y.type == op.x.type && op.weight.type == op.x.type && cols <= kMostColumns,
-          "rms_norm: types differ, or rows are too long");
+  check_columns(cols);
   with_activation_type(op.x.type, [&](auto type) {
     with_width(can_pack(op.x) && can_pack(op.weight) && can_pack(op.y), [&](auto width) {
       launch(rms_norm_kernel<typename decltype(type)::type, width()>,
@@ -206,14 +201,9 @@ void CudaBackend::rms_norm(const RmsNorm& op) {
   });
 }
 
-void CudaBackend::layer_norm(const LayerNorm& op) {
+void CudaBackend::run(const LayerNorm& op) {
   const std::int64_t cols = op.x.cols;
-  require(op.y.rows == op.x.rows && op.y.cols == cols, "layer_norm: y has another shape");
-  require(op.weight.rows == 1 && op.weight.cols == cols, "layer_norm: weight has another shape");
-  require(op.bias.rows == 1 && op.bias.cols == cols, "layer_norm: bias has another shape");
-  require(op.y.type == op.x.type && op.weight.type == op.x.type && op.bias.type == op.x.type &&
-              cols <= kMostColumns,
-          "layer_norm: types differ, or rows are too long");
+  check_columns(cols);
   with_activation_type(op.x.type, [&](auto type) {
     const bool packed =
         can_pack(op.x) && can_pack(op.weight) && can_pack(op.bias) && can_pack(op.y);
@@ -228,14 +218,9 @@ void CudaBackend::layer_norm(const LayerNorm& op) {
   });
 }
 
-void CudaBackend::rope(const Rope& op) {
+void CudaBackend::run(const Rope& op) {
+  check_columns(op.x.cols);
   const std::int64_t half = op.head_dim / 2;
-  require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim && op.x.cols <= kMostColumns,
-          "rope: x has another shape");
-  require(op.length > 0 && op.x.rows % op.length == 0, "rope: x is not whole sequences");
-  require(op.cos.rows >= op.length && op.sin.rows >= op.length && op.cos.cols == half &&
-              op.sin.cols == half && op.cos.type == DType::kF32 && op.sin.type == DType::kF32,
-          "rope: the tables have another shape or type");
   with_activation_type(op.x.type, [&](auto type) {
     const bool packed =
         half % kPackWidth == 0 && can_pack(op.x) && can_pack(op.cos) && can_pack(op.sin);
@@ -246,12 +231,8 @@ void CudaBackend::rope(const Rope& op) {
   });
 }
 
-void CudaBackend::silu_gate(const SiluGate& op) {
+void CudaBackend::run(const SiluGate& op) {
   const std::int64_t cols = op.gate.cols;
-  require(op.up.rows == op.gate.rows && op.up.cols == cols && op.y.rows == op.gate.rows &&
-              op.y.cols == cols,
-          "silu_gate: shapes differ");
-  require(op.up.type == op.gate.type && op.y.type == op.gate.type, "silu_gate: types differ");
   with_activation_type(op.gate.type, [&](auto type) {
     with_width(can_pack(op.gate) && can_pack(op.up) && can_pack(op.y), [&](auto width) {
       for_each_element(op.gate.rows, cols, width, device_->stream(),
@@ -260,9 +241,7 @@ void CudaBackend::silu_gate(const SiluGate& op) {
   });
 }
 
-void CudaBackend::relu(const Relu& op) {
-  require(op.y.rows == op.x.rows && op.y.cols == op.x.cols, "relu: y has another shape");
-  require(op.y.type == op.x.type, "relu: types differ");
+void CudaBackend::run(const Relu& op) {
   with_activation_type(op.x.type, [&](auto type) {
     with_width(can_pack(op.x) && can_pack(op.y), [&](auto width) {
       for_each_element(op.x.rows, op.x.cols, width, device_->stream(),
@@ -271,13 +250,9 @@ void CudaBackend::relu(const Relu& op) {
   });
 }
 
-void CudaBackend::cross_entropy(const CrossEntropy& op) {
+void CudaBackend::run(const CrossEntropy& op) {
   const std::int64_t rows = op.logits.rows;
-  require(std::ssize(op.target) == rows && std::ssize(op.loss) == rows,
-          "cross_entropy: one target and one loss a row");
-  require(std::ranges::all_of(op.target, [&](std::int32_t t) { return t < op.logits.cols; }),
-          "cross_entropy: a target outside the vocabulary");
-  require(op.logits.cols <= kMostColumns, "cross_entropy: rows are too long");
+  check_columns(op.logits.cols);
   const Buffer targets = allocate(op.target.size_bytes());
   const Buffer losses = allocate(op.loss.size_bytes());
   upload(std::as_bytes(op.target), targets.get());
@@ -295,10 +270,8 @@ void CudaBackend::cross_entropy(const CrossEntropy& op) {
   download(losses.get(), std::as_writable_bytes(op.loss));
 }
 
-void CudaBackend::check_finite(const CheckFinite& op) {
+void CudaBackend::run(const CheckFinite& op) {
   const std::int64_t samples = std::ssize(op.finite);
-  require(op.rows_each > 0 && op.x.rows == op.rows_each * samples,
-          "check_finite: the rows are not whole samples");
   const Buffer finite = allocate(op.finite.size_bytes());
   check(cudaMemsetAsync(finite.get(), 1, op.finite.size_bytes(), device_->stream()),
         "cudaMemsetAsync");

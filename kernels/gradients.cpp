@@ -1,0 +1,66 @@
+// Operands are checked here, once for every device.
+#include "kernels/gradients.h"
+
+#include "kernels/operands.h"
+
+namespace roundhouse {
+namespace {
+
+template <class NormBackward>
+void check_norm(const NormBackward& op) {
+  require(alike(op.dy, op.x) && alike(op.dx, op.x),
+          "a norm's backward pass: dy or dx has another shape or type");
+  require(has_shape(op.weight, 1, op.x.cols, op.x.type),
+          "a norm's backward pass: weight has another shape or type");
+}
+
+}  // namespace
+
+void GradientKernels::rms_norm_backward(const RmsNormBackward& op) {
+  check_norm(op);
+  run(op);
+}
+
+void GradientKernels::layer_norm_backward(const LayerNormBackward& op) {
+  check_norm(op);
+  run(op);
+}
+
+void GradientKernels::attention_backward(const AttentionBackward& op) {
+  const std::int64_t tokens = op.q.rows;
+  require(op.length > 0 && tokens % op.length == 0, "attention_backward: q is not whole sequences");
+  require(op.kv_heads > 0 && op.heads % op.kv_heads == 0,
+          "attention_backward: heads are no multiple of kv_heads");
+  for (const ConstMatrix& m : {op.q, op.out, op.d_out, ConstMatrix(op.dq)}) {
+    require(has_shape(m, tokens, op.heads * op.head_dim, op.q.type),
+            "attention_backward: q, out or a gradient of theirs has another shape or type");
+  }
+  for (const ConstMatrix& m : {op.k, op.v, ConstMatrix(op.dk), ConstMatrix(op.dv)}) {
+    require(has_shape(m, tokens, op.kv_heads * op.head_dim, op.q.type),
+            "attention_backward: k, v or a gradient of theirs has another shape or type");
+  }
+  require(has_shape(op.log_sum_exp, tokens, op.heads, DType::kF32),
+          "attention_backward: log_sum_exp has another shape or type");
+  run(op);
+}
+
+void GradientKernels::silu_gate_backward(const SiluGateBackward& op) {
+  for (const ConstMatrix& m : {op.up, op.dy, ConstMatrix(op.d_gate), ConstMatrix(op.d_up)}) {
+    require(alike(m, op.gate), "silu_gate_backward: shapes or types differ");
+  }
+  require(op.d_gate.data != op.d_up.data || op.gate.rows == 0,
+          "silu_gate_backward: two results in one place");
+  run(op);
+}
+
+void GradientKernels::relu_backward(const ReluBackward& op) {
+  require(alike(op.dy, op.y) && alike(op.dx, op.y), "relu_backward: shapes or types differ");
+  run(op);
+}
+
+double GradientKernels::squared_error(const SquaredError& op) {
+  require(alike(op.target, op.y) && alike(op.dy, op.y), "squared_error: shapes or types differ");
+  return run(op);
+}
+
+}  // namespace roundhouse

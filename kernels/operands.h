@@ -1,0 +1,28 @@
+// What the checks of operands are said with.
+#pragma once
+
+#include "base/error.h"
+#include "kernels/memory.h"
+
+namespace roundhouse {
+
+// Groups of a row of `cols` weights; the last one may be shorter. Throws Error for a group without columns.
+inline std::int64_t groups_of(std::int64_t cols, std::int64_t group_size) {
+  require(group_size > 0, "a group has at least one column");
+  return cols / group_size + (cols % group_size != 0 ? 1 : 0);
+}
+
+inline bool has_shape(const ConstMatrix& m, std::int64_t rows, std::int64_t cols) {
+  return m.rows == rows && m.cols == cols;
+}
+inline bool has_shape(const ConstMatrix& m, std::int64_t rows, std::int64_t cols, DType type) {
+  return has_shape(m, rows, cols) && m.type == type;
+}
+inline bool same_shape(const ConstMatrix& a, const ConstMatrix& b) {
+  return has_shape(a, b.rows, b.cols);
+}
+inline bool alike(const ConstMatrix& a, const ConstMatrix& b) {
+  return same_shape(a, b) && a.type == b.type;
+}
+
+}  // namespace roundhouse
