@@ -10,9 +10,11 @@ status=0
 for architecture in "${architectures[@]}"; do
   printf '%s\n| kernel | registers | spilled bytes |\n|---|---|---|\n' "$architecture"
   for source in kernels/cuda/*.cu; do
-    flags=()
-    case $source in */activation_aware.cu | */quantization.cu | */learned_rounding.cu | */gptq.cu) flags=(--fmad=false) ;; esac
-    nvcc -std=c++20 -arch="$architecture" -I. "${flags[@]}" -Xptxas -v -c "$source" -o /dev/null 2>&1 | c++filt
+    case $source in  # as in kernels/CMakeLists.txt
+      */*attention*.cu | */cholesky.cu | */gradients.cu | */transformer.cu) fuse=true ;;
+      *) fuse=false ;;
+    esac
+    nvcc -std=c++20 -arch="$architecture" -I. --fmad="$fuse" -Xptxas -v -c "$source" -o /dev/null 2>&1 | c++filt
   done | awk '
     /Compiling entry function/ {
       split($0, quoted, "\x27"); name = quoted[2]
