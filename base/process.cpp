@@ -1,5 +1,6 @@
 #include "base/process.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <array>
@@ -56,5 +57,7 @@ Life life_of(const ProcessId& process) {
   }
   return start_of(process.pid) == process.start ? Life::kAlive : Life::kDead;
 }
+
+void give_back_free_memory() { malloc_trim(0); }
 
 }  // namespace roundhouse

@@ -27,4 +27,8 @@ enum class Life {
 };  // unknown: it is one of another machine, or of another container
 Life life_of(const ProcessId& process);
 
+// Gives the system back what the heap holds free between what is in use. Buffers of some MiB leave such holes, which small objects
+// made since keep open: with every block a process would seem to hold more.
+void give_back_free_memory();
+
 }  // namespace roundhouse

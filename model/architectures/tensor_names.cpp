@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
+#include "base/process.h"
 #include "model/checkpoint/load_weight.h"
 
 namespace roundhouse {
@@ -225,6 +226,7 @@ void check_unquantized_values(const ModelConfig& config, const Checkpoint& check
 
 BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint, int block,
                         Backend& backend, LoadLinears linears) {
+  give_back_free_memory();  // of the block before
   const BlockLayout layout = block_layout(config);
   const std::string prefix = block_prefix(layout, block);
   BlockWeights weights;

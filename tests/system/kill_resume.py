@@ -6,6 +6,7 @@ kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CA
 The case `reference` makes the reference; the others read it.
 """
 import argparse
+import collections
 import ctypes
 import hashlib
 import json
@@ -14,6 +15,7 @@ import pathlib
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -209,32 +211,78 @@ def meshes(world):
         print(f"{what}: same bits, {time.monotonic() - began:.1f} s", flush=True)
 
 
+def durable(world):
+    """When each file that a resume keeps was finished: blocks, exports and results."""
+    times = {}
+    for pattern in ("recipes/*/block-*.h5", "export/*/*/SHA256SUMS", "results/*.json"):
+        for path in world.run.glob(pattern):
+            times[path] = path.stat().st_mtime
+    return times
+
+
+class LostTime:
+    """What kills cost: seconds since the last file that is kept, and from the next start to the first new one."""
+
+    def __init__(self):
+        self.lost, self.restart, self.places = [], [], collections.Counter()
+
+    def killed(self, world, began):
+        kept = [time for time in durable(world).values() if time > began]
+        self.lost.append(time.time() - max(kept, default=began))
+        lines = world.run / "journal.jsonl"
+        events = []
+        for line in lines.read_text(errors="replace").splitlines() if lines.exists() else []:
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                pass  # the line that the kill tore
+        last = next((event["event"] for event in reversed(events) if event["event"] != "phase"), "nothing")
+        self.places[last] += 1
+
+    def ended(self, world, before, began):
+        new = [time for path, time in durable(world).items() if before.get(path) != time]
+        if new:
+            self.restart.append(min(new) - began)
+
+    def __str__(self):
+        def figures(values):
+            return f"median {statistics.median(values):.1f} s, at most {max(values):.1f} s" if values else "none"
+        places = ", ".join(f"{count} after {place!r}" for place, count in self.places.most_common())
+        return (f"lost by a kill: {figures(self.lost)}; from a start to its first new file: {figures(self.restart)}\n"
+                f"last event of the journal before the kill: {places}")
+
+
 def kills(world):
     print(f"seed {world.seed}")
     longest = max(1.0, 0.6 * world.reference_seconds())
     killed = finished = 0
+    times = LostTime()
     while killed < world.kills:
-        before = len(world.blocks())
+        before = durable(world)
         ranks = world.random.choice((1, 2, 3, 4))
         data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
         settings = {"mesh__pipeline": ranks // data, "mesh__data": data} if data else {}
         delay = world.random.uniform(0.05, longest)
         whole = world.random.random() < 0.3
+        began = time.time()
         job = world.start(ranks, **settings)
         time.sleep(delay)
         victims = job.ranks()
         if job.process.poll() is None and victims:
             victim = world.random.randrange(len(victims))
             kill(descendants(job.process.pid) if whole else [victims[victim]])
+            times.killed(world, began)
             code = job.wait(60)
             if code != 0:
                 killed += 1
+                times.ended(world, before, began)
                 print(f"kill {killed}: {ranks} rank(s), mesh {f'{ranks // data}x{data}' if data else 'chosen'}, "
                       f"{'all of them' if whole else f'number {victim}'} after {delay:.2f} s: "
-                      f"{before} -> {len(world.blocks())} of {UNITS} blocks", flush=True)
+                      f"{len(before)} -> {len(durable(world))} blocks, exports and results", flush=True)
                 continue
         code = job.wait()
         check(code == 0, f"exit code {code} without a kill:\n{job.output()}")
+        times.ended(world, before, began)
         world.check_products(f"finished after {killed} kills")
         finished += 1
         print(f"done after {killed} kills in all: same bits; from the start again", flush=True)
@@ -243,6 +291,7 @@ def kills(world):
     world.check_products("after the last kill")
     world.verify()
     print(f"{killed} kills, {finished + 1} runs finished in spite of them: same bits")
+    print(times)
 
 
 def signals(world):
