@@ -5,6 +5,8 @@
 #include <cmath>
 #include <optional>
 
+#include <fmt/format.h>
+
 namespace roundhouse {
 namespace {
 
@@ -52,7 +54,7 @@ const nlohmann::json* OptionReader::find(const std::string& key) {
 template <class T>
 T OptionReader::keep(const std::string& key, T value, const T& fallback) {
   resolved_[key] = value;
-  if (value != fallback) name_suffix_ += suffix(key, value);
+  if (value != fallback) unusual_ += suffix(key, value);
   return value;
 }
 
@@ -132,11 +134,48 @@ Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& 
   resolved_["grid"] = name_of(grid);
   resolved_["symmetric"] = is_symmetric(grid);
   if (grid == symmetric && grid != fallback) {
-    name_suffix_ += "-symmetric";
+    unusual_ += "-symmetric";
   } else if (grid != fallback) {
-    name_suffix_ += suffix("grid", std::string(name_of(grid)));
+    unusual_ += suffix("grid", std::string(name_of(grid)));
   }
   return grid;
+}
+
+std::int64_t OptionReader::whole(const std::string& key, std::int64_t fallback) {
+  const nlohmann::json* given = find(key);
+  if (given && !given->is_number_integer()) throw RecipeError{key, "must be a whole number"};
+  const std::int64_t value = given ? given->get<std::int64_t>() : fallback;
+  resolved_[key] = value;
+  return value;
+}
+
+int OptionReader::bits(const std::vector<int>& choices) {
+  const std::int64_t bits = whole("bits", 4);
+  if (std::ranges::find(choices, bits) == choices.end()) {
+    throw RecipeError{
+        "bits", fmt::format("must be {} or {}", fmt::join(choices.begin(), choices.end() - 1, ", "),
+                            choices.back())};
+  }
+  widths_ += fmt::format("-w{}", bits);
+  return static_cast<int>(bits);
+}
+
+std::int64_t OptionReader::group_size() {
+  const std::int64_t size = whole("group_size", 128);
+  if (size != -1 && size < 1) {
+    throw RecipeError{"group_size", "must be at least 1, or -1 for the whole row"};
+  }
+  if (size != -1) widths_ += fmt::format("g{}", size);
+  return size;
+}
+
+LinearScheme OptionReader::scheme(const std::vector<int>& bits_choices, Grid fallback,
+                                  Grid symmetric, const std::vector<Grid>& grid_choices) {
+  LinearScheme scheme;
+  scheme.bits = bits(bits_choices);
+  scheme.group_size = group_size();
+  scheme.grid = grid(fallback, symmetric, grid_choices);
+  return scheme;
 }
 
 void OptionReader::finish() const {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/grid.h"
+#include "model/quantized/linear_scheme.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {
@@ -31,23 +32,31 @@ class OptionReader {
   // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`, or
   // `symmetric: false` for the first other choice if the fallback is symmetric. It is an error if the two contradict each other.
   Grid grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
+  // `bits` of a code, 4 unless given; and `group_size`, 128 unless given, -1 for the whole row. Both stand in the recipe's name as
+  // "w4g128", or "w4" for a whole row, however usual they are.
+  int bits(const std::vector<int>& choices);
+  std::int64_t group_size();
+  // Both and the grid, of a method whose linears are all coded alike.
+  LinearScheme scheme(const std::vector<int>& bits_choices, Grid fallback, Grid symmetric,
+                      const std::vector<Grid>& grid_choices);
 
   // After the last option: throws RecipeError for a key that nothing asked for.
   void finish() const;
-  // All options with their values; and the part of the recipe's name that the unusual ones make, by the order of the calls:
-  // "-symmetric", "-no-true-sequential", "-damping-0.05", "-act-order-none".
+  // All options with their values; and what they make of the recipe's name: the widths, then, by the order of the calls, what
+  // is unusual: "-w4g128-symmetric", "-w4-no-true-sequential", "-w3g32-damping-0.05-act-order-none".
   const nlohmann::json& resolved() const { return resolved_; }
-  const std::string& name_suffix() const { return name_suffix_; }
+  std::string name_suffix() const { return widths_ + unusual_; }
 
  private:
   const nlohmann::json* find(const std::string& key);  // nullptr: not given
+  std::int64_t whole(const std::string& key, std::int64_t fallback);
   template <class T>
   T keep(const std::string& key, T value, const T& fallback);
 
   const nlohmann::json& object_;
   std::set<std::string> asked_;
   nlohmann::json resolved_ = nlohmann::json::object();
-  std::string name_suffix_;
+  std::string widths_, unusual_;
 };
 
 }  // namespace roundhouse

@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "stages/quantize/method.h"
+#include "stages/quantize/methods.h"
 
 namespace roundhouse {
 namespace {
@@ -71,6 +71,30 @@ TEST(RecipeTest, ResolvedReadsBackToTheSame) {
             json::parse(R"({"name": "gptq-w4g128", "method": "gptq", "bits": 4, "group_size": 128,
                             "grid": "A-gptq", "symmetric": false, "damping": 0.01,
                             "act_order": "static", "true_sequential": true, "clip_search": false})"));
+}
+
+TEST(RecipeTest, KeepsWhatItNeedsAndWhatItsLinearsBecome) {
+  const auto gptq = parse_recipe(json::parse(
+      R"({"method": "gptq", "bits": 3, "group_size": -1, "symmetric": true, "act_order": "dynamic"})"));
+  EXPECT_TRUE(gptq.needs.quantized_stream);
+  EXPECT_FALSE(gptq.needs.full_precision_stream);
+  EXPECT_TRUE(gptq.needs.calibration());
+  const LinearScheme scheme{.bits = 3, .group_size = -1, .grid = Grid::kSymGptq, .reordered = true};
+  EXPECT_EQ(gptq.schemes, std::vector{scheme});
+
+  // Gradients come from samples, too, but block by block nothing flows.
+  const Needs gradients{.gradients = Needs::Gradients{.samples = 100, .sequence_length = 512}};
+  EXPECT_TRUE(gradients.calibration());
+  EXPECT_FALSE(gradients.streams());
+
+  const auto rtn = parse_recipe(json::parse(R"({"method": "rtn"})"));
+  EXPECT_FALSE(rtn.needs.calibration());
+  EXPECT_FALSE(rtn.needs.decision);
+  EXPECT_EQ(rtn.schemes, std::vector{LinearScheme{}});
+
+  const auto signround =
+      parse_recipe(json::parse(R"({"method": "signround", "batch_size": 4, "samples": 2})"));
+  EXPECT_EQ(signround.needs.widest_team, 2);
 }
 
 TEST(RecipeTest, ErrorsNameTheKey) {
