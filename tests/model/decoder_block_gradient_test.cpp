@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 
 #include "model/block/decoder_block.h"
+#include "model/block/linear.h"
 #include "model/causal_lm.h"
 #include "tests/model/model_files.h"
 #include "tests/reference/gradients.h"
@@ -116,10 +117,11 @@ class World {
                   n;
     const Tensor dx = block->backward(
         weights, std::move(saved), std::move(dy),
-        [&](int linear, Tensor gradient) {
+        [&](int linear, const LinearGradient& of) {
           result.order.push_back(linear);
+          EXPECT_EQ(of.length, state.length);
           result.linears[block->linears()[static_cast<std::size_t>(linear)].name] =
-              download(gradient, *backend);
+              download(weight_gradient(of.dy.view(), of.x.view(), *backend), *backend);
         },
         input, *backend);
     if (!dx.empty()) result.dx = download(dx, *backend);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/block/linear.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/rounding.h"
 
@@ -155,7 +156,9 @@ class BlockTuner {
       clock_.measure("backward", [&] {
         (void)task_.shape.backward(
             task_.weights, std::move(saved), std::move(dy),
-            [&](int linear, Tensor dw) { gradient.add(p, linear, std::move(dw)); },
+            [&](int linear, const LinearGradient& of) {
+              gradient.add(p, linear, weight_gradient(of.dy.view(), of.x.view(), task_.backend));
+            },
             DecoderBlock::InputGradient::kNo, task_.backend);
       });
       task_.monitor.tick();
