@@ -11,7 +11,6 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -262,8 +261,8 @@ bool Job::stop_requested(Communicator& group) {
 std::string Job::share(std::string text) { return roundhouse::share(*world_, std::move(text)); }
 
 bool needs_calibration(const RunConfig& config) {
-  return std::ranges::any_of(
-      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
+  return std::ranges::any_of(config.recipes,
+                             [](const Recipe& recipe) { return recipe.needs.calibration(); });
 }
 
 std::vector<std::string> complete_recipes(Job& job) {

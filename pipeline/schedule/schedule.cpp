@@ -13,7 +13,8 @@
 #include "pipeline/schedule/finished_recipes.h"
 #include "pipeline/schedule/handover.h"
 #include "pipeline/watch/time_left.h"
-#include "stages/quantize/method.h"
+#include "stages/flow/micro_batch.h"
+#include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
 #include "stages/store/quantized_weights.h"
 
@@ -40,11 +41,10 @@ class RecipeWalk {
         state_(state),
         timing_(schedule.interruption_hours),
         method_(make_method(recipe)),
-        streams_(method_->streams()),
         prefetch_(schedule.model.checkpoint()) {}
 
   // Precondition: something is missing. False: stopped early.
-  bool run() { return streams_.any() ? run_in_order() : run_independent(); }
+  bool run() { return in_order() ? run_in_order() : run_independent(); }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
@@ -63,7 +63,7 @@ class RecipeWalk {
   bool hands_over() const {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
-  bool in_order() const { return streams_.any(); }
+  bool in_order() const { return recipe_.needs.streams(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
     return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
@@ -141,7 +141,8 @@ class RecipeWalk {
       }
       return activations;
     };
-    return {.quantized = make(streams_.quantized), .full_precision = make(streams_.full_precision)};
+    return {.quantized = make(recipe_.needs.quantized_stream),
+            .full_precision = make(recipe_.needs.full_precision_stream)};
   }
 
   void embed(StreamActivations& activations) {
@@ -159,20 +160,24 @@ class RecipeWalk {
     }
   }
 
-  BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
+  BlockSite site(int block) const {
     return {.backend = s_.backend,
             .team = s_.mesh.team(),
             .device_team = s_.mesh.device_team(),
-            .checkpoint = s_.model.checkpoint(),
             .shape = s_.shape,
             .block = block,
-            .weights = weights,
             .samples = s_.samples,
-            .residual = activations.quantized.get(),
-            .original = activations.full_precision.get(),
-            .budget = s_.budget,
-            .saved_activation_bytes = s_.saved_activation_bytes,
             .monitor = s_.monitor};
+  }
+
+  BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
+    return {site(block),
+            s_.model.checkpoint(),
+            weights,
+            activations.quantized.get(),
+            activations.full_precision.get(),
+            s_.budget,
+            s_.saved_activation_bytes};
   }
 
   void make_unit(int block, const StreamActivations& activations) {
@@ -219,7 +224,8 @@ class RecipeWalk {
     SampleOptions size;
     size.samples = static_cast<int>(s_.samples->count());
     size.sequence_length = static_cast<int>(s_.samples->length());
-    const int streams = (streams_.quantized ? 1 : 0) + (streams_.full_precision ? 1 : 0);
+    const int streams =
+        (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
     return streams * forward_cost(s_.shape, size) /
            block_cost(recipe_, s_.shape, size, !s_.backend.is_host_memory());
   }
@@ -231,7 +237,7 @@ class RecipeWalk {
     const auto forward = [&](Activations* stream, const std::function<BlockWeights()>& load) {
       if (!stream) return;
       BlockWeights weights = load();
-      run_forward(task(block, weights, activations), weights, *stream);
+      run_forward(site(block), weights, *stream);
     };
     forward(activations.quantized.get(), [&] {
       return load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
@@ -263,7 +269,6 @@ class RecipeWalk {
   const RecipeState& state_;
   SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
-  Streams streams_;
   WeightPrefetch prefetch_;
 };
 
@@ -320,7 +325,7 @@ int RecipeState::last_missing() const {
 
 RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStore& store,
                            Communicator& world, const std::function<void()>& tick) {
-  const bool in_order = make_method(recipe)->streams().any();
+  const bool in_order = recipe.needs.streams();
   for (;;) {
     RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
     if (state.missing() == 0 || shards == 0) return state;

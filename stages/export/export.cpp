@@ -76,12 +76,10 @@ class Exporter {
         format_(format),
         monitor_(monitor) {}
 
-  // A recipe's name for its grid depends on its method; the first block says what became of it.
-  bool finds_symmetric() { return is_symmetric(load_block(0).linears.front().grid); }
-
   // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
-  void plan(bool symmetric) {
-    scheme_ = {recipe_.bits, recipe_.group_size, symmetric, is_reordered(recipe_),
+  void plan() {
+    const LinearScheme& scheme = recipe_.scheme;
+    scheme_ = {scheme.bits, scheme.group_size, is_symmetric(scheme.grid), scheme.reordered,
                dense_modules(model_.config())};
     cut(list_pieces());
   }
@@ -431,7 +429,6 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   const int rank = world.rank(), size = world.size();
   Exporter exporter(model, shape, recipe, store, options, *format, monitor);
 
-  bool symmetric = false;
   together(world, [&] {
     for (int block = rank; block < static_cast<int>(model.config().blocks); block += size) {
       if (!store.has(block_key(recipe.name, block))) {
@@ -440,13 +437,9 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
       }
       monitor.tick();
     }
-    if (rank == 0) {
-      check_replaceable(target, options.replace);
-      symmetric = exporter.finds_symmetric();
-    }
+    if (rank == 0) check_replaceable(target, options.replace);
+    exporter.plan();
   });
-  symmetric = world.all_reduce_max(symmetric ? 1 : 0) == 1;
-  together(world, [&] { exporter.plan(symmetric); });
   const auto remove_partial = [&partial] {
     std::error_code ignored;
     fs::remove_all(partial, ignored);

@@ -62,17 +62,13 @@ void check_packable(const std::string& format, const Recipe& recipe, const Linea
     refuse("is " + std::to_string(linear.rows) + " x " + std::to_string(linear.cols) +
            ", and its readers want multiples of " + std::to_string(kTile));
   }
-  if (recipe.group_size != -1 && (recipe.group_size < 1 || linear.cols % recipe.group_size != 0)) {
+  if (recipe.scheme.group_size != -1 &&
+      (recipe.scheme.group_size < 1 || linear.cols % recipe.scheme.group_size != 0)) {
     refuse("has " + std::to_string(linear.cols) +
                " columns, which are not a multiple of the group size " +
                std::to_string(recipe.group_size),
            "group_size");
   }
-}
-
-bool is_reordered(const Recipe& recipe) {
-  const auto found = recipe.options.find("act_order");
-  return found != recipe.options.end() && *found == "dynamic";
 }
 
 void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,

@@ -58,8 +58,6 @@ std::unique_ptr<ExportFormat> make_dense();
 
 // For check(): what every packed layout asks of a linear. Throws InputError.
 void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
-// GPTQ's dynamic act-order: groups follow the order in which columns were quantized.
-bool is_reordered(const Recipe& recipe);
 // Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,
                           const std::string& key = "");

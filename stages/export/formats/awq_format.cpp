@@ -23,13 +23,13 @@ class AwqGemm final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (recipe.bits != 4) {
+    if (recipe.scheme.bits != 4) {
       throw not_exportable(name(), recipe,
                            "it has codes of 4 bits only, not of " + std::to_string(recipe.bits) +
                                "; use the format 'compressed-tensors', 'gptq' or 'dense'",
                            "bits");
     }
-    if (is_reordered(recipe)) {
+    if (recipe.scheme.reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and it has no "

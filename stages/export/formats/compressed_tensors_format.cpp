@@ -23,7 +23,7 @@ class CompressedTensors final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (is_reordered(recipe)) {
+    if (recipe.scheme.reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "

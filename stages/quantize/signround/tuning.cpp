@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "model/block/linear.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/rounding.h"
 
@@ -63,9 +64,7 @@ class BlockTuner {
     Activations& input = full_precision_input ? *full_precision_input : *task_.residual;
 
     std::optional<LearnedBlock> rounding;
-    clock_.measure("round", [&] {
-      rounding.emplace(task_, settings_.bits, settings_.group_size, settings_.grid);
-    });
+    clock_.measure("round", [&] { rounding.emplace(task_, settings_.scheme); });
     LearnedBlock& learned = *rounding;
     tune(learned, input);
 

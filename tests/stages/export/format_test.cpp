@@ -163,9 +163,9 @@ TEST(GptqTest, KeepsReorderedGroups) {
   scheme.reordered = true;
   const std::vector<HostTensor> tensors = make_format("gptq")->fill(linear, scheme, DType::kF16);
   EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
-  EXPECT_EQ(
-      make_format("gptq")->quantization_config(rounding_recipe(4, 16, true), scheme)["desc_act"],
-      true);
+  EXPECT_EQ(make_format("gptq")->quantization_config(rounding_recipe(4, 16, Grid::kAsymGptq, true),
+                                                     scheme)["desc_act"],
+            true);
 }
 
 TEST(GptqTest, DescribesItself) {
@@ -331,12 +331,12 @@ TEST_F(CheckExportableTest, RefusesSidesOffThirtyTwo) {
 
 TEST_F(CheckExportableTest, RefusesOtherThanFourBitsInAwq) {
   EXPECT_THAT(refusal(rounding_recipe(3, 128), 64, 256, "awq"), HasSubstr("4 bits only, not of 3"));
-  EXPECT_THAT(refusal(rounding_recipe(4, 128, true), 64, 256, "awq"),
+  EXPECT_THAT(refusal(rounding_recipe(4, 128, Grid::kAsymGptq, true), 64, 256, "awq"),
               HasSubstr("act_order: dynamic"));
 }
 
 TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
-  const Recipe recipe = rounding_recipe(4, 128, true);
+  const Recipe recipe = rounding_recipe(4, 128, Grid::kAsymGptq, true);
   EXPECT_THAT(refusal(recipe, 64, 256, "compressed-tensors"), HasSubstr("act_order: dynamic"));
   EXPECT_EQ(refusal(recipe, 64, 256, "gptq"), "");
   EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
