@@ -12,7 +12,7 @@ namespace {
 // Long sums are taken in float32 inside a chunk and in double over chunks.
 constexpr std::int64_t kChunk = 1024;
 
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double log_sum_exp(
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double log_sum_exp_row(
     const float* x, std::int64_t n) {
   float largest = x[0];
   std::int64_t done = 0;
@@ -61,7 +61,7 @@ void CpuBackend::run(const CrossEntropy& op) {
                      const float* const x = logits + row * op.logits.stride;
                      op.loss[static_cast<std::size_t>(row)] =
                          target < 0 ? 0.0f
-                                    : static_cast<float>(log_sum_exp(x, op.logits.cols) -
+                                    : static_cast<float>(log_sum_exp_row(x, op.logits.cols) -
                                                          static_cast<double>(x[target]));
                    }
                  });
@@ -74,7 +74,7 @@ void CpuBackend::run(const LogSumExp& op) {
       threads_, op.x.rows, rows_per_piece(op.x.cols), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
           float& sum = sums[row * op.sums.stride];
-          const double here = log_sum_exp(x + row * op.x.stride, op.x.cols);
+          const double here = log_sum_exp_row(x + row * op.x.stride, op.x.cols);
           sum =
               static_cast<float>(op.accumulate ? log_of_sum(static_cast<double>(sum), here) : here);
         }

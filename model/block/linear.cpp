@@ -20,9 +20,13 @@ Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Ba
   return y;
 }
 
+void weight_gradient(ConstMatrix dy, ConstMatrix x, Matrix dw, Backend& backend) {
+  backend.matmul({.a = dy, .transpose_a = true, .b = x, .c = dw});
+}
+
 Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend) {
   Tensor dw(backend, DType::kF32, dy.cols, x.cols);
-  backend.matmul({.a = dy, .transpose_a = true, .b = x, .c = dw.view()});
+  weight_gradient(dy, x, dw.view(), backend);
   return dw;
 }
 

@@ -12,6 +12,7 @@ void apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Matr
 Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Backend& backend);
 
 // dyᵀ x in F32.
+void weight_gradient(ConstMatrix dy, ConstMatrix x, Matrix dw, Backend& backend);
 Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend);
 
 // dx (+)= dy w

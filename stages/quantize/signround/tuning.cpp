@@ -96,7 +96,7 @@ class BlockTuner {
       say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
       clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
       clock_.measure("round", [&] { learned.round(); });
-      BatchGradient gradient(task_, parts_);
+      BlockSum gradient(task_, parts_);
       const double loss = differentiate(loader, gradient);
 
       // The step after the last iteration would never be looked at.
@@ -126,7 +126,7 @@ class BlockTuner {
   }
 
   // Forward and backward through this rank's parts of the batch. Returns the whole batch's loss.
-  double differentiate(BatchLoader& loader, BatchGradient& gradient) {
+  double differentiate(BatchLoader& loader, BlockSum& gradient) {
     const std::int64_t length = task_.samples->length();
     const double elements = static_cast<double>(batch_size_) * static_cast<double>(length) *
                             static_cast<double>(task_.shape.hidden_size());

@@ -1,0 +1,218 @@
+#include "stages/sensitivity/gradient_walk.h"
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "model/checkpoint/weight_prefetch.h"
+#include "stages/flow/micro_batch.h"
+#include "stages/flow/shard_sum.h"
+
+namespace roundhouse {
+namespace {
+
+class Walk {
+ public:
+  explicit Walk(const GradientWalk& walk)
+      : w_(walk),
+        shards_(parts_of_rank(walk.samples.shards(), walk.team.rank(), walk.team.size())),
+        prefetch_(walk.model.checkpoint()) {
+    require(w_.blocks.begin < w_.blocks.end, "a walk through no block");
+    require(ends_with_loss() == (w_.blocks.end == w_.model.config().blocks),
+            "the gradient begins where the model ends, or is received");
+    const Samples& samples = w_.samples;
+    const std::size_t saved = w_.shape.saved_bytes(samples.micro_batch() * samples.length(),
+                                                   w_.backend.activation_type());
+    save_ = saved <= w_.saved_activation_bytes ? Save::kAll : Save::kInputs;
+  }
+
+  bool run() {
+    forward();
+    for (int block = w_.blocks.end - 1; block >= w_.blocks.begin; --block) {
+      if (block + 1 < w_.blocks.end) load(block);
+      if (block > w_.blocks.begin) prefetch_.start(w_.shape, block - 1);
+      if (!backward(block)) return false;
+    }
+    return true;
+  }
+
+ private:
+  bool ends_with_loss() const { return !w_.ends.receive_gradient; }
+  bool output_wanted() const { return ends_with_loss() || w_.ends.send_output; }
+
+  BlockSite site(int block) const {
+    return {.backend = w_.backend,
+            .team = w_.team,
+            .device_team = w_.device_team,
+            .shape = w_.shape,
+            .block = block,
+            .samples = &w_.samples,
+            .monitor = w_.monitor};
+  }
+  void say(int block, const std::string& what) {
+    w_.monitor.phase("gradients, block " + std::to_string(block) + ": " + what);
+  }
+  void load(int block) {
+    weights_ = {};  // before the next ones
+    weights_ = w_.shape.load(w_.model.checkpoint(), block, w_.backend);
+  }
+  std::unique_ptr<Activations> make_activations() {
+    return std::make_unique<Activations>(w_.budget, w_.backend.activation_type(),
+                                         w_.shape.hidden_size());
+  }
+  void reserve(Activations& activations, int shard) {
+    const PartRange range = w_.samples.samples_of_shard(shard);
+    activations.reserve(shard, (range.end - range.begin) * w_.samples.length());
+  }
+  template <class Visit>
+  void for_each_batch(int shard, std::vector<const Activations*> from, Visit visit) {
+    BatchReader reader(micro_batches_of_shard(w_.samples, shard), std::move(from), w_.backend);
+    while (!reader.at_end()) {
+      const MicroBatch batch = reader.batch();
+      visit(batch, reader.next());
+      w_.monitor.tick();
+    }
+    w_.backend.finish_downloads();
+  }
+
+  void embed(int shard, Activations& into) {
+    for (const MicroBatch& batch : micro_batches_of_shard(w_.samples, shard)) {
+      const Tensor rows = w_.model.embed(w_.samples.ids(batch.first_sample, batch.sequences),
+                                         batch.length, w_.backend);
+      into.store(shard, batch.first_row, rows.view(), w_.backend);
+      w_.monitor.tick();
+    }
+  }
+
+  // Leaves the inputs of all blocks, the output of the last one where it is wanted, and its weights.
+  void forward() {
+    inputs_.push_back(make_activations());
+    for (int block = w_.blocks.begin; block < w_.blocks.end; ++block) {
+      say(block, "forward");
+      const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
+      load(block);
+      if (!last) prefetch_.start(w_.shape, block + 1);
+      Activations& input = *inputs_.back();
+      std::unique_ptr<Activations> output = make_activations();
+      for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+        if (first) {
+          reserve(input, shard);
+          if (w_.ends.receive_input) {
+            w_.ends.receive_input(shard, input);
+          } else {
+            embed(shard, input);
+          }
+        }
+        reserve(*output, shard);
+        if (last && !output_wanted()) continue;
+        for_each_batch(shard, {&input}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+          BlockState state = state_of(batch, std::move(rows.front()));
+          w_.shape.forward(weights_, state, w_.backend);
+          output->store_behind(shard, batch.first_row, std::as_const(state.residual).view(),
+                               w_.backend);
+        });
+        if (last && w_.ends.send_output) w_.ends.send_output(shard, *output);
+      }
+      if (last) {
+        gradient_ = std::move(output);
+      } else {
+        inputs_.push_back(std::move(output));
+      }
+    }
+  }
+
+  // From the output of the last block to the gradient of the loss, in place. Returns the sum of the shard's losses.
+  double differentiate_loss(int shard, const CausalLM::Head& head) {
+    double sum = 0.0;
+    for_each_batch(
+        shard, {gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+          const ConstMatrix output = std::as_const(rows.front()).view();
+          for (std::int64_t s = 0; s < batch.sequences; ++s) {
+            const std::int64_t sample = batch.first_sample + s, row = s * batch.length;
+            const CausalLM::LossGradient loss =
+                w_.model.loss_gradient(head, output.row_range(row, row + batch.length),
+                                       w_.samples.ids(sample, 1), w_.backend);
+            if (!std::isfinite(loss.loss)) {
+              throw Error("the loss of calibration sample " + std::to_string(sample) +
+                          " is not finite: gradients need a model that computes in " +
+                          std::string(name_of(w_.backend.activation_type())));
+            }
+            sum += loss.loss;
+            gradient_->store_behind(shard, batch.first_row + row, loss.residual.view(), w_.backend);
+          }
+        });
+    return sum;
+  }
+
+  void finish_losses(const BlockSite& at, std::vector<double> of_shards) {
+    ShardNumberSum losses(at, 1);
+    for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+      losses.add(shard, {of_shards[static_cast<std::size_t>(shard - shards_.begin)]});
+    }
+    const double mean = losses.finish().front() / static_cast<double>(w_.samples.count());
+    if (w_.team.rank() != 0) return;
+    w_.monitor.event({{"event", "loss"}, {"mean", mean}, {"samples", w_.samples.count()}});
+  }
+
+  bool backward(int block) {
+    say(block, "backward");
+    const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
+    const BlockSite here = site(block);
+    const bool input_wanted = !first || w_.ends.send_gradient;
+    const auto input_gradient =
+        input_wanted ? DecoderBlock::InputGradient::kYes : DecoderBlock::InputGradient::kNo;
+    Activations& input = *inputs_.back();
+    BlockGradients gradients(here, w_.wanted);
+    CausalLM::Head head;
+    if (last && ends_with_loss()) head = w_.model.load_head(w_.backend);
+    std::vector<double> losses;
+    for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+      if (last && ends_with_loss()) {
+        losses.push_back(differentiate_loss(shard, head));
+      } else if (last) {
+        w_.ends.receive_gradient(shard, *gradient_);
+      }
+      gradients.begin_shard();
+      for_each_batch(
+          shard, {&input, gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+            BlockState state = state_of(batch, std::move(rows[0]));
+            SavedActivations saved = w_.shape.forward_saving(weights_, state, save_, w_.backend);
+            state.residual = {};  // the output: known to whoever made its gradient
+            const Tensor dx = w_.shape.backward(
+                weights_, std::move(saved), std::move(rows[1]),
+                [&](int linear, const LinearGradient& of) { gradients.add(linear, of); },
+                input_gradient, w_.backend);
+            if (input_wanted) {
+              gradient_->store_behind(shard, batch.first_row, dx.view(), w_.backend);
+            }
+          });
+      gradients.end_shard(shard);
+      input.release(shard);
+      if (first && w_.ends.send_gradient) w_.ends.send_gradient(shard, *gradient_);
+    }
+    head = {};
+    inputs_.pop_back();
+    if (last && ends_with_loss()) finish_losses(here, losses);
+    say(block, "sums");
+    w_.take(here, weights_, gradients);
+    return !w_.block_done || w_.block_done(block, input_wanted ? gradient_.get() : nullptr);
+  }
+
+  const GradientWalk& w_;
+  PartRange shards_;
+  WeightPrefetch prefetch_;
+  Save save_;
+  BlockWeights weights_;
+  std::vector<std::unique_ptr<Activations>> inputs_;  // of the blocks from the first on
+  std::unique_ptr<Activations>
+      gradient_;  // the last output, then dL/d of it and of each input before
+};
+
+}  // namespace
+
+bool walk_gradients(const GradientWalk& walk) { return Walk(walk).run(); }
+
+}  // namespace roundhouse
