@@ -1,7 +1,9 @@
 #include "stages/sensitivity/gradient_walk.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,16 +33,20 @@ class Walk {
 
   bool run() {
     forward();
-    for (int block = w_.blocks.end - 1; block >= w_.blocks.begin; --block) {
+    bool finished = true;
+    for (int block = w_.blocks.end - 1; finished && block >= last(); --block) {
       if (block + 1 < w_.blocks.end) load(block);
-      if (block > w_.blocks.begin) prefetch_.start(w_.shape, block - 1);
-      if (!backward(block)) return false;
+      if (block > last()) prefetch_.start(w_.shape, block - 1);
+      finished = backward(block);
     }
-    return true;
+    if (w_.ends.finish) w_.ends.finish();
+    return finished;
   }
 
  private:
   bool ends_with_loss() const { return !w_.ends.receive_gradient; }
+  // On the way back.
+  int last() const { return std::max(w_.blocks.begin, w_.first_wanted); }
   bool output_wanted() const { return ends_with_loss() || w_.ends.send_output; }
 
   BlockSite site(int block) const {
@@ -157,48 +163,61 @@ class Walk {
     w_.monitor.event({{"event", "loss"}, {"mean", mean}, {"samples", w_.samples.count()}});
   }
 
+  // False: the gradient of the output does not come, or the walk is to end.
   bool backward(int block) {
     say(block, "backward");
-    const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
+    const bool from_end = block + 1 == w_.blocks.end, to_end = block == w_.blocks.begin;
+    const bool from_loss = from_end && ends_with_loss();
+    const bool input_wanted = block > last() || (to_end && w_.ends.send_gradient);
     const BlockSite here = site(block);
-    const bool input_wanted = !first || w_.ends.send_gradient;
-    const auto input_gradient =
-        input_wanted ? DecoderBlock::InputGradient::kYes : DecoderBlock::InputGradient::kNo;
     Activations& input = *inputs_.back();
-    BlockGradients gradients(here, w_.wanted);
+    std::optional<BlockGradients> gradients;
+    if (!w_.summed || w_.summed(block)) gradients.emplace(here, w_.wanted);
     CausalLM::Head head;
-    if (last && ends_with_loss()) head = w_.model.load_head(w_.backend);
+    if (from_loss) head = w_.model.load_head(w_.backend);
     std::vector<double> losses;
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
-      if (last && ends_with_loss()) {
+      if (from_loss) {
         losses.push_back(differentiate_loss(shard, head));
-      } else if (last) {
-        w_.ends.receive_gradient(shard, *gradient_);
+      } else if (from_end && !w_.ends.receive_gradient(shard, *gradient_)) {
+        return false;
       }
-      gradients.begin_shard();
-      for_each_batch(
-          shard, {&input, gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
-            BlockState state = state_of(batch, std::move(rows[0]));
-            SavedActivations saved = w_.shape.forward_saving(weights_, state, save_, w_.backend);
-            state.residual = {};  // the output: known to whoever made its gradient
-            const Tensor dx = w_.shape.backward(
-                weights_, std::move(saved), std::move(rows[1]),
-                [&](int linear, const LinearGradient& of) { gradients.add(linear, of); },
-                input_gradient, w_.backend);
-            if (input_wanted) {
-              gradient_->store_behind(shard, batch.first_row, dx.view(), w_.backend);
-            }
-          });
-      gradients.end_shard(shard);
+      if (gradients) gradients->begin_shard();
+      differentiate_block(shard, input, gradients ? &*gradients : nullptr, input_wanted);
+      if (gradients) gradients->end_shard(shard);
       input.release(shard);
-      if (first && w_.ends.send_gradient) w_.ends.send_gradient(shard, *gradient_);
+      if (to_end && w_.ends.send_gradient) w_.ends.send_gradient(shard, *gradient_);
     }
     head = {};
     inputs_.pop_back();
-    if (last && ends_with_loss()) finish_losses(here, losses);
-    say(block, "sums");
-    w_.take(here, weights_, gradients);
+    if (from_loss) finish_losses(here, losses);
+    if (gradients) {
+      say(block, "sums");
+      w_.take(here, weights_, *gradients);
+    }
     return !w_.block_done || w_.block_done(block, input_wanted ? gradient_.get() : nullptr);
+  }
+
+  // The gradient of the output becomes that of the input, if it is wanted.
+  void differentiate_block(int shard, const Activations& input, BlockGradients* gradients,
+                           bool input_wanted) {
+    const auto input_gradient =
+        input_wanted ? DecoderBlock::InputGradient::kYes : DecoderBlock::InputGradient::kNo;
+    for_each_batch(
+        shard, {&input, gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+          BlockState state = state_of(batch, std::move(rows[0]));
+          SavedActivations saved = w_.shape.forward_saving(weights_, state, save_, w_.backend);
+          state.residual = {};  // the output: whoever made its gradient knew it
+          const Tensor dx = w_.shape.backward(
+              weights_, std::move(saved), std::move(rows[1]),
+              [&](int linear, const LinearGradient& of) {
+                if (gradients) gradients->add(linear, of);
+              },
+              input_gradient, w_.backend);
+          if (input_wanted) {
+            gradient_->store_behind(shard, batch.first_row, dx.view(), w_.backend);
+          }
+        });
   }
 
   const GradientWalk& w_;

@@ -38,8 +38,11 @@ struct GradientWalk {
   std::size_t saved_activation_bytes;  // see BlockTask
   Monitor& monitor;
   GradientSums wanted;
-  PartRange blocks;  // of the team, one at least
+  PartRange blocks;      // of the team, one at least
+  int first_wanted = 0;  // the way back ends with this block, or with the first of `blocks`
   WalkEnds ends = {};
+  // Whether the gradients of a block are wanted; none: of all.
+  std::function<bool(int block)> summed = {};
   // Collective over the team, from the last block to the first, once the sums of a block are complete. Weights are the
   // original ones.
   std::function<void(const BlockSite& site, BlockWeights& weights, BlockGradients& gradients)> take;
@@ -48,7 +51,7 @@ struct GradientWalk {
   std::function<bool(int block, Activations* gradient)> block_done = {};
 };
 
-// Collective over the team. False if block_done() said so. Throws Error naming the sample if its loss is not finite. To the
+// Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not finite. To the
 // journal, where the model ends: {"event": "loss", "mean": nats a token, "samples": how many}.
 bool walk_gradients(const GradientWalk& walk);
 
