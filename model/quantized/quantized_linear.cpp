@@ -18,6 +18,13 @@ Tensor upload_as_is(Backend& backend, const HostTensor& host, std::int64_t rows,
 
 }  // namespace
 
+LinearScheme scheme_of(const QuantizedLinear& linear) {
+  return {.bits = linear.bits,
+          .group_size = linear.group_size,
+          .grid = linear.grid,
+          .reordered = linear.group_of_column.count() > 0};
+}
+
 void validate(const QuantizedLinear& q) {
   const auto check = [&](bool ok, const std::string& what) {
     if (!ok) throw Error("quantized linear " + q.name + ": " + what);

@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "kernels/grid.h"
 #include "model/quantized/dense_tensors.h"
+#include "model/quantized/linear_scheme.h"
 
 namespace roundhouse {
 
@@ -34,6 +35,9 @@ struct QuantizedLinear {
 
   std::int64_t groups() const { return (cols + group_size - 1) / group_size; }
 };
+
+// What it has become. group_size: as it is, never -1.
+LinearScheme scheme_of(const QuantizedLinear& linear);
 
 // Throws Error naming the linear unless shapes, types and ranges are as above (used on everything read back).
 void validate(const QuantizedLinear& linear);

@@ -12,6 +12,8 @@
 #include <set>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -77,12 +79,7 @@ class Exporter {
         monitor_(monitor) {}
 
   // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
-  void plan() {
-    const LinearScheme& scheme = recipe_.scheme;
-    scheme_ = {scheme.bits, scheme.group_size, is_symmetric(scheme.grid), scheme.reordered,
-               dense_modules(model_.config())};
-    cut(list_pieces());
-  }
+  void plan() { cut(list_pieces()); }
 
   const std::vector<OutputFile>& files() const { return files_; }
 
@@ -121,7 +118,7 @@ class Exporter {
     const std::string dtype(torch_name_of(declared_type()));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
-    const Json quantization = format_.quantization_config(recipe_, scheme_);
+    const Json quantization = format_.quantization_config(recipe_, dense_modules(model_.config()));
     if (quantization.is_null()) {
       config.erase("quantization_config");
     } else {
@@ -188,7 +185,7 @@ class Exporter {
         piece.block = block;
         piece.linear = i;
         piece.type = type_of(prefix + linear.name + ".weight");
-        for (TensorInfo& tensor : format_.tensors(linear, scheme_, piece.type)) {
+        for (TensorInfo& tensor : format_.tensors(linear, recipe_.schemes.front(), piece.type)) {
           piece.tensors.push_back(
               {prefix + linear.name + "." + tensor.name, tensor.type, tensor.shape});
         }
@@ -263,17 +260,19 @@ class Exporter {
     return *block_;
   }
 
-  // What the config says of all linears must be true of each.
+  // What the config says of the linears must be true of each.
   void check_scheme(const QuantizedLinear& linear, const std::string& module) const {
-    const auto fail = [&](const std::string& what) {
-      throw Error(module + " does not fit the rest of recipe " + recipe_.name + ": " + what);
+    const LinearScheme is = scheme_of(linear);
+    const auto fits = [&](LinearScheme announced) {
+      announced.group_size = announced.group_size_for(linear.cols);
+      // One group a row needs no order.
+      announced.reordered = announced.reordered && is.reordered;
+      return announced == is;
     };
-    if (linear.bits != scheme_.bits) fail(std::to_string(linear.bits) + " bits");
-    const std::int64_t group_size = scheme_.group_size == -1 ? linear.cols : scheme_.group_size;
-    if (linear.group_size != group_size) fail("group size " + std::to_string(linear.group_size));
-    if (is_symmetric(linear.grid) != scheme_.symmetric)
-      fail("grid " + std::string(name_of(linear.grid)));
-    if (!scheme_.reordered && linear.group_of_column.count() > 0) fail("its groups are reordered");
+    if (std::ranges::any_of(recipe_.schemes, fits)) return;
+    throw Error(fmt::format(
+        "{} is not what recipe {} makes of a linear: {} bits, grid {}, group size {}{}", module,
+        recipe_.name, is.bits, name_of(is.grid), is.group_size, is.reordered ? ", reordered" : ""));
   }
 
   void write_linear(SafetensorsWriter& writer, const Piece& piece) {
@@ -282,7 +281,7 @@ class Exporter {
     if (format_.has_scheme()) check_scheme(linear, module);
     std::vector<HostTensor> filled;
     try {
-      filled = format_.fill(linear, scheme_, piece.type);
+      filled = format_.fill(linear, piece.type);
     } catch (const Error& error) {
       throw Error(shape_.prefix(piece.block) + "." + error.what());
     }
@@ -327,7 +326,6 @@ class Exporter {
   const ExportOptions& options_;
   const ExportFormat& format_;
   Monitor& monitor_;
-  Scheme scheme_;
   std::vector<OutputFile> files_;
   std::int64_t total_bytes_ = 0;
   std::optional<QuantizedBlock> block_;
@@ -397,7 +395,8 @@ std::vector<std::string> export_formats() { return format_names(); }
 void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& shape,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
-  for (const LinearSpec& linear : shape.linears()) layout->check(recipe, linear);
+  layout->check_schemes(recipe);
+  for (const LinearSpec& linear : shape.linears()) layout->check_size(recipe, linear);
 }
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {

@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include <fmt/format.h>
+
 #include "base/quote.h"
 
 namespace roundhouse {
@@ -48,25 +50,49 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
                     recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
-void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear) {
+const LinearScheme& one_grid(const std::string& format, const Recipe& recipe) {
+  const auto refuse = [&](const std::string& why) {
+    throw not_exportable(format, recipe, why + "; the format 'dense' can hold it");
+  };
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (scheme.kind == LinearScheme::Kind::kTable) {
+      refuse("each row has a lookup table of its own, and it holds uniform grids only");
+    }
+    if (scheme.sparse)
+      refuse("some weights stand apart in a sparse part, which it has no place for");
+    if (scheme != recipe.schemes.front()) {
+      refuse("linears differ in bits, groups or grids, and it says one for all");
+    }
+  }
+  require(!recipe.schemes.empty(), "a recipe says what its linears become");
+  return recipe.schemes.front();
+}
+
+void check_packable_bits(const std::string& format, const Recipe& recipe) {
+  constexpr std::array kBits = {2, 3, 4, 8};
+  const int bits = one_grid(format, recipe).bits;
+  if (std::ranges::find(kBits, bits) != kBits.end()) return;
+  throw not_exportable(format, recipe,
+                       fmt::format("its codes have {} bits, and it packs 2, 3, 4 or 8; the format "
+                                   "'dense' can hold it",
+                                   bits),
+                       "bits");
+}
+
+void check_packable_size(const std::string& format, const Recipe& recipe,
+                         const LinearSpec& linear) {
   const auto refuse = [&](const std::string& why, const char* key = "") {
     throw not_exportable(format, recipe,
                          linear.name + " " + why + "; the format 'dense' can hold it", key);
   };
-  constexpr std::array kBits = {2, 3, 4, 8};
-  if (std::ranges::find(kBits, recipe.bits) == kBits.end()) {
-    refuse("has codes of " + std::to_string(recipe.bits) + " bits, and it packs 2, 3, 4 or 8",
-           "bits");
-  }
+  const std::int64_t group_size = one_grid(format, recipe).group_size;
   if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
-    refuse("is " + std::to_string(linear.rows) + " x " + std::to_string(linear.cols) +
-           ", and its readers want multiples of " + std::to_string(kTile));
+    refuse(fmt::format("is {} x {}, and its readers want multiples of {}", linear.rows, linear.cols,
+                       kTile));
   }
-  if (recipe.scheme.group_size != -1 &&
-      (recipe.scheme.group_size < 1 || linear.cols % recipe.scheme.group_size != 0)) {
-    refuse("has " + std::to_string(linear.cols) +
-               " columns, which are not a multiple of the group size " +
-               std::to_string(recipe.group_size),
+  if (group_size != -1 && (group_size < 1 || linear.cols % group_size != 0)) {
+    refuse(fmt::format("has {} columns, which are not a multiple of the group size {}", linear.cols,
+                       group_size),
            "group_size");
   }
 }

@@ -7,21 +7,18 @@
 
 namespace roundhouse {
 
-std::vector<MicroBatch> cut_shard(int shard, PartRange samples, std::int64_t each,
-                                  std::int64_t length) {
+std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard) {
+  const PartRange range = samples.samples_of_shard(shard);
   std::vector<MicroBatch> batches;
-  for (std::int64_t first = samples.begin; first < samples.end; first += each) {
-    batches.push_back({.shard = shard,
-                       .first_sample = first,
-                       .sequences = std::min<std::int64_t>(each, samples.end - first),
-                       .length = length,
-                       .first_row = (first - samples.begin) * length});
+  for (std::int64_t first = range.begin; first < range.end; first += samples.micro_batch()) {
+    batches.push_back(
+        {.shard = shard,
+         .first_sample = first,
+         .sequences = std::min<std::int64_t>(samples.micro_batch(), range.end - first),
+         .length = samples.length(),
+         .first_row = (first - range.begin) * samples.length()});
   }
   return batches;
-}
-
-std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard) {
-  return cut_shard(shard, samples.samples_of_shard(shard), samples.micro_batch(), samples.length());
 }
 
 PartRange shards_of_rank(const BlockSite& site) {

@@ -21,9 +21,6 @@ struct MicroBatch {
 
   std::int64_t rows() const { return sequences * length; }
 };
-// `samples`: of all samples, those that the shard holds. Each: sequences a micro-batch, the last may have fewer.
-std::vector<MicroBatch> cut_shard(int shard, PartRange samples, std::int64_t each,
-                                  std::int64_t length);
 std::vector<MicroBatch> micro_batches_of_shard(const Samples& samples, int shard);
 PartRange shards_of_rank(const BlockSite& site);
 std::vector<MicroBatch> micro_batches_of_rank(const BlockSite& site);

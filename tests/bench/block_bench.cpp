@@ -270,13 +270,15 @@ void run(const Options& options) {
                          .block = block,
                          .samples = samples ? &*samples : nullptr,
                          .monitor = monitor};
+    const nlohmann::json nothing_decided;
     BlockTask task{site,
                    model.checkpoint(),
                    weights,
                    residual ? &*residual : nullptr,
                    original ? &*original : nullptr,
                    budget,
-                   backend->available_bytes() / 4};
+                   backend->available_bytes() / 4,
+                   nothing_decided};
     const QuantizedBlock result = method->quantize(task);
     const double quantized = now();
     store.commit(block_key(recipe.name, block), to_record(result));

@@ -75,7 +75,7 @@ void run(char** arguments, bool reordered) {
   };
   if (!reordered) write("compressed-tensors", "compressed-tensors", DType::kF16);
   write("gptq", "gptq", DType::kF16);
-  if (!reordered && recipe.scheme.bits == 4) write("awq", "awq", DType::kF16);
+  if (!reordered && recipe.schemes.front().bits == 4) write("awq", "awq", DType::kF16);
   write("dense", "dense", DType::kF32);
   write("dense-float16", "dense", DType::kF16);
   write_canonical(out / "canonical.safetensors", *shape, recipe, blocks, store);

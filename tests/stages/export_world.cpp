@@ -39,16 +39,17 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
                              std::uint64_t seed, Backend& backend) {
   QuantizedLinear linear;
   linear.name = spec.name;
-  linear.bits = recipe.scheme.bits;
-  linear.grid = recipe.scheme.grid;
+  linear.bits = recipe.schemes.front().bits;
+  linear.grid = recipe.schemes.front().grid;
   linear.rows = spec.rows;
   linear.cols = spec.cols;
-  linear.group_size = recipe.scheme.group_size == -1 ? spec.cols : recipe.scheme.group_size;
+  linear.group_size =
+      recipe.schemes.front().group_size == -1 ? spec.cols : recipe.schemes.front().group_size;
   linear.record = {{"method", recipe.method}};
 
   std::vector<std::int64_t> order(spec.cols);
   std::iota(order.begin(), order.end(), 0);
-  const bool reordered = recipe.scheme.reordered;
+  const bool reordered = recipe.schemes.front().reordered;
   if (reordered) Random(seed).shuffle(order);
 
   Tensor w32(backend, DType::kF32, spec.rows, spec.cols);
@@ -59,14 +60,14 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
   Tensor codes(backend, DType::kU8, spec.rows, spec.cols);
   backend.find_grid({.w = w.view(),
                      .group_size = linear.group_size,
-                     .grid = recipe.scheme.grid,
-                     .bits = recipe.scheme.bits,
+                     .grid = recipe.schemes.front().grid,
+                     .bits = recipe.schemes.front().bits,
                      .clip = {},
                      .scales = scales.view(),
                      .zeros = zeros.view()});
   backend.round_to_grid({.w = w.view(),
                          .group_size = linear.group_size,
-                         .bits = recipe.scheme.bits,
+                         .bits = recipe.schemes.front().bits,
                          .scales = scales.view(),
                          .zeros = zeros.view(),
                          .codes = codes.view()});
@@ -175,13 +176,10 @@ void write_shortened_model(const fs::path& from, int blocks, const fs::path& to)
 Recipe rounding_recipe(int bits, std::int64_t group_size, Grid grid, bool reordered) {
   Recipe recipe;
   recipe.method = "rtn";
-  recipe.scheme.bits = bits;
-  recipe.scheme.group_size = group_size;
   recipe.name =
       "rtn-w" + std::to_string(bits) + (group_size == -1 ? "" : "g" + std::to_string(group_size));
   recipe.options = nlohmann::json::object();
-  recipe.scheme.grid = grid;
-  recipe.scheme.reordered = reordered;
+  recipe.schemes = {{.bits = bits, .group_size = group_size, .grid = grid, .reordered = reordered}};
   return recipe;
 }
 

@@ -82,8 +82,8 @@ class QuantizeWorld {
                          .block = 0,
                          .samples = &samples_,
                          .monitor = monitor_};
-    return {site,    model_.checkpoint(), weights_, residual_.get(), original_.get(),
-            budget_, std::size_t{1} << 30};
+    return {site,    model_.checkpoint(),  weights_,        residual_.get(), original_.get(),
+            budget_, std::size_t{1} << 30, nothing_decided_};
   }
   QuantizedBlock quantize(const nlohmann::json& recipe) {
     BlockTask work = task();
@@ -150,6 +150,7 @@ class QuantizeWorld {
   std::vector<int> broken_samples_;
   std::unique_ptr<Activations> residual_;
   std::unique_ptr<Activations> original_;
+  const nlohmann::json nothing_decided_;
   RecordingMonitor monitor_;
 };
 

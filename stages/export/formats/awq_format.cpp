@@ -22,35 +22,38 @@ class AwqGemm final : public ExportFormat {
   std::string name() const override { return "awq"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (recipe.scheme.bits != 4) {
+  void check_schemes(const Recipe& recipe) const override {
+    const LinearScheme& scheme = one_grid(name(), recipe);
+    if (scheme.bits != 4) {
       throw not_exportable(name(), recipe,
-                           "it has codes of 4 bits only, not of " + std::to_string(recipe.bits) +
+                           "it has codes of 4 bits only, not of " + std::to_string(scheme.bits) +
                                "; use the format 'compressed-tensors', 'gptq' or 'dense'",
                            "bits");
     }
-    if (recipe.scheme.reordered) {
+    if (scheme.reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and it has no "
           "table for that; use act_order: static, or the format 'gptq' or 'dense'",
           "act_order");
     }
-    check_packable(name(), recipe, linear);
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
+  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
                                   DType) const override {
-    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
+    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
     return {{"qweight", DType::kI32, {linear.cols, linear.rows / 8}},
             {"qzeros", DType::kI32, {groups, linear.rows / 8}},
             {"scales", DType::kF16, {groups, linear.rows}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
-                               DType dtype) const override {
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
     std::vector<HostTensor> filled;
-    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
+    for (const TensorInfo& info :
+         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
       filled.emplace_back(info.type, info.shape);
     }
     pack(linear.codes, filled[0]);
@@ -66,12 +69,14 @@ class AwqGemm final : public ExportFormat {
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
+  nlohmann::ordered_json quantization_config(
+      const Recipe& recipe, const std::vector<std::string>& dense_modules) const override {
+    const LinearScheme& scheme = one_grid(name(), recipe);
     nlohmann::ordered_json config = {{"quant_method", "awq"}, {"version", "gemm"},
                                      {"bits", scheme.bits},   {"group_size", scheme.group_size},
                                      {"zero_point", true},    {"modules_to_not_convert", nullptr}};
     // Readers spare the head by themselves.
-    if (scheme.dense_modules.size() > 1) config["modules_to_not_convert"] = scheme.dense_modules;
+    if (dense_modules.size() > 1) config["modules_to_not_convert"] = dense_modules;
     return config;
   }
 

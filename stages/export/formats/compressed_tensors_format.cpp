@@ -22,24 +22,27 @@ class CompressedTensors final : public ExportFormat {
   std::string name() const override { return "compressed-tensors"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (recipe.scheme.reordered) {
+  void check_schemes(const Recipe& recipe) const override {
+    if (one_grid(name(), recipe).reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "
           "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'",
           "act_order");
     }
-    check_packable(name(), recipe, linear);
+    check_packable_bits(name(), recipe);
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
+  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
                                   DType) const override {
-    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
+    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
     std::vector<TensorInfo> tensors = {
         {"weight_packed", DType::kI32, {linear.rows, linear.cols * scheme.bits / 32}},
         {"weight_scale", DType::kF16, {linear.rows, groups}}};
-    if (!scheme.symmetric) {
+    if (!is_symmetric(scheme.grid)) {
       tensors.push_back(
           {"weight_zero_point", DType::kI32, {linear.rows * scheme.bits / 32, groups}});
     }
@@ -47,38 +50,48 @@ class CompressedTensors final : public ExportFormat {
     return tensors;
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
-                               DType dtype) const override {
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
     std::vector<HostTensor> filled;
-    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
+    for (const TensorInfo& info :
+         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
       filled.emplace_back(info.type, info.shape);
     }
     pack_codes(linear, filled.front());
     std::ranges::copy(linear.scales.bytes(), filled[1].bytes().begin());
-    if (!scheme.symmetric) pack_zeros(linear, filled[2]);
+    if (!is_symmetric(linear.grid)) pack_zeros(linear, filled[2]);
     const std::span<std::int64_t> shape = filled.back().as<std::int64_t>();
     shape[0] = linear.rows;
     shape[1] = linear.cols;
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
+  nlohmann::ordered_json quantization_config(
+      const Recipe& recipe, const std::vector<std::string>& dense_modules) const override {
+    const LinearScheme& scheme = one_grid(name(), recipe);
     const bool by_row = scheme.group_size == -1;
-    nlohmann::ordered_json weights = {
-        {"num_bits", scheme.bits},       {"type", "int"},
-        {"symmetric", scheme.symmetric}, {"strategy", by_row ? "channel" : "group"},
-        {"group_size", nullptr},         {"dynamic", false},
-        {"actorder", nullptr},           {"block_structure", nullptr},
-        {"observer", "minmax"},          {"observer_kwargs", nlohmann::ordered_json::object()}};
+    nlohmann::ordered_json weights = {{"num_bits", scheme.bits},
+                                      {"type", "int"},
+                                      {"symmetric", is_symmetric(scheme.grid)},
+                                      {"strategy", by_row ? "channel" : "group"},
+                                      {"group_size", nullptr},
+                                      {"dynamic", false},
+                                      {"actorder", nullptr},
+                                      {"block_structure", nullptr},
+                                      {"observer", "minmax"},
+                                      {"observer_kwargs", nlohmann::ordered_json::object()}};
     if (!by_row) weights["group_size"] = scheme.group_size;
     const nlohmann::ordered_json group = {{"targets", nlohmann::ordered_json::array({"Linear"})},
                                           {"weights", weights},
                                           {"input_activations", nullptr},
                                           {"output_activations", nullptr}};
-    return {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
-            {"quantization_status", "compressed"},  {"config_groups", {{"group_0", group}}},
-            {"ignore", scheme.dense_modules},       {"kv_cache_scheme", nullptr},
-            {"global_compression_ratio", nullptr},  {"version", kVersion}};
+    return {{"quant_method", "compressed-tensors"},
+            {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},
+            {"config_groups", {{"group_0", group}}},
+            {"ignore", dense_modules},
+            {"kv_cache_scheme", nullptr},
+            {"global_compression_ratio", nullptr},
+            {"version", kVersion}};
   }
 
  private:

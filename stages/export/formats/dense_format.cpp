@@ -10,15 +10,15 @@ class Dense final : public ExportFormat {
  public:
   std::string name() const override { return "dense"; }
   bool has_scheme() const override { return false; }
-  void check(const Recipe&, const LinearSpec&) const override {}
+  void check_schemes(const Recipe&) const override {}
+  void check_size(const Recipe&, const LinearSpec&) const override {}
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme&,
+  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme&,
                                   DType dtype) const override {
     return {{"weight", dtype, {linear.rows, linear.cols}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme&,
-                               DType dtype) const override {
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
     HostTensor weight(dtype, {linear.rows, linear.cols});
     const auto cols = static_cast<std::size_t>(linear.cols);
     const auto groups = static_cast<std::size_t>(linear.groups());
@@ -50,7 +50,8 @@ class Dense final : public ExportFormat {
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme&) const override {
+  nlohmann::ordered_json quantization_config(const Recipe&,
+                                             const std::vector<std::string>&) const override {
     return nullptr;
   }
 };

@@ -22,27 +22,28 @@ class Gptq final : public ExportFormat {
   bool has_scheme() const override { return true; }
   std::string config_copy() const override { return "quantize_config.json"; }
 
-  void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    check_packable(name(), recipe, linear);
+  void check_schemes(const Recipe& recipe) const override { check_packable_bits(name(), recipe); }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
+  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
                                   DType) const override {
-    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
+    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
     return {{"qweight", DType::kI32, {linear.cols * scheme.bits / 32, linear.rows}},
             {"qzeros", DType::kI32, {groups, linear.rows * scheme.bits / 32}},
             {"scales", DType::kF16, {groups, linear.rows}},
             {"g_idx", DType::kI32, {linear.cols}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
-                               DType dtype) const override {
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
     std::vector<HostTensor> filled;
-    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
+    for (const TensorInfo& info :
+         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
       filled.emplace_back(info.type, info.shape);
     }
     pack_codes(linear, filled[0]);
-    pack_zeros(linear, scheme, filled[1]);
+    pack_zeros(linear, filled[1]);
     transpose_scales(linear, filled[2]);
     const std::span<std::int32_t> group_of = filled[3].as<std::int32_t>();
     if (linear.group_of_column.count() > 0) {
@@ -57,23 +58,19 @@ class Gptq final : public ExportFormat {
   }
 
   nlohmann::ordered_json quantization_config(const Recipe& recipe,
-                                             const Scheme& scheme) const override {
-    const char* version = scheme.symmetric ? "gptq" : "gptq_v2";
-    nlohmann::ordered_json config = {{"quant_method", "gptq"},
-                                     {"bits", scheme.bits},
-                                     {"group_size", scheme.group_size},
-                                     {"desc_act", scheme.reordered},
-                                     {"sym", scheme.symmetric},
-                                     {"lm_head", false},
-                                     {"checkpoint_format", version},
-                                     {"format", version},
-                                     {"pack_dtype", "int32"}};
-    if (recipe.method == "gptq") {  // what readers show; nothing they compute with
-      config["true_sequential"] = recipe.options.value("true_sequential", true);
-      const double damping = recipe.options.value("damping", 0.01);
-      if (damping > 0 && damping < 1)
-        config["damp_percent"] = damping;  // transformers refuses 0 and 1
-    }
+                                             const std::vector<std::string>&) const override {
+    const LinearScheme& scheme = one_grid(name(), recipe);
+    const bool symmetric = is_symmetric(scheme.grid);
+    const char* version = symmetric ? "gptq" : "gptq_v2";
+    nlohmann::ordered_json config = {
+        {"quant_method", "gptq"},       {"bits", scheme.bits}, {"group_size", scheme.group_size},
+        {"desc_act", scheme.reordered}, {"sym", symmetric},    {"lm_head", false},
+        {"checkpoint_format", version}, {"format", version},   {"pack_dtype", "int32"}};
+    // What readers show, and compute nothing with.
+    if (recipe.options.contains("true_sequential"))
+      config["true_sequential"] = recipe.options["true_sequential"];
+    const double damping = recipe.options.value("damping", 0.0);
+    if (damping > 0 && damping < 1) config["damp_percent"] = damping;  // transformers refuses 0, 1
     return config;
   }
 
@@ -101,13 +98,13 @@ class Gptq final : public ExportFormat {
     }
   }
 
-  static void pack_zeros(const QuantizedLinear& linear, const Scheme& scheme, HostTensor& packed) {
+  static void pack_zeros(const QuantizedLinear& linear, HostTensor& packed) {
     const auto rows = static_cast<std::size_t>(linear.rows);
     const auto groups = static_cast<std::size_t>(linear.groups());
     const std::size_t words = packed_words(rows, linear.bits);
     std::vector<std::uint8_t> stored(linear.zeros.as<std::uint8_t>().begin(),
                                      linear.zeros.as<std::uint8_t>().end());
-    if (scheme.symmetric) {
+    if (is_symmetric(linear.grid)) {
       for (std::uint8_t& zero : stored) --zero;
     }
     const std::span<std::uint32_t> out = packed.as<std::uint32_t>();

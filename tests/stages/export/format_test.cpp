@@ -36,14 +36,9 @@ QuantizedLinear example(int bits, std::int64_t group_size, Grid grid) {
   return linear;
 }
 
-Scheme scheme_of(const QuantizedLinear& linear) {
-  return {
-      .bits = linear.bits, .group_size = linear.group_size, .symmetric = is_symmetric(linear.grid)};
-}
-
 std::vector<HostTensor> filled(const std::string& format, const QuantizedLinear& linear,
                                DType dtype = DType::kF32) {
-  return make_format(format)->fill(linear, scheme_of(linear), dtype);
+  return make_format(format)->fill(linear, dtype);
 }
 
 std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, std::size_t n) {
@@ -52,7 +47,7 @@ std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, st
 }
 
 // "name type [shape]" of each tensor.
-std::vector<std::string> layout(const std::string& format, const Scheme& scheme,
+std::vector<std::string> layout(const std::string& format, const LinearScheme& scheme,
                                 DType dtype = DType::kF16) {
   std::vector<std::string> lines;
   for (const TensorInfo& info :
@@ -66,12 +61,12 @@ std::vector<std::string> layout(const std::string& format, const Scheme& scheme,
 
 TEST(CompressedTensorsTest, HasTheShapesOfTheFormat) {
   EXPECT_THAT(
-      layout("compressed-tensors", {.bits = 4, .group_size = 128, .symmetric = true}),
+      layout("compressed-tensors", {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
       ElementsAre("weight_packed I32 64 32", "weight_scale F16 64 2", "weight_shape I64 2"));
-  EXPECT_THAT(layout("compressed-tensors", {.bits = 3, .group_size = 32, .symmetric = false}),
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 3, .group_size = 32, .grid = Grid::kAsymGptq}),
               ElementsAre("weight_packed I32 64 24", "weight_scale F16 64 8",
                           "weight_zero_point I32 6 8", "weight_shape I64 2"));
-  EXPECT_THAT(layout("compressed-tensors", {.bits = 8, .group_size = -1, .symmetric = false}),
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 8, .group_size = -1, .grid = Grid::kAsymGptq}),
               ElementsAre("weight_packed I32 64 64", "weight_scale F16 64 1",
                           "weight_zero_point I32 16 1", "weight_shape I64 2"));
 }
@@ -102,18 +97,17 @@ TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
 }
 
 TEST(CompressedTensorsTest, DescribesItself) {
-  const auto group = make_format("compressed-tensors")
-                         ->quantization_config(rounding_recipe(4, 128),
-                                               {.bits = 4, .group_size = 128, .symmetric = true});
+  const auto group =
+      make_format("compressed-tensors")
+          ->quantization_config(rounding_recipe(4, 128, Grid::kSymGptq), {"lm_head"});
   EXPECT_EQ(group, nlohmann::ordered_json::parse(R"({
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
       "strategy": "group", "group_size": 128, "dynamic": false, "actorder": null, "block_structure": null,
       "observer": "minmax", "observer_kwargs": {}}, "input_activations": null, "output_activations": null}},
     "ignore": ["lm_head"], "kv_cache_scheme": null, "global_compression_ratio": null, "version": "0.18.0"})"));
-  const auto channel = make_format("compressed-tensors")
-                           ->quantization_config(rounding_recipe(3, -1),
-                                                 {.bits = 3, .group_size = -1, .symmetric = false});
+  const auto channel =
+      make_format("compressed-tensors")->quantization_config(rounding_recipe(3, -1), {"lm_head"});
   const auto& weights = channel["config_groups"]["group_0"]["weights"];
   EXPECT_EQ(weights["strategy"], "channel");
   EXPECT_TRUE(weights["group_size"].is_null());
@@ -122,10 +116,10 @@ TEST(CompressedTensorsTest, DescribesItself) {
 
 TEST(GptqTest, HasTheShapesOfTheFormat) {
   EXPECT_THAT(
-      layout("gptq", {.bits = 4, .group_size = 128, .symmetric = true}),
+      layout("gptq", {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
       ElementsAre("qweight I32 32 64", "qzeros I32 2 8", "scales F16 2 64", "g_idx I32 256"));
   EXPECT_THAT(
-      layout("gptq", {.bits = 3, .group_size = -1, .symmetric = false}),
+      layout("gptq", {.bits = 3, .group_size = -1, .grid = Grid::kAsymGptq}),
       ElementsAre("qweight I32 24 64", "qzeros I32 1 6", "scales F16 1 64", "g_idx I32 256"));
 }
 
@@ -159,27 +153,24 @@ TEST(GptqTest, KeepsReorderedGroups) {
   QuantizedLinear linear = example(4, 16, Grid::kSymGptq);
   linear.group_of_column = HostTensor(DType::kI32, {kSide});
   for (std::int32_t k = 0; k < kSide; ++k) linear.group_of_column.as<std::int32_t>()[k] = k % 2;
-  Scheme scheme = scheme_of(linear);
-  scheme.reordered = true;
-  const std::vector<HostTensor> tensors = make_format("gptq")->fill(linear, scheme, DType::kF16);
+  const std::vector<HostTensor> tensors = filled("gptq", linear);
   EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
   EXPECT_EQ(make_format("gptq")->quantization_config(rounding_recipe(4, 16, Grid::kAsymGptq, true),
-                                                     scheme)["desc_act"],
+                                                     {"lm_head"})["desc_act"],
             true);
 }
 
 TEST(GptqTest, DescribesItself) {
-  Recipe recipe = rounding_recipe(4, 128);
+  Recipe recipe = rounding_recipe(4, 128, Grid::kSymGptq);
   recipe.method = "gptq";
   recipe.options = {{"true_sequential", false}, {"damping", 0.05}};
   const auto format = make_format("gptq");
-  EXPECT_EQ(format->quantization_config(recipe, {.bits = 4, .group_size = 128, .symmetric = true}),
+  EXPECT_EQ(format->quantization_config(recipe, {"lm_head"}),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false,
               "sym": true, "lm_head": false, "checkpoint_format": "gptq", "format": "gptq", "pack_dtype": "int32",
               "true_sequential": false, "damp_percent": 0.05})"));
-  const auto asymmetric =
-      format->quantization_config(recipe, {.bits = 2, .group_size = -1, .symmetric = false});
+  const auto asymmetric = format->quantization_config(rounding_recipe(2, -1), {"lm_head"});
   EXPECT_EQ(asymmetric["format"], "gptq_v2");
   EXPECT_EQ(asymmetric["checkpoint_format"], "gptq_v2");
   EXPECT_EQ(asymmetric["group_size"], -1);
@@ -187,9 +178,9 @@ TEST(GptqTest, DescribesItself) {
 }
 
 TEST(AwqTest, HasTheShapesOfTheFormat) {
-  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .symmetric = false}),
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .grid = Grid::kAsymGptq}),
               ElementsAre("qweight I32 256 8", "qzeros I32 2 8", "scales F16 2 64"));
-  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = -1, .symmetric = true}),
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = -1, .grid = Grid::kSymGptq}),
               ElementsAre("qweight I32 256 8", "qzeros I32 1 8", "scales F16 1 64"));
 }
 
@@ -213,10 +204,10 @@ TEST(AwqTest, StoresZeroPointsOfSymmetricGridsToo) {
 }
 
 TEST(AwqTest, DescribesItself) {
-  EXPECT_EQ(make_format("awq")->quantization_config(
-                rounding_recipe(4, 128), {.bits = 4, .group_size = 128, .symmetric = true}),
-            nlohmann::ordered_json::parse(
-                R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
+  EXPECT_EQ(
+      make_format("awq")->quantization_config(rounding_recipe(4, 128, Grid::kSymGptq), {"lm_head"}),
+      nlohmann::ordered_json::parse(
+          R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
                     "zero_point": true, "modules_to_not_convert": null})"));
 }
 
@@ -229,7 +220,8 @@ TEST(DenseTest, BakesTheQuantizationIn) {
   // Row 1: codes 1, 2, ...; zero point 1; scales 1/2 and -1/2.
   EXPECT_THAT(w.subspan(32, 3), ElementsAre(0.0f, 0.5f, 1.0f));
   EXPECT_THAT(w.subspan(32 + 16, 2), ElementsAre(-0.5f * (1 - 1), -0.5f * (2 - 1)));
-  EXPECT_TRUE(make_format("dense")->quantization_config(rounding_recipe(4, 16), {}).is_null());
+  EXPECT_TRUE(
+      make_format("dense")->quantization_config(rounding_recipe(4, 16), {"lm_head"}).is_null());
 }
 
 TEST(DenseTest, RoundsToFloat16) {
@@ -340,6 +332,27 @@ TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
   EXPECT_THAT(refusal(recipe, 64, 256, "compressed-tensors"), HasSubstr("act_order: dynamic"));
   EXPECT_EQ(refusal(recipe, 64, 256, "gptq"), "");
   EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+}
+
+// What later methods make: each format says that it cannot, and which can, before anything is computed.
+TEST_F(CheckExportableTest, RefusesTablesSparsePartsAndMixedWidthsButForDense) {
+  const auto made_of = [](std::vector<LinearScheme> schemes) {
+    Recipe recipe = rounding_recipe(4, 128);
+    recipe.schemes = std::move(schemes);
+    return recipe;
+  };
+  const std::vector<std::pair<Recipe, const char*>> cases = {
+      {made_of({{.kind = LinearScheme::Kind::kTable, .bits = 4}}), "lookup table"},
+      {made_of({{.bits = 4, .sparse = true}}), "sparse part"},
+      {made_of({{.bits = 4}, {.bits = 2}}), "linears differ in bits"},
+      {made_of({{.bits = 4}, {.bits = 4, .sparse = true}}), "sparse part"}};
+  for (const auto& [recipe, why] : cases) {
+    for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
+      EXPECT_THAT(refusal(recipe, 64, 256, format),
+                  testing::AllOf(HasSubstr(format), HasSubstr(why), HasSubstr("'dense'")));
+    }
+    EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+  }
 }
 
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {
