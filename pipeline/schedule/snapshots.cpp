@@ -128,12 +128,12 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
     if (place > first_missing) continue;
     std::vector<std::string> keys;
     for (int shard = 0; shard < shards; ++shard) {
-      if (streams.quantized) keys.push_back(snapshot_key(recipe.name, place, shard));
-      if (streams.full_precision) keys.push_back(shared_snapshot_key(place, shard));
+      if (recipe.needs.quantized_stream) keys.push_back(snapshot_key(recipe.name, place, shard));
+      if (recipe.needs.full_precision_stream) keys.push_back(shared_snapshot_key(place, shard));
     }
     if (!all_whole(keys, store, world)) continue;
     // A shared one goes with the last recipe that has one of its own there, be it empty.
-    for (int shard = mine.begin; shard < mine.end && !streams.quantized; ++shard) {
+    for (int shard = mine.begin; shard < mine.end && !recipe.needs.quantized_stream; ++shard) {
       const std::string own = snapshot_key(recipe.name, place, shard);
       if (store.bytes(own) == 0) store.commit(own, Record());
     }
@@ -152,9 +152,8 @@ void Snapshots::write(int blocks_done, const StreamActivations& activations, Com
       // The recipe's own says that it uses the shared one, so it comes first, and always.
       const bool shared = part.stream == "original";
       if (shared && (!part.activations || store_.bytes(part.key) > 0)) continue;
-      const Record record = part.activations
-                                ? record_of_shard(part.stream, *part.activations, shard)
-                                : Record();
+      const Record record =
+          part.activations ? record_of_shard(part.stream, *part.activations, shard) : Record();
       store_.commit(part.key, record);
     }
     monitor_.tick();
