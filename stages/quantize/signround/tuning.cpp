@@ -10,6 +10,7 @@
 #include "model/block/linear.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
+#include "stages/quantize/signround/batch.h"
 #include "stages/quantize/signround/rounding.h"
 
 namespace roundhouse {
