@@ -22,9 +22,10 @@ struct WalkEnds {
   using Move = std::function<void(int shard, Activations& of_shard)>;
   Move receive_input = {};  // of the first block, into the shard; none: the embedding
   Move send_output = {};    // of the last block; none: nobody asks for it
-  Move receive_gradient =
-      {};  // of the last block's output; none: the model ends here, and its loss begins the gradient
-  Move send_gradient = {};  // of the first block's input; none: nobody asks for it
+  // Of the last block's output; none: the model ends here, and its loss begins the gradient. False: it will not come.
+  std::function<bool(int shard, Activations& of_shard)> receive_gradient = {};
+  Move send_gradient = {};            // of the first block's input; none: nobody asks for it
+  std::function<void()> finish = {};  // what is still being sent lives until here
 };
 
 struct GradientWalk {
@@ -51,8 +52,8 @@ struct GradientWalk {
   std::function<bool(int block, Activations* gradient)> block_done = {};
 };
 
-// Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not finite. To the
-// journal, where the model ends: {"event": "loss", "mean": nats a token, "samples": how many}.
+// Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not
+// finite. To the journal, where the model ends: {"event": "loss", "mean": nats a token, "samples": how many}.
 bool walk_gradients(const GradientWalk& walk);
 
 }  // namespace roundhouse
