@@ -212,7 +212,9 @@ TEST(GradientScheduleTest, StopsTogetherAndGoesOn) {
       EXPECT_FALSE(store.keys("gradients").empty());
       test_world().barrier();
     }
-    if (shape.pipeline == 1) EXPECT_EQ(runs, kBlocks) << "a run was not cut off";
+    if (shape.pipeline == 1) {
+      EXPECT_EQ(runs, kBlocks) << "a run was not cut off";
+    }
     test_world().barrier();
     EXPECT_EQ(contents(store), expected) << shape.pipeline << " x " << shape.data;
     test_world().barrier();
