@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "model/checkpoint/weight_prefetch.h"
 #include "stages/flow/micro_batch.h"
+#include "stages/flow/phase_clock.h"
 #include "stages/flow/shard_sum.h"
 
 namespace roundhouse {
@@ -21,7 +22,8 @@ class Walk {
   explicit Walk(const GradientWalk& walk)
       : w_(walk),
         shards_(parts_of_rank(walk.samples.shards(), walk.team.rank(), walk.team.size())),
-        prefetch_(walk.model.checkpoint()) {
+        prefetch_(walk.model.checkpoint()),
+        clock_(walk.backend) {
     require(w_.blocks.begin < w_.blocks.end, "a walk through no block");
     require(ends_with_loss() == (w_.blocks.end == w_.model.config().blocks),
             "the gradient begins where the model ends, or is received");
@@ -40,6 +42,7 @@ class Walk {
       finished = backward(block);
     }
     if (w_.ends.finish) w_.ends.finish();
+    tell();
     return finished;
   }
 
@@ -62,8 +65,10 @@ class Walk {
     w_.monitor.phase("gradients, block " + std::to_string(block) + ": " + what);
   }
   void load(int block) {
-    weights_ = {};  // before the next ones
-    weights_ = w_.shape.load(w_.model.checkpoint(), block, w_.backend);
+    clock_.measure("load", [&] {
+      weights_ = {};  // before the next ones
+      weights_ = w_.shape.load(w_.model.checkpoint(), block, w_.backend);
+    });
   }
   std::unique_ptr<Activations> make_activations() {
     return std::make_unique<Activations>(w_.budget, w_.backend.activation_type(),
@@ -93,6 +98,22 @@ class Walk {
     }
   }
 
+  void bring_input(int shard, Activations& into) {
+    if (w_.ends.receive_input) {
+      w_.ends.receive_input(shard, into);
+    } else {
+      embed(shard, into);
+    }
+  }
+
+  void run_shard_forward(int shard, const Activations& input, Activations& output) {
+    for_each_batch(shard, {&input}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
+      BlockState state = state_of(batch, std::move(rows.front()));
+      w_.shape.forward(weights_, state, w_.backend);
+      output.store_behind(shard, batch.first_row, std::as_const(state.residual).view(), w_.backend);
+    });
+  }
+
   // Leaves the inputs of all blocks, the output of the last one where it is wanted, and its weights.
   void forward() {
     inputs_.push_back(make_activations());
@@ -106,21 +127,15 @@ class Walk {
       for (int shard = shards_.begin; shard < shards_.end; ++shard) {
         if (first) {
           reserve(input, shard);
-          if (w_.ends.receive_input) {
-            w_.ends.receive_input(shard, input);
-          } else {
-            embed(shard, input);
-          }
+          clock_.measure("input", [&] { bring_input(shard, input); });
         }
         reserve(*output, shard);
         if (last && !output_wanted()) continue;
-        for_each_batch(shard, {&input}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
-          BlockState state = state_of(batch, std::move(rows.front()));
-          w_.shape.forward(weights_, state, w_.backend);
-          output->store_behind(shard, batch.first_row, std::as_const(state.residual).view(),
-                               w_.backend);
-        });
+        clock_.measure("forward", [&] { run_shard_forward(shard, input, *output); });
         if (last && w_.ends.send_output) w_.ends.send_output(shard, *output);
+      }
+      if (!last || output_wanted()) {
+        clock_.count("forward", 2.0 * tokens() * weights_of_block());
       }
       if (last) {
         gradient_ = std::move(output);
@@ -178,22 +193,23 @@ class Walk {
     std::vector<double> losses;
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
       if (from_loss) {
-        losses.push_back(differentiate_loss(shard, head));
-      } else if (from_end && !w_.ends.receive_gradient(shard, *gradient_)) {
+        clock_.measure("loss", [&] { losses.push_back(differentiate_loss(shard, head)); });
+      } else if (from_end && !receive_gradient(shard)) {
         return false;
       }
-      if (gradients) gradients->begin_shard();
-      differentiate_block(shard, input, gradients ? &*gradients : nullptr, input_wanted);
-      if (gradients) gradients->end_shard(shard);
+      clock_.measure("backward", [&] {
+        differentiate_block(shard, input, gradients ? &*gradients : nullptr, input_wanted);
+      });
       input.release(shard);
       if (to_end && w_.ends.send_gradient) w_.ends.send_gradient(shard, *gradient_);
     }
     head = {};
     inputs_.pop_back();
     if (from_loss) finish_losses(here, losses);
+    count(block, gradients.has_value(), input_wanted);
     if (gradients) {
       say(block, "sums");
-      w_.take(here, weights_, *gradients);
+      clock_.measure("take", [&] { w_.take(here, weights_, *gradients); });
     }
     return !w_.block_done || w_.block_done(block, input_wanted ? gradient_.get() : nullptr);
   }
@@ -201,6 +217,7 @@ class Walk {
   // The gradient of the output becomes that of the input, if it is wanted.
   void differentiate_block(int shard, const Activations& input, BlockGradients* gradients,
                            bool input_wanted) {
+    if (gradients) gradients->begin_shard();
     const auto input_gradient =
         input_wanted ? DecoderBlock::InputGradient::kYes : DecoderBlock::InputGradient::kNo;
     for_each_batch(
@@ -218,11 +235,60 @@ class Walk {
             gradient_->store_behind(shard, batch.first_row, dx.view(), w_.backend);
           }
         });
+    if (gradients) gradients->end_shard(shard);
+  }
+
+  bool receive_gradient(int shard) {
+    bool comes = false;
+    clock_.measure("input", [&] { comes = w_.ends.receive_gradient(shard, *gradient_); });
+    return comes;
+  }
+
+  // The whole team's floating-point operations: those of the linears and of the head, two a weight and token and product.
+  void count(int block, bool summed, bool input_wanted) {
+    const double a_product = 2.0 * tokens() * weights_of_block();
+    const bool from_loss = block + 1 == w_.blocks.end && ends_with_loss();
+    if (from_loss) {
+      const ModelConfig& config = w_.model.config();
+      clock_.count("loss", 2 * 2.0 * tokens() *
+                               static_cast<double>(config.vocabulary * config.embedding_size));
+    }
+    // Forward again, the gradient of what is within, and that of the weights.
+    clock_.count("backward", a_product * (2.0 + (summed ? 1.0 : 0.0)) -
+                                 (input_wanted ? 0.0 : 2.0 * tokens() * first_weights()));
+  }
+  double tokens() const { return static_cast<double>(w_.samples.count() * w_.samples.length()); }
+  double weights_of_block() const {
+    double sum = 0.0;
+    for (const LinearSpec& linear : w_.shape.linears()) {
+      sum += static_cast<double>(linear.rows * linear.cols);
+    }
+    return sum;
+  }
+  // Whose inputs' gradient is the block's alone.
+  double first_weights() const {
+    double sum = 0.0;
+    for (const int i : w_.shape.groups().front().linears) {
+      const LinearSpec& linear = w_.shape.linears()[static_cast<std::size_t>(i)];
+      sum += static_cast<double>(linear.rows * linear.cols);
+    }
+    return sum;
+  }
+
+  void tell() {
+    if (w_.team.rank() != 0) return;
+    nlohmann::json fact = {{"event", "gradients"},
+                           {"blocks", {w_.blocks.begin, w_.blocks.end}},
+                           {"samples", w_.samples.count()},
+                           {"length", w_.samples.length()}};
+    clock_.write(fact);
+    w_.monitor.event(fact);
   }
 
   const GradientWalk& w_;
   PartRange shards_;
   WeightPrefetch prefetch_;
+  PhaseClock clock_;
   Save save_;
   BlockWeights weights_;
   std::vector<std::unique_ptr<Activations>> inputs_;  // of the blocks from the first on

@@ -53,7 +53,8 @@ struct GradientWalk {
 };
 
 // Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not
-// finite. To the journal, where the model ends: {"event": "loss", "mean": nats a token, "samples": how many}.
+// finite. To the journal, from the team's rank 0: {"event": "loss", "mean": nats a token, ...} where the model ends, and
+// {"event": "gradients", "blocks": [first, end], "phases": ..., "flops": ...} (stages/flow/phase_clock.h) in the end.
 bool walk_gradients(const GradientWalk& walk);
 
 }  // namespace roundhouse

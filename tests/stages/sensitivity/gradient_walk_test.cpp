@@ -23,8 +23,8 @@ using reference::Matrix;
 // By linear ("model.layers.0.self_attn.q_proj"), whole, on every rank; empty where it was not asked for.
 struct Sums {
   std::map<std::string, std::vector<float>> sum, squares;
-  std::vector<int> order;  // blocks
-  std::vector<json> events;
+  std::vector<int> order;    // blocks
+  std::vector<json> events;  // of the loss
 };
 
 struct Settings {
@@ -92,7 +92,13 @@ Sums walk(Communicator& team, const std::filesystem::path& path, std::int64_t co
                               .wanted = settings.wanted,
                               .blocks = {0, static_cast<int>(model.config().blocks)},
                               .take = take}));
-  result.events = monitor.events;
+  for (const json& event : monitor.events) {
+    if (event.at("event") == "loss") result.events.push_back(event);
+  }
+  if (team.rank() == 0) {
+    EXPECT_EQ(monitor.events.back().at("event"), "gradients");
+    EXPECT_GT(monitor.events.back().at("phases").at("backward").get<double>(), 0.0);
+  }
   return result;
 }
 
