@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "stages/quantize/signround/batch.h"
 #include "stages/quantize/signround/rounding.h"
 #include "stages/quantize/signround/signround.h"
 #include "tests/stages/quantize_world.h"
