@@ -36,9 +36,9 @@ class Walk {
   bool run() {
     forward();
     bool finished = true;
-    for (int block = w_.blocks.end - 1; finished && block >= last(); --block) {
+    for (int block = w_.blocks.end - 1; finished && block >= back_to(); --block) {
       if (block + 1 < w_.blocks.end) load(block);
-      if (block > last()) prefetch_.start(w_.shape, block - 1);
+      if (block > back_to()) prefetch_.start(w_.shape, block - 1);
       finished = backward(block);
     }
     if (w_.ends.finish) w_.ends.finish();
@@ -48,8 +48,8 @@ class Walk {
 
  private:
   bool ends_with_loss() const { return !w_.ends.receive_gradient; }
-  // On the way back.
-  int last() const { return std::max(w_.blocks.begin, w_.first_wanted); }
+  // The block with which the way back ends.
+  int back_to() const { return std::max(w_.blocks.begin, w_.first_wanted); }
   bool output_wanted() const { return ends_with_loss() || w_.ends.send_output; }
 
   BlockSite site(int block) const {
@@ -158,7 +158,7 @@ class Walk {
                                        w_.samples.ids(sample, 1), w_.backend);
             if (!std::isfinite(loss.loss)) {
               throw Error("the loss of calibration sample " + std::to_string(sample) +
-                          " is not finite: gradients need a model that computes in " +
+                          " is not finite in " +
                           std::string(name_of(w_.backend.activation_type())));
             }
             sum += loss.loss;
@@ -183,7 +183,7 @@ class Walk {
     say(block, "backward");
     const bool from_end = block + 1 == w_.blocks.end, to_end = block == w_.blocks.begin;
     const bool from_loss = from_end && ends_with_loss();
-    const bool input_wanted = block > last() || (to_end && w_.ends.send_gradient);
+    const bool input_wanted = block > back_to() || (to_end && w_.ends.send_gradient);
     const BlockSite here = site(block);
     Activations& input = *inputs_.back();
     std::optional<BlockGradients> gradients;
