@@ -158,8 +158,9 @@ class Walk {
                                        w_.samples.ids(sample, 1), w_.backend);
             if (!std::isfinite(loss.loss)) {
               throw Error("the loss of calibration sample " + std::to_string(sample) +
-                          " is not finite in " +
-                          std::string(name_of(w_.backend.activation_type())));
+                          " is not finite, computed in " +
+                          std::string(name_of(w_.backend.activation_type())) +
+                          ": draw others (calibration.seed, calibration.text)");
             }
             sum += loss.loss;
             gradient_->store_behind(shard, batch.first_row + row, loss.residual.view(), w_.backend);
