@@ -63,4 +63,31 @@ double GradientKernels::squared_error(const SquaredError& op) {
   return run(op);
 }
 
+void GradientKernels::log_sum_exp(const LogSumExp& op) {
+  require(op.x.type == DType::kF32 && op.x.cols > 0, "log_sum_exp: x is F32 and has columns");
+  require(has_shape(op.sums, op.x.rows, 1, DType::kF32),
+          "log_sum_exp: sums has another shape or type");
+  run(op);
+}
+
+void GradientKernels::cross_entropy_backward(const CrossEntropyBackward& op) {
+  const std::int64_t rows = op.logits.rows;
+  require(op.logits.type == DType::kF32 && same_shape(op.d_logits, op.logits),
+          "cross_entropy_backward: logits are F32, d_logits of their shape");
+  require(has_shape(op.log_sum_exp, rows, 1, DType::kF32) &&
+              has_shape(op.loss, rows, 1, DType::kF32) &&
+              has_shape(op.target, 1, rows, DType::kI32),
+          "cross_entropy_backward: log_sum_exp, loss or target has another shape or type");
+  run(op);
+}
+
+void GradientKernels::add_gradient(const AddGradient& op) {
+  require(op.gradient.type == DType::kF32, "add_gradient: matrices are F32");
+  for (const Matrix& to : {op.sum, op.squares}) {
+    require(to.data == nullptr || alike(to, op.gradient),
+            "add_gradient: a sum has another shape or type");
+  }
+  run(op);
+}
+
 }  // namespace roundhouse

@@ -1,4 +1,4 @@
-// Backward passes of a decoder block's operations: from dy = dL/dy the gradient dx = dL/dx of each input, L any scalar.
+// Backward passes of a decoder block's operations, and of the loss that a model ends in: from dy = dL/dy the gradient dx = dL/dx of each input, L any scalar.
 // Weights of norms get no gradient: nothing here learns them. A linear y = x wᵀ needs no kernel of its own; with matmul:
 //   dx (+)= dy w,   dw (+)= dyᵀ x.
 // RoPE is a rotation: its backward is the rotation back (Rope::backward). All matrices have the device's activation type
@@ -79,6 +79,33 @@ struct SquaredError {
   float scale;
 };
 
+// log(sum_v exp(x[t, v])) of each row: of logits whose columns come in ranges, a range a call.
+struct LogSumExp {
+  ConstMatrix x;            // [t, c] F32
+  Matrix sums;              // [t, 1] F32
+  bool accumulate = false;  // sums = log(exp(sums) + ...)
+};
+
+// The softmax of a whole vocabulary and its cross-entropy, of whose columns these are [first, first + c):
+//   loss = log_sum_exp - logit of the target,   d_logits = scale (exp(logits - log_sum_exp) - 1 at the target),
+// scale being dL/d loss. Zeros in rows that are not scored.
+struct CrossEntropyBackward {
+  ConstMatrix logits;  // [t, c] F32
+  std::int64_t first;
+  ConstMatrix log_sum_exp;  // [t, 1] F32, over the whole vocabulary
+  ConstMatrix target;       // [1, t] I32; < 0: not scored
+  float scale;
+  Matrix d_logits;  // [t, c]; may be logits
+  Matrix loss;      // [t, 1] F32; stays as it is in rows whose target is not among these columns
+};
+
+// sum += gradient and squares += gradient², element by element, in F32. Either may be empty: it is not asked for.
+struct AddGradient {
+  ConstMatrix gradient;
+  Matrix sum;
+  Matrix squares;
+};
+
 class GradientKernels {
  public:
   virtual ~GradientKernels() = default;
@@ -88,6 +115,9 @@ class GradientKernels {
   void silu_gate_backward(const SiluGateBackward& op);
   void relu_backward(const ReluBackward& op);
   [[nodiscard]] double squared_error(const SquaredError& op);  // waits for the device
+  void log_sum_exp(const LogSumExp& op);
+  void cross_entropy_backward(const CrossEntropyBackward& op);
+  void add_gradient(const AddGradient& op);
 
  private:
   virtual void run(const RmsNormBackward& op) = 0;
@@ -96,6 +126,9 @@ class GradientKernels {
   virtual void run(const SiluGateBackward& op) = 0;
   virtual void run(const ReluBackward& op) = 0;
   virtual double run(const SquaredError& op) = 0;
+  virtual void run(const LogSumExp& op) = 0;
+  virtual void run(const CrossEntropyBackward& op) = 0;
+  virtual void run(const AddGradient& op) = 0;
 };
 
 }  // namespace roundhouse

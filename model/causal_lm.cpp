@@ -103,12 +103,13 @@ CausalLM::Head CausalLM::load_head(Backend& backend) const {
   return head;
 }
 
-Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
+CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
+                                         Backend& backend) const {
   const DType type = backend.activation_type();
-  ConstMatrix x = residual;
-  Tensor normed, projected;
+  HeadInput input{.x = residual, .normed = {}, .projected = {}};
+  ConstMatrix& x = input.x;
   if (!head.norm.empty()) {
-    normed = Tensor(backend, type, x.rows, x.cols);
+    Tensor& normed = input.normed = Tensor(backend, type, x.rows, x.cols);
     const float epsilon = config_.norm_epsilon;
     if (head.norm_bias.empty()) {
       backend.rms_norm(
@@ -123,12 +124,17 @@ Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend
     x = std::as_const(normed).view();
   }
   if (!head.project_out.empty()) {
-    projected = Tensor(backend, type, x.rows, config_.embedding_size);
+    Tensor& projected = input.projected = Tensor(backend, type, x.rows, config_.embedding_size);
     backend.linear({.x = x, .w = head.project_out.view(), .bias = {}, .y = projected.view()});
     x = std::as_const(projected).view();
   }
-  Tensor logits(backend, DType::kF32, x.rows, config_.vocabulary);
-  backend.linear({.x = x, .w = head.weight.view(), .bias = {}, .y = logits.view()});
+  return input;
+}
+
+Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
+  const HeadInput input = head_input(head, residual, backend);
+  Tensor logits(backend, DType::kF32, residual.rows, config_.vocabulary);
+  backend.linear({.x = input.x, .w = head.weight.view(), .bias = {}, .y = logits.view()});
   return logits;
 }
 

@@ -43,7 +43,27 @@ class CausalLM {
   Tensor logits(const Head& head, ConstMatrix residual,
                 Backend& backend) const;  // [rows, vocabulary] F32
 
+  // The mean cross-entropy of one sequence, in nats: its tokens but the first are each predicted from those before. And its
+  // gradient dL/d residual [tokens, hidden], in the activation type. Logits are computed for a range of the vocabulary at a
+  // time, twice unless one range is all: no more than `logit_bytes` of them are alive (in F32, and once more in the activation
+  // type where that is another).
+  struct LossGradient {
+    double loss;
+    Tensor residual;
+  };
+  static constexpr std::size_t kLogitBytes = std::size_t{256} << 20;
+  LossGradient loss_gradient(const Head& head, ConstMatrix residual,
+                             std::span<const std::int32_t> ids, Backend& backend,
+                             std::size_t logit_bytes = kLogitBytes) const;
+
  private:
+  // What the head's weight is applied to, and the tensors that hold it.
+  struct HeadInput {
+    ConstMatrix x;
+    Tensor normed, projected;
+  };
+  HeadInput head_input(const Head& head, ConstMatrix residual, Backend& backend) const;
+
   ModelConfig config_;
   OuterLayout layout_;
   Checkpoint checkpoint_;

@@ -126,6 +126,19 @@ double reciprocal_root(double variance, float epsilon) {
   return sum;
 }
 
+// sum += g, squares += g²; either may be absent.
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void add_gradient_row(
+    const float* g, std::int64_t n, float* sum, float* squares) {
+  if (sum) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) sum[i] += g[i];
+  }
+  if (squares) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) squares[i] += g[i] * g[i];
+  }
+}
+
 }  // namespace
 
 void CpuBackend::run(const RmsNormBackward& op) {
@@ -219,6 +232,20 @@ double CpuBackend::run(const SquaredError& op) {
   double sum = 0.0;
   for (const double row : of_row) sum += row;
   return sum;
+}
+
+void CpuBackend::run(const AddGradient& op) {
+  const float* const gradient = op.gradient.f32();
+  float* const sum = op.sum.data ? op.sum.f32() : nullptr;
+  float* const squares = op.squares.data ? op.squares.f32() : nullptr;
+  for_each_range(threads_, op.gradient.rows, rows_per_piece(op.gradient.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     add_gradient_row(gradient + row * op.gradient.stride, op.gradient.cols,
+                                      sum ? sum + row * op.sum.stride : nullptr,
+                                      squares ? squares + row * op.squares.stride : nullptr);
+                   }
+                 });
 }
 
 }  // namespace roundhouse

@@ -84,30 +84,6 @@ constexpr std::int64_t kChunk = 1024;
   }
 }
 
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] double log_sum_exp(
-    const float* x, std::int64_t n) {
-  float largest = x[0];
-  std::int64_t done = 0;
-  if (n >= kLanes) {
-    Lanes high = *reinterpret_cast<const Lanes*>(x);
-    for (; done + kLanes <= n; done += kLanes) {
-      const Lanes next = *reinterpret_cast<const Lanes*>(x + done);
-      high = next > high ? next : high;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) largest = high[lane] > largest ? high[lane] : largest;
-  }
-  for (; done < n; ++done) largest = x[done] > largest ? x[done] : largest;
-  double sum = 0.0;
-  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-    const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
-    float part = 0.0f;
-#pragma omp simd reduction(+ : part)
-    for (std::int64_t i = begin; i < end; ++i) part += fast_exp(x[i] - largest);
-    sum += static_cast<double>(part);
-  }
-  return static_cast<double>(largest) + std::log(sum);
-}
-
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] bool all_finite(
     const float* x, std::int64_t n) {
   std::uint32_t bad = 0;
@@ -186,22 +162,6 @@ void CpuBackend::run(const Relu& op) {
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
                      relu_row(x + row * op.x.stride, cols, y + row * op.y.stride);
-                   }
-                 });
-}
-
-void CpuBackend::run(const CrossEntropy& op) {
-  const std::int64_t rows = op.logits.rows;
-  const float* const logits = op.logits.f32();
-  for_each_range(threads_, rows, rows_per_piece(op.logits.cols),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t row = begin; row < end; ++row) {
-                     const std::int32_t target = op.target[static_cast<std::size_t>(row)];
-                     const float* const x = logits + row * op.logits.stride;
-                     op.loss[static_cast<std::size_t>(row)] =
-                         target < 0 ? 0.0f
-                                    : static_cast<float>(log_sum_exp(x, op.logits.cols) -
-                                                         static_cast<double>(x[target]));
                    }
                  });
 }

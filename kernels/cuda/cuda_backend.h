@@ -62,6 +62,9 @@ class CudaBackend : public Backend {
   void run(const SiluGateBackward& op) override;
   void run(const ReluBackward& op) override;
   double run(const SquaredError& op) override;
+  void run(const LogSumExp& op) override;
+  void run(const CrossEntropyBackward& op) override;
+  void run(const AddGradient& op) override;
 
   void run(const FindGrid& op) override;
   void run(const RoundToGrid& op) override;

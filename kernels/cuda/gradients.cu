@@ -155,6 +155,26 @@ __global__ void __launch_bounds__(kThreads) squared_error_kernel(SquaredError op
   if (threadIdx.x == 0) of_row[row] = total;
 }
 
+template <int kWidth>
+struct SumAndSquares {
+  AddGradient op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    const Floats<kWidth> gradient = load<float, kWidth>(op.gradient, row, col);
+    if (op.sum.data) {
+      Floats<kWidth> sum = load<float, kWidth>(op.sum, row, col);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sum.at[i] += gradient.at[i];
+      store<float, kWidth>(sum, op.sum, row, col);
+    }
+    if (op.squares.data) {
+      Floats<kWidth> squares = load<float, kWidth>(op.squares, row, col);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) squares.at[i] += gradient.at[i] * gradient.at[i];
+      store<float, kWidth>(squares, op.squares, row, col);
+    }
+  }
+};
+
 }  // namespace
 
 void CudaBackend::run(const RmsNormBackward& op) {
@@ -225,6 +245,14 @@ double CudaBackend::run(const SquaredError& op) {
   double sum = 0.0;
   for (const double row : of_row) sum += row;
   return sum;
+}
+
+void CudaBackend::run(const AddGradient& op) {
+  const auto packs = [](const Matrix& to) { return to.data == nullptr || can_pack(to); };
+  with_width(can_pack(op.gradient) && packs(op.sum) && packs(op.squares), [&](auto width) {
+    for_each_element(op.gradient.rows, op.gradient.cols, width, device_->stream(),
+                     SumAndSquares<width()>{op});
+  });
 }
 
 }  // namespace roundhouse

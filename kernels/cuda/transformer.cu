@@ -129,44 +129,6 @@ struct CutBelowZero {
   }
 };
 
-struct CrossEntropyParts {
-  double sum[kWarps];
-  float largest[kWarps];
-};
-
-// One block a row. A thread sums in F32, the block in double.
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(ConstMatrix logits, const std::int32_t* targets, float* losses) {
-  CrossEntropyParts& parts = shared_memory<CrossEntropyParts>();
-  const std::int64_t row = blockIdx.x;
-  const std::int32_t target = targets[row];
-  if (target < 0) {
-    if (threadIdx.x == 0) losses[row] = 0.0f;
-    return;
-  }
-  const int cols = static_cast<int>(logits.cols);
-  float largest = -INFINITY;
-  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
-    const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) largest = x.at[i] > largest ? x.at[i] : largest;
-  }
-  largest = block_reduce<kThreads>(largest, parts.largest, Larger());
-  float sum = 0.0f;
-  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
-    const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum += expf(x.at[i] - largest);
-  }
-  const double total = block_reduce<kThreads>(static_cast<double>(sum), parts.sum, Plus());
-  if (threadIdx.x == 0) {
-    const float x = load<T, 1>(logits, row, target).at[0];
-    losses[row] =
-        static_cast<float>(static_cast<double>(largest) + log(total) - static_cast<double>(x));
-  }
-}
-
 // Blocks (s, y) share the rows of sample s. Whoever finds a value that is not finite says so: all write the same.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
@@ -248,26 +210,6 @@ void CudaBackend::run(const Relu& op) {
                        CutBelowZero<typename decltype(type)::type, width()>{op});
     });
   });
-}
-
-void CudaBackend::run(const CrossEntropy& op) {
-  const std::int64_t rows = op.logits.rows;
-  check_columns(op.logits.cols);
-  const Buffer targets = allocate(op.target.size_bytes());
-  const Buffer losses = allocate(op.loss.size_bytes());
-  upload(std::as_bytes(op.target), targets.get());
-  with_activation_type(op.logits.type, [&](auto type) {
-    with_width(can_pack(op.logits), [&](auto width) {
-      launch(cross_entropy_kernel<typename decltype(type)::type, width()>,
-             {.grid = blocks_for(rows),
-              .threads = kThreads,
-              .shared_bytes = sizeof(CrossEntropyParts),
-              .stream = device_->stream()},
-             op.logits, reinterpret_cast<const std::int32_t*>(targets.get()),
-             reinterpret_cast<float*>(losses.get()));
-    });
-  });
-  download(losses.get(), std::as_writable_bytes(op.loss));
 }
 
 void CudaBackend::run(const CheckFinite& op) {

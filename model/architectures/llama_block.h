@@ -41,8 +41,9 @@ class LlamaBlock : public DecoderBlock {
   void attention_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                           std::int64_t length, Tensor& gradient, const TakeGradient& take,
                           InputGradient input_gradient, Backend& backend) const;
-  void mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved, Tensor& gradient,
-                    const TakeGradient& take, Backend& backend) const;
+  void mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
+                    std::int64_t length, Tensor& gradient, const TakeGradient& take,
+                    Backend& backend) const;
 
   ModelConfig config_;
   SelfAttention attention_;

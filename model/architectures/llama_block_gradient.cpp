@@ -34,14 +34,15 @@ void LlamaBlock::backward_half(Half half, const BlockWeights& weights,
   if (half == Half::kAttention) {
     attention_backward(weights, saved, length, gradient, take, input_gradient, backend);
   } else {
-    mlp_backward(weights, saved, gradient, take, backend);
+    mlp_backward(weights, saved, length, gradient, take, backend);
   }
 }
 
 void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
-                              Tensor& gradient, const TakeGradient& take, Backend& backend) const {
+                              std::int64_t length, Tensor& gradient, const TakeGradient& take,
+                              Backend& backend) const {
   Tensor gate = std::move(saved.inner[kGateOutput]), up = std::move(saved.inner[kUpOutput]);
-  take(kDown, weight_gradient(gradient, gated_product(gate, up, backend), backend));
+  take(kDown, {gradient, gated_product(gate, up, backend), length});
   {
     const Tensor d_product = input_gradient_of(gradient, weights.linears[kDown], backend);
     backend.silu_gate_backward({.gate = std::as_const(gate).view(),
@@ -53,8 +54,8 @@ void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfH
   const Tensor d_gate = std::move(gate), d_up = std::move(up);
   {
     const Tensor n = normalize(kBeforeMlp, weights, saved.input, backend);
-    take(kUp, weight_gradient(d_up, n, backend));
-    take(kGate, weight_gradient(d_gate, n, backend));
+    take(kUp, {d_up, n, length});
+    take(kGate, {d_gate, n, length});
   }
   Tensor dn = input_gradient_of(d_gate, weights.linears[kGate], backend);
   add_input_gradient(d_up, weights.linears[kUp], dn.view(), true, backend);
@@ -67,7 +68,7 @@ void LlamaBlock::attention_backward(const BlockWeights& weights, SavedActivation
   const SelfAttention::Gradients gradients =
       attention_.backward(weights, std::move(saved.inner), gradient, length, take, backend);
   attention_.take_gradients(gradients, normalize(kBeforeAttention, weights, saved.input, backend),
-                            take, backend);
+                            length, take);
   if (input_gradient == InputGradient::kNo) return;
   Tensor dn(backend, backend.activation_type(), gradient.rows(), hidden_size_);
   attention_.add_input_gradients(weights, gradients, dn.view(), false, backend);

@@ -51,8 +51,9 @@ class OptBlock : public DecoderBlock {
   void attention_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                           std::int64_t length, const Tensor& dy, const TakeGradient& take,
                           Matrix dn, Backend& backend) const;
-  void mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved, const Tensor& dy,
-                    const TakeGradient& take, Matrix dn, Backend& backend) const;
+  void mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
+                    std::int64_t length, const Tensor& dy, const TakeGradient& take, Matrix dn,
+                    Backend& backend) const;
   // gradient (+)= the gradient of a norm's input x, from that of its output, dy.
   void norm_backward(Norm norm, const BlockWeights& weights, const Tensor& x, const Tensor& dy,
                      Tensor& gradient, bool accumulate, Backend& backend) const;

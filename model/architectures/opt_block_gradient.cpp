@@ -51,7 +51,7 @@ void OptBlock::backward_half(Half half, const BlockWeights& weights,
   if (half == Half::kAttention) {
     attention_backward(weights, saved, length, gradient, take, into, backend);
   } else {
-    mlp_backward(weights, saved, gradient, take, into, backend);
+    mlp_backward(weights, saved, length, gradient, take, into, backend);
   }
   if (wanted && config_.norm_first) {
     norm_backward(norm, weights, saved.input, dn, gradient, true, backend);
@@ -59,15 +59,14 @@ void OptBlock::backward_half(Half half, const BlockWeights& weights,
 }
 
 void OptBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
-                            const Tensor& dy, const TakeGradient& take, Matrix dn,
-                            Backend& backend) const {
+                            std::int64_t length, const Tensor& dy, const TakeGradient& take,
+                            Matrix dn, Backend& backend) const {
   const Tensor inner = std::move(saved.inner[0]);
-  take(kFc2, weight_gradient(dy, inner, backend));
+  take(kFc2, {dy, inner, length});
   Tensor d_inner = input_gradient_of(dy, weights.linears[kFc2], backend);
   backend.relu_backward(
       {.y = inner.view(), .dy = std::as_const(d_inner).view(), .dx = d_inner.view()});
-  take(kFc1,
-       weight_gradient(d_inner, input_of(kFinalNorm, weights, saved.input, backend), backend));
+  take(kFc1, {d_inner, input_of(kFinalNorm, weights, saved.input, backend), length});
   if (dn.data) add_input_gradient(d_inner, weights.linears[kFc1], dn, true, backend);
 }
 
@@ -77,7 +76,7 @@ void OptBlock::attention_backward(const BlockWeights& weights, SavedActivations:
   const SelfAttention::Gradients gradients =
       attention_.backward(weights, std::move(saved.inner), dy, length, take, backend);
   attention_.take_gradients(gradients, input_of(kAttentionNorm, weights, saved.input, backend),
-                            take, backend);
+                            length, take);
   if (dn.data) attention_.add_input_gradients(weights, gradients, dn, true, backend);
 }
 

@@ -85,8 +85,14 @@ enum class Save {
   kInputs  // two hidden activations a token, at the price of one more forward pass; half a block at a time is whole in memory
 };
 
-// Takes dL/dW [rows, cols] of a linear in F32.
-using TakeGradient = std::function<void(int linear, Tensor gradient)>;
+// What the gradient of a linear's weight is made of, dL/dW = dyᵀ x (weight_gradient() of linear.h): of all rows, or of those
+// of one sequence. Valid during the call.
+struct LinearGradient {
+  const Tensor& dy;  // of the linear's output: [sequences * length, rows], in the activation type
+  const Tensor& x;   // the linear's input: [sequences * length, cols]
+  std::int64_t length;
+};
+using TakeGradient = std::function<void(int linear, const LinearGradient& gradient)>;
 
 class DecoderBlock {
  public:
@@ -123,9 +129,9 @@ class DecoderBlock {
                                   Backend& backend) const;
   // Of SavedActivations with Save::kAll.
   std::size_t saved_bytes(std::int64_t tokens, DType activation_type) const;
-  // From dy = dL/d output [tokens, hidden], in the activation type, the gradient of every linear's weight, each handed to
-  // `take` as soon as it exists, once, from the last linear of the block to the first: no more than one is alive here.
-  // Returns dL/d input, if it is asked for; else an empty tensor. The same bits whatever was saved.
+  // From dy = dL/d output [tokens, hidden], in the activation type, what every linear's gradient is made of, each handed to
+  // `take` as soon as it exists, once, from the last linear of the block to the first. Returns dL/d input, if it is asked for;
+  // else an empty tensor. The same bits whatever was saved.
   enum class InputGradient { kYes, kNo };
   Tensor backward(const BlockWeights& weights, SavedActivations saved, Tensor dy,
                   const TakeGradient& take, InputGradient input_gradient, Backend& backend) const;

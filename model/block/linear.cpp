@@ -20,9 +20,13 @@ Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Ba
   return y;
 }
 
-Tensor weight_gradient(const Tensor& dy, const Tensor& x, Backend& backend) {
-  Tensor dw(backend, DType::kF32, dy.cols(), x.cols());
-  backend.matmul({.a = dy.view(), .transpose_a = true, .b = x.view(), .c = dw.view()});
+void weight_gradient(ConstMatrix dy, ConstMatrix x, Matrix dw, Backend& backend) {
+  backend.matmul({.a = dy, .transpose_a = true, .b = x, .c = dw});
+}
+
+Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend) {
+  Tensor dw(backend, DType::kF32, dy.cols, x.cols);
+  weight_gradient(dy, x, dw.view(), backend);
   return dw;
 }
 

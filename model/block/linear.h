@@ -12,7 +12,8 @@ void apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Matr
 Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Backend& backend);
 
 // dyᵀ x in F32.
-Tensor weight_gradient(const Tensor& dy, const Tensor& x, Backend& backend);
+void weight_gradient(ConstMatrix dy, ConstMatrix x, Matrix dw, Backend& backend);
+Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend);
 
 // dx (+)= dy w
 void add_input_gradient(const Tensor& dy, const Tensor& w, Matrix dx, bool accumulate,

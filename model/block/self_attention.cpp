@@ -74,7 +74,7 @@ SelfAttention::Gradients SelfAttention::backward(const BlockWeights& weights,
   const Tensor q = std::move(inner[kQueries]), k = std::move(inner[kKeys]),
                v = std::move(inner[kValues]), out = std::move(inner[kOutput]),
                log_sum_exp = std::move(inner[kLogSumExp]);
-  take(kO, weight_gradient(dy, out, backend));
+  take(kO, {dy, out, length});
   const Tensor d_out = input_gradient_of(dy, weights.linears[kO], backend);
   Gradients gradients{.dq = Tensor(backend, q.type(), q.rows(), q.cols()),
                       .dk = Tensor(backend, k.type(), k.rows(), k.cols()),
@@ -99,11 +99,11 @@ SelfAttention::Gradients SelfAttention::backward(const BlockWeights& weights,
   return gradients;
 }
 
-void SelfAttention::take_gradients(const Gradients& gradients, const Tensor& x,
-                                   const TakeGradient& take, Backend& backend) const {
-  take(kV, weight_gradient(gradients.dv, x, backend));
-  take(kK, weight_gradient(gradients.dk, x, backend));
-  take(kQ, weight_gradient(gradients.dq, x, backend));
+void SelfAttention::take_gradients(const Gradients& gradients, const Tensor& x, std::int64_t length,
+                                   const TakeGradient& take) const {
+  take(kV, {gradients.dv, x, length});
+  take(kK, {gradients.dk, x, length});
+  take(kQ, {gradients.dq, x, length});
 }
 
 void SelfAttention::add_input_gradients(const BlockWeights& weights, const Gradients& gradients,

@@ -41,8 +41,8 @@ class SelfAttention {
   Gradients backward(const BlockWeights& weights, std::vector<Tensor> inner, const Tensor& dy,
                      std::int64_t length, const TakeGradient& take, Backend& backend) const;
   // Hands out those of v, k and q, given forward()'s x.
-  void take_gradients(const Gradients& gradients, const Tensor& x, const TakeGradient& take,
-                      Backend& backend) const;
+  void take_gradients(const Gradients& gradients, const Tensor& x, std::int64_t length,
+                      const TakeGradient& take) const;
   // dx (+)= the gradient of forward()'s x
   void add_input_gradients(const BlockWeights& weights, const Gradients& gradients, Matrix dx,
                            bool accumulate, Backend& backend) const;

@@ -67,6 +67,50 @@ void SnapshotTiming::written(double bytes, double seconds) {
   if (bytes > 0 && seconds > 0) bytes_per_second_ = bytes / seconds;
 }
 
+Record record_of_shard(std::string_view tensor, Activations& activations, int shard) {
+  HostTensor rows(activations.type(), {activations.tokens(shard), activations.cols()});
+  std::ranges::copy(activations.bytes(shard), rows.bytes().begin());
+  Record record;
+  record.tensors.emplace(tensor, std::move(rows));
+  return record;
+}
+
+void load_shard(const std::string& key, std::string_view tensor, Activations& activations,
+                int shard, RunStore& store) {
+  const auto record = store.load(key);
+  if (!record) {
+    throw Error(key + ": was there a moment ago and is gone or damaged; start the run again");
+  }
+  const auto found = record->tensors.find(std::string(tensor));
+  const std::span<std::byte> room = activations.bytes(shard);
+  if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
+    throw Error(key + ": does not fit this run; remove the file and start the run again");
+  }
+  std::ranges::copy(found->second.bytes(), room.begin());
+}
+
+bool all_whole(const std::vector<std::string>& keys, RunStore& store, Communicator& world) {
+  const PartRange mine = parts_of_rank(static_cast<int>(keys.size()), world.rank(), world.size());
+  nlohmann::json lengths = nlohmann::json::object();
+  bool whole = true;
+  for (int i = mine.begin; i < mine.end; ++i) {
+    const std::string& key = keys[static_cast<std::size_t>(i)];
+    const bool there = store.whole(key);
+    if (!there) store.remove(key);  // a damaged one would stand in the way
+    whole = whole && there;
+    if (whole) lengths[key] = store.bytes(key);
+  }
+  const std::string text = (whole ? lengths : nlohmann::json()).dump();
+  for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+    const char* const begin = reinterpret_cast<const char*>(part.data());
+    const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
+    whole = whole && !theirs.is_null();
+    if (theirs.is_null()) continue;
+    for (const auto& [key, bytes] : theirs.items()) store.expect(key, bytes.get<std::uint64_t>());
+  }
+  return whole;
+}
+
 int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore& store,
                   Communicator& world) {
   if (!recipe.needs.streams()) return 0;
@@ -82,27 +126,12 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
   const PartRange mine = parts_of_rank(shards, world.rank(), world.size());
   for (const int place : candidates) {
     if (place > first_missing) continue;
-    nlohmann::json lengths = nlohmann::json::object();
-    bool whole = true;
-    const auto look = [&](const std::string& key) {
-      const bool there = store.whole(key);
-      if (!there) store.remove(key);  // a damaged one would stand in the way
-      whole = whole && there;
-      if (whole) lengths[key] = store.bytes(key);
-    };
-    for (int shard = mine.begin; shard < mine.end; ++shard) {
-      if (recipe.needs.quantized_stream) look(snapshot_key(recipe.name, place, shard));
-      if (recipe.needs.full_precision_stream) look(shared_snapshot_key(place, shard));
+    std::vector<std::string> keys;
+    for (int shard = 0; shard < shards; ++shard) {
+      if (recipe.needs.quantized_stream) keys.push_back(snapshot_key(recipe.name, place, shard));
+      if (recipe.needs.full_precision_stream) keys.push_back(shared_snapshot_key(place, shard));
     }
-    const std::string text = (whole ? lengths : nlohmann::json()).dump();
-    for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
-      const char* const begin = reinterpret_cast<const char*>(part.data());
-      const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
-      whole = whole && !theirs.is_null();
-      if (theirs.is_null()) continue;
-      for (const auto& [key, bytes] : theirs.items()) store.expect(key, bytes.get<std::uint64_t>());
-    }
-    if (!whole) continue;
+    if (!all_whole(keys, store, world)) continue;
     // A shared one goes with the last recipe that has one of its own there, be it empty.
     for (int shard = mine.begin; shard < mine.end && !recipe.needs.quantized_stream; ++shard) {
       const std::string own = snapshot_key(recipe.name, place, shard);
@@ -123,13 +152,8 @@ void Snapshots::write(int blocks_done, const StreamActivations& activations, Com
       // The recipe's own says that it uses the shared one, so it comes first, and always.
       const bool shared = part.stream == "original";
       if (shared && (!part.activations || store_.bytes(part.key) > 0)) continue;
-      Record record;
-      if (part.activations) {
-        HostTensor tensor(part.activations->type(),
-                          {part.activations->tokens(shard), part.activations->cols()});
-        std::ranges::copy(part.activations->bytes(shard), tensor.bytes().begin());
-        record.tensors.emplace(part.stream, std::move(tensor));
-      }
+      const Record record =
+          part.activations ? record_of_shard(part.stream, *part.activations, shard) : Record();
       store_.commit(part.key, record);
     }
     monitor_.tick();
@@ -143,18 +167,7 @@ void Snapshots::write(int blocks_done, const StreamActivations& activations, Com
 void Snapshots::load(int blocks_done, const StreamActivations& activations) {
   for (int shard = shards_.begin; shard < shards_.end; ++shard) {
     for (const Part& part : parts_of(recipe_.name, blocks_done, shard, activations)) {
-      if (!part.activations) continue;
-      const auto record = store_.load(part.key);
-      if (!record) {
-        throw Error(part.key +
-                    ": was there a moment ago and is gone or damaged; start the run again");
-      }
-      const auto found = record->tensors.find(std::string(part.stream));
-      const std::span<std::byte> room = part.activations->bytes(shard);
-      if (found == record->tensors.end() || found->second.bytes().size() != room.size()) {
-        throw Error(part.key + ": does not fit this run; remove the file and start the run again");
-      }
-      std::ranges::copy(found->second.bytes(), room.begin());
+      if (part.activations) load_shard(part.key, part.stream, *part.activations, shard, store_);
     }
     monitor_.tick();
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -38,6 +39,14 @@ class SnapshotTiming {
   double since_ = 0, lost_ = 0;    // T, L
   double bytes_per_second_ = 2e8;  // until it is known: that of a busy network file system
 };
+
+// One shard of activations as a record of one tensor. load_shard() throws Error if it does not fit, or has gone.
+Record record_of_shard(std::string_view tensor, Activations& activations, int shard);
+void load_shard(const std::string& key, std::string_view tensor, Activations& activations,
+                int shard, RunStore& store);
+// Collective: whether these records (the same keys on all) are there and whole. Ranks share the reading; damaged ones are removed;
+// what one has seen the others expect to see.
+bool all_whole(const std::vector<std::string>& keys, RunStore& store, Communicator& world);
 
 // Blocks before the newest snapshot of a recipe that is whole and not behind its first missing block; 0: there is none. The same on
 // every rank. Collective: ranks share the reading.

@@ -9,10 +9,9 @@
 #include "model/block/decoder_block.h"
 #include "model/quantized/linear_scheme.h"
 #include "model/quantized/quantized_linear.h"
+#include "stages/flow/block_sum.h"
 
 namespace roundhouse {
-
-inline constexpr std::int64_t kTileRows = 256;
 
 // How far a solution is from the original, and the same measure of the original itself (what the error is relative to). The
 // method says what it measures. Summed over tiles in tile order.

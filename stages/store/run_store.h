@@ -6,6 +6,7 @@
 //   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
 //   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
+//   gradients/100x512/at-0008/shard-03                 gradient of the model's loss at the input of block 8
 #pragma once
 
 #include <cstdint>

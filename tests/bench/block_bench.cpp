@@ -5,6 +5,8 @@
 //   block_bench [--like llama-1.1b | --model DIR] [--blocks 2] [--samples 32] [--length 512] [--threads N] [--recipe JSON]
 //               [--json FILE]      the first blocks of a model directory, or of a synthetic model of a published shape
 //   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
+//   block_bench --gradients --like llama-2-70b --blocks 1 --samples 4
+//                                  the gradients of the loss, from so many blocks up to the head, in place of a recipe
 //   block_bench --like llama-2-70b --samples 512 --length 2048 --floors 790,50,55     the floors alone, for a machine
 //                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing
 #include <CLI/CLI.hpp>
@@ -31,6 +33,7 @@
 #include "pipeline/run/hdf5_store.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/quantize/methods.h"
+#include "stages/sensitivity/gradient_walk.h"
 #include "stages/store/block_record.h"
 #include "tests/bench/random_tensor.h"
 
@@ -68,6 +71,7 @@ struct Options {
   std::string like = "llama-1.1b", model, recipe = R"({"method": "gptq"})", json;
   std::vector<double> floors;
   int blocks = 2, samples = 32, length = 512, threads = 0;
+  bool gradients = false;
 };
 
 Recipe recipe_of(const Options& options) {
@@ -153,8 +157,8 @@ Activations embed(const CausalLM& model, const Samples& samples, ActivationBudge
 // The seconds of one block beside their floors, printed and kept.
 class BlockTable {
  public:
-  BlockTable(int block, const Rates& rates) : rates_(rates), facts_{{"block", block}} {
-    std::printf("block %d            seconds     floor   share     GFLOP\n", block);
+  BlockTable(const std::string& what, const Rates& rates) : rates_(rates) {
+    std::printf("%-18s seconds     floor   share     GFLOP\n", what.c_str());
   }
   void add_seconds(const std::string& part, double seconds) { add(part, seconds, 0, 0); }
   void add_phase(const std::string& phase, double seconds, double flops) {
@@ -166,7 +170,7 @@ class BlockTable {
   void add_step(double seconds, double flops) {
     add("one step", seconds, flops, floor_of("forward", flops));
   }
-  void finish(double seconds) { add("whole block", seconds, flops_, floor_); }
+  void finish(const std::string& whole, double seconds) { add(whole, seconds, flops_, floor_); }
   const nlohmann::json& facts() const { return facts_; }
 
  private:
@@ -208,6 +212,48 @@ void add_phases(BlockTable& table, const nlohmann::json& record, const BlockCost
   table.add_step(seconds / steps, flops / steps);
 }
 
+// Keeps the last fact.
+class LastEvent final : public Monitor {
+ public:
+  void phase(const std::string&) override {}
+  void tick() override {}
+  void event(const nlohmann::json& fact) override { last = fact; }
+  void say(const std::string&) override {}
+  bool stop_requested() override { return false; }
+
+  nlohmann::json last;
+};
+
+// From the first block of the model to its head, and back: what of a whole model's walk grows with its blocks, and the loss.
+nlohmann::json run_gradients(const Options& options, const CausalLM& model,
+                             const DecoderBlock& shape, Communicator& team,
+                             ActivationBudget& budget, const Rates& rates, Backend& backend) {
+  const Samples samples = random_samples(options, model.config().vocabulary);
+  LastEvent monitor;
+  const double start = now();
+  walk_gradients({.backend = backend,
+                  .team = team,
+                  .device_team = team,
+                  .model = model,
+                  .shape = shape,
+                  .samples = samples,
+                  .budget = budget,
+                  .saved_activation_bytes = backend.available_bytes() / 4,
+                  .monitor = monitor,
+                  .wanted = {.sum = false, .squares = true},
+                  .blocks = {0, static_cast<int>(model.config().blocks)},
+                  .take = [&](const BlockSite&, BlockWeights&, BlockGradients& gradients) {
+                    for (std::size_t i = 0; i < shape.linears().size(); ++i)
+                      (void)gradients.finish(static_cast<int>(i));
+                  }});
+  const double seconds = now() - start;
+  BlockTable table("gradients", rates);
+  for (const auto& [phase, part] : monitor.last.at("phases").items())
+    table.add_phase(phase, part.get<double>(), monitor.last.at("flops").value(phase, 0.0));
+  table.finish("whole walk", seconds);
+  return table.facts();
+}
+
 void run(const Options& options) {
   const Scratch scratch;
   const CausalLM model(options.model.empty() ? synthesize(options, scratch.path())
@@ -228,7 +274,7 @@ void run(const Options& options) {
   std::printf("%s: %s, hidden %lld, ffn %lld, %d x %d tokens, %s\n", backend->description().c_str(),
               name.c_str(), static_cast<long long>(model.config().hidden_size),
               static_cast<long long>(model.config().intermediate_size), options.samples,
-              options.length, recipe.name.c_str());
+              options.length, options.gradients ? "gradients" : recipe.name.c_str());
   std::printf(
       "matrix products of this machine (n = %lld): %.1f GFLOP/s with %s inputs, %.1f in F32",
       static_cast<long long>(n), rates.activations / 1e9,
@@ -238,7 +284,7 @@ void run(const Options& options) {
   std::printf("\n\n");
   nlohmann::json facts{{"device", backend->description()},
                        {"model", name},
-                       {"recipe", recipe.name},
+                       {"recipe", options.gradients ? "gradients" : recipe.name},
                        {"samples", options.samples},
                        {"length", options.length},
                        {"flops_per_second", rates.activations},
@@ -255,10 +301,14 @@ void run(const Options& options) {
   if (needs.quantized_stream) residual.emplace(embed(model, *samples, budget, *backend));
   if (needs.full_precision_stream) original.emplace(embed(model, *samples, budget, *backend));
 
+  if (options.gradients) {
+    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates, *backend);
+  }
   NullMonitor monitor;
-  const int blocks = std::min(options.blocks, static_cast<int>(model.config().blocks));
+  const int blocks =
+      options.gradients ? 0 : std::min(options.blocks, static_cast<int>(model.config().blocks));
   for (int block = 0; block < blocks; ++block) {
-    BlockTable table(block, rates);
+    BlockTable table("block " + std::to_string(block), rates);
     const double start = now();
     BlockWeights weights = shape->load(model.checkpoint(), block, *backend);
     backend->sync();
@@ -288,8 +338,9 @@ void run(const Options& options) {
     add_phases(table, result.record,
                make_method(recipe)->cost(*shape, options.samples, options.length));
     table.add_seconds("commit", end - quantized);
-    table.finish(end - start);
+    table.finish("whole block", end - start);
     facts["blocks"].push_back(table.facts());
+    facts["blocks"].back()["block"] = block;
   }
   if (!options.json.empty()) write_text_atomically(options.json, facts.dump(1) + "\n");
 }
@@ -311,6 +362,7 @@ int main(int argc, char** argv) {
   app.add_option("--length", options.length, "tokens a sample")->capture_default_str();
   app.add_option("--recipe", options.recipe, "as in a configuration, as JSON")
       ->capture_default_str();
+  app.add_flag("--gradients", options.gradients, "the gradients of the loss in place of a recipe");
   app.add_option("--floors", options.floors, "only the floors: TFLOP/s, F32 TFLOP/s, GB/s")
       ->delimiter(',')
       ->expected(3);

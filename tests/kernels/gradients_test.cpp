@@ -424,6 +424,113 @@ TEST_P(GradientsTest, ElementwiseGradientsEqualTorchs) {
               "mean squared error");
 }
 
+// Logits of a vocabulary whose columns come in ranges: the loss and its gradient of every row.
+struct CrossEntropyResult {
+  Matrix log_sum_exp, loss, d_logits;
+};
+CrossEntropyResult cross_entropy_backward(Backend& backend, const Matrix& logits,
+                                          const std::vector<std::int64_t>& target, double scale,
+                                          std::int64_t each, const Layout& layout) {
+  Wide device(backend, logits, Layout{.type = DType::kF32, .extra = layout.extra});
+  Wide sums(backend, constant_matrix(logits.rows, 1, kNaN)), loss(backend, Matrix(logits.rows, 1));
+  Wide d_logits(backend, constant_matrix(logits.rows, logits.cols, kNaN), layout);
+  const Tensor targets = upload_index(target, backend);
+  const auto for_each_range = [&](const auto& work) {
+    for (std::int64_t first = 0; first < logits.cols; first += each) {
+      work(first, std::min(first + each, logits.cols));
+    }
+  };
+  for_each_range([&](std::int64_t first, std::int64_t end) {
+    backend.log_sum_exp(
+        {.x = device.view().col_range(first, end), .sums = sums, .accumulate = first > 0});
+  });
+  for_each_range([&](std::int64_t first, std::int64_t end) {
+    backend.cross_entropy_backward({.logits = device.view().col_range(first, end),
+                                    .first = first,
+                                    .log_sum_exp = sums,
+                                    .target = targets.view(),
+                                    .scale = static_cast<float>(scale),
+                                    .d_logits = d_logits.view().col_range(first, end),
+                                    .loss = loss});
+  });
+  return {download(backend, sums), download(backend, loss), download(backend, d_logits)};
+}
+
+TEST_P(GradientsTest, CrossEntropyBackwardIsTheDifferenceQuotient) {
+  constexpr double kScale = 0.125;
+  for (const Layout& layout : layouts(backend())) {
+    for (const auto& [cols, each] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+             {1, 1}, {7, 3}, {40, 16}, {131, 64}, {131, 200}}) {
+      const Matrix logits = random_matrix(6, cols, 30, 5.0);
+      std::vector<std::int64_t> target{0, cols - 1, -1, cols / 2, cols / 3, cols / 4};
+      const std::vector<std::int32_t> target32(target.begin(), target.end());
+      // Of the losses' sum.
+      const auto loss = [&](const Matrix& at) {
+        Matrix sum(1, 1);
+        for (const double row : reference::cross_entropy(at, target32)) sum(0, 0) += row;
+        return sum;
+      };
+      Matrix scale(1, 1);
+      scale(0, 0) = kScale;
+      const CrossEntropyResult got =
+          cross_entropy_backward(backend(), logits, target, kScale, each, layout);
+      if (cols > 1) {
+        expect_near(got.d_logits, reference::numeric_gradient(loss, logits, scale),
+                    tolerance(layout.type, kFewRoundings), "d_logits");
+      }
+      const std::vector<double> want = reference::cross_entropy(logits, target32);
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(got.loss.values[i], want[i], 3e-6 * (1.0 + want[i])) << cols << ", row " << i;
+      }
+      for (std::int64_t col = 0; col < cols; ++col) {
+        ASSERT_EQ(got.d_logits(2, col), 0.0) << "not scored";
+      }
+    }
+  }
+}
+
+// Gradients may take the logits' place, and large logits do not overflow.
+TEST_P(GradientsTest, CrossEntropyBackwardInPlaceAndOfLargeLogits) {
+  Matrix logits = random_matrix(3, 24, 31);
+  for (double& value : logits.values) value *= 3e4;
+  const std::vector<std::int64_t> target{23, 0, 8};
+  const CrossEntropyResult want = cross_entropy_backward(backend(), logits, target, 1.0, 24, {});
+  Wide device(backend(), logits, Layout{.extra = 8});
+  Wide sums(backend(), want.log_sum_exp), loss(backend(), Matrix(3, 1));
+  const Tensor targets = upload_index(target, backend());
+  backend().cross_entropy_backward({.logits = device,
+                                    .first = 0,
+                                    .log_sum_exp = sums,
+                                    .target = targets.view(),
+                                    .scale = 1.0f,
+                                    .d_logits = device,
+                                    .loss = loss});
+  EXPECT_EQ(download(backend(), device).values, want.d_logits.values);
+  EXPECT_EQ(download(backend(), loss).values, want.loss.values);
+  for (const double value : want.d_logits.values) EXPECT_LE(std::abs(value), 1.0);
+}
+
+TEST_P(GradientsTest, AddGradientSumsAndSquares) {
+  for (const std::int64_t extra : {3, 8}) {
+    for (const std::int64_t cols : {5, 128}) {
+      const Layout layout{.extra = extra};
+      const Matrix g = random_matrix(70, cols, 32), before = random_matrix(70, cols, 33);
+      Wide gradient(backend(), g, layout), total(backend(), before, layout),
+          squares(backend(), before, layout);
+      backend().add_gradient({.gradient = gradient, .sum = total, .squares = {}});
+      backend().add_gradient({.gradient = gradient, .sum = {}, .squares = squares});
+      Wide both_sum(backend(), before, layout), both_squares(backend(), before, layout);
+      backend().add_gradient({.gradient = gradient, .sum = both_sum, .squares = both_squares});
+      Matrix squared = g;
+      for (double& value : squared.values) value *= value;
+      expect_near(download(backend(), total), sum(before, g), 1e-7, "sum");
+      expect_near(download(backend(), squares), sum(before, squared), 1e-7, "squares");
+      EXPECT_EQ(download(backend(), both_sum).values, download(backend(), total).values);
+      EXPECT_EQ(download(backend(), both_squares).values, download(backend(), squares).values);
+    }
+  }
+}
+
 TEST_P(GradientsTest, SameBitsWithAnyNumberOfThreads) {
   const AttentionCase c({2, 150, 4, 2, 64, 0});
   const Matrix x = random_matrix(200, 700, 24), dy = random_matrix(200, 700, 25);
@@ -448,6 +555,20 @@ TEST_P(GradientsTest, SameBitsWithAnyNumberOfThreads) {
     loss(0, 0) = b.squared_error({.y = y, .target = target, .dy = y, .scale = 1.0f});
     return loss;
   });
+  const std::vector<std::int64_t> tokens(200, 11);
+  for (const Layout& layout : layouts(backend())) {
+    expect_same_bits_with_any_threads([&](Backend& b) {
+      const CrossEntropyResult r = cross_entropy_backward(b, x, tokens, 0.5, 256, layout);
+      Matrix all = r.d_logits;
+      all.values.insert(all.values.end(), r.loss.values.begin(), r.loss.values.end());
+      return all;
+    });
+  }
+  expect_same_bits_with_any_threads([&](Backend& b) {
+    Wide gradient(b, x), squares(b, dy);
+    b.add_gradient({.gradient = gradient, .sum = {}, .squares = squares});
+    return download(b, squares);
+  });
 }
 
 TEST_P(GradientsTest, ShapesThatDoNotFitAreErrors) {
@@ -462,6 +583,19 @@ TEST_P(GradientsTest, ShapesThatDoNotFitAreErrors) {
   EXPECT_THROW(backend().silu_gate_backward({.gate = a, .up = a, .dy = a, .d_gate = a, .d_up = b}),
                Error);
   EXPECT_THROW((void)backend().squared_error({.y = a, .target = b, .dy = a, .scale = 1.0f}), Error);
+  EXPECT_THROW(backend().log_sum_exp({.x = a, .sums = b}), Error);
+  EXPECT_THROW(backend().add_gradient({.gradient = a, .sum = b, .squares = {}}), Error);
+  Wide column(backend(), Matrix(2, 1));
+  const Tensor one = upload_index(std::vector<std::int64_t>{0}, backend());
+  EXPECT_THROW(backend().cross_entropy_backward({.logits = a,
+                                                 .first = 0,
+                                                 .log_sum_exp = column,
+                                                 .target = one.view(),
+                                                 .scale = 1.0f,
+                                                 .d_logits = a,
+                                                 .loss = column}),
+               Error)
+      << "a target each";
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, GradientsTest, testing::ValuesIn(built_backends()),

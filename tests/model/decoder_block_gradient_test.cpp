@@ -8,8 +8,10 @@
 #include <gmock/gmock.h>
 
 #include "model/block/decoder_block.h"
+#include "model/block/linear.h"
 #include "model/causal_lm.h"
 #include "tests/model/model_files.h"
+#include "tests/model/reference_model.h"
 #include "tests/reference/gradients.h"
 #include "tests/source_folder.h"
 
@@ -67,6 +69,7 @@ class World {
       const std::vector<float> w = floats(matrix_of(linear.at("w")));
       std::ranges::copy(w, tensors.at(prefix() + name + ".weight").as<float>().begin());
     }
+    weights_ = reference::weights_of(tensors);
     write_model(directory_.path(), config, tensors);
     model_ = std::make_unique<CausalLM>(directory_.path());
   }
@@ -74,13 +77,7 @@ class World {
   const json& golden() const { return golden_; }
   const ModelConfig& config() const { return model_->config(); }
   std::string prefix() const { return golden_.at("prefix").get<std::string>(); }
-  // A norm or a bias: one row.
-  Matrix row(const std::string& name, std::int64_t size) const {
-    const auto values = formula_weight(prefix() + name, static_cast<std::size_t>(size));
-    Matrix m(1, size);
-    m.values.assign(values.begin(), values.end());
-    return m;
-  }
+  const reference::Weights& weights() const { return weights_; }
 
   Gradients run(Save save, int threads = 1,
                 DecoderBlock::InputGradient input = DecoderBlock::InputGradient::kYes) const {
@@ -116,10 +113,11 @@ class World {
                   n;
     const Tensor dx = block->backward(
         weights, std::move(saved), std::move(dy),
-        [&](int linear, Tensor gradient) {
+        [&](int linear, const LinearGradient& of) {
           result.order.push_back(linear);
+          EXPECT_EQ(of.length, state.length);
           result.linears[block->linears()[static_cast<std::size_t>(linear)].name] =
-              download(gradient, *backend);
+              download(weight_gradient(of.dy.view(), of.x.view(), *backend), *backend);
         },
         input, *backend);
     if (!dx.empty()) result.dx = download(dx, *backend);
@@ -135,6 +133,7 @@ class World {
  private:
   TemporaryFolder directory_;
   json golden_;
+  reference::Weights weights_;
   std::unique_ptr<CausalLM> model_;
 };
 
@@ -161,84 +160,14 @@ TEST_P(BlockGradientTest, EqualsTorchs) {
   }
 }
 
-// Plain forward passes in double.
-using Weights = std::map<std::string, Matrix>;
-
-Matrix plus(Matrix a, const Matrix& b) {
-  for (std::size_t i = 0; i < a.values.size(); ++i) {
-    a.values[i] += b.values[b.rows == 1 ? i % b.values.size() : i];
-  }
-  return a;
-}
-
-Matrix llama_block(const World& world, const Weights& weights, const Matrix& input) {
-  using namespace reference;
-  const ModelConfig& config = world.config();
-  const std::int64_t length = world.golden().at("length"), half = config.head_dim / 2;
-  Matrix cos(length, half), sin(length, half);
-  for (std::int64_t p = 0; p < length; ++p) {
-    for (std::int64_t j = 0; j < half; ++j) {
-      const double angle = static_cast<double>(p) *
-                           std::pow(config.rope_theta, -2.0 * static_cast<double>(j) /
-                                                           static_cast<double>(config.head_dim));
-      cos(p, j) = std::cos(angle);
-      sin(p, j) = std::sin(angle);
-    }
-  }
-  const auto epsilon = static_cast<double>(config.norm_epsilon);
-  const auto linear = [&](const Matrix& in, const char* name) {
-    return product(in, reference::transpose(weights.at(name)));
-  };
-  const auto norm = [&](const char* name) { return world.row(name, config.hidden_size); };
-  const Matrix n = rms_norm(input, norm("input_layernorm.weight"), epsilon);
-  const Matrix q = rope(linear(n, "self_attn.q_proj"), cos, sin, config.heads, length);
-  const Matrix k = rope(linear(n, "self_attn.k_proj"), cos, sin, config.kv_heads, length);
-  const Matrix mixed =
-      attention(q, k, linear(n, "self_attn.v_proj"), config.heads, config.kv_heads, length,
-                config.sliding_window, 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
-  const Matrix middle = plus(input, linear(mixed, "self_attn.o_proj"));
-  const Matrix m = rms_norm(middle, norm("post_attention_layernorm.weight"), epsilon);
-  const Matrix gated = silu_gate(linear(m, "mlp.gate_proj"), linear(m, "mlp.up_proj"));
-  return plus(middle, linear(gated, "mlp.down_proj"));
-}
-
-Matrix opt_block(const World& world, const Weights& weights, const Matrix& input) {
-  using namespace reference;
-  const ModelConfig& config = world.config();
-  const auto linear = [&](const Matrix& in, const std::string& name) {
-    const Matrix& w = weights.at(name);
-    return plus(product(in, reference::transpose(w)), world.row(name + ".bias", w.rows));
-  };
-  const auto normalize = [&](const Matrix& x, const std::string& name) {
-    return layer_norm(x, world.row(name + ".weight", config.hidden_size),
-                      world.row(name + ".bias", config.hidden_size), 1e-5);
-  };
-  const auto half = [&](const Matrix& x, const std::string& norm, const auto& function) {
-    return config.norm_first ? plus(x, function(normalize(x, norm)))
-                             : normalize(plus(x, function(x)), norm);
-  };
-  const Matrix middle = half(input, "self_attn_layer_norm", [&](const Matrix& n) {
-    return linear(attention(linear(n, "self_attn.q_proj"), linear(n, "self_attn.k_proj"),
-                            linear(n, "self_attn.v_proj"), config.heads, config.heads,
-                            world.golden().at("length"), 0,
-                            1.0 / std::sqrt(static_cast<double>(config.head_dim))),
-                  "self_attn.out_proj");
-  });
-  return half(middle, "final_layer_norm",
-              [&](const Matrix& m) { return linear(relu(linear(m, "fc1")), "fc2"); });
-}
-
 TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
   const Matrix x = matrix_of(world_.golden().at("x")),
                target = matrix_of(world_.golden().at("target"));
-  Weights weights;
-  for (const auto& [name, linear] : world_.golden().at("linears").items()) {
-    weights[name] = matrix_of(linear.at("w"));
-  }
+  reference::Weights weights = world_.weights();
   // [1, 1]: the loss.
   const auto loss = [&](const Matrix& input) {
-    const bool opt = world_.config().architecture == Architecture::kOpt;
-    const Matrix y = (opt ? opt_block : llama_block)(world_, weights, input);
+    const Matrix y = reference::decoder_block(world_.config(), weights, world_.prefix(),
+                                              world_.golden().at("length"), input);
     Matrix result(1, 1);
     for (std::size_t i = 0; i < y.values.size(); ++i) {
       const double difference = y.values[i] - target.values[i];
@@ -251,14 +180,15 @@ TEST_P(BlockGradientTest, IsTheDifferenceQuotient) {
   const Gradients got = world_.run(Save::kAll);
   expect_near(got.dx, reference::numeric_gradient(loss, x, one), "dx");
   for (const auto& [name, gradient] : got.linears) {
-    const Matrix original = weights.at(name);
+    Matrix& weight = weights.at(world_.prefix() + name + ".weight");
+    const Matrix original = weight;
     const Matrix want = reference::numeric_gradient(
-        [&, key = name](const Matrix& at) {
-          weights.at(key) = at;
+        [&](const Matrix& at) {
+          weight = at;
           return loss(x);
         },
         original, one);
-    weights.at(name) = original;
+    weight = original;
     expect_near(gradient, want, name);
   }
 }

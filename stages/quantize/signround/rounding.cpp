@@ -4,69 +4,8 @@
 #include <utility>
 
 #include "base/error.h"
-#include "stages/flow/matrix_sum.h"
 
 namespace roundhouse {
-
-std::vector<RowTile> tiles_of_linear(const LinearSpec& spec, int linear, int ranks) {
-  std::vector<RowTile> tiles;
-  for (std::int64_t first = 0; first < spec.rows; first += kTileRows) {
-    tiles.push_back({.linear = linear,
-                     .first = first,
-                     .rows = std::min(kTileRows, spec.rows - first),
-                     .owner = static_cast<int>(tiles.size()) % ranks});
-  }
-  return tiles;
-}
-
-namespace {
-
-std::vector<std::vector<RowTile>> tiles_of_block(const BlockTask& task) {
-  std::vector<std::vector<RowTile>> tiles;
-  for (const LinearSpec& spec : task.shape.linears()) {
-    tiles.push_back(tiles_of_linear(spec, static_cast<int>(tiles.size()), task.team.size()));
-  }
-  return tiles;
-}
-
-}  // namespace
-
-BatchGradient::BatchGradient(const BlockTask& task, int parts)
-    : task_(task), tiles_(tiles_of_block(task)) {
-  for (const std::vector<RowTile>& tiles : tiles_) {
-    std::vector<TreeSum>& sums = sums_.emplace_back();
-    for (const RowTile& tile : tiles) {
-      const std::int64_t cols = task.shape.linears()[static_cast<std::size_t>(tile.linear)].cols;
-      sums.push_back(make_matrix_sum(
-          task.device_team, task.backend, parts, [&backend = task.backend, rows = tile.rows, cols] {
-            return std::make_shared<Tensor>(backend, DType::kF32, rows, cols);
-          }));
-    }
-  }
-}
-
-// The rows of one linear's tiles share its memory.
-void BatchGradient::add(int part, int linear, Tensor gradient) {
-  const auto memory = std::make_shared<Tensor>(std::move(gradient));
-  const auto index = static_cast<std::size_t>(linear);
-  for (std::size_t t = 0; t < tiles_[index].size(); ++t) {
-    const RowTile& tile = tiles_[index][t];
-    const Matrix rows = memory->view().row_range(tile.first, tile.first + tile.rows);
-    sums_[index][t].add(part, std::make_unique<MatrixSummand>(task_.backend, memory, rows));
-  }
-}
-
-std::vector<BatchGradient::Tile> BatchGradient::finish(int linear) {
-  const auto index = static_cast<std::size_t>(linear);
-  std::vector<int> owners;
-  for (const RowTile& tile : tiles_[index]) owners.push_back(tile.owner);
-  std::vector<Tile> result;
-  for (auto& sum : TreeSum::finish_all(sums_[index], owners)) {
-    const ConstMatrix rows = sum ? static_cast<MatrixSummand&>(*sum).matrix() : Matrix();
-    result.push_back({rows, std::move(sum)});
-  }
-  return result;
-}
 
 struct LearnedBlock::Tile {
   RowTile at;
@@ -177,7 +116,7 @@ void LearnedBlock::round() {
   for (const auto& ticket : tickets) ticket->wait();
 }
 
-void LearnedBlock::step(BatchGradient gradient, float rate, float range_rate) {
+void LearnedBlock::step(BlockSum gradient, float rate, float range_rate) {
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
     const auto sums = gradient.finish(static_cast<int>(i));
     for (std::size_t t = 0; t < tiles_[i].size(); ++t) {

@@ -10,39 +10,11 @@
 #include <memory>
 #include <vector>
 
-#include "comm/tree_sum.h"
+#include "stages/flow/block_sum.h"
 #include "stages/quantize/method.h"
 #include "stages/quantize/row_tiles.h"
 
 namespace roundhouse {
-
-// The tiles of a block's linears, linear by linear.
-struct RowTile {
-  int linear;
-  std::int64_t first;  // row
-  std::int64_t rows;
-  int owner;  // rank
-};
-std::vector<RowTile> tiles_of_linear(const LinearSpec& spec, int linear, int ranks);
-
-// dL/dW of a block, summed over the parts of one batch in a fixed tree.
-class BatchGradient {
- public:
-  BatchGradient(const BlockTask& task, int parts);
-  // Of this rank's parts, in order; each linear once a part.
-  void add(int part, int linear, Tensor gradient);
-  // Collective, once a linear: the sum on this rank's tiles, in order; for the others, nullptr.
-  struct Tile {
-    ConstMatrix rows;
-    std::unique_ptr<Summand> memory;  // nullptr: another rank's
-  };
-  std::vector<Tile> finish(int linear);
-
- private:
-  const BlockTask& task_;
-  std::vector<std::vector<RowTile>> tiles_;  // by linear
-  std::vector<std::vector<TreeSum>> sums_;   // by linear and tile
-};
 
 class LearnedBlock {
  public:
@@ -53,8 +25,8 @@ class LearnedBlock {
 
   // Collective: the weights as they are rounded now, whole, into the task's weights.
   void round();
-  // Collective: one step down the gradient (which it uses up).
-  void step(BatchGradient gradient, float rate, float range_rate);
+  // Collective: one step down the gradient dL/dW of a batch (which it uses up).
+  void step(BlockSum gradient, float rate, float range_rate);
   // Keeps the codes of the last round(). They replace what was kept before.
   void keep();
   // Collective: the linears as kept, and their dequantized weights in the task. Frees the rest. Record of a linear: "error" and

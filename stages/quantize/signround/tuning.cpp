@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/block/linear.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/batch.h"
@@ -96,7 +97,7 @@ class BlockTuner {
       say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
       clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
       clock_.measure("round", [&] { learned.round(); });
-      BatchGradient gradient(task_, parts_);
+      BlockSum gradient(task_, parts_);
       const double loss = differentiate(loader, gradient);
 
       // The step after the last iteration would never be looked at.
@@ -126,7 +127,7 @@ class BlockTuner {
   }
 
   // Forward and backward through this rank's parts of the batch. Returns the whole batch's loss.
-  double differentiate(BatchLoader& loader, BatchGradient& gradient) {
+  double differentiate(BatchLoader& loader, BlockSum& gradient) {
     const std::int64_t length = task_.samples->length();
     const double elements = static_cast<double>(batch_size_) * static_cast<double>(length) *
                             static_cast<double>(task_.shape.hidden_size());
@@ -155,7 +156,9 @@ class BlockTuner {
       clock_.measure("backward", [&] {
         (void)task_.shape.backward(
             task_.weights, std::move(saved), std::move(dy),
-            [&](int linear, Tensor dw) { gradient.add(p, linear, std::move(dw)); },
+            [&](int linear, const LinearGradient& of) {
+              gradient.add(p, linear, weight_gradient(of.dy.view(), of.x.view(), task_.backend));
+            },
             DecoderBlock::InputGradient::kNo, task_.backend);
       });
       task_.monitor.tick();

@@ -1,0 +1,100 @@
+#include "stages/sensitivity/block_gradients.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "model/block/linear.h"
+
+namespace roundhouse {
+namespace {
+
+// Rows of a gradient that are formed at a time: few enough that they are added while they are in cache.
+constexpr std::int64_t kBandRows = 4 * kTileRows;
+
+}  // namespace
+
+BlockGradients::BlockGradients(const BlockSite& site, GradientSums wanted) : site_(site) {
+  require(site.samples != nullptr && (wanted.sum || wanted.squares),
+          "gradients need samples, and a sum to be asked for");
+  if (wanted.sum) sum_.over_shards = std::make_unique<BlockSum>(site_, site.samples->shards());
+  if (wanted.squares) {
+    squares_.over_shards = std::make_unique<BlockSum>(site_, site.samples->shards());
+  }
+  std::int64_t largest = 0;
+  for (const LinearSpec& linear : site.shape.linears()) {
+    largest = std::max(largest, std::min(kBandRows, linear.rows) * linear.cols);
+  }
+  scratch_ = Tensor(site.backend, DType::kF32, 1, largest);
+}
+
+void BlockGradients::begin_shard() {
+  for (Kind* kind : {&sum_, &squares_}) {
+    if (!kind->over_shards) continue;
+    kind->of_shard.clear();
+    for (const LinearSpec& linear : site_.shape.linears()) {
+      Tensor& sum =
+          kind->of_shard.emplace_back(site_.backend, DType::kF32, linear.rows, linear.cols);
+      site_.backend.zero(sum.view());
+    }
+  }
+}
+
+Matrix BlockGradients::Kind::band(int linear, std::int64_t begin, std::int64_t end) {
+  return over_shards ? of_shard[static_cast<std::size_t>(linear)].view().row_range(begin, end)
+                     : Matrix();
+}
+
+void BlockGradients::add(int linear, const LinearGradient& gradient) {
+  const LinearSpec& spec = site_.shape.linears()[static_cast<std::size_t>(linear)];
+  const std::int64_t tokens = gradient.x.rows(), length = gradient.length;
+  require(length > 0 && tokens % length == 0, "a gradient is not of whole sequences");
+  for (std::int64_t begin = 0; begin < spec.rows; begin += kBandRows) {
+    const std::int64_t end = std::min(spec.rows, begin + kBandRows);
+    const Matrix of_sequence{scratch_.view().data, DType::kF32, end - begin, spec.cols, spec.cols};
+    for (std::int64_t row = 0; row < tokens; row += length) {
+      weight_gradient(gradient.dy.view().row_range(row, row + length).col_range(begin, end),
+                      gradient.x.view().row_range(row, row + length), of_sequence, site_.backend);
+      site_.backend.add_gradient({.gradient = of_sequence,
+                                  .sum = sum_.band(linear, begin, end),
+                                  .squares = squares_.band(linear, begin, end)});
+    }
+  }
+}
+
+void BlockGradients::end_shard(int shard) {
+  for (Kind* kind : {&sum_, &squares_}) {
+    if (!kind->over_shards) continue;
+    for (std::size_t i = 0; i < kind->of_shard.size(); ++i) {
+      kind->over_shards->add(shard, static_cast<int>(i), std::move(kind->of_shard[i]));
+    }
+    kind->of_shard.clear();
+  }
+}
+
+std::vector<BlockGradients::Tile> BlockGradients::finish(int linear) {
+  const LinearSpec& spec = site_.shape.linears()[static_cast<std::size_t>(linear)];
+  std::vector<Tile> tiles;
+  for (const RowTile& at : tiles_of_linear(spec, linear, site_.team.size())) {
+    tiles.push_back(
+        {.first = at.first, .sum = {}, .squares = {}, .sum_memory = {}, .squares_memory = {}});
+  }
+  if (sum_.over_shards) {
+    std::vector<BlockSum::Tile> sums = sum_.over_shards->finish(linear);
+    for (std::size_t t = 0; t < sums.size(); ++t) {
+      tiles[t].sum = sums[t].rows;
+      tiles[t].sum_memory = std::move(sums[t].memory);
+    }
+  }
+  if (squares_.over_shards) {
+    std::vector<BlockSum::Tile> sums = squares_.over_shards->finish(linear);
+    for (std::size_t t = 0; t < sums.size(); ++t) {
+      tiles[t].squares = sums[t].rows;
+      tiles[t].squares_memory = std::move(sums[t].memory);
+    }
+  }
+  std::erase_if(tiles, [](const Tile& tile) { return !tile.sum_memory && !tile.squares_memory; });
+  return tiles;
+}
+
+}  // namespace roundhouse
