@@ -300,7 +300,7 @@ __device__ void find_centres(const SortedRow& row, const Problem& p, const Works
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads) cluster_rows_kernel(Problem p) {
+__global__ void __launch_bounds__(kThreads, 2) cluster_rows_kernel(Problem p) {
   Shared& shared = shared_memory<Shared>();
   const int n = static_cast<int>(p.w.cols), thread = static_cast<int>(threadIdx.x);
   const Workspace space = workspace_of_block(p);

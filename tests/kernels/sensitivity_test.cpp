@@ -98,10 +98,10 @@ struct Rounded {
 TEST_P(SensitivityTest, RoundingProductsOfSeveralWidthsAreThoseOfDoublePrecision) {
   for (const Layout& layout : layouts(backend())) {
     for (const auto& [rows, cols] :
-         {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 131}, {300, 64}, {2, 1500}, {0, 5}}) {
+         {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 131}, {40, 64}, {2, 1500}, {0, 5}}) {
       const Matrix w = rounded(layout.type, random_matrix(rows, cols, 3, 0.02));
       const Matrix gradient = random_matrix(rows, cols, 4, 1e-3);
-      for (const std::int64_t group_size : {16, 50, 4096}) {
+      for (const std::int64_t group_size : {16, 4096}) {
         const Rounded r(backend(), w, group_size, {2, 3, 4, 8});
         Wide device_w(backend(), w, layout),
             device_gradient(backend(), gradient, {.extra = layout.extra});
@@ -135,7 +135,7 @@ TEST_P(SensitivityTest, RoundingProductsOfSeveralWidthsAreThoseOfDoublePrecision
 }
 
 TEST_P(SensitivityTest, RoundingProductsHaveTheSameBitsWithAnyThreads) {
-  const Matrix w = random_matrix(700, 200, 5), gradient = random_matrix(700, 200, 6);
+  const Matrix w = random_matrix(120, 200, 5), gradient = random_matrix(120, 200, 6);
   expect_same_bits_with_any_threads([&](Backend& other) {
     const Rounded r(other, w, 64, {2, 4});
     Wide device_w(other, w), device_gradient(other, gradient);
