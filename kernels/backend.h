@@ -1,4 +1,4 @@
-// The contract of every device: memory and five families of kernels. A stage is written once against this.
+// The contract of every device: memory and families of kernels. A stage is written once against this.
 #pragma once
 
 #include <memory>
@@ -10,8 +10,11 @@
 #include "kernels/gradients.h"
 #include "kernels/learned_rounding.h"
 #include "kernels/linear_algebra.h"
+#include "kernels/lookup_table.h"
 #include "kernels/memory.h"
 #include "kernels/quantization.h"
+#include "kernels/quantized_product.h"
+#include "kernels/sensitivity.h"
 #include "kernels/transformer.h"
 
 namespace roundhouse {
@@ -22,7 +25,10 @@ class Backend : public Memory,
                 public GradientKernels,
                 public QuantizationKernels,
                 public ActivationAwareKernels,
-                public LearnedRoundingKernels {
+                public LearnedRoundingKernels,
+                public LookupTableKernels,
+                public SensitivityKernels,
+                public QuantizedProductKernels {
  public:
   virtual std::string description() const = 0;  // e.g. "CPU, 2 threads, AVX-512"
   // All that decides the last bits of a result besides our own version: the kind of device and the libraries that compute.

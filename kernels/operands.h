@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "kernels/lookup_table.h"
 #include "kernels/memory.h"
 
 namespace roundhouse {
@@ -23,6 +24,14 @@ inline bool same_shape(const ConstMatrix& a, const ConstMatrix& b) {
 }
 inline bool alike(const ConstMatrix& a, const ConstMatrix& b) {
   return same_shape(a, b) && a.type == b.type;
+}
+
+inline bool is_empty(const SparseRows& m) { return m.columns.cols == 0; }
+inline void check_sparse(const SparseRows& m, std::int64_t rows) {
+  require(is_empty(m) || (has_shape(m.starts, 1, rows + 1, DType::kI32) &&
+                          has_shape(m.columns, 1, m.columns.cols, DType::kI32) &&
+                          has_shape(m.values, 1, m.columns.cols, DType::kF32)),
+          "a sparse matrix has another shape or type");
 }
 
 }  // namespace roundhouse

@@ -43,7 +43,7 @@ done < <(ldd "$bundle"/bin/* | sed -n 's/^\s*\(\S*\) => \(\S*\).*/\1 \2/p' | sor
 strip "$bundle"/bin/*
 
 mkdir -p "$bundle/tests/golden"
-cp tests/golden/gradients.json "$bundle/tests/golden/"
+cp tests/golden/{gradients,kmeans}.json "$bundle/tests/golden/"
 cp scripts/bundle/{run,environment.sh} "$bundle/"
 mkdir -p "$(dirname "$out")"
 # All programs hold the same kernels: found again where the dictionary reaches from one to the next.

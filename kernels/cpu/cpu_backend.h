@@ -72,6 +72,19 @@ class CpuBackend : public Backend {
   void run(const GroupGrams& op) override;
   void run(const ClipGroups& op) override;
 
+  void run(const ClusterRows& op) override;
+  void run(const DequantizeTable& op) override;
+
+  void run(const AddSquares& op) override;
+  void run(const RoundingProducts& op) override;
+  void run(const CountKeys& op) override;
+  void run(const CountLarge& op) override;
+  void run(const RemoveOutliers& op) override;
+
+  void run(const PackCodes& op) override;
+  void run(const UniformProduct& op) override;
+  void run(const TableProduct& op) override;
+
   ThreadPool threads_;
   std::size_t sharers_;
 };

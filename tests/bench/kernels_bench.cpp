@@ -21,6 +21,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "kernels/backend.h"
 #include "tests/bench/random_tensor.h"
 #include "tests/reference/reference.h"
@@ -65,6 +66,12 @@ class Bench {
   }
   void add_bytes(const std::string& name, double seconds, double bytes) {
     add(name, seconds, bytes / seconds, rates_.bytes, "B/s");
+  }
+  // Of a kernel that treats rows one by one; beside the rate of its bytes.
+  void add_rows(const std::string& name, double seconds, double rows, double bytes) {
+    add_bytes(name, seconds, bytes);
+    std::printf("%-44s %12.0f rows/s\n", "", rows / seconds);
+    results_.back()["rows_per_second"] = rows / seconds;
   }
   nlohmann::json results() const { return results_; }
 
@@ -301,6 +308,117 @@ void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
                   real(s.inner) * real(kGroup) * real(kGroup));
 }
 
+// k-means of rows. What it could reach at most is to read weights and sensitivities and write codes at the memory's rate.
+void time_clusters(Backend& backend, Bench& bench, const Shapes& s) {
+  constexpr int kBits = 4;
+  for (const std::int64_t cols : {s.hidden, s.inner}) {
+    const std::int64_t rows = s.hidden / 8;
+    const Tensor w = random_tensor(backend, DType::kF32, rows, cols, 0.02);
+    const Tensor gradient = random_tensor(backend, DType::kF32, rows, cols);
+    Tensor sensitivity(backend, DType::kF32, rows, cols);
+    backend.zero(sensitivity.view());
+    backend.add_squares({.gradient = gradient.view(), .sums = sensitivity.view()});
+    Tensor tables(backend, DType::kF32, rows, 1 << kBits);
+    Tensor codes(backend, DType::kU8, rows, cols);
+    std::vector<ClusteredRow> report(static_cast<std::size_t>(rows));
+    bench.add_rows(shape("cluster_rows, 4 bits", rows, cols), bench.seconds([&] {
+      backend.cluster_rows({.w = w.view(),
+                            .sensitivity = sensitivity.view(),
+                            .bits = kBits,
+                            .tables = tables.view(),
+                            .codes = codes.view(),
+                            .rows = report});
+    }),
+                   real(rows), 2 * bytes_of(w) + bytes_of(codes));
+    Tensor values(backend, backend.activation_type(), rows, cols);
+    bench.add_bytes(shape("dequantize_table", rows, cols), bench.seconds([&] {
+      backend.dequantize_table(
+          {.codes = codes.view(), .tables = tables.view(), .sparse = {}, .w = values.view()});
+    }),
+                    bytes_of(codes) + bytes_of(values));
+    bench.add_bytes(shape("add_squares", rows, cols), bench.seconds([&] {
+      backend.add_squares({.gradient = gradient.view(), .sums = sensitivity.view()});
+    }),
+                    3 * bytes_of(gradient));
+  }
+}
+
+// One vector times a matrix of quantized weights, beside the same matrix in 16 bits (F32 on a CPU). Rates are of the bytes
+// that have to be read; the share says how near that is to the memory's own rate.
+void time_quantized_products(Backend& backend, Bench& bench, const Shapes& s) {
+  constexpr int kRepeats = 20;  // a product takes little longer than to start and to wait for it
+  const DType type = backend.is_host_memory() ? DType::kF32 : DType::kF16;
+  const std::int64_t rows = s.inner, cols = s.hidden, groups = (cols + kGroup - 1) / kGroup;
+  const Tensor x = random_tensor(backend, type, 1, cols);
+  Tensor y(backend, type, 1, rows);
+  const auto repeated = [&](const auto& product) {
+    return bench.seconds([&] {
+      for (int i = 0; i < kRepeats; ++i) product();
+    }) / kRepeats;
+  };
+  const Tensor w = random_tensor(backend, type, rows, cols, 0.02);
+  const double plain =
+      repeated([&] { backend.linear({.x = x.view(), .w = w.view(), .bias = {}, .y = y.view()}); });
+  bench.add_bytes(shape((std::string(name_of(type)) + " vector x matrix").c_str(), cols, rows),
+                  plain, bytes_of(w));
+
+  std::vector<std::uint8_t> host_codes(static_cast<std::size_t>(rows * cols));
+  for (const int bits : {2, 3, 4}) {
+    Random random(static_cast<std::uint64_t>(bits));
+    for (std::uint8_t& code : host_codes)
+      code = static_cast<std::uint8_t>(random.next() >> (64 - bits));
+    Tensor codes(backend, DType::kU8, rows, cols);
+    backend.upload(std::as_bytes(std::span(host_codes)), codes.view().data);
+    Tensor packed(backend, DType::kU32, rows, packed_words_of_row(cols, bits));
+    backend.pack_codes({.codes = codes.view(), .bits = bits, .packed = packed.view()});
+    const Tensor scales = random_tensor(backend, DType::kF16, rows, groups, 0.01);
+    const Tensor tables = random_tensor(backend, DType::kF32, rows, std::int64_t{1} << bits, 0.02);
+    Tensor zeros(backend, DType::kU8, rows, groups);
+    backend.zero(zeros.view());
+    // 0.45 % of the weights: every 222nd.
+    std::vector<std::int64_t> starts{0}, columns;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t column = row % 222; column < cols; column += 222) columns.push_back(column);
+      starts.push_back(static_cast<std::int64_t>(columns.size()));
+    }
+    const Tensor values =
+        random_tensor(backend, DType::kF32, 1, static_cast<std::int64_t>(columns.size()));
+    const Tensor device_starts = upload_index(starts, backend);
+    const Tensor device_columns = upload_index(columns, backend);
+    const auto add = [&](const std::string& what, double seconds, double bytes) {
+      bench.add_bytes(std::to_string(bits) + " bits, " + what, seconds, bytes);
+      std::printf("%-44s %12.2f x the speed of %s\n", "", plain / seconds,
+                  std::string(name_of(type)).c_str());
+    };
+    add("uniform vector x matrix", repeated([&] {
+          backend.multiply_uniform({.x = x.view(),
+                                    .packed = packed.view(),
+                                    .bits = bits,
+                                    .group_size = kGroup,
+                                    .scales = scales.view(),
+                                    .zeros = zeros.view(),
+                                    .y = y.view()});
+        }),
+        bytes_of(packed) + bytes_of(scales) + bytes_of(zeros));
+    for (const bool sparse : {false, true}) {
+      add(sparse ? "table + 0.45 % sparse vector x matrix" : "table vector x matrix", repeated([&] {
+            backend.multiply_table(
+                {.x = x.view(),
+                 .packed = packed.view(),
+                 .bits = bits,
+                 .tables = tables.view(),
+                 .sparse =
+                     sparse ? SparseRows{device_starts.view(), device_columns.view(), values.view()}
+                            : SparseRows{},
+                 .y = y.view()});
+          }),
+          bytes_of(packed) + bytes_of(tables) +
+              (sparse ? bytes_of(values) + bytes_of(device_columns) + bytes_of(device_starts)
+                      : 0.0));
+    }
+  }
+}
+
 nlohmann::json time_all(Backend& backend, const Shapes& s) {
   const DType type = backend.activation_type();
   const double f32 = matmul_rate(backend, DType::kF32, s.square);
@@ -318,6 +436,8 @@ nlohmann::json time_all(Backend& backend, const Shapes& s) {
   time_hessian(backend, bench, s.tokens, s.inner);
   time_transformer(backend, bench, s);
   time_quantization(backend, bench, s);
+  time_clusters(backend, bench, s);
+  time_quantized_products(backend, bench, s);
   return {{"device", backend.description()},       {"activations", type_name},
           {"flops_per_second", rates.activations}, {"f32_flops_per_second", rates.f32},
           {"copy_bytes_per_second", rates.bytes},  {"kernels", bench.results()}};
