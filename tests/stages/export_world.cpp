@@ -210,6 +210,37 @@ QuantizedLinear random_linear(const std::string& name, std::int64_t rows, std::i
   return linear;
 }
 
+QuantizedLinear random_table_linear(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                    int bits, std::uint64_t seed) {
+  QuantizedLinear linear = random_linear(name, rows, cols, bits, -1, Grid::kAsymGptq, seed);
+  linear.scales = linear.zeros = {};
+  linear.table = HostTensor(DType::kF16, {rows, std::int64_t{1} << bits});
+  Random random(seed + 1);
+  for (std::uint16_t& value : linear.table.as<std::uint16_t>())
+    value = float_to_half(static_cast<float>(random.normal()));
+  return linear;
+}
+
+SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<std::int32_t> columns;
+  SparsePart sparse;
+  sparse.offsets = HostTensor(DType::kI32, {linear.rows + 1});
+  for (std::int64_t row = 0; row < linear.rows; ++row) {
+    for (std::int64_t col = 0; col < linear.cols; ++col) {
+      if (random.uniform() < density) columns.push_back(static_cast<std::int32_t>(col));
+    }
+    sparse.offsets.as<std::int32_t>()[row + 1] = static_cast<std::int32_t>(columns.size());
+  }
+  const auto entries = static_cast<std::int64_t>(columns.size());
+  sparse.columns = HostTensor(DType::kI32, {entries});
+  sparse.values = HostTensor(DType::kF16, {entries});
+  std::ranges::copy(columns, sparse.columns.as<std::int32_t>().begin());
+  for (std::uint16_t& value : sparse.values.as<std::uint16_t>())
+    value = float_to_half(static_cast<float>(5 * random.normal()));
+  return sparse;
+}
+
 void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                       Grid grid, Backend& backend, RunStore& store) {
   for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
