@@ -103,6 +103,15 @@ void validate(const QuantizedLinear& q) {
   }
 }
 
+LinearScheme scheme_of(const QuantizedLinear& linear) {
+  return {.kind = linear.has_table() ? LinearScheme::Kind::kTable : LinearScheme::Kind::kUniform,
+          .bits = linear.bits,
+          .group_size = linear.group_size,
+          .grid = linear.grid,
+          .reordered = linear.group_of_column.count() > 0,
+          .sparse = !linear.sparse.empty()};
+}
+
 DequantizedRows::DequantizedRows(const QuantizedLinear& linear)
     : linear_(linear),
       group_of_(static_cast<std::size_t>(linear.cols)),

@@ -18,6 +18,7 @@
 #include "kernels/backend.h"
 #include "kernels/grid.h"
 #include "model/quantized/dense_tensors.h"
+#include "model/quantized/linear_scheme.h"
 #include "model/quantized/sparse_part.h"
 
 namespace roundhouse {
@@ -47,6 +48,9 @@ struct QuantizedLinear {
 
 // Throws Error naming the linear unless shapes, types and ranges are as above (used on everything read back).
 void validate(const QuantizedLinear& linear);
+
+// Its scheme, with a group size in columns, also where it is the whole row.
+LinearScheme scheme_of(const QuantizedLinear& linear);
 
 // W in the backend's activation type.
 Tensor dequantize(const QuantizedLinear& linear, Backend& backend);

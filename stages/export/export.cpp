@@ -76,13 +76,23 @@ class Exporter {
         format_(format),
         monitor_(monitor) {}
 
-  // A recipe's name for its grid depends on its method; the first block says what became of it.
-  bool finds_symmetric() { return is_symmetric(load_block(0).linears.front().grid); }
-
-  // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
-  void plan(bool symmetric) {
-    scheme_ = {recipe_.bits, recipe_.group_size, symmetric, is_reordered(recipe_),
-               dense_modules(model_.config())};
+  // Decides what goes where, from sizes and schemes alone: the same on every rank and for any number of them. `attributes` are those
+  // of the records of all blocks. Throws InputError if the format cannot hold them.
+  void plan(const nlohmann::json& attributes) {
+    const ModelConfig& config = model_.config();
+    for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
+      const auto recorded =
+          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), shape_);
+      for (std::size_t i = 0; i < recorded.size(); ++i) {
+        const LinearSpec& spec = shape_.linears()[i];
+        linears_.push_back({.module = shape_.prefix(block) + "." + spec.name,
+                            .spec = spec,
+                            .scheme = as_in_recipe(recorded[i].scheme, spec.cols),
+                            .sparse_entries = recorded[i].sparse_entries});
+        format_.check(recipe_, linears_.back());
+      }
+    }
+    config_ = format_.quantization_config(recipe_, linears_, dense_modules(config));
     cut(list_pieces());
   }
 
@@ -123,12 +133,11 @@ class Exporter {
     const std::string dtype(torch_name_of(declared_type()));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
-    const Json quantization = format_.quantization_config(recipe_, scheme_);
-    if (quantization.is_null()) {
+    if (config_.is_null()) {
       config.erase("quantization_config");
     } else {
-      config["quantization_config"] = quantization;
-      if (!format_.config_copy().empty()) write(format_.config_copy(), quantization.dump(2) + "\n");
+      config["quantization_config"] = config_;
+      if (!format_.config_copy().empty()) write(format_.config_copy(), config_.dump(2) + "\n");
     }
     write("config.json", config.dump(2) + "\n");
 
@@ -190,9 +199,9 @@ class Exporter {
         piece.block = block;
         piece.linear = i;
         piece.type = type_of(prefix + linear.name + ".weight");
-        for (TensorInfo& tensor : format_.tensors(linear, scheme_, piece.type)) {
-          piece.tensors.push_back(
-              {prefix + linear.name + "." + tensor.name, tensor.type, tensor.shape});
+        const ExportedLinear& exported = exported_linear(block, i);
+        for (TensorInfo& tensor : format_.tensors(exported, piece.type)) {
+          piece.tensors.push_back({exported.module + "." + tensor.name, tensor.type, tensor.shape});
         }
         pieces.push_back(std::move(piece));
       }
@@ -265,26 +274,38 @@ class Exporter {
     return *block_;
   }
 
-  // What the config says of all linears must be true of each.
-  void check_scheme(const QuantizedLinear& linear, const std::string& module) const {
-    const auto fail = [&](const std::string& what) {
-      throw Error(module + " does not fit the rest of recipe " + recipe_.name + ": " + what);
-    };
-    if (linear.bits != scheme_.bits) fail(std::to_string(linear.bits) + " bits");
-    const std::int64_t group_size = scheme_.group_size == -1 ? linear.cols : scheme_.group_size;
-    if (linear.group_size != group_size) fail("group size " + std::to_string(linear.group_size));
-    if (is_symmetric(linear.grid) != scheme_.symmetric)
-      fail("grid " + std::string(name_of(linear.grid)));
-    if (!scheme_.reordered && linear.group_of_column.count() > 0) fail("its groups are reordered");
+  const ExportedLinear& exported_linear(int block, std::size_t linear) const {
+    return linears_[static_cast<std::size_t>(block) * shape_.linears().size() + linear];
+  }
+
+  // The whole row is -1 where the recipe says so, and the recipe says whether groups follow an order of their own.
+  LinearScheme as_in_recipe(LinearScheme scheme, std::int64_t cols) const {
+    if (scheme.kind == LinearScheme::Kind::kTable ||
+        (scheme.group_size == cols && recipe_.group_size == -1)) {
+      scheme.group_size = -1;
+    }
+    scheme.reordered = is_reordered(recipe_);
+    return scheme;
+  }
+
+  // What was planned from the record's attributes must be true of what it holds.
+  void check_scheme(const QuantizedLinear& linear, const ExportedLinear& planned) const {
+    LinearScheme scheme = as_in_recipe(scheme_of(linear), linear.cols);
+    scheme.reordered = planned.scheme.reordered || linear.group_of_column.count() > 0;
+    if (scheme != planned.scheme || linear.sparse.entries() != planned.sparse_entries) {
+      throw Error(planned.module +
+                  " is not quantized as the record of its block said, or not as recipe " +
+                  recipe_.name + " does");
+    }
   }
 
   void write_linear(SafetensorsWriter& writer, const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
-    const std::string module = shape_.prefix(piece.block) + "." + linear.name;
-    if (format_.has_scheme()) check_scheme(linear, module);
+    const ExportedLinear& planned = exported_linear(piece.block, piece.linear);
+    if (format_.has_scheme()) check_scheme(linear, planned);
     std::vector<HostTensor> filled;
     try {
-      filled = format_.fill(linear, scheme_, piece.type);
+      filled = format_.fill(linear, planned, piece.type);
     } catch (const Error& error) {
       throw Error(shape_.prefix(piece.block) + "." + error.what());
     }
@@ -329,7 +350,8 @@ class Exporter {
   const ExportOptions& options_;
   const ExportFormat& format_;
   Monitor& monitor_;
-  Scheme scheme_;
+  std::vector<ExportedLinear> linears_;  // block by block
+  Json config_;                          // quantization_config
   std::vector<OutputFile> files_;
   std::int64_t total_bytes_ = 0;
   std::optional<QuantizedBlock> block_;
@@ -388,6 +410,29 @@ void check_dtype(const ExportOptions& options) {
   }
 }
 
+// The attributes of a block's record that say how its linears are quantized, for all ranks to plan by: a line of JSON.
+std::string scheme_line(int block, nlohmann::json attributes) {
+  for (nlohmann::json& linear : attributes["linears"]) linear.erase("record");
+  const nlohmann::json line = {
+      {"at", block}, {"version", attributes["version"]}, {"linears", attributes["linears"]}};
+  return line.dump() + "\n";
+}
+
+// Of all ranks' lines one array, block by block.
+std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) {
+  std::map<int, nlohmann::json> by_block;
+  for (const std::vector<std::byte>& bytes : lines_of_ranks) {
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
+      nlohmann::json line = nlohmann::json::parse(text.substr(0, text.find('\n')));
+      by_block[line.at("at").get<int>()] = std::move(line);
+    }
+  }
+  nlohmann::json all = nlohmann::json::array();
+  for (auto& [block, line] : by_block) all.push_back(std::move(line));
+  return all.dump();
+}
+
 std::string sum_line(const fs::path& directory, const std::string& name) {
   return sha256_hex_of_file(directory / name) + "  " + name + "\n";
 }
@@ -399,7 +444,13 @@ std::vector<std::string> export_formats() { return format_names(); }
 void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& shape,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
-  for (const LinearSpec& linear : shape.linears()) layout->check(recipe, linear);
+  for (const LinearSpec& linear : shape.linears()) {
+    layout->check(recipe, {.module = linear.name,
+                           .spec = linear,
+                           .scheme = {.bits = recipe.bits,
+                                      .group_size = recipe.group_size,
+                                      .reordered = is_reordered(recipe)}});
+  }
 }
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {
@@ -431,22 +482,23 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   const int rank = world.rank(), size = world.size();
   Exporter exporter(model, shape, recipe, store, options, *format, monitor);
 
-  bool symmetric = false;
+  std::string schemes;  // a line for each block of this rank
   together(world, [&] {
     for (int block = rank; block < static_cast<int>(model.config().blocks); block += size) {
-      if (!store.has(block_key(recipe.name, block))) {
+      const auto attributes = store.attributes(block_key(recipe.name, block));
+      if (!attributes) {
         throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
                     " is not quantized yet");
       }
+      schemes_from_attributes(*attributes, shape);  // so that a fault is that of this block
+      schemes += scheme_line(block, *attributes);
       monitor.tick();
     }
-    if (rank == 0) {
-      check_replaceable(target, options.replace);
-      symmetric = exporter.finds_symmetric();
-    }
+    if (rank == 0) check_replaceable(target, options.replace);
   });
-  symmetric = world.all_reduce_max(symmetric ? 1 : 0) == 1;
-  together(world, [&] { exporter.plan(symmetric); });
+  const std::string all_schemes =
+      share(world, in_order(world.gather(std::as_bytes(std::span(schemes)), 0)));
+  together(world, [&] { exporter.plan(nlohmann::json::parse(all_schemes)); });
   const auto remove_partial = [&partial] {
     std::error_code ignored;
     fs::remove_all(partial, ignored);

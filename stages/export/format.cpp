@@ -18,6 +18,7 @@ constexpr std::array kFormats = {
     Entry{"compressed-tensors", make_compressed_tensors},
     Entry{"gptq", make_gptq},
     Entry{"awq", make_awq_gemm},
+    Entry{"squeezellm", make_squeezellm},
     Entry{"dense", make_dense},
 };
 
@@ -48,24 +49,39 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
                     recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
-void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear) {
-  const auto refuse = [&](const std::string& why, const char* key = "") {
-    throw not_exportable(format, recipe,
-                         linear.name + " " + why + "; the format 'dense' can hold it", key);
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const ExportedLinear& linear,
+                                      DType dtype) {
+  std::vector<HostTensor> tensors;
+  for (const TensorInfo& info : format.tensors(linear, dtype))
+    tensors.emplace_back(info.type, info.shape);
+  return tensors;
+}
+
+void check_packable(const std::string& format, const Recipe& recipe, const ExportedLinear& linear) {
+  const LinearScheme& scheme = linear.scheme;
+  const auto refuse = [&](const std::string& why, const char* key = "",
+                          const char* instead = "the format 'dense' can hold it") {
+    throw not_exportable(format, recipe, linear.spec.name + " " + why + "; " + instead, key);
   };
+  if (scheme.kind == LinearScheme::Kind::kTable) {
+    refuse("has lookup tables, and it holds uniform grids only", "",
+           "the formats 'squeezellm' and 'dense' can hold it");
+  }
+  if (scheme.sparse) refuse("has a sparse part, which it has no place for", "outliers");
   constexpr std::array kBits = {2, 3, 4, 8};
-  if (std::ranges::find(kBits, recipe.bits) == kBits.end()) {
-    refuse("has codes of " + std::to_string(recipe.bits) + " bits, and it packs 2, 3, 4 or 8",
+  if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
+    refuse("has codes of " + std::to_string(scheme.bits) + " bits, and it packs 2, 3, 4 or 8",
            "bits");
   }
-  if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
-    refuse("is " + std::to_string(linear.rows) + " x " + std::to_string(linear.cols) +
+  if (linear.spec.rows % kTile != 0 || linear.spec.cols % kTile != 0) {
+    refuse("is " + std::to_string(linear.spec.rows) + " x " + std::to_string(linear.spec.cols) +
            ", and its readers want multiples of " + std::to_string(kTile));
   }
-  if (recipe.group_size != -1 && (recipe.group_size < 1 || linear.cols % recipe.group_size != 0)) {
-    refuse("has " + std::to_string(linear.cols) +
+  if (scheme.group_size != -1 &&
+      (scheme.group_size < 1 || linear.spec.cols % scheme.group_size != 0)) {
+    refuse("has " + std::to_string(linear.spec.cols) +
                " columns, which are not a multiple of the group size " +
-               std::to_string(recipe.group_size),
+               std::to_string(scheme.group_size),
            "group_size");
   }
 }

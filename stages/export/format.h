@@ -11,18 +11,22 @@
 #include "base/error.h"
 #include "model/block/decoder_block.h"
 #include "model/checkpoint/safetensors.h"
+#include "model/quantized/linear_scheme.h"
 #include "model/quantized/quantized_linear.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {
 
-// What every linear of an export has in common, and all that the shapes of its tensors depend on.
-struct Scheme {
-  int bits = 4;
-  std::int64_t group_size = -1;  // -1: the whole row
-  bool symmetric = false;        // every zero point is 2^(bits-1)
-  bool reordered = false;  // a column's group is not column / group_size: the layout needs a table
-  std::vector<std::string> dense_modules = {"lm_head"};  // linears that stay as they are
+// A linear of the model, before its values are read: all that the shapes of its tensors depend on.
+struct ExportedLinear {
+  std::string module;  // "model.layers.0.mlp.up_proj"
+  LinearSpec spec;
+  LinearScheme scheme;
+  std::int64_t sparse_entries = 0;
+
+  std::int64_t groups() const {
+    return scheme.group_size == -1 ? 1 : spec.cols / scheme.group_size;
+  }
 };
 
 class ExportFormat {
@@ -30,20 +34,21 @@ class ExportFormat {
   virtual ~ExportFormat() = default;
   virtual std::string name() const = 0;
 
-  // Throws InputError if the linears of this recipe do not fit the layout.
-  virtual void check(const Recipe& recipe, const LinearSpec& linear) const = 0;
+  // Throws InputError if this linear of this recipe does not fit the layout.
+  virtual void check(const Recipe& recipe, const ExportedLinear& linear) const = 0;
   // Whether fill() relies on the scheme: then a linear that differs from it is an error.
   virtual bool has_scheme() const = 0;
   // The tensors of one linear in the order of the file, named within the module: "weight_packed", ...
   // `dtype` is the type of dense weights.
-  virtual std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
-                                          DType dtype) const = 0;
+  virtual std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const = 0;
   // Their contents, in the same order. Throws Error naming the linear if a value does not fit.
-  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
+  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
                                        DType dtype) const = 0;
-  // "quantization_config" of config.json; null: none.
-  virtual nlohmann::ordered_json quantization_config(const Recipe& recipe,
-                                                     const Scheme& scheme) const = 0;
+  // "quantization_config" of config.json for these linears, which passed check(), in the model's order; `dense_modules` are linears
+  // that stay as they are. null: none. Throws Error if they do not fit together.
+  virtual nlohmann::ordered_json quantization_config(
+      const Recipe& recipe, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const = 0;
   // A further file that holds the same object, or "".
   virtual std::string config_copy() const { return ""; }
 };
@@ -54,10 +59,14 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name);  // throws I
 std::unique_ptr<ExportFormat> make_compressed_tensors();
 std::unique_ptr<ExportFormat> make_gptq();
 std::unique_ptr<ExportFormat> make_awq_gemm();
+std::unique_ptr<ExportFormat> make_squeezellm();
 std::unique_ptr<ExportFormat> make_dense();
 
-// For check(): what every packed layout asks of a linear. Throws InputError.
-void check_packable(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
+// For fill(): the tensors that a format announces, all zero.
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const ExportedLinear& linear,
+                                      DType dtype);
+// For check(): what every packed layout of uniform grids asks of a linear. Throws InputError.
+void check_packable(const std::string& format, const Recipe& recipe, const ExportedLinear& linear);
 // GPTQ's dynamic act-order: groups follow the order in which columns were quantized.
 bool is_reordered(const Recipe& recipe);
 // Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.

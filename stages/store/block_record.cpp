@@ -27,6 +27,7 @@
 #include "stages/store/block_record.h"
 
 #include <array>
+#include <functional>
 #include <optional>
 
 #include "base/error.h"
@@ -49,14 +50,9 @@ std::optional<Grid> grid_from_name(const std::string& name) {
 }
 
 HostTensor pack_codes(const QuantizedLinear& linear) {
-  const auto cols = static_cast<std::size_t>(linear.cols);
-  const std::size_t words = packed_words(cols, linear.bits);
+  const std::size_t words = packed_words(static_cast<std::size_t>(linear.cols), linear.bits);
   HostTensor packed(DType::kU32, {linear.rows, static_cast<std::int64_t>(words)});
-  const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
-  const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
-  for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
-    pack_bits(codes.data() + row * cols, cols, 1, linear.bits, out.data() + row * words);
-  }
+  pack_rows(linear.codes, linear.bits, packed);
   return packed;
 }
 
@@ -110,38 +106,44 @@ class RecordReader {
   std::size_t used_ = 0;
 };
 
-void read_grid(QuantizedLinear& linear, const std::string& name, const nlohmann::json& attributes,
-               RecordReader& reader) {
-  const std::optional<Grid> grid = grid_from_name(name);
-  if (!grid) throw Error(linear.name + ": unknown grid '" + name + "'");
-  linear.grid = *grid;
-  linear.group_size = attributes.at("group_size").get<std::int64_t>();
-  if (linear.group_size < 1 || linear.group_size > linear.cols) {
-    throw Error(linear.name + ": group size " + std::to_string(linear.group_size));
+// What the attributes say of a linear; rows and columns are those of the model.
+RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& spec) {
+  const auto name = attributes.at("name").get<std::string>();
+  if (name != spec.name) throw Error("'" + name + "' where " + spec.name + " should be");
+  const auto fault = [&](const std::string& what) { return Error(spec.name + ": " + what); };
+  const auto rows = attributes.at("rows").get<std::int64_t>();
+  const auto cols = attributes.at("cols").get<std::int64_t>();
+  if (rows != spec.rows || cols != spec.cols) {
+    throw fault(std::to_string(rows) + " x " + std::to_string(cols) + " where the model has " +
+                std::to_string(spec.rows) + " x " + std::to_string(spec.cols));
   }
-  const Shape by_group = {linear.rows, linear.groups()};
-  linear.scales = reader.tensor(linear.name + ".scales", DType::kF16, by_group);
-  linear.zeros = reader.tensor(linear.name + ".zeros", DType::kU8, by_group);
-  if (reader.has(linear.name + ".group_of_column")) {
-    linear.group_of_column =
-        reader.tensor(linear.name + ".group_of_column", DType::kI32, {linear.cols});
+  RecordedScheme recorded;
+  LinearScheme& scheme = recorded.scheme;
+  scheme.bits = attributes.at("bits").get<int>();
+  if (scheme.bits != 2 && scheme.bits != 3 && scheme.bits != 4 && scheme.bits != 8) {
+    throw fault(std::to_string(scheme.bits) + " bits");
   }
-}
-
-void read_table(QuantizedLinear& linear, RecordReader& reader) {
-  linear.group_size = linear.cols;
-  linear.table = reader.tensor(linear.name + ".table", DType::kF16,
-                               {linear.rows, std::int64_t{1} << linear.bits});
-}
-
-SparsePart read_sparse(const QuantizedLinear& linear, std::int64_t entries, RecordReader& reader) {
-  if (entries < 0 || entries > linear.rows * linear.cols) {
-    throw Error(linear.name + ": a sparse part of " + std::to_string(entries) + " entries");
+  const auto grid_name = attributes.at("grid").get<std::string>();
+  if (grid_name == kTable) {
+    scheme.kind = LinearScheme::Kind::kTable;
+    scheme.group_size = cols;
+  } else {
+    const std::optional<Grid> grid = grid_from_name(grid_name);
+    if (!grid) throw fault("unknown grid '" + grid_name + "'");
+    scheme.grid = *grid;
+    scheme.group_size = attributes.at("group_size").get<std::int64_t>();
+    if (scheme.group_size < 1 || scheme.group_size > cols) {
+      throw fault("group size " + std::to_string(scheme.group_size));
+    }
   }
-  const std::string prefix = linear.name + ".sparse.";
-  return {.offsets = reader.tensor(prefix + "offsets", DType::kI32, {linear.rows + 1}),
-          .columns = reader.tensor(prefix + "columns", DType::kI32, {entries}),
-          .values = reader.tensor(prefix + "values", DType::kF16, {entries})};
+  scheme.sparse = attributes.contains("sparse");
+  if (scheme.sparse) {
+    recorded.sparse_entries = attributes.at("sparse").get<std::int64_t>();
+    if (recorded.sparse_entries < 0 || recorded.sparse_entries > rows * cols) {
+      throw fault("a sparse part of " + std::to_string(recorded.sparse_entries) + " entries");
+    }
+  }
+  return recorded;
 }
 
 nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
@@ -173,54 +175,60 @@ nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
 
 QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& spec,
                             RecordReader& reader) {
+  const auto& [scheme, entries] = read_scheme(attributes, spec);
   QuantizedLinear linear;
-  linear.name = attributes.at("name").get<std::string>();
-  if (linear.name != spec.name)
-    throw Error("'" + linear.name + "' where " + spec.name + " should be");
-  linear.bits = attributes.at("bits").get<int>();
-  if (linear.bits != 2 && linear.bits != 3 && linear.bits != 4 && linear.bits != 8) {
-    throw Error(spec.name + ": " + std::to_string(linear.bits) + " bits");
-  }
-  linear.rows = attributes.at("rows").get<std::int64_t>();
-  linear.cols = attributes.at("cols").get<std::int64_t>();
-  if (linear.rows != spec.rows || linear.cols != spec.cols) {
-    throw Error(spec.name + ": " + std::to_string(linear.rows) + " x " +
-                std::to_string(linear.cols) + " where the model has " + std::to_string(spec.rows) +
-                " x " + std::to_string(spec.cols));
-  }
+  linear.name = spec.name;
+  linear.bits = scheme.bits;
+  linear.rows = spec.rows;
+  linear.cols = spec.cols;
+  linear.grid = scheme.grid;
+  linear.group_size = scheme.group_size;
   linear.record = attributes.at("record");
-
+  const auto part = [&](const char* name, DType type, const Shape& shape) {
+    return reader.tensor(spec.name + "." + name, type, shape);
+  };
   const auto words =
       static_cast<std::int64_t>(packed_words(static_cast<std::size_t>(linear.cols), linear.bits));
-  linear.codes =
-      unpack_codes(reader.tensor(spec.name + ".codes", DType::kU32, {linear.rows, words}), linear);
-  const auto grid = attributes.at("grid").get<std::string>();
-  if (grid == kTable) {
-    read_table(linear, reader);
+  linear.codes = unpack_codes(part("codes", DType::kU32, {linear.rows, words}), linear);
+  if (scheme.kind == LinearScheme::Kind::kTable) {
+    linear.table = part("table", DType::kF16, {linear.rows, std::int64_t{1} << linear.bits});
   } else {
-    read_grid(linear, grid, attributes, reader);
+    linear.scales = part("scales", DType::kF16, {linear.rows, linear.groups()});
+    linear.zeros = part("zeros", DType::kU8, {linear.rows, linear.groups()});
+    if (reader.has(spec.name + ".group_of_column")) {
+      linear.group_of_column = part("group_of_column", DType::kI32, {linear.cols});
+    }
   }
-  if (attributes.contains("sparse")) {
-    linear.sparse = read_sparse(linear, attributes.at("sparse").get<std::int64_t>(), reader);
+  if (scheme.sparse) {
+    linear.sparse = {.offsets = part("sparse.offsets", DType::kI32, {linear.rows + 1}),
+                     .columns = part("sparse.columns", DType::kI32, {entries}),
+                     .values = part("sparse.values", DType::kF16, {entries})};
   }
   validate(linear);
   return linear;
 }
 
-QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
-  const nlohmann::json& attributes = record.attributes;
+// Those of the linears, after what all versions have in common.
+const nlohmann::json& attributes_of_linears(const nlohmann::json& attributes,
+                                            const DecoderBlock& shape) {
   const int version = attributes.at("version").get<int>();
   if (version < 1 || version > kVersion)
     throw Error("written in version " + std::to_string(version) + " of the record");
-  QuantizedBlock block;
-  block.block = attributes.at("block").get<int>();
-  if (block.block < 0) throw Error("block " + std::to_string(block.block));
-  block.record = attributes.at("record");
   const nlohmann::json& linears = attributes.at("linears");
   if (!linears.is_array() || linears.size() != shape.linears().size()) {
     throw Error("has " + std::to_string(linears.size()) + " linears where the model has " +
                 std::to_string(shape.linears().size()));
   }
+  return linears;
+}
+
+QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
+  const nlohmann::json& attributes = record.attributes;
+  const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+  QuantizedBlock block;
+  block.block = attributes.at("block").get<int>();
+  if (block.block < 0) throw Error("block " + std::to_string(block.block));
+  block.record = attributes.at("record");
   RecordReader reader(record);
   for (std::size_t i = 0; i < linears.size(); ++i) {
     block.linears.push_back(read_linear(linears[i], shape.linears()[i], reader));
@@ -229,6 +237,17 @@ QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
   validate(block.replaced, shape);
   if (!reader.all_used()) throw Error("has tensors that belong to no linear");
   return block;
+}
+
+// Whatever is wrong with a record is an Error that says so.
+void as_error_of_record(const std::function<void()>& read) {
+  try {
+    read();
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(std::string("block record: attributes: ") + error.what());
+  } catch (const Error& error) {
+    throw Error(std::string("block record: ") + error.what());
+  }
 }
 
 }  // namespace
@@ -248,13 +267,20 @@ Record to_record(const QuantizedBlock& block) {
 }
 
 QuantizedBlock block_from_record(const Record& record, const DecoderBlock& shape) {
-  try {
-    return read_block(record, shape);
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(std::string("block record: attributes: ") + error.what());
-  } catch (const Error& error) {
-    throw Error(std::string("block record: ") + error.what());
-  }
+  QuantizedBlock block;
+  as_error_of_record([&] { block = read_block(record, shape); });
+  return block;
+}
+
+std::vector<RecordedScheme> schemes_from_attributes(const nlohmann::json& attributes,
+                                                    const DecoderBlock& shape) {
+  std::vector<RecordedScheme> schemes;
+  as_error_of_record([&] {
+    const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+    for (std::size_t i = 0; i < linears.size(); ++i)
+      schemes.push_back(read_scheme(linears[i], shape.linears()[i]));
+  });
+  return schemes;
 }
 
 }  // namespace roundhouse

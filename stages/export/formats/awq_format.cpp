@@ -11,6 +11,7 @@
 #include <cstddef>
 
 #include "stages/export/format.h"
+#include "stages/export/transposed.h"
 
 namespace roundhouse {
 namespace {
@@ -22,14 +23,15 @@ class AwqGemm final : public ExportFormat {
   std::string name() const override { return "awq"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (recipe.bits != 4) {
+  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
+    if (linear.scheme.kind == LinearScheme::Kind::kUniform && linear.scheme.bits != 4) {
       throw not_exportable(name(), recipe,
-                           "it has codes of 4 bits only, not of " + std::to_string(recipe.bits) +
+                           "it has codes of 4 bits only, not of " +
+                               std::to_string(linear.scheme.bits) +
                                "; use the format 'compressed-tensors', 'gptq' or 'dense'",
                            "bits");
     }
-    if (is_reordered(recipe)) {
+    if (linear.scheme.reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and it has no "
@@ -39,39 +41,37 @@ class AwqGemm final : public ExportFormat {
     check_packable(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
-                                  DType) const override {
-    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
-    return {{"qweight", DType::kI32, {linear.cols, linear.rows / 8}},
-            {"qzeros", DType::kI32, {groups, linear.rows / 8}},
-            {"scales", DType::kF16, {groups, linear.rows}}};
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
+    const auto& [unused, rows, cols] = linear.spec;
+    return {{"qweight", DType::kI32, {cols, rows / 8}},
+            {"qzeros", DType::kI32, {linear.groups(), rows / 8}},
+            {"scales", DType::kF16, {linear.groups(), rows}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
                                DType dtype) const override {
-    std::vector<HostTensor> filled;
-    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
-      filled.emplace_back(info.type, info.shape);
-    }
+    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
     pack(linear.codes, filled[0]);
     pack(linear.zeros, filled[1]);
-    const auto rows = static_cast<std::size_t>(linear.rows);
-    const auto groups = static_cast<std::size_t>(linear.groups());
-    const std::span<const std::uint16_t> from = linear.scales.as<std::uint16_t>();
-    const std::span<std::uint16_t> to = filled[2].as<std::uint16_t>();
-    for (std::size_t group = 0; group < groups; ++group) {
-      for (std::size_t row = 0; row < rows; ++row)
-        to[group * rows + row] = from[row * groups + group];
-    }
+    transpose_scales(linear, filled[2]);
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
-    nlohmann::ordered_json config = {{"quant_method", "awq"}, {"version", "gemm"},
-                                     {"bits", scheme.bits},   {"group_size", scheme.group_size},
-                                     {"zero_point", true},    {"modules_to_not_convert", nullptr}};
+  nlohmann::ordered_json quantization_config(
+      const Recipe&, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const override {
+    const std::int64_t group_size = linears.front().scheme.group_size;
+    for (const ExportedLinear& linear : linears) {
+      if (linear.scheme.group_size != group_size) {
+        throw Error(linear.module + ": its group size differs from that of " +
+                    linears.front().module + ", and the format awq has one for all");
+      }
+    }
+    nlohmann::ordered_json config = {
+        {"quant_method", "awq"},    {"version", "gemm"},  {"bits", 4},
+        {"group_size", group_size}, {"zero_point", true}, {"modules_to_not_convert", nullptr}};
     // Readers spare the head by themselves.
-    if (scheme.dense_modules.size() > 1) config["modules_to_not_convert"] = scheme.dense_modules;
+    if (dense_modules.size() > 1) config["modules_to_not_convert"] = dense_modules;
     return config;
   }
 

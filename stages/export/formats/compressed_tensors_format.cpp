@@ -22,8 +22,8 @@ class CompressedTensors final : public ExportFormat {
   std::string name() const override { return "compressed-tensors"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const LinearSpec& linear) const override {
-    if (is_reordered(recipe)) {
+  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
+    if (linear.scheme.reordered) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "
@@ -33,63 +33,80 @@ class CompressedTensors final : public ExportFormat {
     check_packable(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme& scheme,
-                                  DType) const override {
-    const std::int64_t groups = scheme.group_size == -1 ? 1 : linear.cols / scheme.group_size;
-    std::vector<TensorInfo> tensors = {
-        {"weight_packed", DType::kI32, {linear.rows, linear.cols * scheme.bits / 32}},
-        {"weight_scale", DType::kF16, {linear.rows, groups}}};
-    if (!scheme.symmetric) {
-      tensors.push_back(
-          {"weight_zero_point", DType::kI32, {linear.rows * scheme.bits / 32, groups}});
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
+    const auto& [unused, rows, cols] = linear.spec;
+    const int bits = linear.scheme.bits;
+    std::vector<TensorInfo> tensors = {{"weight_packed", DType::kI32, {rows, cols * bits / 32}},
+                                       {"weight_scale", DType::kF16, {rows, linear.groups()}}};
+    if (!is_symmetric(linear.scheme.grid)) {
+      tensors.push_back({"weight_zero_point", DType::kI32, {rows * bits / 32, linear.groups()}});
     }
     tensors.push_back({"weight_shape", DType::kI64, {2}});
     return tensors;
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme& scheme,
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
                                DType dtype) const override {
-    std::vector<HostTensor> filled;
-    for (const TensorInfo& info : tensors({linear.name, linear.rows, linear.cols}, scheme, dtype)) {
-      filled.emplace_back(info.type, info.shape);
-    }
-    pack_codes(linear, filled.front());
+    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
+    pack_rows(linear.codes, linear.bits, filled.front());
     std::ranges::copy(linear.scales.bytes(), filled[1].bytes().begin());
-    if (!scheme.symmetric) pack_zeros(linear, filled[2]);
+    if (!is_symmetric(plan.scheme.grid)) pack_zeros(linear, filled[2]);
     const std::span<std::int64_t> shape = filled.back().as<std::int64_t>();
     shape[0] = linear.rows;
     shape[1] = linear.cols;
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme& scheme) const override {
-    const bool by_row = scheme.group_size == -1;
-    nlohmann::ordered_json weights = {
-        {"num_bits", scheme.bits},       {"type", "int"},
-        {"symmetric", scheme.symmetric}, {"strategy", by_row ? "channel" : "group"},
-        {"group_size", nullptr},         {"dynamic", false},
-        {"actorder", nullptr},           {"block_structure", nullptr},
-        {"observer", "minmax"},          {"observer_kwargs", nlohmann::ordered_json::object()}};
-    if (!by_row) weights["group_size"] = scheme.group_size;
-    const nlohmann::ordered_json group = {{"targets", nlohmann::ordered_json::array({"Linear"})},
-                                          {"weights", weights},
-                                          {"input_activations", nullptr},
-                                          {"output_activations", nullptr}};
-    return {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
-            {"quantization_status", "compressed"},  {"config_groups", {{"group_0", group}}},
-            {"ignore", scheme.dense_modules},       {"kv_cache_scheme", nullptr},
-            {"global_compression_ratio", nullptr},  {"version", kVersion}};
+  // One group of modules for each scheme. With more than one each names its modules, and none says "Linear": a reader that fuses
+  // modules would take that for all of them.
+  nlohmann::ordered_json quantization_config(
+      const Recipe&, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const override {
+    std::vector<nlohmann::ordered_json> schemes;
+    std::vector<nlohmann::ordered_json> targets;  // by scheme
+    for (const ExportedLinear& linear : linears) {
+      const nlohmann::ordered_json weights = weights_of(linear.scheme);
+      const auto found = std::ranges::find(schemes, weights);
+      const auto at = static_cast<std::size_t>(found - schemes.begin());
+      if (found == schemes.end()) {
+        schemes.push_back(weights);
+        targets.push_back(nlohmann::ordered_json::array());
+      }
+      targets[at].push_back(linear.module);
+    }
+    if (schemes.size() == 1) targets = {nlohmann::ordered_json::array({"Linear"})};
+    nlohmann::ordered_json groups = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < schemes.size(); ++i) {
+      groups["group_" + std::to_string(i)] = {{"targets", targets[i]},
+                                              {"weights", schemes[i]},
+                                              {"input_activations", nullptr},
+                                              {"output_activations", nullptr}};
+    }
+    return {{"quant_method", "compressed-tensors"},
+            {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},
+            {"config_groups", groups},
+            {"ignore", dense_modules},
+            {"kv_cache_scheme", nullptr},
+            {"global_compression_ratio", nullptr},
+            {"version", kVersion}};
   }
 
  private:
-  static void pack_codes(const QuantizedLinear& linear, HostTensor& packed) {
-    const auto cols = static_cast<std::size_t>(linear.cols);
-    const std::size_t words = packed_words(cols, linear.bits);
-    const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
-    const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
-    for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
-      pack_bits(codes.data() + row * cols, cols, 1, linear.bits, out.data() + row * words);
-    }
+  static nlohmann::ordered_json weights_of(const LinearScheme& scheme) {
+    const bool by_row = scheme.group_size == -1;
+    nlohmann::ordered_json weights = {{"num_bits", scheme.bits},
+                                      {"type", "int"},
+                                      {"symmetric", is_symmetric(scheme.grid)},
+                                      {"strategy", by_row ? "channel" : "group"},
+                                      {"group_size", nullptr},
+                                      {"dynamic", false},
+                                      {"actorder", nullptr},
+                                      {"block_structure", nullptr},
+                                      {"observer", "minmax"},
+                                      {"observer_kwargs", nlohmann::ordered_json::object()}};
+    if (!by_row) weights["group_size"] = scheme.group_size;
+    return weights;
   }
 
   static void pack_zeros(const QuantizedLinear& linear, HostTensor& packed) {

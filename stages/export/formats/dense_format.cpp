@@ -10,14 +10,13 @@ class Dense final : public ExportFormat {
  public:
   std::string name() const override { return "dense"; }
   bool has_scheme() const override { return false; }
-  void check(const Recipe&, const LinearSpec&) const override {}
+  void check(const Recipe&, const ExportedLinear&) const override {}
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const Scheme&,
-                                  DType dtype) const override {
-    return {{"weight", dtype, {linear.rows, linear.cols}}};
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const override {
+    return {{"weight", dtype, {linear.spec.rows, linear.spec.cols}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const Scheme&,
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear&,
                                DType dtype) const override {
     HostTensor weight(dtype, {linear.rows, linear.cols});
     const std::size_t row_bytes = static_cast<std::size_t>(linear.cols) * size_of(dtype);
@@ -33,7 +32,8 @@ class Dense final : public ExportFormat {
     return filled;
   }
 
-  nlohmann::ordered_json quantization_config(const Recipe&, const Scheme&) const override {
+  nlohmann::ordered_json quantization_config(const Recipe&, const std::vector<ExportedLinear>&,
+                                             const std::vector<std::string>&) const override {
     return nullptr;
   }
 };

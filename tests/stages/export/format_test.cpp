@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "stages/export/export.h"
 #include "tests/stages/export_world.h"
 
@@ -36,14 +38,37 @@ QuantizedLinear example(int bits, std::int64_t group_size, Grid grid) {
   return linear;
 }
 
-Scheme scheme_of(const QuantizedLinear& linear) {
-  return {
-      .bits = linear.bits, .group_size = linear.group_size, .symmetric = is_symmetric(linear.grid)};
+// A linear of a model, as what its values are planned.
+ExportedLinear planned(const QuantizedLinear& linear) {
+  ExportedLinear exported{.module = "model.layers.0." + linear.name,
+                          .spec = {linear.name, linear.rows, linear.cols},
+                          .scheme = scheme_of(linear),
+                          .sparse_entries = linear.sparse.entries()};
+  if (linear.has_table()) exported.scheme.group_size = -1;
+  return exported;
 }
 
 std::vector<HostTensor> filled(const std::string& format, const QuantizedLinear& linear,
                                DType dtype = DType::kF32) {
-  return make_format(format)->fill(linear, scheme_of(linear), dtype);
+  const auto layout = make_format(format);
+  const ExportedLinear plan = planned(linear);
+  std::vector<HostTensor> tensors = layout->fill(linear, plan, dtype);
+  const std::vector<TensorInfo> announced = layout->tensors(plan, dtype);
+  EXPECT_EQ(tensors.size(), announced.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    EXPECT_EQ(tensors[i].type(), announced[i].type) << announced[i].name;
+    EXPECT_EQ(tensors[i].shape(), announced[i].shape) << announced[i].name;
+  }
+  return tensors;
+}
+
+// What a config says of a model whose linears all have this scheme.
+nlohmann::ordered_json described(const std::string& format, const Recipe& recipe,
+                                 const LinearScheme& scheme) {
+  const std::vector<ExportedLinear> linears = {
+      {.module = "model.layers.0.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme},
+      {.module = "model.layers.1.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme}};
+  return make_format(format)->quantization_config(recipe, linears, {"lm_head"});
 }
 
 std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, std::size_t n) {
@@ -52,11 +77,14 @@ std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, st
 }
 
 // "name type [shape]" of each tensor.
-std::vector<std::string> layout(const std::string& format, const Scheme& scheme,
-                                DType dtype = DType::kF16) {
+std::vector<std::string> layout(const std::string& format, const LinearScheme& scheme,
+                                std::int64_t sparse_entries = 0) {
+  const ExportedLinear linear{.module = "model.layers.0.mlp.down_proj",
+                              .spec = {"mlp.down_proj", 64, 256},
+                              .scheme = scheme,
+                              .sparse_entries = sparse_entries};
   std::vector<std::string> lines;
-  for (const TensorInfo& info :
-       make_format(format)->tensors({"mlp.down_proj", 64, 256}, scheme, dtype)) {
+  for (const TensorInfo& info : make_format(format)->tensors(linear, DType::kF16)) {
     std::string line = info.name + " " + std::string(name_of(info.type));
     for (const std::int64_t size : info.shape) line += " " + std::to_string(size);
     lines.push_back(line);
@@ -66,12 +94,12 @@ std::vector<std::string> layout(const std::string& format, const Scheme& scheme,
 
 TEST(CompressedTensorsTest, HasTheShapesOfTheFormat) {
   EXPECT_THAT(
-      layout("compressed-tensors", {.bits = 4, .group_size = 128, .symmetric = true}),
+      layout("compressed-tensors", {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
       ElementsAre("weight_packed I32 64 32", "weight_scale F16 64 2", "weight_shape I64 2"));
-  EXPECT_THAT(layout("compressed-tensors", {.bits = 3, .group_size = 32, .symmetric = false}),
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 3, .group_size = 32, .grid = Grid::kAsymGptq}),
               ElementsAre("weight_packed I32 64 24", "weight_scale F16 64 8",
                           "weight_zero_point I32 6 8", "weight_shape I64 2"));
-  EXPECT_THAT(layout("compressed-tensors", {.bits = 8, .group_size = -1, .symmetric = false}),
+  EXPECT_THAT(layout("compressed-tensors", {.bits = 8, .group_size = -1, .grid = Grid::kAsymGptq}),
               ElementsAre("weight_packed I32 64 64", "weight_scale F16 64 1",
                           "weight_zero_point I32 16 1", "weight_shape I64 2"));
 }
@@ -102,30 +130,160 @@ TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
 }
 
 TEST(CompressedTensorsTest, DescribesItself) {
-  const auto group = make_format("compressed-tensors")
-                         ->quantization_config(rounding_recipe(4, 128),
-                                               {.bits = 4, .group_size = 128, .symmetric = true});
+  const auto group = described("compressed-tensors", rounding_recipe(4, 128),
+                               {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq});
   EXPECT_EQ(group, nlohmann::ordered_json::parse(R"({
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
       "strategy": "group", "group_size": 128, "dynamic": false, "actorder": null, "block_structure": null,
       "observer": "minmax", "observer_kwargs": {}}, "input_activations": null, "output_activations": null}},
     "ignore": ["lm_head"], "kv_cache_scheme": null, "global_compression_ratio": null, "version": "0.18.0"})"));
-  const auto channel = make_format("compressed-tensors")
-                           ->quantization_config(rounding_recipe(3, -1),
-                                                 {.bits = 3, .group_size = -1, .symmetric = false});
+  const auto channel = described("compressed-tensors", rounding_recipe(3, -1),
+                                 {.bits = 3, .group_size = -1, .grid = Grid::kAsymGptq});
   const auto& weights = channel["config_groups"]["group_0"]["weights"];
   EXPECT_EQ(weights["strategy"], "channel");
   EXPECT_TRUE(weights["group_size"].is_null());
   EXPECT_EQ(weights["symmetric"], false);
 }
 
+// Two blocks of q, k, v, o, gate, up and down at these bits, in this order.
+std::vector<ExportedLinear> mixed(const std::vector<int>& bits) {
+  static const std::vector<std::string> names = {
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  std::vector<ExportedLinear> linears;
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const std::string& name = names[i % names.size()];
+    linears.push_back({.module = "model.layers." + std::to_string(i / names.size()) + "." + name,
+                       .spec = {name, 64, 256},
+                       .scheme = {.bits = bits[i], .group_size = 128}});
+  }
+  return linears;
+}
+
+TEST(CompressedTensorsTest, NamesEveryModuleWhereWidthsDiffer) {
+  const auto linears = mixed({4, 4, 4, 2, 3, 3, 4, 2, 2, 2, 4, 4, 4, 3});
+  const auto config = make_format("compressed-tensors")
+                          ->quantization_config(rounding_recipe(4, 128), linears, {"lm_head"});
+  ASSERT_EQ(config["config_groups"].size(), 3u);
+  std::map<std::string, int> bits_of;
+  for (const auto& [name, group] : config["config_groups"].items()) {
+    EXPECT_EQ(group["weights"]["group_size"], 128);
+    EXPECT_EQ(group["weights"]["symmetric"], false);
+    for (const std::string module : group["targets"]) {
+      EXPECT_TRUE(bits_of.emplace(module, group["weights"]["num_bits"]).second)
+          << module << " twice";
+    }
+  }
+  EXPECT_EQ(bits_of.size(), linears.size()) << "no class of modules, which would take all";
+  for (const ExportedLinear& linear : linears)
+    EXPECT_EQ(bits_of[linear.module], linear.scheme.bits) << linear.module;
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["num_bits"], 4) << "of the first linear";
+}
+
+TEST(GptqTest, NamesWhatDiffersFromMostAndWhatEnginesFuse) {
+  const auto config = make_format("gptq")->quantization_config(
+      rounding_recipe(4, 128), mixed({4, 4, 4, 2, 3, 3, 4, 2, 2, 2, 4, 4, 4, 3}), {"lm_head"});
+  EXPECT_EQ(config["bits"], 4);
+  const auto settings = [](int bits) {
+    return nlohmann::ordered_json{{"bits", bits}, {"group_size", 128}, {"desc_act", false}};
+  };
+  const std::string first = R"(+:^model\.layers\.0\.)", second = R"(+:^model\.layers\.1\.)";
+  const nlohmann::ordered_json expected = {{first + R"(self_attn\.o_proj$)", settings(2)},
+                                           {first + R"(mlp\.gate_proj$)", settings(3)},
+                                           {first + R"(mlp\.gate_up_proj$)", settings(3)},
+                                           {first + R"(mlp\.up_proj$)", settings(3)},
+                                           {second + R"(self_attn\.q_proj$)", settings(2)},
+                                           {second + R"(self_attn\.qkv_proj$)", settings(2)},
+                                           {second + R"(self_attn\.k_proj$)", settings(2)},
+                                           {second + R"(self_attn\.v_proj$)", settings(2)},
+                                           {second + R"(mlp\.down_proj$)", settings(3)}};
+  EXPECT_EQ(config["dynamic"], expected);
+  EXPECT_FALSE(make_format("gptq")
+                   ->quantization_config(rounding_recipe(4, 128), mixed({4, 4, 4, 4}), {})
+                   .contains("dynamic"));
+  // Of q, k and v that differ there is no fused module.
+  const auto apart =
+      make_format("gptq")->quantization_config(rounding_recipe(4, 128), mixed({4, 2, 2, 4}), {});
+  EXPECT_EQ(apart["dynamic"].size(), 2u);
+  EXPECT_TRUE(apart["dynamic"].contains(first + R"(self_attn\.k_proj$)"));
+}
+
+TEST(GptqTest, RefusesSymmetricAndAsymmetricGridsInOneModel) {
+  auto linears = mixed({4, 4});
+  linears[1].scheme.grid = Grid::kSymGptq;
+  try {
+    make_format("gptq")->quantization_config(rounding_recipe(4, 128), linears, {});
+    ADD_FAILURE() << "there is one version for all";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("k_proj: symmetric and asymmetric"));
+  }
+}
+
+// Side x side, table[n, c] = n + c / 8, code[n, k] = (n + k) mod 2^bits; row 1 has sparse entries at columns 0 and 31.
+QuantizedLinear table_example(int bits) {
+  QuantizedLinear linear = random_table_linear("mlp.up_proj", kSide, kSide, bits, 1);
+  const std::int64_t levels = std::int64_t{1} << bits;
+  for (std::int64_t n = 0; n < kSide; ++n) {
+    for (std::int64_t k = 0; k < kSide; ++k)
+      linear.codes.as<std::uint8_t>()[n * kSide + k] = static_cast<std::uint8_t>((n + k) % levels);
+    for (std::int64_t c = 0; c < levels; ++c) {
+      linear.table.as<std::uint16_t>()[n * levels + c] =
+          float_to_half(static_cast<float>(n) + static_cast<float>(c) / 8);
+    }
+  }
+  linear.sparse.offsets = HostTensor(DType::kI32, {kSide + 1});
+  for (std::int64_t n = 2; n <= kSide; ++n) linear.sparse.offsets.as<std::int32_t>()[n] = 2;
+  linear.sparse.columns = HostTensor(DType::kI32, {2});
+  linear.sparse.columns.as<std::int32_t>()[1] = 31;
+  linear.sparse.values = HostTensor(DType::kF16, {2});
+  linear.sparse.values.as<std::uint16_t>()[0] = float_to_half(-2.5f);
+  linear.sparse.values.as<std::uint16_t>()[1] = float_to_half(7.0f);
+  return linear;
+}
+
+constexpr auto kTable = LinearScheme::Kind::kTable;
+
+TEST(SqueezeLlmTest, HasTheShapesOfTheAuthors) {
+  EXPECT_THAT(layout("squeezellm", {.kind = kTable, .bits = 4}),
+              ElementsAre("qweight I32 32 64", "lookup_table F32 64 16"));
+  EXPECT_THAT(layout("squeezellm", {.kind = kTable, .bits = 3, .sparse = true}, 77),
+              ElementsAre("qweight I32 24 64", "lookup_table F32 64 8", "rows I32 65",
+                          "cols I32 77", "vals F32 77"));
+}
+
+TEST(SqueezeLlmTest, PacksAlongTheInputsTransposed) {
+  const std::vector<HostTensor> tensors = filled("squeezellm", table_example(3));
+  ASSERT_EQ(tensors.size(), 5u);
+  // Word 0 of outputs 0 and 1, then word 1 of output 0.
+  EXPECT_THAT(words(tensors[0], 0, 2), ElementsAre(0x88fac688, 0xd11f58d1));
+  EXPECT_THAT(words(tensors[0], 32, 1), ElementsAre(0xc688fac6));
+  EXPECT_THAT(tensors[1].as<float>().subspan(8, 3), ElementsAre(1.0f, 1.125f, 1.25f));
+  EXPECT_THAT(tensors[2].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 0, 2, 2));
+  EXPECT_THAT(tensors[3].as<std::int32_t>(), ElementsAre(0, 31));
+  EXPECT_THAT(tensors[4].as<float>(), ElementsAre(-2.5f, 7.0f));
+}
+
+TEST(SqueezeLlmTest, DescribesItself) {
+  EXPECT_EQ(described("squeezellm", rounding_recipe(3, -1), {.kind = kTable, .bits = 3}),
+            nlohmann::ordered_json::parse(R"({"quant_method": "squeezellm", "wbits": 3,
+                "include_sparse": false, "modules_to_not_convert": ["lm_head"]})"));
+}
+
+TEST(DenseTest, AddsTheSparsePart) {
+  const std::vector<HostTensor> tensors = filled("dense", table_example(3));
+  const std::span<const float> w = tensors[0].as<float>();
+  // Row 1: codes 1, 2, ..., 0 at column 31; 1 + 1/8 - 2.5, and 1 + 7.
+  EXPECT_THAT(w.subspan(32, 2), ElementsAre(-1.375f, 1.25f));
+  EXPECT_EQ(w[63], 8.0f);
+}
+
 TEST(GptqTest, HasTheShapesOfTheFormat) {
   EXPECT_THAT(
-      layout("gptq", {.bits = 4, .group_size = 128, .symmetric = true}),
+      layout("gptq", {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
       ElementsAre("qweight I32 32 64", "qzeros I32 2 8", "scales F16 2 64", "g_idx I32 256"));
   EXPECT_THAT(
-      layout("gptq", {.bits = 3, .group_size = -1, .symmetric = false}),
+      layout("gptq", {.bits = 3, .group_size = -1, .grid = Grid::kAsymGptq}),
       ElementsAre("qweight I32 24 64", "qzeros I32 1 6", "scales F16 1 64", "g_idx I32 256"));
 }
 
@@ -159,37 +317,33 @@ TEST(GptqTest, KeepsReorderedGroups) {
   QuantizedLinear linear = example(4, 16, Grid::kSymGptq);
   linear.group_of_column = HostTensor(DType::kI32, {kSide});
   for (std::int32_t k = 0; k < kSide; ++k) linear.group_of_column.as<std::int32_t>()[k] = k % 2;
-  Scheme scheme = scheme_of(linear);
-  scheme.reordered = true;
-  const std::vector<HostTensor> tensors = make_format("gptq")->fill(linear, scheme, DType::kF16);
+  const std::vector<HostTensor> tensors = filled("gptq", linear);
   EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
-  EXPECT_EQ(
-      make_format("gptq")->quantization_config(rounding_recipe(4, 16, true), scheme)["desc_act"],
-      true);
+  EXPECT_EQ(described("gptq", rounding_recipe(4, 16, true), planned(linear).scheme)["desc_act"],
+            true);
 }
 
 TEST(GptqTest, DescribesItself) {
   Recipe recipe = rounding_recipe(4, 128);
   recipe.method = "gptq";
   recipe.options = {{"true_sequential", false}, {"damping", 0.05}};
-  const auto format = make_format("gptq");
-  EXPECT_EQ(format->quantization_config(recipe, {.bits = 4, .group_size = 128, .symmetric = true}),
+  EXPECT_EQ(described("gptq", recipe, {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false,
               "sym": true, "lm_head": false, "checkpoint_format": "gptq", "format": "gptq", "pack_dtype": "int32",
               "true_sequential": false, "damp_percent": 0.05})"));
   const auto asymmetric =
-      format->quantization_config(recipe, {.bits = 2, .group_size = -1, .symmetric = false});
+      described("gptq", recipe, {.bits = 2, .group_size = -1, .grid = Grid::kAsymGptq});
   EXPECT_EQ(asymmetric["format"], "gptq_v2");
   EXPECT_EQ(asymmetric["checkpoint_format"], "gptq_v2");
   EXPECT_EQ(asymmetric["group_size"], -1);
-  EXPECT_EQ(format->config_copy(), "quantize_config.json");
+  EXPECT_EQ(make_format("gptq")->config_copy(), "quantize_config.json");
 }
 
 TEST(AwqTest, HasTheShapesOfTheFormat) {
-  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .symmetric = false}),
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .grid = Grid::kAsymGptq}),
               ElementsAre("qweight I32 256 8", "qzeros I32 2 8", "scales F16 2 64"));
-  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = -1, .symmetric = true}),
+  EXPECT_THAT(layout("awq", {.bits = 4, .group_size = -1, .grid = Grid::kSymGptq}),
               ElementsAre("qweight I32 256 8", "qzeros I32 1 8", "scales F16 1 64"));
 }
 
@@ -213,8 +367,8 @@ TEST(AwqTest, StoresZeroPointsOfSymmetricGridsToo) {
 }
 
 TEST(AwqTest, DescribesItself) {
-  EXPECT_EQ(make_format("awq")->quantization_config(
-                rounding_recipe(4, 128), {.bits = 4, .group_size = 128, .symmetric = true}),
+  EXPECT_EQ(described("awq", rounding_recipe(4, 128),
+                      {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
                     "zero_point": true, "modules_to_not_convert": null})"));
@@ -229,7 +383,7 @@ TEST(DenseTest, BakesTheQuantizationIn) {
   // Row 1: codes 1, 2, ...; zero point 1; scales 1/2 and -1/2.
   EXPECT_THAT(w.subspan(32, 3), ElementsAre(0.0f, 0.5f, 1.0f));
   EXPECT_THAT(w.subspan(32 + 16, 2), ElementsAre(-0.5f * (1 - 1), -0.5f * (2 - 1)));
-  EXPECT_TRUE(make_format("dense")->quantization_config(rounding_recipe(4, 16), {}).is_null());
+  EXPECT_TRUE(described("dense", rounding_recipe(4, 16), {}).is_null());
 }
 
 TEST(DenseTest, RoundsToFloat16) {
@@ -302,7 +456,7 @@ class CheckExportableTest : public testing::Test {
 TEST_F(CheckExportableTest, AcceptsWhatFits) {
   for (const std::string& format : export_formats()) {
     for (const int bits : {2, 3, 4, 8}) {
-      if (format == "awq" && bits != 4) continue;
+      if (format == "squeezellm" || (format == "awq" && bits != 4)) continue;
       for (const std::int64_t group : {-1, 32, 128}) {
         EXPECT_EQ(refusal(rounding_recipe(bits, group), 64, 256, format), "")
             << format << " " << bits << " " << group;
@@ -340,6 +494,44 @@ TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
   EXPECT_THAT(refusal(recipe, 64, 256, "compressed-tensors"), HasSubstr("act_order: dynamic"));
   EXPECT_EQ(refusal(recipe, 64, 256, "gptq"), "");
   EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+}
+
+// By what a recipe has made: what check_exportable() knows before any work.
+std::string refusal_of(const LinearScheme& scheme, const std::string& format) {
+  try {
+    make_format(format)->check(
+        rounding_recipe(4, 128),
+        {.module = "m.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme});
+    return "";
+  } catch (const InputError& error) {
+    return error.what();
+  }
+}
+
+TEST(CheckSchemeTest, LookupTablesGoWhereThereIsAPlaceForThem) {
+  for (const bool sparse : {false, true}) {
+    const LinearScheme scheme{.kind = kTable, .bits = 3, .sparse = sparse};
+    for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
+      EXPECT_THAT(refusal_of(scheme, format),
+                  HasSubstr(std::string("as ") + format +
+                            ": mlp.up_proj has lookup tables, and it "
+                            "holds uniform grids only; the formats 'squeezellm' and 'dense' can"));
+    }
+    EXPECT_EQ(refusal_of(scheme, "squeezellm"), "");
+    EXPECT_EQ(refusal_of(scheme, "dense"), "");
+  }
+}
+
+TEST(CheckSchemeTest, UniformGridsWithASparsePartGoAsDenseOnly) {
+  const LinearScheme scheme{.bits = 4, .group_size = 128, .sparse = true};
+  for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
+    EXPECT_THAT(refusal_of(scheme, format),
+                HasSubstr("has a sparse part, which it has no place for; the format 'dense' can"));
+  }
+  EXPECT_THAT(refusal_of(scheme, "squeezellm"), HasSubstr("the format 'dense' alone can hold it"));
+  EXPECT_EQ(refusal_of(scheme, "dense"), "");
+  EXPECT_THAT(refusal_of({.bits = 4, .group_size = 128}, "squeezellm"),
+              HasSubstr("'compressed-tensors', 'gptq' or 'dense'"));
 }
 
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {
