@@ -11,7 +11,6 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -237,15 +236,11 @@ std::vector<std::string> Job::recipe_names() const {
   return names;
 }
 
-void Job::check_content(Communicator& group, const std::vector<std::string>& recipes) {
+void Job::check_content(Communicator& group, const std::vector<std::string>& records) {
   monitor_->phase("reading finished blocks");
-  int damaged = 0;
-  for (const std::string& name : recipes) {
-    const auto keys = block_keys(name, static_cast<int>(model_->config().blocks));
-    const auto tick = [this] { monitor_->tick(); };
-    damaged += access_ == Access::kHolds ? remove_damaged(keys, *store_, group, tick)
-                                         : count_damaged(keys, *store_, group, tick);
-  }
+  const auto tick = [this] { monitor_->tick(); };
+  const int damaged = access_ == Access::kHolds ? remove_damaged(records, *store_, group, tick)
+                                                : count_damaged(records, *store_, group, tick);
   if (damaged == 0) return;
   if (access_ == Access::kReads) {
     throw Error(config_.run.string() + ": damaged blocks: " + std::to_string(damaged) +
@@ -262,16 +257,16 @@ bool Job::stop_requested(Communicator& group) {
 std::string Job::share(std::string text) { return roundhouse::share(*world_, std::move(text)); }
 
 bool needs_calibration(const RunConfig& config) {
-  return std::ranges::any_of(
-      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
+  return std::ranges::any_of(config.recipes,
+                             [](const Recipe& recipe) { return recipe.needs.calibration(); });
 }
 
 std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    RecipeState state = inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0,
-                                       job.store(), job.world(), [&] { job.monitor().tick(); });
+    RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), job.world(),
+                                       [&] { job.monitor().tick(); });
     if (state.missing() == 0) complete.push_back(recipe.name);
     made_of.push_back(std::move(state.made_of));
   }

@@ -44,6 +44,7 @@ class Job {
   const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
+  int blocks() const { return static_cast<int>(model_->config().blocks); }
   // Precondition: a recipe needs calibration, or there are tasks.
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Hdf5Store& store() { return *store_; }
@@ -61,9 +62,9 @@ class Job {
   // Says and journals that a file of the run is not what was written, and is made again.
   void report_damage(const std::string& what, const std::string& why);
 
-  // Collective over `group`: reads all blocks of these recipes that were not read or made by this job. Throws DamagedRecords, the
-  // same on every rank, where some are damaged.
-  void check_content(Communicator& group, const std::vector<std::string>& recipes);
+  // Collective over `group`: reads those of these records that were not read or made by this job. Throws DamagedRecords, the same
+  // on every rank, where some are damaged.
+  void check_content(Communicator& group, const std::vector<std::string>& records);
 
   // Collective over `group`: does any of its ranks want to stop? The same answer to all of them.
   bool stop_requested(Communicator& group);

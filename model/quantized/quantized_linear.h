@@ -49,7 +49,7 @@ struct QuantizedLinear {
 // Throws Error naming the linear unless shapes, types and ranges are as above (used on everything read back).
 void validate(const QuantizedLinear& linear);
 
-// Its scheme, with a group size in columns, also where it is the whole row.
+// What it has become. group_size: in columns, never -1.
 LinearScheme scheme_of(const QuantizedLinear& linear);
 
 // W in the backend's activation type.

@@ -12,6 +12,7 @@
 #include "pipeline/job.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
+#include "pipeline/run/whole_records.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "stages/evaluate/perplexity.h"
@@ -109,7 +110,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
       if (group.all_reduce_max(there) != 0) continue;
       if (job.stop_requested(group)) return false;
 
-      if (name != kOriginal) job.check_content(group, {name});
+      if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
       if (group.size() == job.world().size()) texts.read(job);
       const auto start = std::chrono::steady_clock::now();
       job.monitor().phase("perplexity of " + name + " on " + task.name);

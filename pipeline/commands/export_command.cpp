@@ -14,6 +14,7 @@
 #include "pipeline/run/output_guard.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
+#include "pipeline/run/whole_records.h"
 #include "stages/export/engines.h"
 #include "stages/export/side_files.h"
 
@@ -157,7 +158,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
             });
       }
       if (is_exported_for_all(job, group, wanted, options.replace)) continue;
-      job.check_content(group, {name});
+      job.check_content(group, block_keys(name, job.blocks()));
       job.monitor().phase("export of " + name + " as " + format);
       if (!export_checkpoint(job.model(), job.shape(), recipe, job.store(), options,
                              wanted.directory, job.backend(), group, job.monitor())) {

@@ -135,7 +135,7 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
     now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
   for (const RecipeState& state : states) {
-    if (state.missing() > 0) before.insert(state.computed_by.begin(), state.computed_by.end());
+    if (!state.complete()) before.insert(state.computed_by.begin(), state.computed_by.end());
   }
   std::set<std::string> all = now;
   all.insert(before.begin(), before.end());
@@ -176,12 +176,10 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
                              EvaluationTexts& texts, std::set<std::size_t>& doubted) {
   for (const std::size_t index : recipes) {
     const Recipe& recipe = job.config().recipes[index];
-    const RecipeState state =
-        inspect_recipe(recipe, static_cast<int>(job.model().config().blocks), 0, job.store(), team);
+    const RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), team);
     // What is damaged is made again at the end, by all ranks together.
-    if (state.missing() > 0 ||
-        count_damaged(block_keys(recipe.name, static_cast<int>(job.model().config().blocks)),
-                      job.store(), team, [&] { job.monitor().tick(); }) > 0) {
+    if (state.missing() > 0 || count_damaged(block_keys(recipe.name, job.blocks()), job.store(),
+                                             team, [&] { job.monitor().tick(); }) > 0) {
       doubted.insert(index);
       continue;
     }
@@ -196,8 +194,7 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
 void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
   for (std::size_t r = 0; r < job.config().recipes.size(); ++r) {
     if (job.world().all_reduce_max(doubted.contains(r) ? 1 : 0) == 0) continue;
-    for (const std::string& key :
-         block_keys(job.config().recipes[r].name, static_cast<int>(job.model().config().blocks))) {
+    for (const std::string& key : block_keys(job.config().recipes[r].name, job.blocks())) {
       job.store().doubt(key);
     }
   }
@@ -206,7 +203,7 @@ void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
 // False if it stopped early.
 bool quantize(Job& job, EvaluationTexts& texts) {
   const RunConfig& config = job.config();
-  const int blocks = static_cast<int>(job.model().config().blocks);
+  const int blocks = job.blocks();
   // What can be refused is refused before anything is computed.
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;
@@ -228,7 +225,7 @@ bool quantize(Job& job, EvaluationTexts& texts) {
   }
   const int total = blocks * static_cast<int>(config.recipes.size());
 
-  if (missing > 0) settle_device(job, states);
+  if (!std::ranges::all_of(states, &RecipeState::complete)) settle_device(job, states);
   std::optional<Samples> samples;
   if (needs_calibration(config)) samples.emplace(calibrate(job));
 
@@ -274,6 +271,7 @@ bool quantize(Job& job, EvaluationTexts& texts) {
   Schedule schedule{.backend = job.backend(),
                     .mesh = mesh,
                     .model = job.model(),
+                    .identity = job.model_identity(),
                     .shape = job.shape(),
                     .samples = samples ? &*samples : nullptr,
                     .store = job.store(),
@@ -329,7 +327,11 @@ int make_all(Job& job, EvaluationTexts& texts) {
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
   if (!make_products(job, job.world(), names, texts)) return stopped(job);
 
-  job.check_content(job.world(), job.recipe_names());
+  std::vector<std::string> records;
+  for (const Recipe& recipe : config.recipes) {
+    for (std::string& key : record_keys(recipe, job.blocks())) records.push_back(std::move(key));
+  }
+  job.check_content(job.world(), records);
   if (job.first()) {
     job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
     report_run(config.run, true);

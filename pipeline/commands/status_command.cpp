@@ -148,9 +148,13 @@ Picture look(const fs::path& run) {
   for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
   for (const Recipe& recipe : config.recipes) {
     const int done = blocks_done(run, recipe.name, blocks);
-    text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}\n", recipe.name, width, done,
-                        blocks > 0 ? std::to_string(blocks) : "?",
-                        perplexities(read_results(run, recipe.name)));
+    std::error_code ignored;
+    const bool undecided =
+        recipe.needs.decision && !fs::exists(run / (decision_key(recipe.name) + ".h5"), ignored);
+    text +=
+        fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
+                    blocks > 0 ? std::to_string(blocks) : "?", undecided ? "not decided yet  " : "",
+                    perplexities(read_results(run, recipe.name)));
   }
   if (const std::string original = perplexities(read_results(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);

@@ -19,6 +19,7 @@
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
+#include "pipeline/run/whole_records.h"
 
 namespace roundhouse {
 namespace {
@@ -154,7 +155,7 @@ class RunCheck {
     if (needs_calibration(*config_)) records_.insert("calibration");
     for (const Recipe& recipe : config_->recipes) {
       const int blocks = found_.identity ? found_.identity->inputs.blocks : 0;
-      for (int block = 0; block < blocks; ++block) records_.insert(block_key(recipe.name, block));
+      for (const std::string& key : record_keys(recipe, blocks)) records_.insert(key);
       for (const std::string& format : config_->export_formats) {
         exports_.insert("export/" + recipe.name + "/" + format);
       }

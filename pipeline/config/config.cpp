@@ -14,7 +14,6 @@
 #include "pipeline/config/yaml_tree.h"
 #include "pipeline/run/run_files.h"
 #include "stages/export/engines.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -307,7 +306,7 @@ const std::string& name_of(Drawing drawing) { return kDrawings[static_cast<std::
 void read_calibration(Section section, InputFiles files, RunConfig& config) {
   SampleOptions& options = config.calibration;
   const auto needy = std::ranges::find_if(
-      config.recipes, [](const Recipe& recipe) { return make_method(recipe)->streams().any(); });
+      config.recipes, [](const Recipe& recipe) { return recipe.needs.calibration(); });
   if (!section.text("text", "").empty()) {
     // A run that has begun knows the text by its content, and needs it no more once the windows are drawn.
     std::error_code ignored;

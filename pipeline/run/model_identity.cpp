@@ -170,6 +170,28 @@ void ModelIdentity::note_outside_blocks() {
   join(world_);
 }
 
+ContentsByTensor ModelIdentity::contents_of_model() {
+  const Checkpoint& checkpoint = model_.checkpoint();
+  std::vector<TensorInfo> tensors = tensors_outside_blocks(model_.config());
+  for (std::int64_t block = 0; block < model_.config().blocks; ++block) {
+    for (TensorInfo& tensor : tensors_of_block(model_.config(), block))
+      tensors.push_back(std::move(tensor));
+  }
+  join(world_);
+  int turn = 0;
+  for (const TensorInfo& tensor : tensors) {
+    if (checkpoint.contents().of(tensor.name) || turn++ % world_.size() != world_.rank()) continue;
+    checkpoint.note_content(tensor.name);
+    release_mapped_pages(checkpoint.view(tensor.name).bytes);
+    monitor_.tick();
+  }
+  join(world_);
+  ContentsByTensor contents;
+  for (const TensorInfo& tensor : tensors)
+    contents[tensor.name] = checkpoint.contents().of(tensor.name).value();
+  return contents;
+}
+
 void ModelIdentity::learn(const ContentsByTensor& recorded) {
   std::vector<std::string> conflicts;
   for (const auto& [tensor, hash] : recorded) {

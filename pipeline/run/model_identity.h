@@ -37,6 +37,9 @@ class ModelIdentity {
   // content() of a model whose blocks are done is known to every group of ranks.
   void note_outside_blocks();
 
+  // Collective: the hashes of all tensors, for what was made of the whole model. Ranks share in hashing what nobody has read.
+  ContentsByTensor contents_of_model();
+
   // What records say they are made of. Throws InputError naming a tensor that held something else.
   void learn(const ContentsByTensor& recorded);
 

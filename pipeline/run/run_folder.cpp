@@ -21,7 +21,6 @@
 #include "model/tokenizer/tokenizer.h"
 #include "pipeline/run/sealed_json.h"
 #include "pipeline/time_now.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -234,8 +233,8 @@ std::string model_fingerprint(const fs::path& model) {
 
 std::string recipe_identity(const RunConfig& config, const RunInputs& inputs,
                             const Recipe& recipe) {
-  const bool calibrated = make_method(recipe)->streams().any();
-  const std::string base = calibrated ? calibration_text(config, inputs) : model_line(inputs);
+  const std::string base =
+      recipe.needs.calibration() ? calibration_text(config, inputs) : model_line(inputs);
   return xxh3_hex(base + resolved(recipe).dump());
 }
 

@@ -46,4 +46,10 @@ std::vector<std::string> block_keys(const std::string& recipe, int blocks) {
   return keys;
 }
 
+std::vector<std::string> record_keys(const Recipe& recipe, int blocks) {
+  std::vector<std::string> keys = block_keys(recipe.name, blocks);
+  if (recipe.needs.decision) keys.insert(keys.begin(), decision_key(recipe.name));
+  return keys;
+}
+
 }  // namespace roundhouse

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "comm/communicator.h"
+#include "stages/quantize/recipe.h"
 #include "stages/store/run_store.h"
 
 namespace roundhouse {
@@ -27,5 +28,7 @@ int count_damaged(const std::vector<std::string>& keys, RunStore& store, Communi
                   const std::function<void()>& tick);
 
 std::vector<std::string> block_keys(const std::string& recipe, int blocks);
+// All that a run makes of a recipe.
+std::vector<std::string> record_keys(const Recipe& recipe, int blocks);
 
 }  // namespace roundhouse

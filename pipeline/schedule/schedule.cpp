@@ -2,18 +2,20 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/error.h"
 #include "base/quote.h"
+#include "comm/together.h"
 #include "model/checkpoint/weight_prefetch.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/finished_recipes.h"
 #include "pipeline/schedule/handover.h"
 #include "pipeline/watch/time_left.h"
-#include "stages/quantize/method.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/store/block_record.h"
 #include "stages/store/quantized_weights.h"
 
@@ -23,28 +25,46 @@ namespace {
 // Attributes of a block's record besides those of to_record().
 constexpr const char* kMadeOf = "made_of";          // tensor name -> hash of what it held
 constexpr const char* kComputedBy = "computed_by";  // Backend::computes_as()
+// Of a decision's record, besides those.
+constexpr const char* kDecision = "decision";
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Methods name the linear; which block of which recipe it is one of is said here.
+void with_place_named(const std::string& place, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const InUseError&) {
+    throw;
+  } catch (const BadNodeError&) {
+    throw;
+  } catch (const InputError& error) {
+    throw InputError(place + ": " + error.what());
+  } catch (const Error& error) {
+    throw Error(place + ": " + error.what());
+  }
 }
 
 // One stage's walk through one recipe.
 class RecipeWalk {
  public:
   RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
-             const std::vector<Recipe>& all, const RecipeState& state)
+             const std::vector<Recipe>& all, const RecipeState& state,
+             const nlohmann::json& decision)
       : s_(schedule),
         handover_(handover),
         recipe_(recipe),
         all_(all),
         state_(state),
+        decision_(decision),
         timing_(schedule.interruption_hours),
-        method_(make_method(recipe)),
-        streams_(method_->streams()),
+        method_(schedule.method_of(recipe)),
         prefetch_(schedule.model.checkpoint()) {}
 
   // Precondition: something is missing. False: stopped early.
-  bool run() { return streams_.any() ? run_in_order() : run_independent(); }
+  bool run() { return in_order() ? run_in_order() : run_independent(); }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
@@ -63,7 +83,7 @@ class RecipeWalk {
   bool hands_over() const {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
-  bool in_order() const { return streams_.any(); }
+  bool in_order() const { return recipe_.needs.streams(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
     return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
@@ -141,7 +161,8 @@ class RecipeWalk {
       }
       return activations;
     };
-    return {.quantized = make(streams_.quantized), .full_precision = make(streams_.full_precision)};
+    return {.quantized = make(recipe_.needs.quantized_stream),
+            .full_precision = make(recipe_.needs.full_precision_stream)};
   }
 
   void embed(StreamActivations& activations) {
@@ -159,20 +180,25 @@ class RecipeWalk {
     }
   }
 
-  BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
+  BlockSite site(int block) const {
     return {.backend = s_.backend,
             .team = s_.mesh.team(),
             .device_team = s_.mesh.device_team(),
-            .checkpoint = s_.model.checkpoint(),
             .shape = s_.shape,
             .block = block,
-            .weights = weights,
             .samples = s_.samples,
-            .residual = activations.quantized.get(),
-            .original = activations.full_precision.get(),
-            .budget = s_.budget,
-            .saved_activation_bytes = s_.saved_activation_bytes,
             .monitor = s_.monitor};
+  }
+
+  BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations) {
+    return {site(block),
+            s_.model.checkpoint(),
+            weights,
+            activations.quantized.get(),
+            activations.full_precision.get(),
+            s_.budget,
+            s_.saved_activation_bytes,
+            decision_};
   }
 
   void make_unit(int block, const StreamActivations& activations) {
@@ -198,20 +224,11 @@ class RecipeWalk {
     s_.on_unit(recipe_, result, seconds_since(start));
   }
 
-  // Methods name the linear; which block of which recipe it is one of is said here.
   QuantizedBlock quantize(BlockTask& unit) {
-    const std::string where = recipe_.name + ", block " + std::to_string(unit.block) + ": ";
-    try {
-      return method_->quantize(unit);
-    } catch (const InUseError&) {
-      throw;
-    } catch (const BadNodeError&) {
-      throw;
-    } catch (const InputError& error) {
-      throw InputError(where + error.what());
-    } catch (const Error& error) {
-      throw Error(where + error.what());
-    }
+    QuantizedBlock block;
+    with_place_named(recipe_.name + ", block " + std::to_string(unit.block),
+                     [&] { block = method_->quantize(unit); });
+    return block;
   }
 
   // Of making a unit: what only running it forward would take, by floating-point operations.
@@ -219,7 +236,8 @@ class RecipeWalk {
     SampleOptions size;
     size.samples = static_cast<int>(s_.samples->count());
     size.sequence_length = static_cast<int>(s_.samples->length());
-    const int streams = (streams_.quantized ? 1 : 0) + (streams_.full_precision ? 1 : 0);
+    const int streams =
+        (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
     return streams * forward_cost(s_.shape, size) /
            block_cost(recipe_, s_.shape, size, !s_.backend.is_host_memory());
   }
@@ -231,7 +249,7 @@ class RecipeWalk {
     const auto forward = [&](Activations* stream, const std::function<BlockWeights()>& load) {
       if (!stream) return;
       BlockWeights weights = load();
-      run_forward(task(block, weights, activations), weights, *stream);
+      run_forward(site(block), weights, *stream);
     };
     forward(activations.quantized.get(), [&] {
       return load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
@@ -261,11 +279,75 @@ class RecipeWalk {
   const Recipe& recipe_;
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
+  const nlohmann::json& decision_;
   SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
-  Streams streams_;
   WeightPrefetch prefetch_;
 };
+
+// What a record says it was made of and by, added to what others said.
+void learn_origin(const Recipe& recipe, const nlohmann::json& record, RecipeState& state) {
+  for (const auto& [tensor, hash] : record[kMadeOf].items()) {
+    if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
+    throw InputError("recipes/" + recipe.name +
+                     ": its records were not made of one model: they differ in what they say of " +
+                     in_quotes(tensor) + ". Use another run folder");
+  }
+  state.computed_by.insert(record[kComputedBy].get<std::string>());
+}
+
+nlohmann::json origin_of(const nlohmann::json& attributes) {
+  return {{kMadeOf, attributes.value(kMadeOf, nlohmann::json::object())},
+          {kComputedBy, attributes.value(kComputedBy, "")}};
+}
+
+// Rank 0 reads, all ranks know.
+void look_at_decision(const Recipe& recipe, RunStore& store, Communicator& world,
+                      RecipeState& state) {
+  const std::string key = decision_key(recipe.name);
+  nlohmann::json found;
+  if (world.rank() == 0) {
+    if (const std::optional<Record> record = store.load(key)) {
+      found = origin_of(record->attributes);
+      found[kDecision] = record->attributes.at(kDecision);
+      found["bytes"] = store.bytes(key);
+    }
+  }
+  found = nlohmann::json::parse(share(world, found.dump()));
+  if (found.is_null()) return;
+  learn_origin(recipe, found, state);
+  store.expect(key, found["bytes"].get<std::uint64_t>());
+  state.decision = std::move(found[kDecision]);
+}
+
+// Collective over the world: has the method decide, and commits what it decided.
+nlohmann::json decide(Schedule& schedule, const Recipe& recipe) {
+  Communicator& world = schedule.mesh.world();
+  schedule.monitor.phase(recipe.name + ": deciding for the whole model");
+  ModelTask task{.backend = schedule.backend,
+                 .world = world,
+                 .model = schedule.model,
+                 .shape = schedule.shape,
+                 .samples = schedule.samples,
+                 .monitor = schedule.monitor};
+  nlohmann::json decision;
+  with_place_named(recipe.name, [&] { decision = schedule.method_of(recipe)->decide(task); });
+  require(decision.is_object(), "what a method decides is an object");
+  Record record;
+  record.attributes = {{kDecision, decision},
+                       {kMadeOf, schedule.identity.contents_of_model()},
+                       {kComputedBy, schedule.backend.computes_as()}};
+  const std::string key = decision_key(recipe.name);
+  std::uint64_t bytes = 0;
+  together(world, [&] {
+    if (world.rank() != 0) return;
+    schedule.store.commit(key, record);
+    bytes = schedule.store.bytes(key);
+  });
+  const auto shared = nlohmann::json::parse(share(world, nlohmann::json{decision, bytes}.dump()));
+  schedule.store.expect(key, shared[1].get<std::uint64_t>());
+  return shared[0];
+}
 
 // Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
 RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
@@ -277,9 +359,8 @@ RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Co
     const std::string key = block_key(recipe.name, block);
     nlohmann::json record;
     if (const std::optional<nlohmann::json> attributes = store.attributes(key)) {
-      record = {{kMadeOf, attributes->value(kMadeOf, nlohmann::json::object())},
-                {kComputedBy, attributes->value(kComputedBy, "")},
-                {"bytes", store.bytes(key)}};
+      record = origin_of(*attributes);
+      record["bytes"] = store.bytes(key);
     }
     found.push_back(std::move(record));
     tick();
@@ -291,14 +372,7 @@ RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Co
       const int block = static_cast<int>(state.done.size());
       state.done.push_back(!record.is_null());
       if (record.is_null()) continue;
-      for (const auto& [tensor, hash] : record[kMadeOf].items()) {
-        if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
-        throw InputError("recipes/" + recipe.name +
-                         ": its records were not made of one model: they differ in what they say "
-                         "of " +
-                         in_quotes(tensor) + ". Use another run folder");
-      }
-      state.computed_by.insert(record[kComputedBy].get<std::string>());
+      learn_origin(recipe, record, state);
       store.expect(block_key(recipe.name, block), record["bytes"].get<std::uint64_t>());
     }
   }
@@ -320,9 +394,11 @@ int RecipeState::last_missing() const {
 
 RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStore& store,
                            Communicator& world, const std::function<void()>& tick) {
-  const bool in_order = make_method(recipe)->streams().any();
+  const bool in_order = recipe.needs.streams();
   for (;;) {
     RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
+    state.decides = shards > 0 && recipe.needs.decision;
+    if (state.decides) look_at_decision(recipe, store, world, state);
     if (state.missing() == 0 || shards == 0) return state;
     state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);
     // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
@@ -337,6 +413,14 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
 
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   const std::vector<RecipeState>& states) {
+  std::vector<nlohmann::json> decisions(recipes.size());
+  for (std::size_t r = 0; r < recipes.size(); ++r) {
+    if (!recipes[r].needs.decision) continue;
+    decisions[r] = states[r].decision ? *states[r].decision : decide(schedule, recipes[r]);
+    const bool stop = schedule.monitor.stop_requested();
+    if (schedule.mesh.world().all_reduce_max(stop ? 1 : 0) == 1) return false;
+  }
+
   Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
   schedule.monitor.on_tick([&] { handover.progress(); });
   std::vector<std::size_t> unfinished;
@@ -349,7 +433,7 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
   bool finished = true;
   for (const std::size_t r : unfinished) {
     if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
-    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r]);
+    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r], decisions[r]);
     if (finished) {
       finished = walk.run();
     } else {

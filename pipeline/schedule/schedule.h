@@ -8,11 +8,15 @@
 //   stage 0  recipe A   recipe B   recipe C
 //   stage 1             recipe A   recipe B   recipe C
 //
+// What a method decides for the whole model is a record, too: made by all ranks before the first block, and read on resume.
+//
 // On resume a recipe starts at the newest point from which all that is missing can be reached: a snapshot of the activations,
 // or the embedding. Blocks that are already committed are only run forward.
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -26,6 +30,7 @@
 #include "pipeline/watch/job_monitor.h"
 #include "stages/calibrate/samples.h"
 #include "stages/flow/activations.h"
+#include "stages/quantize/methods.h"
 #include "stages/quantize/recipe.h"
 #include "stages/store/run_store.h"
 
@@ -36,8 +41,11 @@ struct RecipeState {
   std::vector<bool> done;    // by block
   int snapshot = 0;          // blocks before the newest usable snapshot; 0: start at the embedding
   ContentsByTensor made_of;  // what the done blocks say that they were made of
-  std::set<std::string> computed_by;  // Backend::computes_as() of those who made them
-  int missing() const;
+  std::set<std::string> computed_by;       // Backend::computes_as() of those who made them
+  bool decides = false;                    // its method decides for the whole model, which is
+  std::optional<nlohmann::json> decision;  // this, if it is there
+  int missing() const;                     // blocks
+  bool complete() const { return missing() == 0 && (!decides || decision); }
   int first_missing() const;  // Precondition: missing() > 0
   int last_missing() const;
 };
@@ -53,6 +61,7 @@ struct Schedule {
   Backend& backend;
   const Mesh& mesh;
   const CausalLM& model;
+  ModelIdentity& identity;
   const DecoderBlock& shape;
   const Samples* samples;  // nullptr: no recipe needs activations
   RunStore& store;
@@ -66,9 +75,13 @@ struct Schedule {
   // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
   // free. False: asked to stop.
   std::function<bool(const std::vector<std::size_t>& recipes)> on_finished;
+  std::function<std::unique_ptr<Method>(const Recipe&)> method_of = [](const Recipe& recipe) {
+    return make_method(recipe);
+  };
 };
 
-// Collective: makes every missing block of every recipe. False if it stopped because it was asked to.
+// Collective: what methods decide for the whole model (Method::decide()), where that is missing, before any block; then every
+// missing block of every recipe. False if it stopped because it was asked to.
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   const std::vector<RecipeState>& states);
 

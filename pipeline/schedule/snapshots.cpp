@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "comm/together.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 namespace {
@@ -70,13 +69,12 @@ void SnapshotTiming::written(double bytes, double seconds) {
 
 int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore& store,
                   Communicator& world) {
-  const Streams streams = make_method(recipe)->streams();
-  if (!streams.any()) return 0;
+  if (!recipe.needs.streams()) return 0;
   std::set<int> listed;
   if (world.rank() == 0) {
     listed = places_in(folder_of(recipe.name), store);
     // The stream that all share is enough for a method that looks at no other, whoever wrote it.
-    if (!streams.quantized) listed.merge(places_in("activations", store));
+    if (!recipe.needs.quantized_stream) listed.merge(places_in("activations", store));
   }
   auto candidates =
       nlohmann::json::parse(share(world, nlohmann::json(listed).dump())).get<std::vector<int>>();
@@ -172,7 +170,7 @@ void Snapshots::remove(int place, PartRange shards) {
     store_.remove(snapshot_key(recipe_.name, place, shard));
     const bool used = std::ranges::any_of(all_, [&](const Recipe& other) {
       return store_.bytes(snapshot_key(other.name, place, shard)) > 0 &&
-             make_method(other)->streams().full_precision;
+             other.needs.full_precision_stream;
     });
     if (!used) store_.remove(shared_snapshot_key(place, shard));
   }

@@ -111,7 +111,8 @@ std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& mo
                               elements(tensors_after_blocks(model));
   std::uint64_t bytes = 0;
   for (const Recipe& recipe : config.recipes) {
-    const std::uint64_t codes = blocks * linear * static_cast<std::uint64_t>(recipe.bits) / 8;
+    const int bits = std::ranges::min(recipe.schemes, {}, &LinearScheme::bits).bits;
+    const std::uint64_t codes = blocks * linear * static_cast<std::uint64_t>(bits) / 8;
     bytes += codes;
     for (const std::string& format : config.export_formats) {
       const std::uint64_t rest = format == "dense" ? dense : dense - blocks * linear;

@@ -3,33 +3,34 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "comm/tree_sum.h"
 #include "stages/calibrate/samples.h"
+#include "stages/flow/micro_batch.h"
 
 namespace roundhouse {
 namespace {
 
-// A micro-batch: windows [first, first + count).
-struct MicroBatch {
-  std::int64_t first;
-  std::int64_t count;
-};
-
+// Each a shard of its own: any rank may have it.
 std::vector<MicroBatch> cut_micro_batches(const Windows& windows) {
   const std::int64_t each = micro_batch_sequences(windows.length);
   std::vector<MicroBatch> batches;
   for (std::int64_t first = 0; first < windows.count(); first += each) {
-    batches.push_back({first, std::min(each, windows.count() - first)});
+    batches.push_back({.shard = static_cast<int>(batches.size()),
+                       .first_sample = first,
+                       .sequences = std::min(each, windows.count() - first),
+                       .length = windows.length,
+                       .first_row = 0});
   }
   return batches;
 }
 
 std::span<const std::int32_t> ids_of(const Windows& windows, const MicroBatch& batch) {
   return std::span(windows.ids)
-      .subspan(static_cast<std::size_t>(batch.first * windows.length),
-               static_cast<std::size_t>(batch.count * windows.length));
+      .subspan(static_cast<std::size_t>(batch.first_sample * windows.length),
+               static_cast<std::size_t>(batch.rows()));
 }
 
 // Appends the mean loss of each window of a micro-batch.
@@ -40,7 +41,7 @@ void append_losses(const CausalLM& model, const CausalLM::Head& head, const Wind
   const auto ids = ids_of(windows, batch);
   std::vector<std::int32_t> targets(length);
   std::vector<float> loss(length);
-  for (std::int64_t w = 0; w < batch.count; ++w) {
+  for (std::int64_t w = 0; w < batch.sequences; ++w) {
     const auto window = ids.subspan(static_cast<std::size_t>(w) * length, length);
     std::copy(window.begin() + 1, window.end(), targets.begin());
     targets.back() = -1;
@@ -82,41 +83,31 @@ std::string join_rows(std::string_view text) {
 Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape,
                               const BlockSource& weights, const Windows& windows, Backend& backend,
                               Communicator& world, ActivationBudget& budget, Monitor& monitor) {
-  const std::vector<MicroBatch> batches = cut_micro_batches(windows);
-  const PartRange mine =
-      parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size());
+  const std::vector<MicroBatch> all = cut_micro_batches(windows);
+  const PartRange range = parts_of_rank(static_cast<int>(all.size()), world.rank(), world.size());
+  const std::vector<MicroBatch> mine(all.begin() + range.begin, all.begin() + range.end);
   Activations residual(budget, backend.activation_type(), shape.hidden_size());
 
-  for (int i = mine.begin; i < mine.end; ++i) {
-    const MicroBatch& batch = batches[static_cast<std::size_t>(i)];
+  for (const MicroBatch& batch : mine) {
     const Tensor embedded = model.embed(ids_of(windows, batch), windows.length, backend);
-    residual.reserve(i, embedded.rows());
-    residual.store(i, 0, embedded.view(), backend);
+    residual.reserve(batch.shard, embedded.rows());
+    residual.store(batch.shard, 0, embedded.view(), backend);
   }
   for (int block = 0; block < model.config().blocks; ++block) {
-    if (mine.begin == mine.end) break;
+    if (mine.empty()) break;
     monitor.tick();
-    const BlockWeights block_weights = weights(block);
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const MicroBatch& batch = batches[static_cast<std::size_t>(i)];
-      BlockState state;
-      state.residual = residual.load(i, 0, batch.count * windows.length, backend);
-      state.sequences = batch.count;
-      state.length = windows.length;
-      shape.forward(block_weights, state, backend);
-      residual.store(i, 0, state.residual.view(), backend);
-      monitor.tick();
-    }
+    run_forward(shape, weights(block), mine, residual, backend, monitor);
   }
 
   std::vector<double> losses;
-  if (mine.begin < mine.end) {
+  if (!mine.empty()) {
     const CausalLM::Head head = model.load_head(backend);
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const MicroBatch& batch = batches[static_cast<std::size_t>(i)];
-      const Tensor last = residual.load(i, 0, batch.count * windows.length, backend);
+    BatchReader reader(mine, {&residual}, backend);
+    while (!reader.at_end()) {
+      const MicroBatch batch = reader.batch();
+      const Tensor last = std::move(reader.next().front());
       append_losses(model, head, windows, batch, last.view(), backend, losses);
-      residual.release(i);
+      residual.release(batch.shard);
       monitor.tick();
     }
   }

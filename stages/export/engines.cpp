@@ -1,6 +1,9 @@
 #include "stages/export/engines.h"
 
 #include <algorithm>
+#include <string_view>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "stages/export/format.h"
@@ -22,6 +25,8 @@ struct Served {
 
 constexpr const char* kLoaded = "loaded";        // validation/ loads such exports with it
 constexpr const char* kRead = "read in source";  // it needs a GPU
+
+constexpr std::string_view kDense = "dense";
 
 const char* const kVllm = "vLLM 0.33.0";
 const char* const kSglang = "SGLang 0.5.23";
@@ -54,11 +59,6 @@ const std::vector<Served>& table() {
 }
 
 bool contains(const auto& list, auto value) { return std::ranges::find(list, value) != list.end(); }
-
-bool is_symmetric_recipe(const Recipe& recipe) {
-  const auto found = recipe.options.find("symmetric");
-  return found != recipe.options.end() && found->is_boolean() && found->get<bool>();
-}
 
 // "2, 3 and 4"
 std::string listed(const auto& values) {
@@ -99,26 +99,45 @@ const Served* find_row(const std::string& engine, const std::string& format) {
   return found == table().end() ? nullptr : &*found;
 }
 
-// Why the engine would refuse it; empty: it would not.
+// Why the engine would refuse such linears; empty: it would not.
+std::string refusal(const Served& row, const LinearScheme& scheme) {
+  if (scheme.kind == LinearScheme::Kind::kTable) return "lookup tables";
+  if (scheme.sparse) return "sparse parts";
+  const bool symmetric = is_symmetric(scheme.grid);
+  if (!contains(symmetric ? row.symmetric : row.asymmetric, scheme.bits)) {
+    return fmt::format("{} grid of {} bits", symmetric ? "a symmetric" : "an asymmetric",
+                       scheme.bits);
+  }
+  if (scheme.group_size == -1) return "";  // one group a row: no order either
+  if (!row.group_sizes.empty() && !contains(row.group_sizes, scheme.group_size)) {
+    return fmt::format("groups of {}", scheme.group_size);
+  }
+  return scheme.reordered && !row.reordered ? "act_order: dynamic" : "";
+}
+
 std::string refusal(const Served& row, const Recipe& recipe) {
-  const bool symmetric = is_symmetric_recipe(recipe);
-  if (!contains(symmetric ? row.symmetric : row.asymmetric, recipe.bits)) {
-    return std::string(symmetric ? "a symmetric" : "an asymmetric") + " grid of " +
-           std::to_string(recipe.bits) + " bits";
+  if (row.format == kDense) return "";  // weights as any model has them
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (std::string why = refusal(row, scheme); !why.empty()) return why;
   }
-  if (recipe.group_size == -1) return "";  // one group a row: no order either
-  if (!row.group_sizes.empty() && !contains(row.group_sizes, recipe.group_size)) {
-    return "groups of " + std::to_string(recipe.group_size);
+  return "";
+}
+
+bool is_held(const Recipe& recipe, const std::string& format) {
+  try {
+    make_format(format)->check_schemes(recipe);
+    return true;
+  } catch (const InputError&) {
+    return false;
   }
-  return is_reordered(recipe) && !row.reordered ? "act_order: dynamic" : "";
 }
 
 bool is_served(const Recipe& recipe, const std::string& format,
                const std::vector<std::string>& engines) {
-  return std::ranges::all_of(engines, [&](const std::string& engine) {
-    const Served* row = find_row(engine, format);
-    return row != nullptr && refusal(*row, recipe).empty();
-  });
+  return is_held(recipe, format) && std::ranges::all_of(engines, [&](const std::string& engine) {
+           const Served* row = find_row(engine, format);
+           return row != nullptr && refusal(*row, recipe).empty();
+         });
 }
 
 // What can be done: other formats, or another grid or order.
@@ -129,10 +148,10 @@ std::string instead(const Recipe& recipe, const std::string& format,
     if (is_served(recipe, other, engines)) ways.push_back("the format '" + other + "'");
   }
   Recipe changed = recipe;
-  changed.options["symmetric"] = true;
+  for (LinearScheme& scheme : changed.schemes) scheme.grid = Grid::kSymGptq;
   if (is_served(changed, format, engines)) ways.emplace_back("symmetric: true in the recipe");
   changed = recipe;
-  changed.options["act_order"] = "static";
+  for (LinearScheme& scheme : changed.schemes) scheme.reordered = false;
   if (is_served(changed, format, engines)) ways.emplace_back("act_order: static in the recipe");
   return ways.empty() ? "" : "; use " + joined(ways);
 }

@@ -12,6 +12,8 @@
 #include <set>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -85,11 +87,11 @@ class Exporter {
           schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), shape_);
       for (std::size_t i = 0; i < recorded.size(); ++i) {
         const LinearSpec& spec = shape_.linears()[i];
-        linears_.push_back({.module = shape_.prefix(block) + "." + spec.name,
+        const std::string module = shape_.prefix(block) + "." + spec.name;
+        linears_.push_back({.module = module,
                             .spec = spec,
-                            .scheme = as_in_recipe(recorded[i].scheme, spec.cols),
+                            .scheme = announced(recorded[i].scheme, spec, module),
                             .sparse_entries = recorded[i].sparse_entries});
-        format_.check(recipe_, linears_.back());
       }
     }
     config_ = format_.quantization_config(recipe_, linears_, dense_modules(config));
@@ -278,34 +280,36 @@ class Exporter {
     return linears_[static_cast<std::size_t>(block) * shape_.linears().size() + linear];
   }
 
-  // The whole row is -1 where the recipe says so, and the recipe says whether groups follow an order of their own.
-  LinearScheme as_in_recipe(LinearScheme scheme, std::int64_t cols) const {
-    if (scheme.kind == LinearScheme::Kind::kTable ||
-        (scheme.group_size == cols && recipe_.group_size == -1)) {
-      scheme.group_size = -1;
-    }
-    scheme.reordered = is_reordered(recipe_);
-    return scheme;
-  }
-
-  // What was planned from the record's attributes must be true of what it holds.
-  void check_scheme(const QuantizedLinear& linear, const ExportedLinear& planned) const {
-    LinearScheme scheme = as_in_recipe(scheme_of(linear), linear.cols);
-    scheme.reordered = planned.scheme.reordered || linear.group_of_column.count() > 0;
-    if (scheme != planned.scheme || linear.sparse.entries() != planned.sparse_entries) {
-      throw Error(planned.module +
-                  " is not quantized as the record of its block said, or not as recipe " +
-                  recipe_.name + " does");
-    }
+  // What the recipe announces of such a linear. Throws Error if that is nothing, where the config will speak of it.
+  LinearScheme announced(const LinearScheme& is, const LinearSpec& spec,
+                         const std::string& module) const {
+    const auto fits = [&](const LinearScheme& scheme) {
+      if (scheme.kind != is.kind || scheme.bits != is.bits || scheme.sparse != is.sparse)
+        return false;
+      if (scheme.kind == LinearScheme::Kind::kTable) return true;
+      // One group a row needs no order, and the attributes of a record do not tell one.
+      return scheme.grid == is.grid && scheme.group_size_for(spec.cols) == is.group_size &&
+             (scheme.reordered || !is.reordered);
+    };
+    const auto found = std::ranges::find_if(recipe_.schemes, fits);
+    if (found != recipe_.schemes.end()) return *found;
+    if (!format_.has_scheme()) return is;
+    throw Error(
+        fmt::format("{} is not what recipe {} makes of a linear: {} bits, {}{}{}", module,
+                    recipe_.name, is.bits,
+                    is.kind == LinearScheme::Kind::kTable
+                        ? std::string("lookup tables")
+                        : fmt::format("grid {}, group size {}", name_of(is.grid), is.group_size),
+                    is.reordered ? ", reordered" : "", is.sparse ? ", with a sparse part" : ""));
   }
 
   void write_linear(SafetensorsWriter& writer, const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
-    const ExportedLinear& planned = exported_linear(piece.block, piece.linear);
-    if (format_.has_scheme()) check_scheme(linear, planned);
+    const std::string& module = exported_linear(piece.block, piece.linear).module;
+    announced(scheme_of(linear), shape_.linears()[piece.linear], module);
     std::vector<HostTensor> filled;
     try {
-      filled = format_.fill(linear, planned, piece.type);
+      filled = format_.fill(linear, piece.type);
     } catch (const Error& error) {
       throw Error(shape_.prefix(piece.block) + "." + error.what());
     }
@@ -444,13 +448,8 @@ std::vector<std::string> export_formats() { return format_names(); }
 void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& shape,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
-  for (const LinearSpec& linear : shape.linears()) {
-    layout->check(recipe, {.module = linear.name,
-                           .spec = linear,
-                           .scheme = {.bits = recipe.bits,
-                                      .group_size = recipe.group_size,
-                                      .reordered = is_reordered(recipe)}});
-  }
+  layout->check_schemes(recipe);
+  for (const LinearSpec& linear : shape.linears()) layout->check_size(recipe, linear);
 }
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {

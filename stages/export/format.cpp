@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include <fmt/format.h>
+
 #include "base/quote.h"
 
 namespace roundhouse {
@@ -49,46 +51,63 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
                     recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
-std::vector<HostTensor> empty_tensors(const ExportFormat& format, const ExportedLinear& linear,
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
                                       DType dtype) {
+  const ExportedLinear exported{.module = linear.name,
+                                .spec = {linear.name, linear.rows, linear.cols},
+                                .scheme = scheme_of(linear),
+                                .sparse_entries = linear.sparse.entries()};
   std::vector<HostTensor> tensors;
-  for (const TensorInfo& info : format.tensors(linear, dtype))
+  for (const TensorInfo& info : format.tensors(exported, dtype))
     tensors.emplace_back(info.type, info.shape);
   return tensors;
 }
 
-void check_packable(const std::string& format, const Recipe& recipe, const ExportedLinear& linear) {
-  const LinearScheme& scheme = linear.scheme;
-  const auto refuse = [&](const std::string& why, const char* key = "",
-                          const char* instead = "the format 'dense' can hold it") {
-    throw not_exportable(format, recipe, linear.spec.name + " " + why + "; " + instead, key);
+void check_packable_grids(const std::string& format, const Recipe& recipe) {
+  require(!recipe.schemes.empty(), "a recipe says what its linears become");
+  const auto refuse = [&](const std::string& why, const char* key = "") {
+    throw not_exportable(format, recipe, why, key);
   };
-  if (scheme.kind == LinearScheme::Kind::kTable) {
-    refuse("has lookup tables, and it holds uniform grids only", "",
-           "the formats 'squeezellm' and 'dense' can hold it");
-  }
-  if (scheme.sparse) refuse("has a sparse part, which it has no place for", "outliers");
   constexpr std::array kBits = {2, 3, 4, 8};
-  if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
-    refuse("has codes of " + std::to_string(scheme.bits) + " bits, and it packs 2, 3, 4 or 8",
-           "bits");
-  }
-  if (linear.spec.rows % kTile != 0 || linear.spec.cols % kTile != 0) {
-    refuse("is " + std::to_string(linear.spec.rows) + " x " + std::to_string(linear.spec.cols) +
-           ", and its readers want multiples of " + std::to_string(kTile));
-  }
-  if (scheme.group_size != -1 &&
-      (scheme.group_size < 1 || linear.spec.cols % scheme.group_size != 0)) {
-    refuse("has " + std::to_string(linear.spec.cols) +
-               " columns, which are not a multiple of the group size " +
-               std::to_string(scheme.group_size),
-           "group_size");
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (scheme.kind == LinearScheme::Kind::kTable) {
+      refuse(
+          "each row has a lookup table of its own, and it holds uniform grids only; the formats "
+          "'squeezellm' and 'dense' can hold it");
+    }
+    if (scheme.sparse) {
+      refuse(
+          "some weights stand apart in a sparse part, which it has no place for; leave that out, "
+          "or use the format 'dense'");
+    }
+    if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
+      refuse(
+          fmt::format("its codes have {} bits, and it packs 2, 3, 4 or 8; the format 'dense' can "
+                      "hold it",
+                      scheme.bits),
+          "bits");
+    }
   }
 }
 
-bool is_reordered(const Recipe& recipe) {
-  const auto found = recipe.options.find("act_order");
-  return found != recipe.options.end() && *found == "dynamic";
+void check_packable_size(const std::string& format, const Recipe& recipe,
+                         const LinearSpec& linear) {
+  const auto refuse = [&](const std::string& why, const char* key = "") {
+    throw not_exportable(format, recipe,
+                         linear.name + " " + why + "; the format 'dense' can hold it", key);
+  };
+  if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
+    refuse(fmt::format("is {} x {}, and its readers want multiples of {}", linear.rows, linear.cols,
+                       kTile));
+  }
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (scheme.group_size == -1) continue;
+    if (scheme.group_size < 1 || linear.cols % scheme.group_size != 0) {
+      refuse(fmt::format("has {} columns, which are not a multiple of the group size {}",
+                         linear.cols, scheme.group_size),
+             "group_size");
+    }
+  }
 }
 
 void convert_finite(const std::string& tensor, DType from_type, const void* from, DType to_type,

@@ -24,9 +24,7 @@ struct ExportedLinear {
   LinearScheme scheme;
   std::int64_t sparse_entries = 0;
 
-  std::int64_t groups() const {
-    return scheme.group_size == -1 ? 1 : spec.cols / scheme.group_size;
-  }
+  std::int64_t groups() const { return spec.cols / scheme.group_size_for(spec.cols); }
 };
 
 class ExportFormat {
@@ -34,18 +32,20 @@ class ExportFormat {
   virtual ~ExportFormat() = default;
   virtual std::string name() const = 0;
 
-  // Throws InputError if this linear of this recipe does not fit the layout.
-  virtual void check(const Recipe& recipe, const ExportedLinear& linear) const = 0;
-  // Whether fill() relies on the scheme: then a linear that differs from it is an error.
+  // Throws InputError if the layout has no place for something that a linear of this recipe may become (Recipe::schemes), and says
+  // which formats have. Needs no model.
+  virtual void check_schemes(const Recipe& recipe) const = 0;
+  // The same for a linear's size. Precondition: check_schemes().
+  virtual void check_size(const Recipe& recipe, const LinearSpec& linear) const = 0;
+  // Whether quantization_config() speaks of the linears: one that the recipe does not announce is then an error.
   virtual bool has_scheme() const = 0;
   // The tensors of one linear in the order of the file, named within the module: "weight_packed", ...
   // `dtype` is the type of dense weights.
   virtual std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const = 0;
   // Their contents, in the same order. Throws Error naming the linear if a value does not fit.
-  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
-                                       DType dtype) const = 0;
-  // "quantization_config" of config.json for these linears, which passed check(), in the model's order; `dense_modules` are linears
-  // that stay as they are. null: none. Throws Error if they do not fit together.
+  virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const = 0;
+  // "quantization_config" of config.json for these linears, in the model's order; `dense_modules` are linears that stay as they are,
+  // "lm_head" first. null: none.
   virtual nlohmann::ordered_json quantization_config(
       const Recipe& recipe, const std::vector<ExportedLinear>& linears,
       const std::vector<std::string>& dense_modules) const = 0;
@@ -62,13 +62,12 @@ std::unique_ptr<ExportFormat> make_awq_gemm();
 std::unique_ptr<ExportFormat> make_squeezellm();
 std::unique_ptr<ExportFormat> make_dense();
 
-// For fill(): the tensors that a format announces, all zero.
-std::vector<HostTensor> empty_tensors(const ExportFormat& format, const ExportedLinear& linear,
+// For fill(): the tensors that a format announces for such a linear, all zero.
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
                                       DType dtype);
-// For check(): what every packed layout of uniform grids asks of a linear. Throws InputError.
-void check_packable(const std::string& format, const Recipe& recipe, const ExportedLinear& linear);
-// GPTQ's dynamic act-order: groups follow the order in which columns were quantized.
-bool is_reordered(const Recipe& recipe);
+// What every packed layout of uniform grids asks of codes, and of a linear's size. Throw InputError.
+void check_packable_grids(const std::string& format, const Recipe& recipe);
+void check_packable_size(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
 // Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,
                           const std::string& key = "");

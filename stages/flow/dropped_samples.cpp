@@ -6,17 +6,17 @@
 
 namespace roundhouse {
 
-std::int64_t settle_dropped(const BlockTask& task, const std::string& linears,
+std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
                             const std::vector<std::int64_t>& dropped_here,
                             nlohmann::json& block_record) {
   std::vector<std::int64_t> dropped;
   for (const std::vector<std::byte>& message :
-       task.team.all_gather(std::as_bytes(std::span(dropped_here)))) {
+       site.team.all_gather(std::as_bytes(std::span(dropped_here)))) {
     std::vector<std::int64_t> theirs(message.size() / sizeof(std::int64_t));
     std::ranges::copy(message, std::as_writable_bytes(std::span(theirs)).begin());
     dropped.insert(dropped.end(), theirs.begin(), theirs.end());
   }
-  const std::int64_t samples = task.samples->count();
+  const std::int64_t samples = site.samples->count();
   const auto count = static_cast<std::int64_t>(dropped.size());
   if (count == 0) return samples;
 
@@ -26,8 +26,8 @@ std::int64_t settle_dropped(const BlockTask& task, const std::string& linears,
   std::ranges::sort(dropped);
   block_record["dropped_samples"].push_back(
       {{"linears", linears}, {"count", count}, {"samples", dropped}});
-  if (task.team.rank() == 0) {
-    task.monitor.say("block " + std::to_string(task.block) + ", " + what + " and were left out");
+  if (site.team.rank() == 0) {
+    site.monitor.say("block " + std::to_string(site.block) + ", " + what + " and were left out");
   }
   return samples - count;
 }

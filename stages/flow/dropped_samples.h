@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "stages/quantize/method.h"
+#include "stages/flow/block_site.h"
 
 namespace roundhouse {
 
@@ -28,7 +28,7 @@ void for_each_finite_run(const std::vector<std::uint8_t>& finite, Visit visit) {
 
 // Collective. `dropped`: samples that this rank left out; `linears`: what for, in messages. Says so, adds them to the block's
 // record, and returns the number of samples that were used. Throws Error on every rank if more than a tenth were left out.
-std::int64_t settle_dropped(const BlockTask& task, const std::string& linears,
+std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
                             const std::vector<std::int64_t>& dropped, nlohmann::json& block_record);
 
 }  // namespace roundhouse

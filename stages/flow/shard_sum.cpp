@@ -6,14 +6,14 @@
 
 namespace roundhouse {
 
-ShardMatrixSum::ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::int64_t cols,
+ShardMatrixSum::ShardMatrixSum(const BlockSite& site, std::int64_t rows, std::int64_t cols,
                                Part part)
-    : backend_(task.backend),
+    : backend_(site.backend),
       rows_(rows),
       cols_(cols),
       part_(part),
       tree_(make_matrix_sum(
-          task.device_team, task.backend, task.samples->shards(), [this] { return memory(); },
+          site.device_team, site.backend, site.samples->shards(), [this] { return memory(); },
           part)) {
   require(part == Part::kWhole || rows == cols, "a triangle is of a square");
 }
@@ -67,8 +67,8 @@ class ShardNumberSum::Sum final : public Summand {
   std::vector<double> numbers_;
 };
 
-ShardNumberSum::ShardNumberSum(const BlockTask& task, std::size_t count)
-    : team_(task.team), count_(count), tree_(task.team, task.samples->shards(), [count] {
+ShardNumberSum::ShardNumberSum(const BlockSite& site, std::size_t count)
+    : team_(site.team), count_(count), tree_(site.team, site.samples->shards(), [count] {
         return std::make_unique<Sum>(std::vector<double>(count));
       }) {}
 

@@ -8,8 +8,8 @@
 
 #include "comm/tree_sum.h"
 #include "kernels/backend.h"
+#include "stages/flow/block_site.h"
 #include "stages/flow/matrix_sum.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 
@@ -17,7 +17,7 @@ namespace roundhouse {
 class ShardMatrixSum {
  public:
   using Part = MatrixSummand::Part;
-  ShardMatrixSum(const BlockTask& task, std::int64_t rows, std::int64_t cols, Part part);
+  ShardMatrixSum(const BlockSite& site, std::int64_t rows, std::int64_t cols, Part part);
   ~ShardMatrixSum();
 
   // This rank's shards in order.
@@ -40,7 +40,7 @@ class ShardMatrixSum {
 // A few doubles in host memory.
 class ShardNumberSum {
  public:
-  ShardNumberSum(const BlockTask& task, std::size_t count);
+  ShardNumberSum(const BlockSite& site, std::size_t count);
 
   void add(int shard, std::vector<double> numbers);  // of this rank's shards in order, each once
   std::vector<double> finish();                      // collective: the whole sum, on every rank

@@ -1,4 +1,4 @@
-// The two ways in which calibration samples go through a model that is being quantized, block by block.
+// What flows between the blocks of a model that is being quantized (stages/quantize/needs.h).
 #pragma once
 
 #include <array>
@@ -8,15 +8,6 @@
 #include "stages/flow/activations.h"
 
 namespace roundhouse {
-
-// Which of them a method looks at.
-struct Streams {
-  bool quantized = false;       // through the blocks as quantized so far
-  bool full_precision = false;  // through the original blocks
-
-  // Without any, blocks do not depend on each other, and nothing flows between them.
-  bool any() const { return quantized || full_precision; }
-};
 
 // The residuals of one rank's shards between two blocks, one set a stream; nullptr where a stream is not asked for.
 struct StreamActivations {

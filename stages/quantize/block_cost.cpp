@@ -108,7 +108,7 @@ BlockCost cost_of_block(const Recipe& recipe, const DecoderBlock& shape, int sam
   const nlohmann::json& options = recipe.options;
   if (recipe.method == "gptq") return gptq_cost(sizes);
   if (recipe.method == "awq") {
-    return awq_cost(sizes, options, static_cast<double>(recipe.group_size));
+    return awq_cost(sizes, options, static_cast<double>(recipe.schemes.front().group_size));
   }
   if (recipe.method == "signround") {
     const int batch =

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <optional>
 
+#include <fmt/format.h>
+
 namespace roundhouse {
 namespace {
 
@@ -52,7 +54,7 @@ const nlohmann::json* OptionReader::find(const std::string& key) {
 template <class T>
 T OptionReader::keep(const std::string& key, T value, const T& fallback) {
   resolved_[key] = value;
-  if (value != fallback) name_suffix_ += suffix(key, value);
+  if (value != fallback) unusual_ += suffix(key, value);
   return value;
 }
 
@@ -132,11 +134,35 @@ Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& 
   resolved_["grid"] = name_of(grid);
   resolved_["symmetric"] = is_symmetric(grid);
   if (grid == symmetric && grid != fallback) {
-    name_suffix_ += "-symmetric";
+    unusual_ += "-symmetric";
   } else if (grid != fallback) {
-    name_suffix_ += suffix("grid", std::string(name_of(grid)));
+    unusual_ += suffix("grid", std::string(name_of(grid)));
   }
   return grid;
+}
+
+LinearScheme OptionReader::scheme(Grid fallback, Grid symmetric, const std::vector<Grid>& choices) {
+  const auto whole = [&](const std::string& key, std::int64_t usual) {
+    const nlohmann::json* given = find(key);
+    if (given && !given->is_number_integer()) throw RecipeError{key, "must be a whole number"};
+    return given ? given->get<std::int64_t>() : usual;
+  };
+  LinearScheme scheme;
+  const std::int64_t bits = whole("bits", scheme.bits);
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    throw RecipeError{"bits", "must be 2, 3, 4 or 8"};
+  }
+  scheme.bits = static_cast<int>(bits);
+  scheme.group_size = whole("group_size", scheme.group_size);
+  if (scheme.group_size != -1 && scheme.group_size < 1) {
+    throw RecipeError{"group_size", "must be at least 1, or -1 for the whole row"};
+  }
+  resolved_["bits"] = scheme.bits;
+  resolved_["group_size"] = scheme.group_size;
+  widths_ = fmt::format("-w{}", scheme.bits);
+  if (scheme.group_size != -1) widths_ += fmt::format("g{}", scheme.group_size);
+  scheme.grid = grid(fallback, symmetric, choices);
+  return scheme;
 }
 
 void OptionReader::finish() const {

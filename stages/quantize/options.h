@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/grid.h"
+#include "model/quantized/linear_scheme.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {
@@ -31,13 +32,15 @@ class OptionReader {
   // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`, or
   // `symmetric: false` for the first other choice if the fallback is symmetric. It is an error if the two contradict each other.
   Grid grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
+  // `bits` (2, 3, 4 or 8), `group_size` (-1: the whole row) and the grid, of a method whose linears all have the same.
+  LinearScheme scheme(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
 
   // After the last option: throws RecipeError for a key that nothing asked for.
   void finish() const;
-  // All options with their values; and the part of the recipe's name that the unusual ones make, by the order of the calls:
-  // "-symmetric", "-no-true-sequential", "-damping-0.05", "-act-order-none".
+  // All options with their values; and what they make of the recipe's name: the widths, then, by the order of the calls, what
+  // is unusual: "-w4g128-symmetric", "-w4-no-true-sequential", "-w3g32-damping-0.05-act-order-none".
   const nlohmann::json& resolved() const { return resolved_; }
-  const std::string& name_suffix() const { return name_suffix_; }
+  std::string name_suffix() const { return widths_ + unusual_; }
 
  private:
   const nlohmann::json* find(const std::string& key);  // nullptr: not given
@@ -47,7 +50,7 @@ class OptionReader {
   const nlohmann::json& object_;
   std::set<std::string> asked_;
   nlohmann::json resolved_ = nlohmann::json::object();
-  std::string name_suffix_;
+  std::string widths_, unusual_;
 };
 
 }  // namespace roundhouse

@@ -1,26 +1,29 @@
 // A recipe: a method with its settings, as in {method: gptq, bits: 4, group_size: 128}.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
+
+#include "model/quantized/linear_scheme.h"
+#include "stages/quantize/needs.h"
 
 namespace roundhouse {
 
 struct Recipe {
   std::string name;    // "gptq-w4g128": follows from the rest or given; fit to be a folder's name
-  std::string method;  // a key of the table in method.cpp
-  int bits = 4;        // 2, 3, 4 or 8
-  std::int64_t group_size = 128;  // -1: the whole row
-  nlohmann::json options;  // an object: what the method takes besides, every option written out
+  std::string method;  // a key of the table in methods.cpp
+  nlohmann::json options;  // an object: all that the method takes, every option written out
+  Needs needs;             // of the method with these options, as are:
+  std::vector<LinearScheme> schemes;  // all that a linear may become; at least one
   // For messages, where it comes from a config: "run.yaml:7: recipes[0].bits" by key, and "run.yaml:6: recipes[0]" by "".
   std::map<std::string, std::string> where = {};
 };
 
-// From an object with `method`, `bits`, `group_size`, `name` and the method's own keys. Completes the name: method, bits,
-// group ("w4g128", "w4" for a whole row), then each option that differs from its default, as "-key-value".
+// From an object with `method`, `name` and the method's own keys. Completes the name: method, bits, group ("w4g128", "w4" for a
+// whole row), then each option that differs from its default, as "-key-value".
 // Throws RecipeError for an unknown key or a value out of range.
 Recipe parse_recipe(const nlohmann::json& object);
 

@@ -80,15 +80,14 @@ TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const
   return download_tile(codes, scales, zeros, errors, norms, backend);
 }
 
-QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
-                                Grid grid) {
+QuantizedLinear unsolved_linear(const LinearSpec& spec, const LinearScheme& scheme) {
   QuantizedLinear linear;
   linear.name = spec.name;
-  linear.bits = bits;
-  linear.grid = grid;
+  linear.bits = scheme.bits;
+  linear.grid = scheme.grid;
   linear.rows = spec.rows;
   linear.cols = spec.cols;
-  linear.group_size = group_size == -1 ? spec.cols : std::min(group_size, spec.cols);
+  linear.group_size = scheme.group_size_for(spec.cols);
   linear.record = nlohmann::json::object();
   return linear;
 }

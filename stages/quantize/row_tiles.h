@@ -7,6 +7,7 @@
 #include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "model/block/decoder_block.h"
+#include "model/quantized/linear_scheme.h"
 #include "model/quantized/quantized_linear.h"
 
 namespace roundhouse {
@@ -38,8 +39,7 @@ TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const
                                  const Tensor& scales, const Tensor& zeros, Backend& backend);
 
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
-QuantizedLinear unsolved_linear(const LinearSpec& spec, int bits, std::int64_t group_size,
-                                Grid grid);
+QuantizedLinear unsolved_linear(const LinearSpec& spec, const LinearScheme& scheme);
 
 // Rows of weights in F32, in the backend's memory.
 Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows, Backend& backend);

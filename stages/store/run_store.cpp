@@ -10,6 +10,8 @@ std::string block_key(const std::string& recipe, int block) {
   return "recipes/" + recipe + "/" + name;
 }
 
+std::string decision_key(const std::string& recipe) { return "recipes/" + recipe + "/decision"; }
+
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
   return "recipes/" + recipe + "/" + shared_snapshot_key(blocks_done, shard);
 }

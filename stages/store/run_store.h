@@ -3,6 +3,7 @@
 // Keys are paths inside the run and carry recipe, block and shard, never a rank:
 //   calibration                                        token ids
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
+//   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
 //   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
 #pragma once
@@ -53,6 +54,7 @@ class RunStore {
 };
 
 std::string block_key(const std::string& recipe, int block);
+std::string decision_key(const std::string& recipe);
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
 std::string shared_snapshot_key(int blocks_done, int shard);
 

@@ -30,7 +30,7 @@
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
 #include "stages/quantize/block_cost.h"
-#include "stages/quantize/method.h"
+#include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
 #include "tests/bench/random_tensor.h"
 
@@ -246,14 +246,14 @@ void run(const Options& options) {
                        {"host_to_device_bytes_per_second", rates.host_to_device}};
 
   // Only what the method asks for, as in a run.
-  const Streams streams = method->streams();
+  const Needs& needs = recipe.needs;
   ActivationBudget budget(std::size_t{1} << 40, scratch.path(),
                           backend->is_host_memory() ? nullptr : backend.get());
   std::optional<Samples> samples;
   std::optional<Activations> residual, original;
-  if (streams.any()) samples = random_samples(options, model.config().vocabulary);
-  if (streams.quantized) residual.emplace(embed(model, *samples, budget, *backend));
-  if (streams.full_precision) original.emplace(embed(model, *samples, budget, *backend));
+  if (needs.calibration()) samples = random_samples(options, model.config().vocabulary);
+  if (needs.quantized_stream) residual.emplace(embed(model, *samples, budget, *backend));
+  if (needs.full_precision_stream) original.emplace(embed(model, *samples, budget, *backend));
 
   NullMonitor monitor;
   const int blocks = std::min(options.blocks, static_cast<int>(model.config().blocks));
@@ -263,19 +263,22 @@ void run(const Options& options) {
     BlockWeights weights = shape->load(model.checkpoint(), block, *backend);
     backend->sync();
     const double loaded = now();
-    BlockTask task{.backend = *backend,
-                   .team = *team,
-                   .device_team = *team,
-                   .checkpoint = model.checkpoint(),
-                   .shape = *shape,
-                   .block = block,
-                   .weights = weights,
-                   .samples = samples ? &*samples : nullptr,
-                   .residual = residual ? &*residual : nullptr,
-                   .original = original ? &*original : nullptr,
-                   .budget = budget,
-                   .saved_activation_bytes = backend->available_bytes() / 4,
-                   .monitor = monitor};
+    const BlockSite site{.backend = *backend,
+                         .team = *team,
+                         .device_team = *team,
+                         .shape = *shape,
+                         .block = block,
+                         .samples = samples ? &*samples : nullptr,
+                         .monitor = monitor};
+    const nlohmann::json nothing_decided;
+    BlockTask task{site,
+                   model.checkpoint(),
+                   weights,
+                   residual ? &*residual : nullptr,
+                   original ? &*original : nullptr,
+                   budget,
+                   backend->available_bytes() / 4,
+                   nothing_decided};
     const QuantizedBlock result = method->quantize(task);
     const double quantized = now();
     store.commit(block_key(recipe.name, block), to_record(result));

@@ -56,8 +56,8 @@ Grid grid_of(const char* name) {
 void run(char** arguments, bool reordered) {
   const fs::path source = arguments[0], out = arguments[1];
   const int blocks = std::atoi(arguments[2]);
-  const Recipe recipe =
-      rounding_recipe(std::atoi(arguments[3]), std::atoi(arguments[4]), reordered);
+  const Recipe recipe = rounding_recipe(std::atoi(arguments[3]), std::atoi(arguments[4]),
+                                        grid_of(arguments[5]), reordered);
   fs::create_directories(out);
   TemporaryFolder shortened;
   write_shortened_model(source, blocks, shortened.path());
@@ -67,7 +67,7 @@ void run(char** arguments, bool reordered) {
   const auto world = make_local_communicator();
   MemoryStore store;
   NullMonitor monitor;
-  round_to_nearest(model, *shape, recipe, grid_of(arguments[5]), *backend, store);
+  round_to_nearest(model, *shape, recipe, *backend, store);
   const auto write = [&](const char* directory, const char* format, DType dtype) {
     const ExportOptions options{.format = format, .dtype = dtype};
     export_checkpoint(model, *shape, recipe, store, options, out / directory, *backend, *world,
@@ -75,7 +75,7 @@ void run(char** arguments, bool reordered) {
   };
   if (!reordered) write("compressed-tensors", "compressed-tensors", DType::kF16);
   write("gptq", "gptq", DType::kF16);
-  if (!reordered && recipe.bits == 4) write("awq", "awq", DType::kF16);
+  if (!reordered && recipe.schemes.front().bits == 4) write("awq", "awq", DType::kF16);
   write("dense", "dense", DType::kF32);
   write("dense-float16", "dense", DType::kF16);
   write_canonical(out / "canonical.safetensors", *shape, recipe, blocks, store);

@@ -36,19 +36,20 @@ Tensor take_columns(const Tensor& w, const std::vector<std::int64_t>& columns, B
 }
 
 QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const Recipe& recipe,
-                             Grid grid, std::uint64_t seed, Backend& backend) {
+                             std::uint64_t seed, Backend& backend) {
   QuantizedLinear linear;
   linear.name = spec.name;
-  linear.bits = recipe.bits;
-  linear.grid = grid;
+  linear.bits = recipe.schemes.front().bits;
+  linear.grid = recipe.schemes.front().grid;
   linear.rows = spec.rows;
   linear.cols = spec.cols;
-  linear.group_size = recipe.group_size == -1 ? spec.cols : recipe.group_size;
+  linear.group_size =
+      recipe.schemes.front().group_size == -1 ? spec.cols : recipe.schemes.front().group_size;
   linear.record = {{"method", recipe.method}};
 
   std::vector<std::int64_t> order(spec.cols);
   std::iota(order.begin(), order.end(), 0);
-  const bool reordered = recipe.options.value("act_order", "static") == "dynamic";
+  const bool reordered = recipe.schemes.front().reordered;
   if (reordered) Random(seed).shuffle(order);
 
   Tensor w32(backend, DType::kF32, spec.rows, spec.cols);
@@ -59,14 +60,14 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
   Tensor codes(backend, DType::kU8, spec.rows, spec.cols);
   backend.find_grid({.w = w.view(),
                      .group_size = linear.group_size,
-                     .grid = grid,
-                     .bits = recipe.bits,
+                     .grid = recipe.schemes.front().grid,
+                     .bits = recipe.schemes.front().bits,
                      .clip = {},
                      .scales = scales.view(),
                      .zeros = zeros.view()});
   backend.round_to_grid({.w = w.view(),
                          .group_size = linear.group_size,
-                         .bits = recipe.bits,
+                         .bits = recipe.schemes.front().bits,
                          .scales = scales.view(),
                          .zeros = zeros.view(),
                          .codes = codes.view()});
@@ -172,15 +173,13 @@ void write_shortened_model(const fs::path& from, int blocks, const fs::path& to)
   }
 }
 
-Recipe rounding_recipe(int bits, std::int64_t group_size, bool reordered) {
+Recipe rounding_recipe(int bits, std::int64_t group_size, Grid grid, bool reordered) {
   Recipe recipe;
   recipe.method = "rtn";
-  recipe.bits = bits;
-  recipe.group_size = group_size;
   recipe.name =
       "rtn-w" + std::to_string(bits) + (group_size == -1 ? "" : "g" + std::to_string(group_size));
   recipe.options = nlohmann::json::object();
-  if (reordered) recipe.options["act_order"] = "dynamic";
+  recipe.schemes = {{.bits = bits, .group_size = group_size, .grid = grid, .reordered = reordered}};
   return recipe;
 }
 
@@ -242,14 +241,14 @@ SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std
 }
 
 void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
-                      Grid grid, Backend& backend, RunStore& store) {
+                      Backend& backend, RunStore& store) {
   for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
     const BlockWeights weights = shape.load(model.checkpoint(), block, backend);
     QuantizedBlock quantized;
     quantized.block = block;
     quantized.record = nlohmann::json::object();
     for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-      quantized.linears.push_back(round_linear(shape.linears()[i], weights.linears[i], recipe, grid,
+      quantized.linears.push_back(round_linear(shape.linears()[i], weights.linears[i], recipe,
                                                static_cast<std::uint64_t>(block) * 100 + i,
                                                backend));
     }

@@ -33,7 +33,8 @@ void write_shortened_model(const std::filesystem::path& from, int blocks,
                            const std::filesystem::path& to);
 
 // The recipe of round_to_nearest(): as parse_recipe() would leave it.
-Recipe rounding_recipe(int bits, std::int64_t group_size, bool reordered = false);
+Recipe rounding_recipe(int bits, std::int64_t group_size, Grid grid = Grid::kAsymGptq,
+                       bool reordered = false);
 
 // A linear of random codes, scales and zero points; some scales are negative on a symmetric full
 // grid.
@@ -49,6 +50,6 @@ SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std
 // Rounds every block to its nearest codes and commits it. Reordered: the columns are grouped in a
 // random order.
 void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
-                      Grid grid, Backend& backend, RunStore& store);
+                      Backend& backend, RunStore& store);
 
 }  // namespace roundhouse

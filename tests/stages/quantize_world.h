@@ -18,7 +18,7 @@
 #include "kernels/backend.h"
 #include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
-#include "stages/quantize/method.h"
+#include "stages/quantize/methods.h"
 #include "tests/source_folder.h"
 
 namespace roundhouse {
@@ -75,19 +75,15 @@ class QuantizeWorld {
   }
 
   BlockTask task() {
-    return {.backend = *backend_,
-            .team = team_,
-            .device_team = device_team_ ? *device_team_ : team_,
-            .checkpoint = model_.checkpoint(),
-            .shape = *shape_,
-            .block = 0,
-            .weights = weights_,
-            .samples = &samples_,
-            .residual = residual_.get(),
-            .original = original_.get(),
-            .budget = budget_,
-            .saved_activation_bytes = std::size_t{1} << 30,
-            .monitor = monitor_};
+    const BlockSite site{.backend = *backend_,
+                         .team = team_,
+                         .device_team = device_team_ ? *device_team_ : team_,
+                         .shape = *shape_,
+                         .block = 0,
+                         .samples = &samples_,
+                         .monitor = monitor_};
+    return {site,    model_.checkpoint(),  weights_,        residual_.get(), original_.get(),
+            budget_, std::size_t{1} << 30, nothing_decided_};
   }
   QuantizedBlock quantize(const nlohmann::json& recipe) {
     BlockTask work = task();
@@ -154,6 +150,7 @@ class QuantizeWorld {
   std::vector<int> broken_samples_;
   std::unique_ptr<Activations> residual_;
   std::unique_ptr<Activations> original_;
+  const nlohmann::json nothing_decided_;
   RecordingMonitor monitor_;
 };
 

@@ -10,6 +10,8 @@
 #include <array>
 #include <cstddef>
 
+#include <fmt/format.h>
+
 #include "stages/export/format.h"
 #include "stages/export/transposed.h"
 
@@ -23,22 +25,33 @@ class AwqGemm final : public ExportFormat {
   std::string name() const override { return "awq"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
-    if (linear.scheme.kind == LinearScheme::Kind::kUniform && linear.scheme.bits != 4) {
-      throw not_exportable(name(), recipe,
-                           "it has codes of 4 bits only, not of " +
-                               std::to_string(linear.scheme.bits) +
-                               "; use the format 'compressed-tensors', 'gptq' or 'dense'",
-                           "bits");
+  void check_schemes(const Recipe& recipe) const override {
+    check_packable_grids(name(), recipe);
+    for (const LinearScheme& scheme : recipe.schemes) {
+      if (scheme.bits != 4) {
+        throw not_exportable(name(), recipe,
+                             fmt::format("it has codes of 4 bits only, not of {}; use the format "
+                                         "'compressed-tensors', 'gptq' or 'dense'",
+                                         scheme.bits),
+                             "bits");
+      }
+      if (scheme.group_size != recipe.schemes.front().group_size) {
+        throw not_exportable(name(), recipe,
+                             "linears differ in their groups, and it has one size for all; use the "
+                             "format 'compressed-tensors', 'gptq' or 'dense'",
+                             "group_size");
+      }
+      if (scheme.reordered) {
+        throw not_exportable(
+            name(), recipe,
+            "with act_order: dynamic a column's group is not its place, and it has no "
+            "table for that; use act_order: static, or the format 'gptq' or 'dense'",
+            "act_order");
+      }
     }
-    if (linear.scheme.reordered) {
-      throw not_exportable(
-          name(), recipe,
-          "with act_order: dynamic a column's group is not its place, and it has no "
-          "table for that; use act_order: static, or the format 'gptq' or 'dense'",
-          "act_order");
-    }
-    check_packable(name(), recipe, linear);
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
@@ -48,9 +61,8 @@ class AwqGemm final : public ExportFormat {
             {"scales", DType::kF16, {linear.groups(), rows}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
-                               DType dtype) const override {
-    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
     pack(linear.codes, filled[0]);
     pack(linear.zeros, filled[1]);
     transpose_scales(linear, filled[2]);
@@ -61,12 +73,6 @@ class AwqGemm final : public ExportFormat {
       const Recipe&, const std::vector<ExportedLinear>& linears,
       const std::vector<std::string>& dense_modules) const override {
     const std::int64_t group_size = linears.front().scheme.group_size;
-    for (const ExportedLinear& linear : linears) {
-      if (linear.scheme.group_size != group_size) {
-        throw Error(linear.module + ": its group size differs from that of " +
-                    linears.front().module + ", and the format awq has one for all");
-      }
-    }
     nlohmann::ordered_json config = {
         {"quant_method", "awq"},    {"version", "gemm"},  {"bits", 4},
         {"group_size", group_size}, {"zero_point", true}, {"modules_to_not_convert", nullptr}};

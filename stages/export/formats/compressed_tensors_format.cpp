@@ -22,15 +22,18 @@ class CompressedTensors final : public ExportFormat {
   std::string name() const override { return "compressed-tensors"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
-    if (linear.scheme.reordered) {
+  void check_schemes(const Recipe& recipe) const override {
+    check_packable_grids(name(), recipe);
+    if (std::ranges::any_of(recipe.schemes, &LinearScheme::reordered)) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "
           "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'",
           "act_order");
     }
-    check_packable(name(), recipe, linear);
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
@@ -45,12 +48,11 @@ class CompressedTensors final : public ExportFormat {
     return tensors;
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
-                               DType dtype) const override {
-    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
     pack_rows(linear.codes, linear.bits, filled.front());
     std::ranges::copy(linear.scales.bytes(), filled[1].bytes().begin());
-    if (!is_symmetric(plan.scheme.grid)) pack_zeros(linear, filled[2]);
+    if (!is_symmetric(linear.grid)) pack_zeros(linear, filled[2]);
     const std::span<std::int64_t> shape = filled.back().as<std::int64_t>();
     shape[0] = linear.rows;
     shape[1] = linear.cols;

@@ -10,14 +10,14 @@ class Dense final : public ExportFormat {
  public:
   std::string name() const override { return "dense"; }
   bool has_scheme() const override { return false; }
-  void check(const Recipe&, const ExportedLinear&) const override {}
+  void check_schemes(const Recipe&) const override {}
+  void check_size(const Recipe&, const LinearSpec&) const override {}
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const override {
     return {{"weight", dtype, {linear.spec.rows, linear.spec.cols}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear&,
-                               DType dtype) const override {
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
     HostTensor weight(dtype, {linear.rows, linear.cols});
     const std::size_t row_bytes = static_cast<std::size_t>(linear.cols) * size_of(dtype);
     DequantizedRows rows(linear);

@@ -89,8 +89,20 @@ class Gptq final : public ExportFormat {
   bool has_scheme() const override { return true; }
   std::string config_copy() const override { return "quantize_config.json"; }
 
-  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
-    check_packable(name(), recipe, linear);
+  void check_schemes(const Recipe& recipe) const override {
+    check_packable_grids(name(), recipe);
+    const bool symmetric = is_symmetric(recipe.schemes.front().grid);
+    if (std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
+          return is_symmetric(scheme.grid) != symmetric;
+        })) {
+      throw not_exportable(
+          name(), recipe,
+          "some linears have symmetric grids and some asymmetric ones, for which it "
+          "has two versions; use the format 'compressed-tensors' or 'dense'");
+    }
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    check_packable_size(name(), recipe, linear);
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
@@ -102,9 +114,8 @@ class Gptq final : public ExportFormat {
             {"g_idx", DType::kI32, {cols}}};
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
-                               DType dtype) const override {
-    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
     pack_transposed(linear, filled[0]);
     pack_zeros(linear, filled[1]);
     transpose_scales(linear, filled[2]);
@@ -125,13 +136,6 @@ class Gptq final : public ExportFormat {
                                              const std::vector<std::string>&) const override {
     const LinearScheme& common = most_frequent(linears);
     const bool symmetric = is_symmetric(common.grid);
-    for (const ExportedLinear& linear : linears) {
-      if (is_symmetric(linear.scheme.grid) != symmetric) {
-        throw Error(linear.module +
-                    ": symmetric and asymmetric grids in one model, for which the format gptq has "
-                    "two versions; the formats 'compressed-tensors' and 'dense' can hold it");
-      }
-    }
     const char* version = symmetric ? "gptq" : "gptq_v2";
     nlohmann::ordered_json config = {
         {"quant_method", "gptq"},       {"bits", common.bits}, {"group_size", common.group_size},
@@ -139,12 +143,11 @@ class Gptq final : public ExportFormat {
         {"checkpoint_format", version}, {"format", version},   {"pack_dtype", "int32"}};
     const nlohmann::ordered_json others = dynamic_patterns(linears, common);
     if (!others.empty()) config["dynamic"] = others;
-    if (recipe.method == "gptq") {  // what readers show; nothing they compute with
-      config["true_sequential"] = recipe.options.value("true_sequential", true);
-      const double damping = recipe.options.value("damping", 0.01);
-      if (damping > 0 && damping < 1)
-        config["damp_percent"] = damping;  // transformers refuses 0 and 1
-    }
+    // What readers show, and compute nothing with.
+    if (recipe.options.contains("true_sequential"))
+      config["true_sequential"] = recipe.options["true_sequential"];
+    const double damping = recipe.options.value("damping", 0.0);
+    if (damping > 0 && damping < 1) config["damp_percent"] = damping;  // transformers refuses 0, 1
     return config;
   }
 

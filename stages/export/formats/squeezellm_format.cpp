@@ -10,6 +10,10 @@
 //   vals          F32 [entries]
 //
 // W[n, k] = lookup_table[n, code[n, k]] + (rows, cols, vals)[n, k]. Tables and values are float16 in float32, so exact.
+#include <algorithm>
+
+#include <fmt/format.h>
+
 #include "stages/export/format.h"
 #include "stages/export/transposed.h"
 
@@ -21,20 +25,30 @@ class SqueezeLlm final : public ExportFormat {
   std::string name() const override { return "squeezellm"; }
   bool has_scheme() const override { return true; }
 
-  void check(const Recipe& recipe, const ExportedLinear& linear) const override {
-    if (linear.scheme.kind != LinearScheme::Kind::kTable) {
-      throw not_exportable(
-          name(), recipe,
-          linear.spec.name + " is on a uniform grid, and it holds lookup tables " + "only; " +
-              (linear.scheme.sparse ? "with a sparse part the format 'dense' alone can hold it"
-                                    : "use the format 'compressed-tensors', 'gptq' or 'dense'"));
+  void check_schemes(const Recipe& recipe) const override {
+    for (const LinearScheme& scheme : recipe.schemes) {
+      if (scheme.kind != LinearScheme::Kind::kTable) {
+        throw not_exportable(
+            name(), recipe,
+            std::string(
+                "it has uniform grids, and this format lookup tables only; use the format ") +
+                (scheme.sparse ? "'dense', which alone holds a grid's sparse part"
+                               : "'compressed-tensors', 'gptq' or 'dense'"));
+      }
+      if (scheme.bits != recipe.schemes.front().bits) {
+        throw not_exportable(name(), recipe,
+                             "linears differ in bits, and it has one width for all; the format "
+                             "'dense' can hold it",
+                             "bits");
+      }
     }
-    if (linear.spec.cols % 32 != 0) {
-      throw not_exportable(
-          name(), recipe,
-          linear.spec.name + " has " + std::to_string(linear.spec.cols) +
-              " columns, and it packs 32 at a time; the format 'dense' can hold it");
-    }
+  }
+  void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
+    if (linear.cols % 32 == 0) return;
+    throw not_exportable(name(), recipe,
+                         fmt::format("{} has {} columns, and it packs 32 at a time; the format "
+                                     "'dense' can hold it",
+                                     linear.name, linear.cols));
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
@@ -51,16 +65,15 @@ class SqueezeLlm final : public ExportFormat {
     return tensors;
   }
 
-  std::vector<HostTensor> fill(const QuantizedLinear& linear, const ExportedLinear& plan,
-                               DType dtype) const override {
-    std::vector<HostTensor> filled = empty_tensors(*this, plan, dtype);
+  std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
     const auto widen = [](const HostTensor& from, HostTensor& to) {
       convert(from.type(), from.bytes().data(), to.type(), to.bytes().data(),
               static_cast<std::size_t>(from.count()));
     };
     pack_transposed(linear, filled[0]);
     widen(linear.table, filled[1]);
-    if (plan.scheme.sparse) {
+    if (!linear.sparse.empty()) {
       filled[2] = linear.sparse.offsets;
       filled[3] = linear.sparse.columns;
       widen(linear.sparse.values, filled[4]);
@@ -72,17 +85,10 @@ class SqueezeLlm final : public ExportFormat {
   nlohmann::ordered_json quantization_config(
       const Recipe&, const std::vector<ExportedLinear>& linears,
       const std::vector<std::string>& dense_modules) const override {
-    const LinearScheme& scheme = linears.front().scheme;
-    bool sparse = false;
-    for (const ExportedLinear& linear : linears) {
-      sparse |= linear.scheme.sparse;
-      if (linear.scheme.bits != scheme.bits) {
-        throw Error(linear.module + ": its width differs from that of " + linears.front().module +
-                    ", and the format squeezellm has one for all; the format 'dense' can hold it");
-      }
-    }
+    const bool sparse = std::ranges::any_of(
+        linears, [](const ExportedLinear& linear) { return linear.scheme.sparse; });
     return {{"quant_method", "squeezellm"},
-            {"wbits", scheme.bits},
+            {"wbits", linears.front().scheme.bits},
             {"include_sparse", sparse},
             {"modules_to_not_convert", dense_modules}};
   }

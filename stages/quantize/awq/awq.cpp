@@ -9,6 +9,7 @@
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/awq/fold.h"
 #include "stages/quantize/awq/search.h"
+#include "stages/quantize/awq/settings.h"
 #include "stages/quantize/awq/statistics.h"
 #include "stages/quantize/rtn/rtn.h"
 
@@ -89,8 +90,7 @@ class BlockQuantizer {
         std::ranges::find(task_.shape.score_linears(), index) == task_.shape.score_linears().end();
     task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
                         (clips ? "clipping and rounding " : "rounding ") + spec.name);
-    QuantizedLinear linear =
-        unsolved_linear(spec, settings_.bits, settings_.group_size, settings_.grid);
+    QuantizedLinear linear = unsolved_linear(spec, settings_.scheme);
     clock_.measure("solve", [&] {
       std::vector<float> ones;
       if (folding.column_factors[i].empty()) {
@@ -180,7 +180,8 @@ class BlockQuantizer {
 class Awq final : public Method {
  public:
   explicit Awq(const AwqSettings& settings) : settings_(settings) {}
-  Streams streams() const override { return {.full_precision = true}; }
+  Needs needs() const override { return {.full_precision_stream = true}; }
+  std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }
@@ -191,10 +192,11 @@ class Awq final : public Method {
 
 }  // namespace
 
-std::unique_ptr<Method> make_awq(int bits, std::int64_t group_size, OptionReader& options) {
-  AwqSettings settings{.bits = bits, .group_size = group_size};
-  settings.grid = options.grid(Grid::kAsymAwq, Grid::kSymGptq,
-                               {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+std::unique_ptr<Method> make_awq(OptionReader& options) {
+  AwqSettings settings;
+  settings.scheme =
+      options.scheme(Grid::kAsymAwq, Grid::kSymGptq,
+                     {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   options.one_of("preset", "paper", {"paper"});
   settings.scale_search = options.boolean("scale_search", true);
   settings.clip_search = options.boolean("clip_search", true);

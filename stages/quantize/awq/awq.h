@@ -20,28 +20,13 @@
 // its linears have too}; "dropped_samples", "phases" and "flops" as for GPTQ. A loss that is not finite is null.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
 #include <memory>
 
 #include "stages/quantize/method.h"
+#include "stages/quantize/options.h"
 
 namespace roundhouse {
 
-struct AwqSettings {
-  int bits = 4;
-  std::int64_t group_size = 128;  // -1: the whole row
-  Grid grid = Grid::kAsymAwq;
-  bool scale_search = true;
-  bool clip_search = true;
-  int grid_points = 20;
-  std::int64_t clip_tokens = 512;  // 0: all
-
-  std::int64_t group_size_for(std::int64_t cols) const {
-    return group_size == -1 ? cols : std::min(group_size, cols);
-  }
-};
-
-std::unique_ptr<Method> make_awq(int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_awq(OptionReader& options);
 
 }  // namespace roundhouse

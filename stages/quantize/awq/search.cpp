@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
 #include "stages/quantize/row_tiles.h"
 
@@ -90,9 +91,9 @@ class Search {
     for (const Tensor& s : candidates.rows) {
       task_.backend.scaled_rounding({.w = w.view(),
                                      .column_scales = s.view(),
-                                     .group_size = settings_.group_size_for(w.cols()),
-                                     .grid = settings_.grid,
-                                     .bits = settings_.bits,
+                                     .group_size = settings_.scheme.group_size_for(w.cols()),
+                                     .grid = settings_.scheme.grid,
+                                     .bits = settings_.scheme.bits,
                                      .error = true,
                                      .out = delta.view()});
       task_.backend.matmul(
@@ -140,10 +141,11 @@ class Search {
     for (int shard = shards.begin; shard < shards.end; ++shard) {
       for (Candidates* module : modules) module->losses.assign(points, 0.0);
       const std::vector<MicroBatch> batches = micro_batches_of_shard(*task_.samples, shard);
+      BatchReader reader(batches, {task_.original}, task_.backend);
       for (std::size_t begin = 0; begin < batches.size(); begin += kTogether) {
         const auto first = batches.begin() + static_cast<std::ptrdiff_t>(begin);
         const auto count = std::min(kTogether, batches.size() - begin);
-        pass(modules, {first, first + static_cast<std::ptrdiff_t>(count)});
+        pass(modules, {first, first + static_cast<std::ptrdiff_t>(count)}, reader);
       }
       std::vector<double> losses;
       for (const Candidates* module : modules) {
@@ -160,10 +162,11 @@ class Search {
   }
 
   // A few micro-batches through the block, with a stop before each module that is searched.
-  void pass(const std::vector<Candidates*>& modules, const std::vector<MicroBatch>& batches) {
+  void pass(const std::vector<Candidates*>& modules, const std::vector<MicroBatch>& batches,
+            BatchReader& reader) {
     std::vector<BlockState> states;
     for (const MicroBatch& batch : batches) {
-      states.push_back(load_state(task_, *task_.original, batch));
+      states.push_back(state_of(batch, std::move(reader.next().front())));
     }
     for (int g = 0; g < static_cast<int>(task_.shape.groups().size()); ++g) {
       clock_.measure("forward", [&] {
@@ -184,9 +187,10 @@ class Search {
       });
     }
     for (std::size_t b = 0; b < batches.size(); ++b) {
-      task_.original->store(batches[b].shard, batches[b].first_row, states[b].residual.view(),
-                            task_.backend);
+      task_.original->store_behind(batches[b].shard, batches[b].first_row,
+                                   states[b].residual.view(), task_.backend);
     }
+    clock_.measure("forward", [&] { task_.backend.finish_downloads(); });
   }
 
   void judge(Candidates& candidates, const std::vector<BlockState>& states,
@@ -228,9 +232,9 @@ class Search {
     Tensor out(task_.backend, weights.type(), weights.rows(), weights.cols());
     task_.backend.scaled_rounding({.w = weights.view(),
                                    .column_scales = s.view(),
-                                   .group_size = settings_.group_size_for(weights.cols()),
-                                   .grid = settings_.grid,
-                                   .bits = settings_.bits,
+                                   .group_size = settings_.scheme.group_size_for(weights.cols()),
+                                   .grid = settings_.scheme.grid,
+                                   .bits = settings_.scheme.bits,
                                    .out = out.view()});
     return out;
   }

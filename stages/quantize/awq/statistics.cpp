@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "stages/flow/dropped_samples.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
 
 namespace roundhouse {
@@ -19,7 +20,7 @@ class InputSums {
       : task_(task),
         group_(task.shape.groups()[static_cast<std::size_t>(group)]),
         owner_(group % task.team.size()),
-        group_size_(settings.group_size_for(group_.cols)) {
+        group_size_(settings.scheme.group_size_for(group_.cols)) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
       return std::make_unique<ShardMatrixSum>(task, rows, cols, part);
     };
@@ -112,7 +113,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
   }
 
   BlockStatistics statistics;
-  const auto add_batch = [&](const MicroBatch& batch) {
+  const auto add_batch = [&](const MicroBatch& batch, Tensor residual) {
     std::vector<Tensor> inputs;
     std::vector<std::uint8_t> finite(static_cast<std::size_t>(batch.sequences), 1);
     const auto check = [&](ConstMatrix x) {
@@ -121,7 +122,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
       for (std::size_t s = 0; s < finite.size(); ++s) finite[s] &= here[s];
     };
     clock.measure("forward", [&] {
-      BlockState state = load_state(task, *task.original, batch);
+      BlockState state = state_of(batch, std::move(residual));
       for (int g = 0; g < groups; ++g) {
         task.shape.prepare(g, task.weights, state, task.backend);
         Tensor& input = inputs.emplace_back(task.backend, state.input.type(), state.input.rows(),
@@ -132,7 +133,8 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
       }
       check(std::as_const(state.residual).view());
       if (store_output) {
-        task.original->store(batch.shard, batch.first_row, state.residual.view(), task.backend);
+        task.original->store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                    task.backend);
       }
     });
     clock.measure("gram", [&] {
@@ -151,17 +153,22 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
     }
   };
 
-  const PartRange shards = shards_of_rank(task);
-  for (int shard = shards.begin; shard < shards.end; ++shard) {
-    for (const auto& sum : sums) sum->begin_shard();
-    for (const MicroBatch& batch : micro_batches_of_shard(*task.samples, shard)) {
-      add_batch(batch);
-      task.monitor.tick();
-    }
-    clock.measure("gram", [&] {
-      for (const auto& sum : sums) sum->end_shard(shard);
-    });
-  }
+  for_each_micro_batch(
+      task, {task.original},
+      {.begin =
+           [&](int) {
+             for (const auto& sum : sums) sum->begin_shard();
+           },
+       .visit = [&](const MicroBatch& batch,
+                    std::vector<Tensor> rows) { add_batch(batch, std::move(rows.front())); },
+       .end =
+           [&](int shard) {
+             clock.measure("gram", [&] {
+               for (const auto& sum : sums) sum->end_shard(shard);
+             });
+           }});
+
+  clock.measure("forward", [&] { task.backend.finish_downloads(); });
 
   const std::int64_t used = settle_dropped(task, "all linears", statistics.dropped, block_record);
   statistics.tokens = used * task.samples->length();

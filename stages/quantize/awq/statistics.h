@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "stages/flow/phase_clock.h"
-#include "stages/quantize/awq/awq.h"
+#include "stages/quantize/awq/settings.h"
+#include "stages/quantize/method.h"
 
 namespace roundhouse {
 

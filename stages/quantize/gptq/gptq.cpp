@@ -1,14 +1,17 @@
 #include "stages/quantize/gptq/gptq.h"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/gptq/factor.h"
 #include "stages/quantize/gptq/hessian.h"
+#include "stages/quantize/gptq/settings.h"
 #include "stages/quantize/gptq/solve.h"
 
 namespace roundhouse {
@@ -51,24 +54,24 @@ class BlockQuantizer {
     return "block " + std::to_string(task_.block) + ", " + group(g).name;
   }
 
-  // Calls visit(batch, rows) for every micro-batch of this rank, in order, with its rows of `from`; before and after each shard
-  // the collectors are told.
-  template <class Visit>
-  void for_each_batch(std::vector<HessianCollector*> collectors,
-                      std::vector<const Activations*> from, Visit visit) {
-    BatchReader reader(task_, std::move(from));
-    const PartRange shards = shards_of_rank(task_);
-    for (int shard = shards.begin; shard < shards.end; ++shard) {
-      for (HessianCollector* collector : collectors) collector->begin_shard();
-      while (!reader.at_end() && reader.batch().shard == shard) {
-        const MicroBatch batch = reader.batch();
-        visit(batch, reader.next());
-        task_.monitor.tick();
-      }
-      clock_.measure("gram", [&] {
-        for (HessianCollector* collector : collectors) collector->end_shard(shard);
-      });
-    }
+  // Every micro-batch of this rank, with its rows of `from`; before and after each shard the collectors are told.
+  void for_each_batch(const std::vector<HessianCollector*>& collectors,
+                      std::vector<const Activations*> from,
+                      const std::function<void(const MicroBatch&, std::vector<Tensor>)>& visit) {
+    for_each_micro_batch(task_, std::move(from),
+                         {.begin =
+                              [&](int) {
+                                for (HessianCollector* collector : collectors)
+                                  collector->begin_shard();
+                              },
+                          .visit = visit,
+                          .end =
+                              [&](int shard) {
+                                clock_.measure("gram", [&] {
+                                  for (HessianCollector* collector : collectors)
+                                    collector->end_shard(shard);
+                                });
+                              }});
     clock_.measure("forward", [&] { task_.backend.finish_downloads(); });
   }
 
@@ -259,7 +262,8 @@ class BlockQuantizer {
 class Gptq final : public Method {
  public:
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
-  Streams streams() const override { return {.quantized = true}; }
+  Needs needs() const override { return {.quantized_stream = true}; }
+  std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }
@@ -270,16 +274,17 @@ class Gptq final : public Method {
 
 }  // namespace
 
-std::unique_ptr<Method> make_gptq(int bits, std::int64_t group_size, OptionReader& options) {
-  GptqSettings settings{.bits = bits, .group_size = group_size};
-  settings.grid = options.grid(Grid::kAsymGptq, Grid::kSymGptq,
-                               {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+std::unique_ptr<Method> make_gptq(OptionReader& options) {
+  GptqSettings settings;
+  settings.scheme = options.scheme(Grid::kAsymGptq, Grid::kSymGptq,
+                                   {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   settings.damping = options.number("damping", 0.01, 0.0, 1.0);
   const std::string order = options.one_of("act_order", "static", {"static", "dynamic", "none"},
                                            /*if_true=*/"static", /*if_false=*/"none");
   settings.act_order = order == "static"    ? ActOrder::kStatic
                        : order == "dynamic" ? ActOrder::kDynamic
                                             : ActOrder::kNone;
+  settings.scheme.reordered = settings.act_order == ActOrder::kDynamic;
   settings.true_sequential = options.boolean("true_sequential", true);
   settings.clip_search = options.boolean("clip_search", false);
   return std::make_unique<Gptq>(settings);

@@ -14,26 +14,10 @@
 #include <memory>
 
 #include "stages/quantize/method.h"
+#include "stages/quantize/options.h"
 
 namespace roundhouse {
 
-// How the columns of a linear are ordered, and where the grids of its groups come from.
-enum class ActOrder {
-  kStatic,  // by importance (diagonal of H, descending); grids of the original groups, fixed beforehand
-  kDynamic,  // by importance; groups of consecutive columns in that order, grids from the updated weights
-  kNone  // as they are; grids from the updated weights
-};
-
-struct GptqSettings {
-  int bits = 4;
-  std::int64_t group_size = 128;  // -1: the whole row
-  Grid grid = Grid::kAsymGptq;
-  double damping = 0.01;  // of the mean of the diagonal of H
-  ActOrder act_order = ActOrder::kStatic;
-  bool true_sequential = true;
-  bool clip_search = false;
-};
-
-std::unique_ptr<Method> make_gptq(int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_gptq(OptionReader& options);
 
 }  // namespace roundhouse

@@ -4,7 +4,7 @@
 
 namespace roundhouse {
 
-HessianCollector::HessianCollector(const BlockTask& task, int group, PhaseClock& clock)
+HessianCollector::HessianCollector(const BlockSite& task, int group, PhaseClock& clock)
     : task_(task),
       group_(task.shape.groups()[static_cast<std::size_t>(group)]),
       owner_(group % task.team.size()),

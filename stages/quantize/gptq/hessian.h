@@ -7,15 +7,15 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/flow/shard_sum.h"
-#include "stages/quantize/method.h"
 
 namespace roundhouse {
 
 class HessianCollector {
  public:
-  HessianCollector(const BlockTask& task, int group, PhaseClock& clock);
+  HessianCollector(const BlockSite& task, int group, PhaseClock& clock);
 
   // This rank's shards in order, and their micro-batches in order. A sample with a value that is not finite is left out.
   void begin_shard();
@@ -28,7 +28,7 @@ class HessianCollector {
   int owner() const { return owner_; }
 
  private:
-  const BlockTask& task_;
+  const BlockSite& task_;
   const InputGroup& group_;
   int owner_;
   PhaseClock& clock_;

@@ -68,8 +68,8 @@ TileSolver::TileSolver(const QuantizedLinear& linear, const GptqSettings& settin
 void TileSolver::find_grids(ConstMatrix w, std::int64_t group_size, Matrix scales, Matrix zeros) {
   backend_.find_grid({.w = w,
                       .group_size = group_size,
-                      .grid = settings_.grid,
-                      .bits = settings_.bits,
+                      .grid = settings_.scheme.grid,
+                      .bits = settings_.scheme.bits,
                       .clip = clip_search_steps(settings_.clip_search),
                       .scales = scales,
                       .zeros = zeros});
@@ -112,7 +112,7 @@ void TileSolver::solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tens
     const Matrix panel_errors = errors.view().col_range(0, width);
     backend_.gptq_panel({.w = w.view().col_range(begin, end),
                          .u = u.col_range(begin, end),
-                         .bits = settings_.bits,
+                         .bits = settings_.scheme.bits,
                          .scales = panel_scales,
                          .zeros = panel_zeros,
                          .codes = codes.view().col_range(begin, end),
@@ -171,7 +171,7 @@ HostTensor groups_of_columns(const QuantizedLinear& linear, const HessianFactor&
 QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
                            const GptqSettings& settings, const HessianFactor& factor,
                            Communicator& team, Backend& backend) {
-  QuantizedLinear linear = unsolved_linear(spec, settings.bits, settings.group_size, settings.grid);
+  QuantizedLinear linear = unsolved_linear(spec, settings.scheme);
   const bool factored = factor.status == FactorStatus::kDone;
   SolveError error;
   if (factored) {

@@ -14,7 +14,7 @@
 #include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "stages/quantize/gptq/factor.h"
-#include "stages/quantize/gptq/gptq.h"
+#include "stages/quantize/gptq/settings.h"
 #include "stages/quantize/row_tiles.h"
 
 namespace roundhouse {

@@ -9,15 +9,14 @@ namespace {
 
 class Rtn final : public Method {
  public:
-  Rtn(int bits, std::int64_t group_size, OptionReader& options)
-      : bits_(bits),
-        group_size_(group_size),
-        grid_(options.grid(Grid::kAsymGptq, Grid::kSymGptq,
-                           {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound, Grid::kSymGptq,
-                            Grid::kSymFull})),
+  explicit Rtn(OptionReader& options)
+      : scheme_(options.scheme(Grid::kAsymGptq, Grid::kSymGptq,
+                               {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
+                                Grid::kSymGptq, Grid::kSymFull})),
         clip_(clip_search_steps(options.boolean("clip_search", false))) {}
 
-  Streams streams() const override { return {}; }
+  Needs needs() const override { return {}; }
+  std::vector<LinearScheme> schemes() const override { return {scheme_}; }
 
   QuantizedBlock quantize(BlockTask& task) const override {
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
@@ -25,7 +24,7 @@ class Rtn final : public Method {
     const auto& specs = task.shape.linears();
     for (std::size_t i = 0; i < specs.size(); ++i) {
       task.monitor.phase("block " + std::to_string(task.block) + ": rounding " + specs[i].name);
-      QuantizedLinear linear = unsolved_linear(specs[i], bits_, group_size_, grid_);
+      QuantizedLinear linear = unsolved_linear(specs[i], scheme_);
       clock.measure("solve", [&] {
         const SolveError error =
             round_to_nearest(task.team, linear, task.weights.linears[i], clip_, task.backend);
@@ -40,17 +39,13 @@ class Rtn final : public Method {
   }
 
  private:
-  int bits_;
-  std::int64_t group_size_;
-  Grid grid_;
+  LinearScheme scheme_;
   ClipSearch clip_;
 };
 
 }  // namespace
 
-std::unique_ptr<Method> make_rtn(int bits, std::int64_t group_size, OptionReader& options) {
-  return std::make_unique<Rtn>(bits, group_size, options);
-}
+std::unique_ptr<Method> make_rtn(OptionReader& options) { return std::make_unique<Rtn>(options); }
 
 ClipSearch clip_search_steps(bool clip_search) {
   return {.steps = clip_search ? 80 : 0, .norm = 2.4f};

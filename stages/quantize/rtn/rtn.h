@@ -8,11 +8,12 @@
 #include <memory>
 
 #include "stages/quantize/method.h"
+#include "stages/quantize/options.h"
 #include "stages/quantize/row_tiles.h"
 
 namespace roundhouse {
 
-std::unique_ptr<Method> make_rtn(int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_rtn(OptionReader& options);
 
 // GPTQ's `mse` search where clip_search is on, else none.
 ClipSearch clip_search_steps(bool clip_search);

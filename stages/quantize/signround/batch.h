@@ -11,13 +11,9 @@
 
 #include "base/random.h"
 #include "stages/quantize/method.h"
+#include "stages/quantize/signround/settings.h"
 
 namespace roundhouse {
-
-enum class Sampling {
-  kIndependent,  // each batch is drawn by itself (Cheng et al. 2023)
-  kEpochs  // consecutive runs of a random order, made anew when less than a batch of it is left (auto-round today)
-};
 
 // The same on every rank: follows from its arguments.
 class BatchSampler {

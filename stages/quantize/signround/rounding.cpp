@@ -75,8 +75,8 @@ struct LearnedBlock::Tile {
   LearnedRounding rounding;
 };
 
-LearnedBlock::LearnedBlock(BlockTask& task, int bits, std::int64_t group_size, Grid grid)
-    : task_(task), bits_(bits), group_size_(group_size), grid_(grid) {
+LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
+    : task_(task), scheme_(scheme) {
   Backend& backend = task.backend;
   original_ = std::move(task.weights.linears);
   task.weights.linears.clear();
@@ -84,7 +84,7 @@ LearnedBlock::LearnedBlock(BlockTask& task, int bits, std::int64_t group_size, G
   for (std::size_t i = 0; i < all_tiles.size(); ++i) {
     const LinearSpec& spec = task.shape.linears()[i];
     task.weights.linears.emplace_back(backend, backend.activation_type(), spec.rows, spec.cols);
-    const QuantizedLinear linear = unsolved_linear(spec, bits, group_size, grid);
+    const QuantizedLinear linear = unsolved_linear(spec, scheme);
     const std::vector<float> ones(
         static_cast<std::size_t>(std::min(kTileRows, spec.rows) * linear.groups()), 1.0f);
     auto& tiles = tiles_.emplace_back();
@@ -213,7 +213,7 @@ std::vector<QuantizedLinear> LearnedBlock::finish() {
   Backend& backend = task_.backend;
   std::vector<QuantizedLinear> linears;
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
-    QuantizedLinear linear = unsolved_linear(task_.shape.linears()[i], bits_, group_size_, grid_);
+    QuantizedLinear linear = unsolved_linear(task_.shape.linears()[i], scheme_);
     task_.weights.linears[i] = {};
     const SolveError error =
         solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {

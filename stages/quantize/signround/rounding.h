@@ -48,7 +48,7 @@ class LearnedBlock {
  public:
   // Takes the original weights out of the task and leaves room for rounded ones. Throws Error naming linear, row and columns
   // for weights without a grid.
-  LearnedBlock(BlockTask& task, int bits, std::int64_t group_size, Grid grid);
+  LearnedBlock(BlockTask& task, const LinearScheme& scheme);
   ~LearnedBlock();
 
   // Collective: the weights as they are rounded now, whole, into the task's weights.
@@ -64,9 +64,7 @@ class LearnedBlock {
  private:
   struct Tile;
   BlockTask& task_;
-  int bits_;
-  std::int64_t group_size_;
-  Grid grid_;
+  LinearScheme scheme_;
   std::vector<Tensor> original_;
   std::vector<std::vector<std::unique_ptr<Tile>>>
       tiles_;  // by linear and tile; nullptr: another rank's

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "stages/quantize/signround/settings.h"
 #include "stages/quantize/signround/tuning.h"
 
 namespace roundhouse {
@@ -33,18 +34,20 @@ double default_rate(const Preset& preset, int iterations, int bits) {
   return (twice ? 2.0 : 1.0) / iterations;
 }
 
-SignRoundSettings read_settings(int bits, std::int64_t group_size, OptionReader& options) {
+SignRoundSettings read_settings(OptionReader& options) {
   std::vector<std::string> names;
   for (const Preset& preset : kPresets) names.emplace_back(preset.name);
   const std::string chosen = options.one_of("preset", names.front(), names);
   const Preset& preset = *std::ranges::find(kPresets, chosen, &Preset::name);
 
-  SignRoundSettings settings{.bits = bits, .group_size = group_size};
-  settings.grid = options.grid(preset.grid, Grid::kSymFull, {Grid::kAsymAutoRound, Grid::kSymFull});
+  SignRoundSettings settings;
+  settings.scheme =
+      options.scheme(preset.grid, Grid::kSymFull, {Grid::kAsymAutoRound, Grid::kSymFull});
   settings.iterations = options.integer("iterations", preset.iterations, 1, 100000);
   settings.batch_size = options.integer("batch_size", 8, 1, 4096);
   constexpr double kLeastRate = 1e-6;
-  settings.rate = options.number("learning_rate", default_rate(preset, settings.iterations, bits),
+  settings.rate = options.number("learning_rate",
+                                 default_rate(preset, settings.iterations, settings.scheme.bits),
                                  kLeastRate, 1.0);
   const double range_rate = options.number("minmax_learning_rate", settings.rate, kLeastRate, 1.0);
   settings.range_rate = options.boolean("minmax_tuning", true) ? range_rate : 0.0;
@@ -64,9 +67,10 @@ SignRoundSettings read_settings(int bits, std::int64_t group_size, OptionReader&
 class SignRound final : public Method {
  public:
   explicit SignRound(const SignRoundSettings& settings) : settings_(settings) {}
-  Streams streams() const override {
-    return {.quantized = settings_.quantized_input, .full_precision = true};
+  Needs needs() const override {
+    return {.quantized_stream = settings_.quantized_input, .full_precision_stream = true};
   }
+  std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }
 
  private:
@@ -75,8 +79,8 @@ class SignRound final : public Method {
 
 }  // namespace
 
-std::unique_ptr<Method> make_signround(int bits, std::int64_t group_size, OptionReader& options) {
-  return std::make_unique<SignRound>(read_settings(bits, group_size, options));
+std::unique_ptr<Method> make_signround(OptionReader& options) {
+  return std::make_unique<SignRound>(read_settings(options));
 }
 
 }  // namespace roundhouse

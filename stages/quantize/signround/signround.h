@@ -30,25 +30,10 @@
 #include <memory>
 
 #include "stages/quantize/method.h"
-#include "stages/quantize/signround/batch.h"
+#include "stages/quantize/options.h"
 
 namespace roundhouse {
 
-struct SignRoundSettings {
-  int bits = 4;
-  std::int64_t group_size = 128;  // -1: the whole row
-  Grid grid = Grid::kAsymAutoRound;
-  int iterations = 200;
-  int batch_size = 8;
-  int samples = 512;  // fewer if the run has fewer
-  Sampling sampling = Sampling::kIndependent;
-  double rate = 0.005;        // of the first step, for the offsets
-  double range_rate = 0.005;  // for the groups' ranges; 0: they are not tuned
-  bool quantized_input = true;
-  bool best_loss = true;
-  std::uint64_t seed = 42;
-};
-
-std::unique_ptr<Method> make_signround(int bits, std::int64_t group_size, OptionReader& options);
+std::unique_ptr<Method> make_signround(OptionReader& options);
 
 }  // namespace roundhouse

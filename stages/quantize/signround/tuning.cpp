@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/rounding.h"
 
@@ -62,9 +63,7 @@ class BlockTuner {
     Activations& input = full_precision_input ? *full_precision_input : *task_.residual;
 
     std::optional<LearnedBlock> rounding;
-    clock_.measure("round", [&] {
-      rounding.emplace(task_, settings_.bits, settings_.group_size, settings_.grid);
-    });
+    clock_.measure("round", [&] { rounding.emplace(task_, settings_.scheme); });
     LearnedBlock& learned = *rounding;
     tune(learned, input);
 

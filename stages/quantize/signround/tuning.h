@@ -1,7 +1,8 @@
 // SignRound's loop over one block.
 #pragma once
 
-#include "stages/quantize/signround/signround.h"
+#include "stages/quantize/method.h"
+#include "stages/quantize/signround/settings.h"
 
 namespace roundhouse {
 

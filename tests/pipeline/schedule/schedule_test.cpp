@@ -10,6 +10,7 @@
 #include "comm/launcher.h"
 #include "pipeline/run/hdf5_store.h"
 #include "pipeline/run/model_identity.h"
+#include "pipeline/run/whole_records.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
@@ -42,7 +43,11 @@ class Walker {
   explicit Walker(Communicator& world, double interruption_hours = kAlwaysInterrupted,
                   const std::filesystem::path& model = kModel)
       : world_(world), hours_(interruption_hours), model_(model) {
-    ModelIdentity(model_, folder_.path(), world_, quiet_, true).note_outside_blocks();
+    identity_.note_outside_blocks();
+  }
+  void make(const Recipe& recipe, std::function<std::unique_ptr<Method>()> method) {
+    recipes_ = {recipe};
+    method_of_ = [method = std::move(method)](const Recipe&) { return method(); };
   }
 
   // Everything that is missing in the store; false if stopped.
@@ -53,13 +58,14 @@ class Walker {
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     std::vector<RecipeState> states;
-    for (const Recipe& recipe : recipes()) {
+    for (const Recipe& recipe : recipes_) {
       states.push_back(inspect_recipe(recipe, kBlocks, kShards, store, world_));
     }
     int units = 0;
     Schedule schedule{.backend = *backend_,
                       .mesh = mesh,
                       .model = model_,
+                      .identity = identity_,
                       .shape = *shape_,
                       .samples = &samples_,
                       .store = store,
@@ -80,7 +86,8 @@ class Walker {
                           [&](const std::vector<std::size_t>& finished) {
                             return !on_finished || on_finished(mesh, finished);
                           }};
-    return quantize_all(schedule, recipes(), states);
+    if (method_of_) schedule.method_of = method_of_;
+    return quantize_all(schedule, recipes_, states);
   }
 
  private:
@@ -89,17 +96,20 @@ class Walker {
   TemporaryFolder folder_;
   CausalLM model_;
   NullMonitor quiet_;
+  ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
+  std::vector<Recipe> recipes_ = recipes();
+  std::function<std::unique_ptr<Method>(const Recipe&)> method_of_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
   std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 64, *backend_);
 };
 
-// The bytes of every block of every recipe.
-std::map<std::string, std::string> contents(RunStore& store) {
+// The bytes of all that is made of recipes.
+std::map<std::string, std::string> contents(RunStore& store,
+                                            const std::vector<Recipe>& made = recipes()) {
   std::map<std::string, std::string> all;
-  for (const Recipe& recipe : recipes()) {
-    for (int block = 0; block < kBlocks; ++block) {
-      const std::string key = block_key(recipe.name, block);
+  for (const Recipe& recipe : made) {
+    for (const std::string& key : record_keys(recipe, kBlocks)) {
       const auto record = store.load(key);
       if (!record) continue;
       all[key] = record->attributes.dump();
@@ -297,6 +307,151 @@ TEST(ScheduleTest, StopsTogetherAndGoesOn) {
     EXPECT_EQ(contents(store), expected)
         << "pipeline " << pipeline << " of " << world.size() << " ranks";
   }
+}
+
+// A method that decides for the whole model: the bits of all linears, from what the ranks see of it together.
+class Deciding final : public Method {
+ public:
+  explicit Deciding(int& decided) : decided_(decided) {}
+  static Recipe recipe() {
+    Recipe recipe;
+    recipe.name = recipe.method = "deciding";
+    recipe.options = nlohmann::json::object();
+    recipe.needs = {.decision = true};
+    recipe.schemes = {{.bits = 3}, {.bits = 4}};
+    return recipe;
+  }
+
+  Needs needs() const override { return recipe().needs; }
+  std::vector<LinearScheme> schemes() const override { return recipe().schemes; }
+  nlohmann::json decide(ModelTask& task) const override {
+    ++decided_;
+    std::int64_t linears = 0;
+    const PartRange mine = parts_of_rank(kBlocks, task.world.rank(), task.world.size());
+    for (int block = mine.begin; block < mine.end; ++block) {
+      const BlockWeights weights = task.shape.load(task.model.checkpoint(), block, task.backend);
+      linears += static_cast<std::int64_t>(weights.linears.size());
+    }
+    const auto all = task.world.all_reduce_sum(linears);
+    return {{"linears", all}, {"bits", all == 7 * kBlocks ? 3 : 4}};
+  }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    const auto bits = task.decision.at("bits").get<int>();
+    return make_method(parse_recipe({{"method", "rtn"}, {"bits", bits}}))->quantize(task);
+  }
+
+ private:
+  int& decided_;
+};
+
+TEST(DecisionTest, IsMadeOnceByAllRanksAndHandedToEveryBlock) {
+  Communicator& world = test_world();
+  const std::vector<Recipe> made = {Deciding::recipe()};
+  std::map<std::string, std::string> expected;
+  {
+    const auto alone = make_local_communicator();
+    MemoryStore store;
+    Walker walker(*alone);
+    int decided = 0;
+    walker.make(made[0], [&] { return std::make_unique<Deciding>(decided); });
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    EXPECT_EQ(decided, 1);
+    expected = contents(store, made);
+  }
+  ASSERT_EQ(expected.size(), 1u + kBlocks);
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    int decided = 0;
+    walker.make(made[0], [&] { return std::make_unique<Deciding>(decided); });
+    (void)walker.run(store, shape, [&](JobMonitor& monitor, int units) {
+      if (units == 2) monitor.watchdog().request_stop();
+    });
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    EXPECT_EQ(decided, 1) << "who resumes reads it";
+    EXPECT_EQ(contents(store, made), expected)
+        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    for (int block = 0; block < kBlocks; ++block) {
+      const auto attributes = store.attributes(block_key("deciding", block));
+      ASSERT_TRUE(attributes);
+      EXPECT_EQ(attributes->at("linears")[0].at("bits"), 3);
+    }
+  }
+}
+
+TEST(DecisionTest, IsMadeAgainOnlyWhereItIsMissingOrDamaged) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const std::vector<Recipe> made = {Deciding::recipe()};
+  Walker walker(test_world());
+  int decided = 0;
+  walker.make(made[0], [&] { return std::make_unique<Deciding>(decided); });
+  MemoryStore whole;
+  EXPECT_TRUE(walker.run(whole, {1, 1}));
+  const auto expected = contents(whole, made);
+
+  for (int n = 1; n <= 1 + kBlocks; ++n) {
+    decided = 0;
+    MemoryStore store;
+    store.fail_at_write(n);
+    EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
+    store.fail_at_write(0);
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    EXPECT_EQ(decided, n == 1 ? 2 : 1) << "after a failure at write " << n;
+    EXPECT_EQ(contents(store, made), expected);
+  }
+
+  decided = 0;
+  whole.damage(decision_key("deciding"));
+  const int before = whole.writes();
+  EXPECT_TRUE(walker.run(whole, {1, 1}));
+  EXPECT_EQ(decided, 1);
+  EXPECT_EQ(whole.writes(), before + 1) << "no block is made again";
+  EXPECT_EQ(contents(whole, made), expected);
+}
+
+// Blocks that were made of another model than the decision do not mix with it.
+TEST(DecisionTest, SaysWhatItWasMadeOf) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  Walker walker(test_world());
+  int decided = 0;
+  walker.make(Deciding::recipe(), [&] { return std::make_unique<Deciding>(decided); });
+  MemoryStore store;
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  store.damage(block_key("deciding", 2));
+  auto record = store.load(decision_key("deciding"));
+  ASSERT_TRUE(record);
+  nlohmann::json& made_of = record->attributes.at("made_of");
+  const std::string tensor = "model.layers.4.mlp.up_proj.weight";
+  ASSERT_TRUE(made_of.contains(tensor)) << "of every tensor of the model";
+  made_of[tensor] = "another";
+  store.commit(decision_key("deciding"), *record);
+  EXPECT_THAT(
+      [&] {
+        (void)walker.run(store, {1, 1});
+      },
+      testing::ThrowsMessage<InputError>(testing::HasSubstr(tensor)));
+}
+
+TEST(DecisionTest, WhatCannotBeDecidedNamesTheRecipe) {
+  if (test_world().size() > 1) GTEST_SKIP() << "one rank says it all";
+  struct Undecided final : Method {
+    Needs needs() const override { return {.decision = true}; }
+    std::vector<LinearScheme> schemes() const override { return {{}}; }
+    QuantizedBlock quantize(BlockTask&) const override { return {}; }
+  };
+  Walker walker(test_world());
+  walker.make(Deciding::recipe(), [] { return std::make_unique<Undecided>(); });
+  MemoryStore store;
+  EXPECT_THAT(
+      [&] {
+        (void)walker.run(store, {1, 1});
+      },
+      testing::ThrowsMessage<Error>(testing::StartsWith("deciding: ")));
 }
 
 }  // namespace

@@ -56,8 +56,8 @@ class ExportTest : public testing::Test {
     world_.barrier();
     model_ = std::make_unique<CausalLM>(source());
     shape_ = make_decoder_block(model_->config(), 16, *backend_);
-    recipe_ = rounding_recipe(bits, group_size);
-    round_to_nearest(*model_, *shape_, recipe_, grid, *backend_, store_);
+    recipe_ = rounding_recipe(bits, group_size, grid);
+    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
   }
 
   bool write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
@@ -413,7 +413,7 @@ TEST_F(ExportTest, FailsBeforeAnyWork) {
               HasSubstr("float16, bfloat16 or float32"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 0}),
               HasSubstr("max_shard_bytes"));
-  recipe_.group_size = 48;
+  recipe_.schemes.front().group_size = 48;
   EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("group size 48"));
   EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
 }
@@ -426,7 +426,7 @@ TEST_F(ExportTest, RefusesBlocksThatAreNotOfTheRecipe) {
   block.linears[3] = random_linear(block.linears[3].name, 64, 64, 4, 32, Grid::kAsymGptq, 5);
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("model.layers.1.self_attn.o_proj"));
-  write(out(), {.format = "dense"});  // has no scheme to differ from
+  write(out(), {.format = "dense"});  // says nothing of them
 }
 
 // What one rank lacks or cannot write, all must learn.
@@ -456,7 +456,7 @@ TEST_F(ExportTest, FailsOnAllRanksIfOneRanksDiskIsFull) {
   const ExportOptions options{.format = "dense", .max_shard_bytes = 40000};
   write(out(), options);
   const std::string before = read_text_file(out() / "SHA256SUMS");
-  recipe_.bits = 4;
+  recipe_.schemes.front().bits = 4;
 
   const bool limited = world_.rank() == world_.size() - 1;
   rlimit usual{};

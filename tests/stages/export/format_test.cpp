@@ -38,33 +38,21 @@ QuantizedLinear example(int bits, std::int64_t group_size, Grid grid) {
   return linear;
 }
 
-// A linear of a model, as what its values are planned.
-ExportedLinear planned(const QuantizedLinear& linear) {
-  ExportedLinear exported{.module = "model.layers.0." + linear.name,
-                          .spec = {linear.name, linear.rows, linear.cols},
-                          .scheme = scheme_of(linear),
-                          .sparse_entries = linear.sparse.entries()};
-  if (linear.has_table()) exported.scheme.group_size = -1;
-  return exported;
-}
-
 std::vector<HostTensor> filled(const std::string& format, const QuantizedLinear& linear,
                                DType dtype = DType::kF32) {
-  const auto layout = make_format(format);
-  const ExportedLinear plan = planned(linear);
-  std::vector<HostTensor> tensors = layout->fill(linear, plan, dtype);
-  const std::vector<TensorInfo> announced = layout->tensors(plan, dtype);
-  EXPECT_EQ(tensors.size(), announced.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    EXPECT_EQ(tensors[i].type(), announced[i].type) << announced[i].name;
-    EXPECT_EQ(tensors[i].shape(), announced[i].shape) << announced[i].name;
-  }
-  return tensors;
+  return make_format(format)->fill(linear, dtype);
 }
 
-// What a config says of a model whose linears all have this scheme.
-nlohmann::ordered_json described(const std::string& format, const Recipe& recipe,
-                                 const LinearScheme& scheme) {
+// A recipe whose linears become one of these.
+Recipe recipe_of(std::vector<LinearScheme> schemes) {
+  Recipe recipe = rounding_recipe(4, 128);
+  recipe.schemes = std::move(schemes);
+  return recipe;
+}
+
+// What a config says of a model all of whose linears are what the recipe announces first.
+nlohmann::ordered_json described(const std::string& format, const Recipe& recipe) {
+  const LinearScheme& scheme = recipe.schemes.front();
   const std::vector<ExportedLinear> linears = {
       {.module = "model.layers.0.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme},
       {.module = "model.layers.1.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme}};
@@ -130,16 +118,14 @@ TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
 }
 
 TEST(CompressedTensorsTest, DescribesItself) {
-  const auto group = described("compressed-tensors", rounding_recipe(4, 128),
-                               {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq});
+  const auto group = described("compressed-tensors", rounding_recipe(4, 128, Grid::kSymGptq));
   EXPECT_EQ(group, nlohmann::ordered_json::parse(R"({
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
       "strategy": "group", "group_size": 128, "dynamic": false, "actorder": null, "block_structure": null,
       "observer": "minmax", "observer_kwargs": {}}, "input_activations": null, "output_activations": null}},
     "ignore": ["lm_head"], "kv_cache_scheme": null, "global_compression_ratio": null, "version": "0.18.0"})"));
-  const auto channel = described("compressed-tensors", rounding_recipe(3, -1),
-                                 {.bits = 3, .group_size = -1, .grid = Grid::kAsymGptq});
+  const auto channel = described("compressed-tensors", rounding_recipe(3, -1));
   const auto& weights = channel["config_groups"]["group_0"]["weights"];
   EXPECT_EQ(weights["strategy"], "channel");
   EXPECT_TRUE(weights["group_size"].is_null());
@@ -209,17 +195,6 @@ TEST(GptqTest, NamesWhatDiffersFromMostAndWhatEnginesFuse) {
   EXPECT_TRUE(apart["dynamic"].contains(first + R"(self_attn\.k_proj$)"));
 }
 
-TEST(GptqTest, RefusesSymmetricAndAsymmetricGridsInOneModel) {
-  auto linears = mixed({4, 4});
-  linears[1].scheme.grid = Grid::kSymGptq;
-  try {
-    make_format("gptq")->quantization_config(rounding_recipe(4, 128), linears, {});
-    ADD_FAILURE() << "there is one version for all";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("k_proj: symmetric and asymmetric"));
-  }
-}
-
 // Side x side, table[n, c] = n + c / 8, code[n, k] = (n + k) mod 2^bits; row 1 has sparse entries at columns 0 and 31.
 QuantizedLinear table_example(int bits) {
   QuantizedLinear linear = random_table_linear("mlp.up_proj", kSide, kSide, bits, 1);
@@ -265,7 +240,7 @@ TEST(SqueezeLlmTest, PacksAlongTheInputsTransposed) {
 }
 
 TEST(SqueezeLlmTest, DescribesItself) {
-  EXPECT_EQ(described("squeezellm", rounding_recipe(3, -1), {.kind = kTable, .bits = 3}),
+  EXPECT_EQ(described("squeezellm", recipe_of({{.kind = kTable, .bits = 3}})),
             nlohmann::ordered_json::parse(R"({"quant_method": "squeezellm", "wbits": 3,
                 "include_sparse": false, "modules_to_not_convert": ["lm_head"]})"));
 }
@@ -319,21 +294,19 @@ TEST(GptqTest, KeepsReorderedGroups) {
   for (std::int32_t k = 0; k < kSide; ++k) linear.group_of_column.as<std::int32_t>()[k] = k % 2;
   const std::vector<HostTensor> tensors = filled("gptq", linear);
   EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
-  EXPECT_EQ(described("gptq", rounding_recipe(4, 16, true), planned(linear).scheme)["desc_act"],
-            true);
+  EXPECT_EQ(described("gptq", rounding_recipe(4, 16, Grid::kSymGptq, true))["desc_act"], true);
 }
 
 TEST(GptqTest, DescribesItself) {
-  Recipe recipe = rounding_recipe(4, 128);
+  Recipe recipe = rounding_recipe(4, 128, Grid::kSymGptq);
   recipe.method = "gptq";
   recipe.options = {{"true_sequential", false}, {"damping", 0.05}};
-  EXPECT_EQ(described("gptq", recipe, {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
+  EXPECT_EQ(described("gptq", recipe),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false,
               "sym": true, "lm_head": false, "checkpoint_format": "gptq", "format": "gptq", "pack_dtype": "int32",
               "true_sequential": false, "damp_percent": 0.05})"));
-  const auto asymmetric =
-      described("gptq", recipe, {.bits = 2, .group_size = -1, .grid = Grid::kAsymGptq});
+  const auto asymmetric = described("gptq", rounding_recipe(2, -1));
   EXPECT_EQ(asymmetric["format"], "gptq_v2");
   EXPECT_EQ(asymmetric["checkpoint_format"], "gptq_v2");
   EXPECT_EQ(asymmetric["group_size"], -1);
@@ -367,8 +340,7 @@ TEST(AwqTest, StoresZeroPointsOfSymmetricGridsToo) {
 }
 
 TEST(AwqTest, DescribesItself) {
-  EXPECT_EQ(described("awq", rounding_recipe(4, 128),
-                      {.bits = 4, .group_size = 128, .grid = Grid::kSymGptq}),
+  EXPECT_EQ(described("awq", rounding_recipe(4, 128, Grid::kSymGptq)),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
                     "zero_point": true, "modules_to_not_convert": null})"));
@@ -383,7 +355,7 @@ TEST(DenseTest, BakesTheQuantizationIn) {
   // Row 1: codes 1, 2, ...; zero point 1; scales 1/2 and -1/2.
   EXPECT_THAT(w.subspan(32, 3), ElementsAre(0.0f, 0.5f, 1.0f));
   EXPECT_THAT(w.subspan(32 + 16, 2), ElementsAre(-0.5f * (1 - 1), -0.5f * (2 - 1)));
-  EXPECT_TRUE(described("dense", rounding_recipe(4, 16), {}).is_null());
+  EXPECT_TRUE(described("dense", rounding_recipe(4, 16)).is_null());
 }
 
 TEST(DenseTest, RoundsToFloat16) {
@@ -485,52 +457,58 @@ TEST_F(CheckExportableTest, RefusesSidesOffThirtyTwo) {
 
 TEST_F(CheckExportableTest, RefusesOtherThanFourBitsInAwq) {
   EXPECT_THAT(refusal(rounding_recipe(3, 128), 64, 256, "awq"), HasSubstr("4 bits only, not of 3"));
-  EXPECT_THAT(refusal(rounding_recipe(4, 128, true), 64, 256, "awq"),
+  EXPECT_THAT(refusal(rounding_recipe(4, 128, Grid::kAsymGptq, true), 64, 256, "awq"),
               HasSubstr("act_order: dynamic"));
 }
 
 TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
-  const Recipe recipe = rounding_recipe(4, 128, true);
+  const Recipe recipe = rounding_recipe(4, 128, Grid::kAsymGptq, true);
   EXPECT_THAT(refusal(recipe, 64, 256, "compressed-tensors"), HasSubstr("act_order: dynamic"));
   EXPECT_EQ(refusal(recipe, 64, 256, "gptq"), "");
   EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
 }
 
-// By what a recipe has made: what check_exportable() knows before any work.
-std::string refusal_of(const LinearScheme& scheme, const std::string& format) {
-  try {
-    make_format(format)->check(
-        rounding_recipe(4, 128),
-        {.module = "m.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme});
-    return "";
-  } catch (const InputError& error) {
-    return error.what();
-  }
+TEST_F(CheckExportableTest, TakesMixedWidthsWhereTheConfigNamesModules) {
+  const Recipe recipe = recipe_of({{.bits = 2}, {.bits = 3}, {.bits = 4}});
+  for (const char* format : {"compressed-tensors", "gptq", "dense"})
+    EXPECT_EQ(refusal(recipe, 64, 256, format), "") << format;
+  EXPECT_THAT(refusal(recipe, 64, 256, "awq"), HasSubstr("4 bits only, not of 2"));
+  EXPECT_THAT(refusal(recipe_of({{.group_size = 32}, {.group_size = 64}}), 64, 256, "awq"),
+              HasSubstr("differ in their groups"));
+  EXPECT_THAT(refusal(recipe_of({{.group_size = 128}, {.group_size = 96}}), 64, 256, "gptq"),
+              HasSubstr("the group size 96"));
+  EXPECT_THAT(refusal(recipe_of({{.bits = 4}, {.grid = Grid::kSymGptq}}), 64, 256, "gptq"),
+              HasSubstr("use the format 'compressed-tensors' or 'dense'"));
 }
 
-TEST(CheckSchemeTest, LookupTablesGoWhereThereIsAPlaceForThem) {
+TEST_F(CheckExportableTest, LookupTablesGoWhereThereIsAPlaceForThem) {
   for (const bool sparse : {false, true}) {
-    const LinearScheme scheme{.kind = kTable, .bits = 3, .sparse = sparse};
+    const Recipe recipe = recipe_of({{.kind = kTable, .bits = 3, .sparse = sparse}});
     for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
-      EXPECT_THAT(refusal_of(scheme, format),
-                  HasSubstr(std::string("as ") + format +
-                            ": mlp.up_proj has lookup tables, and it "
-                            "holds uniform grids only; the formats 'squeezellm' and 'dense' can"));
+      EXPECT_THAT(refusal(recipe, 64, 256, format),
+                  testing::AllOf(HasSubstr(std::string("exported as ") + format),
+                                 HasSubstr("each row has a lookup table of its own"),
+                                 HasSubstr("the formats 'squeezellm' and 'dense' can hold it")));
     }
-    EXPECT_EQ(refusal_of(scheme, "squeezellm"), "");
-    EXPECT_EQ(refusal_of(scheme, "dense"), "");
+    EXPECT_EQ(refusal(recipe, 40, 256, "squeezellm"), "");
+    EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+    EXPECT_THAT(refusal(recipe, 64, 40, "squeezellm"), HasSubstr("mlp.up_proj has 40 columns"));
   }
+  const Recipe mixed = recipe_of({{.kind = kTable, .bits = 3}, {.kind = kTable, .bits = 4}});
+  EXPECT_THAT(refusal(mixed, 64, 256, "squeezellm"), HasSubstr("linears differ in bits"));
 }
 
-TEST(CheckSchemeTest, UniformGridsWithASparsePartGoAsDenseOnly) {
-  const LinearScheme scheme{.bits = 4, .group_size = 128, .sparse = true};
+TEST_F(CheckExportableTest, GridsWithASparsePartGoAsDenseOnly) {
+  const Recipe recipe = recipe_of({{.bits = 4}, {.bits = 2, .sparse = true}});
   for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
-    EXPECT_THAT(refusal_of(scheme, format),
-                HasSubstr("has a sparse part, which it has no place for; the format 'dense' can"));
+    EXPECT_THAT(refusal(recipe, 64, 256, format),
+                testing::AllOf(HasSubstr("sparse part, which it has no place for"),
+                               HasSubstr("use the format 'dense'")));
   }
-  EXPECT_THAT(refusal_of(scheme, "squeezellm"), HasSubstr("the format 'dense' alone can hold it"));
-  EXPECT_EQ(refusal_of(scheme, "dense"), "");
-  EXPECT_THAT(refusal_of({.bits = 4, .group_size = 128}, "squeezellm"),
+  EXPECT_THAT(refusal(recipe_of({{.bits = 2, .sparse = true}}), 64, 256, "squeezellm"),
+              HasSubstr("'dense', which alone holds"));
+  EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "squeezellm"),
               HasSubstr("'compressed-tensors', 'gptq' or 'dense'"));
 }
 

@@ -33,8 +33,8 @@ class ExportOptTest : public testing::Test {
   void prepare(const fs::path& source, std::int64_t group_size) {
     model_ = std::make_unique<CausalLM>(source);
     shape_ = make_decoder_block(model_->config(), 8, *backend_);
-    recipe_ = rounding_recipe(4, group_size);
-    round_to_nearest(*model_, *shape_, recipe_, Grid::kSymGptq, *backend_, store_);
+    recipe_ = rounding_recipe(4, group_size, Grid::kSymGptq);
+    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
   }
   fs::path write(const std::string& format, DType dtype = DType::kF16) {
     const fs::path out = directory_ / format;

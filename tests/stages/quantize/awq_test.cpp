@@ -55,7 +55,8 @@ class AwqTest : public testing::Test {
     const BlockTask task = world.task();
     for (int shard = 0; shard < world.samples().shards(); ++shard) {
       for (const MicroBatch& batch : micro_batches_of_shard(world.samples(), shard)) {
-        BlockState state = load_state(task, *task.original, batch);
+        BlockState state = state_of(
+            batch, task.original->load(batch.shard, batch.first_row, batch.rows(), task.backend));
         for (std::size_t g = 0; g < task.shape.groups().size(); ++g) {
           task.shape.prepare(static_cast<int>(g), task.weights, state, task.backend);
           const Matrix part = to_matrix(state.input, task.backend);

@@ -317,7 +317,8 @@ TEST_F(GptqSolveTest, LossIsWhatTheRecordSaysAndBelowRoundingToNearest) {
   const Tensor weights = upload_f32(w, kRows, kCols, *backend_);
   for (const Grid grid : {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull}) {
     for (const int bits : {2, 3, 4, 8}) {
-      QuantizedLinear nearest = unsolved_linear({"w", kRows, kCols}, bits, 64, grid);
+      QuantizedLinear nearest =
+          unsolved_linear({"w", kRows, kCols}, {.bits = bits, .group_size = 64, .grid = grid});
       round_to_nearest(*team_, nearest, weights, {}, *backend_);
       const double rtn_loss = loss_of(nearest, w, h, 0, *backend_);
       for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
@@ -356,7 +357,8 @@ TEST_F(GptqSolveTest, RoundsToNearestWithoutAFactor) {
   EXPECT_EQ(linear.record.at("fallback"), "rtn");
   EXPECT_EQ(linear.record.at("damping"), 1.0);
   EXPECT_EQ(linear.record.at("damping_tries"), 14);
-  QuantizedLinear nearest = unsolved_linear({"w", 2, 2}, 2, -1, Grid::kAsymGptq);
+  QuantizedLinear nearest =
+      unsolved_linear({"w", 2, 2}, {.bits = 2, .group_size = -1, .grid = Grid::kAsymGptq});
   round_to_nearest(*team_, nearest, upload_f32(w, 2, 2, *backend_), {}, *backend_);
   EXPECT_EQ(codes(linear), codes(nearest));
 }

@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "stages/quantize/method.h"
+#include "stages/quantize/methods.h"
 
 namespace roundhouse {
 namespace {

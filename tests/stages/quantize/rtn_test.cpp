@@ -10,7 +10,8 @@ class RtnTest : public testing::Test {
  protected:
   QuantizedLinear round(const std::vector<float>& w, std::int64_t rows, std::int64_t cols, int bits,
                         std::int64_t group_size, Grid grid) {
-    QuantizedLinear linear = unsolved_linear({"w", rows, cols}, bits, group_size, grid);
+    QuantizedLinear linear =
+        unsolved_linear({"w", rows, cols}, {.bits = bits, .group_size = group_size, .grid = grid});
     const Tensor weights = upload_f32(w, rows, cols, *backend_);
     error_ = round_to_nearest(*team_, linear, weights, {}, *backend_);
     validate(linear);
@@ -106,7 +107,7 @@ TEST_F(RtnTest, QuantizesABlockWithoutActivations) {
         R"({"method": "rtn", "bits": 2, "group_size": 100, "clip_search": true})",
         R"({"method": "rtn", "bits": 3, "grid": "S-full"})"}) {
     const auto method = make_method(parse_recipe(nlohmann::json::parse(text)));
-    EXPECT_FALSE(method->streams().any());
+    EXPECT_FALSE(method->needs().calibration());
     const QuantizedBlock block = method->quantize(task);
     ASSERT_EQ(block.linears.size(), world.shape().linears().size());
     for (std::size_t i = 0; i < block.linears.size(); ++i) {

@@ -117,13 +117,13 @@ TEST(SignRoundOptionsTest, ValuesOutOfRangeAreErrors) {
   }
 }
 
-TEST(SignRoundOptionsTest, StreamsFollowFromTheInput) {
-  const auto streams = [](const char* text) {
-    return make_method(parse_recipe(json::parse(text)))->streams();
+TEST(SignRoundOptionsTest, NeedsFollowFromTheInput) {
+  const auto needs = [](const char* text) {
+    return make_method(parse_recipe(json::parse(text)))->needs();
   };
-  EXPECT_TRUE(streams(R"({"method": "signround"})").quantized);
-  EXPECT_TRUE(streams(R"({"method": "signround"})").full_precision);
-  EXPECT_FALSE(streams(R"({"method": "signround", "quantized_input": false})").quantized);
+  EXPECT_TRUE(needs(R"({"method": "signround"})").quantized_stream);
+  EXPECT_TRUE(needs(R"({"method": "signround"})").full_precision_stream);
+  EXPECT_FALSE(needs(R"({"method": "signround", "quantized_input": false})").quantized_stream);
 }
 
 // --- batches

@@ -1,0 +1,28 @@
+// What a method needs besides the weights of the block at hand. A run looks here for what it has to bring, before it begins.
+#pragma once
+
+#include <optional>
+
+namespace roundhouse {
+
+struct Needs {
+  // The two ways in which calibration samples go through a model that is being quantized, block by block.
+  bool quantized_stream = false;       // through the blocks as quantized so far
+  bool full_precision_stream = false;  // through the original blocks
+
+  // Gradients of the loss of the original model, from so many samples of the run's calibration text.
+  struct Gradients {
+    int samples;
+    int sequence_length;  // tokens
+  };
+  std::optional<Gradients> gradients = {};
+
+  bool decision = false;  // Method::decide() is to be called before the first block
+  int widest_team = 0;    // ranks of a team beyond which a block gets no faster; 0: one a shard
+
+  // Without any, blocks do not depend on each other, and nothing flows between them.
+  bool streams() const { return quantized_stream || full_precision_stream; }
+  bool calibration() const { return streams() || gradients.has_value(); }
+};
+
+}  // namespace roundhouse
