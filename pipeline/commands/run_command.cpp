@@ -71,9 +71,10 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
     const Recipe& recipe = config.recipes[r];
     if (states[r].missing() == 0) continue;
     ++unfinished;
-    plan["block " + recipe.name] = {{"cost", block_cost(recipe, job.shape(), config.calibration,
-                                                        !job.backend().is_host_memory())},
-                                    {"left", states[r].missing()}};
+    plan["block " + recipe.name] = {
+        {"cost", block_cost(*make_method(recipe), job.shape(), config.calibration,
+                            !job.backend().is_host_memory())},
+        {"left", states[r].missing()}};
   }
   for (const std::string& format : config.export_formats) {
     plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
@@ -252,6 +253,11 @@ bool quantize(Job& job, EvaluationTexts& texts) {
                       (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
+    for (const Recipe& recipe : config.recipes) {
+      if (recipe.needs.widest_team == 0 || recipe.needs.widest_team >= shape.data) continue;
+      job.monitor().say(fmt::format("{}: {} of the {} ranks of a team have work most of the time",
+                                    recipe.name, recipe.needs.widest_team, shape.data));
+    }
   }
 
   job.model_identity().note_outside_blocks();

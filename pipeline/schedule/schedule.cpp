@@ -239,7 +239,7 @@ class RecipeWalk {
     const int streams =
         (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
     return streams * forward_cost(s_.shape, size) /
-           block_cost(recipe_, s_.shape, size, !s_.backend.is_host_memory());
+           block_cost(*method_, s_.shape, size, !s_.backend.is_host_memory());
   }
 
   // Each stream through its own weights of the block.

@@ -91,8 +91,8 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
       if (whole) lengths[key] = store.bytes(key);
     };
     for (int shard = mine.begin; shard < mine.end; ++shard) {
-      if (streams.quantized) look(snapshot_key(recipe.name, place, shard));
-      if (streams.full_precision) look(shared_snapshot_key(place, shard));
+      if (recipe.needs.quantized_stream) look(snapshot_key(recipe.name, place, shard));
+      if (recipe.needs.full_precision_stream) look(shared_snapshot_key(place, shard));
     }
     const std::string text = (whole ? lengths : nlohmann::json()).dump();
     for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
@@ -104,7 +104,7 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
     }
     if (!whole) continue;
     // A shared one goes with the last recipe that has one of its own there, be it empty.
-    for (int shard = mine.begin; shard < mine.end && !streams.quantized; ++shard) {
+    for (int shard = mine.begin; shard < mine.end && !recipe.needs.quantized_stream; ++shard) {
       const std::string own = snapshot_key(recipe.name, place, shard);
       if (store.bytes(own) == 0) store.commit(own, Record());
     }

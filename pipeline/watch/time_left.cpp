@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "pipeline/json_values.h"
-#include "stages/quantize/block_cost.h"
 
 namespace roundhouse {
 namespace {
@@ -65,11 +64,11 @@ std::optional<double> TimeLeft::seconds(double elapsed) const {
   return left * elapsed / spent;
 }
 
-double block_cost(const Recipe& recipe, const DecoderBlock& shape, const SampleOptions& samples,
+double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device) {
   double flops = kFlopsPerWeight * weights_of(shape);
   for (const auto& [phase, count] :
-       cost_of_block(recipe, shape, samples.samples, samples.sequence_length).flops) {
+       method.cost(shape, samples.samples, samples.sequence_length).flops) {
     flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);
   }
   return flops;

@@ -12,6 +12,7 @@
 #include "model/block/decoder_block.h"
 #include "model/model_config.h"
 #include "pipeline/config/config.h"
+#include "stages/quantize/method.h"
 
 namespace roundhouse {
 
@@ -38,9 +39,9 @@ class TimeLeft {
 // "block gptq-w4g128", "export dense", "perplexity test"; empty: an event that is no piece of work.
 std::string kind_of(const nlohmann::json& event);
 
-// What a piece costs: the operations of the methods (stages/quantize/block_cost.h), of forward passes, and so many for each
+// What a piece costs: the operations of the methods (Method::cost()), of forward passes, and so many for each
 // weight that is read, rounded or written.
-double block_cost(const Recipe& recipe, const DecoderBlock& shape, const SampleOptions& samples,
+double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device);
 double forward_cost(const DecoderBlock& shape, const SampleOptions& samples);  // of one stream
 double export_cost(const ModelConfig& model, const DecoderBlock& shape);

@@ -13,6 +13,7 @@
 #include "model/quantized/quantized_linear.h"
 #include "stages/flow/activations.h"
 #include "stages/flow/block_site.h"
+#include "stages/quantize/block_cost.h"
 #include "stages/quantize/needs.h"
 
 namespace roundhouse {
@@ -50,6 +51,8 @@ class Method {
   // model, such as the bits of each linear. An object, the same on every rank and on any number of them; it is committed to the
   // run's store, and whoever resumes reads it there.
   virtual nlohmann::json decide(ModelTask& task) const;
+  // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
+  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
   // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
   // asked for them, with the bits that DecoderBlock::forward() with those weights would give.

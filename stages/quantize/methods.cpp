@@ -2,6 +2,7 @@
 
 #include <string_view>
 
+#include "base/quote.h"
 #include "stages/quantize/awq/awq.h"
 #include "stages/quantize/gptq/gptq.h"
 #include "stages/quantize/rtn/rtn.h"
@@ -31,7 +32,7 @@ std::unique_ptr<Method> make_method(const std::string& method, OptionReader& opt
     if (entry.name == method) return entry.make(options);
     known += (known.empty() ? "" : ", ") + std::string(entry.name);
   }
-  throw RecipeError{"method", "'" + method + "' is not one of " + known};
+  throw RecipeError{"method", in_quotes(method) + " is not one of " + known};
 }
 
 std::unique_ptr<Method> make_method(const Recipe& recipe) {

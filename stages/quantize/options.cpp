@@ -141,27 +141,40 @@ Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& 
   return grid;
 }
 
-LinearScheme OptionReader::scheme(Grid fallback, Grid symmetric, const std::vector<Grid>& choices) {
-  const auto whole = [&](const std::string& key, std::int64_t usual) {
-    const nlohmann::json* given = find(key);
-    if (given && !given->is_number_integer()) throw RecipeError{key, "must be a whole number"};
-    return given ? given->get<std::int64_t>() : usual;
-  };
-  LinearScheme scheme;
-  const std::int64_t bits = whole("bits", scheme.bits);
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    throw RecipeError{"bits", "must be 2, 3, 4 or 8"};
+std::int64_t OptionReader::whole(const std::string& key, std::int64_t fallback) {
+  const nlohmann::json* given = find(key);
+  if (given && !given->is_number_integer()) throw RecipeError{key, "must be a whole number"};
+  const std::int64_t value = given ? given->get<std::int64_t>() : fallback;
+  resolved_[key] = value;
+  return value;
+}
+
+int OptionReader::bits(const std::vector<int>& choices) {
+  const std::int64_t bits = whole("bits", 4);
+  if (std::ranges::find(choices, bits) == choices.end()) {
+    throw RecipeError{
+        "bits", fmt::format("must be {} or {}", fmt::join(choices.begin(), choices.end() - 1, ", "),
+                            choices.back())};
   }
-  scheme.bits = static_cast<int>(bits);
-  scheme.group_size = whole("group_size", scheme.group_size);
-  if (scheme.group_size != -1 && scheme.group_size < 1) {
+  widths_ += fmt::format("-w{}", bits);
+  return static_cast<int>(bits);
+}
+
+std::int64_t OptionReader::group_size() {
+  const std::int64_t size = whole("group_size", 128);
+  if (size != -1 && size < 1) {
     throw RecipeError{"group_size", "must be at least 1, or -1 for the whole row"};
   }
-  resolved_["bits"] = scheme.bits;
-  resolved_["group_size"] = scheme.group_size;
-  widths_ = fmt::format("-w{}", scheme.bits);
-  if (scheme.group_size != -1) widths_ += fmt::format("g{}", scheme.group_size);
-  scheme.grid = grid(fallback, symmetric, choices);
+  if (size != -1) widths_ += fmt::format("g{}", size);
+  return size;
+}
+
+LinearScheme OptionReader::scheme(const std::vector<int>& bits_choices, Grid fallback,
+                                  Grid symmetric, const std::vector<Grid>& grid_choices) {
+  LinearScheme scheme;
+  scheme.bits = bits(bits_choices);
+  scheme.group_size = group_size();
+  scheme.grid = grid(fallback, symmetric, grid_choices);
   return scheme;
 }
 

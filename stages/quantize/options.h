@@ -32,8 +32,13 @@ class OptionReader {
   // Two keys, one choice: `grid` (a name as in kernels/grid.h), and `symmetric: true` as short for grid `symmetric`, or
   // `symmetric: false` for the first other choice if the fallback is symmetric. It is an error if the two contradict each other.
   Grid grid(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
-  // `bits` (2, 3, 4 or 8), `group_size` (-1: the whole row) and the grid, of a method whose linears all have the same.
-  LinearScheme scheme(Grid fallback, Grid symmetric, const std::vector<Grid>& choices);
+  // `bits` of a code, 4 unless given; and `group_size`, 128 unless given, -1 for the whole row. Both stand in the recipe's name as
+  // "w4g128", or "w4" for a whole row, however usual they are.
+  int bits(const std::vector<int>& choices);
+  std::int64_t group_size();
+  // Both and the grid, of a method whose linears are all coded alike.
+  LinearScheme scheme(const std::vector<int>& bits_choices, Grid fallback, Grid symmetric,
+                      const std::vector<Grid>& grid_choices);
 
   // After the last option: throws RecipeError for a key that nothing asked for.
   void finish() const;
@@ -44,6 +49,7 @@ class OptionReader {
 
  private:
   const nlohmann::json* find(const std::string& key);  // nullptr: not given
+  std::int64_t whole(const std::string& key, std::int64_t fallback);
   template <class T>
   T keep(const std::string& key, T value, const T& fallback);
 

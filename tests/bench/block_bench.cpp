@@ -29,7 +29,6 @@
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
-#include "stages/quantize/block_cost.h"
 #include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
 #include "tests/bench/random_tensor.h"
@@ -84,7 +83,7 @@ void print_floors(const Options& options) {
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
   const Recipe recipe = recipe_of(options);
-  const BlockCost cost = cost_of_block(recipe, *shape, options.samples, options.length);
+  const BlockCost cost = make_method(recipe)->cost(*shape, options.samples, options.length);
   std::printf("%s, %s, %d x %d tokens, one block on one device\n", options.like.c_str(),
               recipe.name.c_str(), options.samples, options.length);
   double total = 0;
@@ -286,7 +285,7 @@ void run(const Options& options) {
 
     table.add_seconds("load", loaded - start);
     add_phases(table, result.record,
-               cost_of_block(recipe, *shape, options.samples, options.length));
+               make_method(recipe)->cost(*shape, options.samples, options.length));
     table.add_seconds("commit", end - quantized);
     table.finish(end - start);
     facts["blocks"].push_back(table.facts());

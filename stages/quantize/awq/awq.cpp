@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -177,11 +178,53 @@ class BlockQuantizer {
   BlockStatistics statistics_;
 };
 
+// A pass over the stream for statistics, and another for the search of what is more than a linear.
+BlockCost awq_cost(const BlockSizes& sizes, const AwqSettings& settings) {
+  const double points = settings.grid_points;
+  const std::vector<ScaleSet> sets =
+      settings.scale_search ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
+  const bool modules =
+      std::ranges::any_of(sets, [](const ScaleSet& set) { return set.group != set.last_group; });
+  const double passes = modules ? 2 : 1;
+  BlockCost cost{
+      .flops = {}, .bytes_up = passes * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
+  cost.flops["forward"] = 2 * passes * sizes.tokens * sizes.all_weights();
+  std::set<int> with_gram;
+  for (const ScaleSet& set : sets) {
+    const auto first = static_cast<std::size_t>(set.group),
+               last = static_cast<std::size_t>(set.last_group);
+    const InputGroup& group = sizes.block.groups()[first];
+    if (first == last && group.linears.size() == 1) {
+      with_gram.insert(set.group);
+      cost.flops["search"] += 2 * points * sizes.weights(first, last) * sizes.cols(group);
+    } else {
+      cost.flops["search"] += 2 * sizes.tokens * (points + 1) * sizes.weights(first, last);
+    }
+  }
+  for (const int g : with_gram) {
+    const double n = sizes.cols(sizes.block.groups()[static_cast<std::size_t>(g)]);
+    cost.flops["gram"] += sizes.tokens * n * n;
+  }
+  if (!settings.clip_search) return cost;
+  for (const InputGroup& group : sizes.block.groups()) {
+    const auto size = static_cast<double>(settings.scheme.group_size_for(group.cols));
+    for (const int i : group.linears) {
+      if (std::ranges::find(sizes.block.score_linears(), i) == sizes.block.score_linears().end()) {
+        cost.flops["solve"] += 2 * kClipCandidates * sizes.rows(i) * sizes.cols(group) * size;
+      }
+    }
+  }
+  return cost;
+}
+
 class Awq final : public Method {
  public:
   explicit Awq(const AwqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.full_precision_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
+  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+    return awq_cost({shape, static_cast<double>(samples) * length}, settings_);
+  }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }
@@ -195,7 +238,7 @@ class Awq final : public Method {
 std::unique_ptr<Method> make_awq(OptionReader& options) {
   AwqSettings settings;
   settings.scheme =
-      options.scheme(Grid::kAsymAwq, Grid::kSymGptq,
+      options.scheme({2, 3, 4, 8}, Grid::kAsymAwq, Grid::kSymGptq,
                      {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   options.one_of("preset", "paper", {"paper"});
   settings.scale_search = options.boolean("scale_search", true);

@@ -259,11 +259,31 @@ class BlockQuantizer {
       carried_;  // the input of the group at hand, if that is not from the residual
 };
 
+// The residual goes in for each group and out where it changes; the inputs that are no function of it are kept.
+BlockCost gptq_cost(const BlockSizes& sizes) {
+  BlockCost cost{.flops = {}, .bytes_up = sizes.stream_bytes()};
+  for (const InputGroup& group : sizes.block.groups()) {
+    const double n = sizes.cols(group), kept = kBytesOfActivation * sizes.tokens * n;
+    cost.flops["gram"] += sizes.tokens * n * n;
+    cost.flops["factor"] += 2 * n * n * n / 3;
+    for (const int i : group.linears) {
+      cost.flops["forward"] += 2 * sizes.tokens * sizes.rows(i) * n;
+      cost.flops["solve"] += sizes.rows(i) * n * n;
+    }
+    cost.bytes_up += sizes.stream_bytes() + (group.from_residual ? 0 : kept);
+    cost.bytes_down += group.from_residual ? 0 : kept + sizes.stream_bytes();
+  }
+  return cost;
+}
+
 class Gptq final : public Method {
  public:
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
+  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+    return gptq_cost({shape, static_cast<double>(samples) * length});
+  }
   QuantizedBlock quantize(BlockTask& task) const override {
     return BlockQuantizer(task, settings_).run();
   }
@@ -276,7 +296,7 @@ class Gptq final : public Method {
 
 std::unique_ptr<Method> make_gptq(OptionReader& options) {
   GptqSettings settings;
-  settings.scheme = options.scheme(Grid::kAsymGptq, Grid::kSymGptq,
+  settings.scheme = options.scheme({2, 3, 4, 8}, Grid::kAsymGptq, Grid::kSymGptq,
                                    {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   settings.damping = options.number("damping", 0.01, 0.0, 1.0);
   const std::string order = options.one_of("act_order", "static", {"static", "dynamic", "none"},

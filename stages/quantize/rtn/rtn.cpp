@@ -10,7 +10,7 @@ namespace {
 class Rtn final : public Method {
  public:
   explicit Rtn(OptionReader& options)
-      : scheme_(options.scheme(Grid::kAsymGptq, Grid::kSymGptq,
+      : scheme_(options.scheme({2, 3, 4, 8}, Grid::kAsymGptq, Grid::kSymGptq,
                                {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
                                 Grid::kSymGptq, Grid::kSymFull})),
         clip_(clip_search_steps(options.boolean("clip_search", false))) {}

@@ -109,8 +109,8 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
       with_rows_named(spec.name, at.first, [&] {
         backend.find_ranges({.w = w,
                              .group_size = linear.group_size,
-                             .grid = grid,
-                             .bits = bits,
+                             .grid = scheme.grid,
+                             .bits = scheme.bits,
                              .lo = tile->lo.view(),
                              .hi = tile->hi.view()});
       });
@@ -121,8 +121,8 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
       backend.upload(one_each, tile->beta.f32());
       tile->rounding = {.w = w,
                         .group_size = linear.group_size,
-                        .grid = grid,
-                        .bits = bits,
+                        .grid = scheme.grid,
+                        .bits = scheme.bits,
                         .lo = tile->lo.view(),
                         .hi = tile->hi.view(),
                         .v = tile->v.view(),

@@ -41,8 +41,8 @@ SignRoundSettings read_settings(OptionReader& options) {
   const Preset& preset = *std::ranges::find(kPresets, chosen, &Preset::name);
 
   SignRoundSettings settings;
-  settings.scheme =
-      options.scheme(preset.grid, Grid::kSymFull, {Grid::kAsymAutoRound, Grid::kSymFull});
+  settings.scheme = options.scheme({2, 3, 4, 8}, preset.grid, Grid::kSymFull,
+                                   {Grid::kAsymAutoRound, Grid::kSymFull});
   settings.iterations = options.integer("iterations", preset.iterations, 1, 100000);
   settings.batch_size = options.integer("batch_size", 8, 1, 4096);
   constexpr double kLeastRate = 1e-6;
@@ -64,13 +64,35 @@ SignRoundSettings read_settings(OptionReader& options) {
   return settings;
 }
 
+// A backward pass makes the gradients of the weights, and of all inputs but the block's own.
+BlockCost signround_cost(const BlockSizes& sizes, double tuned_tokens) {
+  BlockCost cost;
+  const double forward = 2 * sizes.all_weights();
+  cost.flops["target"] = cost.flops["output"] = forward * sizes.tokens;
+  cost.flops["forward"] = forward * tuned_tokens;
+  cost.flops["backward"] =
+      (forward + 2 * sizes.weights(1, sizes.block.groups().size() - 1)) * tuned_tokens;
+  const double batches =
+      2 * kBytesOfActivation * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
+  cost.bytes_up = 2 * sizes.stream_bytes() + batches;
+  cost.bytes_down = 2 * sizes.stream_bytes();
+  return cost;
+}
+
 class SignRound final : public Method {
  public:
   explicit SignRound(const SignRoundSettings& settings) : settings_(settings) {}
   Needs needs() const override {
-    return {.quantized_stream = settings_.quantized_input, .full_precision_stream = true};
+    return {.quantized_stream = settings_.quantized_input,
+            .full_precision_stream = true,
+            .widest_team = std::min(settings_.batch_size, settings_.samples)};
   }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
+  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+    const int batch = std::min({settings_.batch_size, settings_.samples, samples});
+    return signround_cost({shape, static_cast<double>(samples) * length},
+                          static_cast<double>(settings_.iterations) * batch * length);
+  }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }
 
  private:

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
+#include "stages/quantize/signround/batch.h"
 #include "stages/quantize/signround/rounding.h"
 
 namespace roundhouse {

@@ -64,5 +64,14 @@ TEST(WholeRecordsTest, DamageThatTheStartDoesNotSeeIsFoundOnceAndRemoved) {
   EXPECT_EQ(world.all_reduce_sum(ticks), 0) << "all were read, or made, before";
 }
 
+TEST(RecordKeysTest, ADecisionIsOneOfThem) {
+  Recipe recipe;
+  recipe.name = "x";
+  EXPECT_EQ(record_keys(recipe, 2), block_keys("x", 2));
+  recipe.needs.decision = true;
+  EXPECT_EQ(record_keys(recipe, 1),
+            (std::vector<std::string>{"recipes/x/decision", "recipes/x/block-0000"}));
+}
+
 }  // namespace
 }  // namespace roundhouse

@@ -4,6 +4,7 @@
 
 #include "kernels/backend.h"
 #include "model/synthetic.h"
+#include "stages/quantize/methods.h"
 
 namespace roundhouse {
 namespace {
@@ -56,7 +57,7 @@ TEST(TimeLeftTest, MethodsCostWhatTheyCompute) {
   samples.samples = 128;
   samples.sequence_length = 2048;
   const auto cost = [&](const nlohmann::json& recipe) {
-    return block_cost(parse_recipe(recipe), *shape, samples, false);
+    return block_cost(*make_method(parse_recipe(recipe)), *shape, samples, false);
   };
   const double rtn = cost({{"method", "rtn"}});
   const double gptq = cost({{"method", "gptq"}});

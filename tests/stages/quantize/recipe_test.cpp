@@ -73,6 +73,25 @@ TEST(RecipeTest, ResolvedReadsBackToTheSame) {
                             "act_order": "static", "true_sequential": true, "clip_search": false})"));
 }
 
+TEST(RecipeTest, KeepsWhatItNeedsAndWhatItsLinearsBecome) {
+  const auto gptq = parse_recipe(json::parse(
+      R"({"method": "gptq", "bits": 3, "group_size": -1, "symmetric": true, "act_order": "dynamic"})"));
+  EXPECT_TRUE(gptq.needs.quantized_stream);
+  EXPECT_FALSE(gptq.needs.full_precision_stream);
+  EXPECT_TRUE(gptq.needs.calibration());
+  const LinearScheme scheme{.bits = 3, .group_size = -1, .grid = Grid::kSymGptq, .reordered = true};
+  EXPECT_EQ(gptq.schemes, std::vector{scheme});
+
+  const auto rtn = parse_recipe(json::parse(R"({"method": "rtn"})"));
+  EXPECT_FALSE(rtn.needs.calibration());
+  EXPECT_FALSE(rtn.needs.decision);
+  EXPECT_EQ(rtn.schemes, std::vector{LinearScheme{}});
+
+  const auto signround =
+      parse_recipe(json::parse(R"({"method": "signround", "batch_size": 4, "samples": 2})"));
+  EXPECT_EQ(signround.needs.widest_team, 2);
+}
+
 TEST(RecipeTest, ErrorsNameTheKey) {
   EXPECT_EQ(error_of(R"({"bits": 4})"), "method: is missing");
   EXPECT_THAT(error_of(R"({"method": "gptx"})"),
