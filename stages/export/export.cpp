@@ -429,7 +429,8 @@ std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) 
     std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
       nlohmann::json line = nlohmann::json::parse(text.substr(0, text.find('\n')));
-      by_block[line.at("at").get<int>()] = std::move(line);
+      const int block = line.at("at").get<int>();
+      by_block[block] = std::move(line);
     }
   }
   nlohmann::json all = nlohmann::json::array();

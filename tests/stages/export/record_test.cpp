@@ -234,7 +234,7 @@ TEST(BlockRecordTest, RefusesTablesAndSparsePartsThatDoNotFit) {
        "down_proj.table is missing"},
       {"a table of other bits",
        [](Record& r) {
-         r.tensors["mlp.down_proj.table"] = HostTensor(DType::kF16, {5, 16});
+         r.tensors["mlp.down_proj.table"] = HostTensor(DType::kF16, {5, 8});
        },
        "down_proj.table has the wrong type or shape"},
       {"a table of 8 bits", [&](Record& r) { linear(r, 1)["bits"] = 8; }, "mlp.down_proj.codes"},
