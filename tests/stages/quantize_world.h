@@ -18,6 +18,7 @@
 #include "kernels/backend.h"
 #include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/quantize/methods.h"
 #include "tests/source_folder.h"
 

@@ -272,7 +272,8 @@ TEST_F(AwqTest, ClippingTakesEvenlySpacedTokens) {
     BlockTask task = w->task();
     json record = json::object();
     PhaseClock clock(task.backend);
-    const AwqSettings settings{.group_size = 256, .scale_search = false, .clip_tokens = 250};
+    const AwqSettings settings{
+        .scheme = {.group_size = 256}, .scale_search = false, .clip_tokens = 250};
     const BlockStatistics statistics = collect_statistics(task, settings, false, record, clock);
     const Matrix x = inputs_of(*w)[0];
     Matrix sampled(0, x.cols);

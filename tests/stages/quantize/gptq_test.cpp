@@ -169,9 +169,9 @@ using GptqSolveTest = GptqTest;
 // (2 * 0.16 + 2 * 1.96 + 9) / 2 = 6.62. Rounding to nearest has the error (0.4, 0.4, 0), 0.48.
 TEST_F(GptqSolveTest, LaterColumnsMakeUpForEarlierOnes) {
   const HostTensor h = to_host({2, 1, 0, 1, 2, 0, 0, 0, 1}, 3);
-  const QuantizedLinear linear =
-      solve({0.4f, 1.4f, 3}, 1, 3,
-            {.bits = 2, .group_size = -1, .damping = 0, .act_order = ActOrder::kNone}, h);
+  const QuantizedLinear linear = solve(
+      {0.4f, 1.4f, 3}, 1, 3,
+      {.scheme = {.bits = 2, .group_size = -1}, .damping = 0, .act_order = ActOrder::kNone}, h);
   EXPECT_EQ(codes(linear), (std::vector<int>{0, 2, 3}));
   EXPECT_NEAR(linear.record.at("error").get<double>(), 0.28, 1e-6);
   EXPECT_NEAR(linear.record.at("relative_error").get<double>(), 0.28 / 6.62, 1e-6);
@@ -186,8 +186,9 @@ TEST_F(GptqSolveTest, LaterColumnsMakeUpForEarlierOnes) {
 TEST_F(GptqSolveTest, ImportantColumnsGoFirst) {
   const HostTensor h = to_host({2, 1, 0, 1, 4, 0, 0, 0, 1}, 3);
   for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic}) {
-    const QuantizedLinear linear = solve(
-        {0.4f, 1.4f, 3}, 1, 3, {.bits = 2, .group_size = -1, .damping = 0, .act_order = order}, h);
+    const QuantizedLinear linear =
+        solve({0.4f, 1.4f, 3}, 1, 3,
+              {.scheme = {.bits = 2, .group_size = -1}, .damping = 0, .act_order = order}, h);
     EXPECT_EQ(codes(linear), (std::vector<int>{1, 1, 3}));
     EXPECT_NEAR(linear.record.at("error").get<double>(), 0.44, 1e-6);
     EXPECT_EQ(linear.group_of_column.count(), 0);
@@ -200,7 +201,7 @@ TEST_F(GptqSolveTest, ImportantColumnsGoFirst) {
 TEST_F(GptqSolveTest, GroupsAreOfTheCheckpointOrOfTheOrder) {
   const HostTensor h = to_host({3, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 4}, 4);
   const std::vector<float> w{0, 3, 6, 0};
-  GptqSettings settings{.bits = 2, .group_size = 2, .damping = 0};
+  GptqSettings settings{.scheme = {.bits = 2, .group_size = 2}, .damping = 0};
   const QuantizedLinear fixed = solve(w, 1, 4, settings, h);
   EXPECT_EQ(codes(fixed), (std::vector<int>{0, 3, 3, 0}));
   EXPECT_EQ(fixed.group_of_column.count(), 0);
@@ -248,9 +249,9 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
   constexpr std::int64_t kRows = 24, kCols = 256;
   const HostTensor h = random_hessian(kCols, 11, /*dead_column=*/17);
   const std::vector<float> w = random_weights(kRows * kCols, 12);
-  GptqSettings settings{.bits = 3,
-                        .group_size = form.group_size,
-                        .grid = form.symmetric ? Grid::kSymGptq : Grid::kAsymGptq,
+  GptqSettings settings{.scheme = {.bits = 3,
+                                   .group_size = form.group_size,
+                                   .grid = form.symmetric ? Grid::kSymGptq : Grid::kAsymGptq},
                         .act_order = form.order};
   const QuantizedLinear linear = solve(w, kRows, kCols, settings, h);
 
@@ -323,7 +324,8 @@ TEST_F(GptqSolveTest, LossIsWhatTheRecordSaysAndBelowRoundingToNearest) {
       const double rtn_loss = loss_of(nearest, w, h, 0, *backend_);
       for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
         const QuantizedLinear linear = solve(
-            w, kRows, kCols, {.bits = bits, .group_size = 64, .grid = grid, .act_order = order}, h);
+            w, kRows, kCols,
+            {.scheme = {.bits = bits, .group_size = 64, .grid = grid}, .act_order = order}, h);
         EXPECT_LT(loss_of(linear, w, h, 0, *backend_), rtn_loss)
             << bits << " bits, grid " << name_of(grid);
         const double loss = loss_of(linear, w, h, 0.01, *backend_);
@@ -340,7 +342,7 @@ TEST_F(GptqSolveTest, DeadColumnsBecomeZero) {
   for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
     for (const std::int64_t group_size : {-1, 16}) {
       const QuantizedLinear linear =
-          solve(w, kRows, kCols, {.group_size = group_size, .act_order = order}, h);
+          solve(w, kRows, kCols, {.scheme = {.group_size = group_size}, .act_order = order}, h);
       EXPECT_EQ(linear.record.at("dead_columns"), 1);
       const std::vector<float> q = download_f32(dequantize(linear, *backend_), *backend_);
       for (std::int64_t r = 0; r < kRows; ++r) {
@@ -353,7 +355,7 @@ TEST_F(GptqSolveTest, DeadColumnsBecomeZero) {
 TEST_F(GptqSolveTest, RoundsToNearestWithoutAFactor) {
   const HostTensor h = to_host({1, 3, 3, 1}, 2);
   const std::vector<float> w{0.4f, 3, -1.5f, 1.5f};
-  const QuantizedLinear linear = solve(w, 2, 2, {.bits = 2, .group_size = -1}, h);
+  const QuantizedLinear linear = solve(w, 2, 2, {.scheme = {.bits = 2, .group_size = -1}}, h);
   EXPECT_EQ(linear.record.at("fallback"), "rtn");
   EXPECT_EQ(linear.record.at("damping"), 1.0);
   EXPECT_EQ(linear.record.at("damping_tries"), 14);
@@ -367,7 +369,7 @@ TEST_F(GptqSolveTest, RowsDoNotDependOnTheirTile) {
   constexpr std::int64_t kRows = 300, kCols = 160;
   const HostTensor h = random_hessian(kCols, 41);
   const std::vector<float> w = random_weights(kRows * kCols, 42);
-  const GptqSettings settings{.bits = 3, .group_size = 32};
+  const GptqSettings settings{.scheme = {.bits = 3, .group_size = 32}};
   const std::vector<int> all = codes(solve(w, kRows, kCols, settings, h));
   const std::vector<int> last =
       codes(solve({w.begin() + 256 * kCols, w.end()}, kRows - 256, kCols, settings, h));
