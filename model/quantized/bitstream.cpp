@@ -22,6 +22,16 @@ void pack_bits(const std::uint8_t* values, std::size_t count, std::size_t stride
   if (filled > 0) *words = static_cast<std::uint32_t>(pending);
 }
 
+void pack_rows(const HostTensor& codes, int bits, HostTensor& words) {
+  const auto rows = static_cast<std::size_t>(codes.shape()[0]);
+  const auto n = static_cast<std::size_t>(codes.shape()[1]), stream = packed_words(n, bits);
+  const std::span<const std::uint8_t> values = codes.as<std::uint8_t>();
+  const std::span<std::uint32_t> out = words.as<std::uint32_t>();
+  for (std::size_t row = 0; row < rows; ++row) {
+    pack_bits(values.data() + row * n, n, 1, bits, out.data() + row * stream);
+  }
+}
+
 void unpack_bits(const std::uint32_t* words, std::size_t count, int bits, std::uint8_t* values) {
   const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
   std::uint64_t pending = 0;

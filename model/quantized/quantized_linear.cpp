@@ -16,14 +16,27 @@ Tensor upload_as_is(Backend& backend, const HostTensor& host, std::int64_t rows,
   return tensor;
 }
 
-}  // namespace
-
-LinearScheme scheme_of(const QuantizedLinear& linear) {
-  return {.bits = linear.bits,
-          .group_size = linear.group_size,
-          .grid = linear.grid,
-          .reordered = linear.group_of_column.count() > 0};
+// By the host: what the device's own kernel does not know.
+Tensor dequantize_on_host(const QuantizedLinear& q, Backend& backend) {
+  // Bands of about 64 MB, so that a linear of the largest models is not held in float32 as a whole.
+  const std::int64_t band = std::max<std::int64_t>(1, (std::int64_t{1} << 24) / q.cols);
+  Tensor w(backend, backend.activation_type(), q.rows, q.cols);
+  DequantizedRows rows(q);
+  for (std::int64_t first = 0; first < q.rows; first += band) {
+    const std::int64_t end = std::min(q.rows, first + band);
+    HostTensor values(DType::kF32, {end - first, q.cols});
+    const std::span<float> out = values.as<float>();
+    for (std::int64_t row = first; row < end; ++row) {
+      std::ranges::copy(rows.values(row), out.begin() + (row - first) * q.cols);
+    }
+    const Tensor part = Tensor::upload(backend, values.view(), w.type());
+    backend.copy(part.view(), w.view().row_range(first, end));
+    backend.sync();  // `values` ends here
+  }
+  return w;
 }
+
+}  // namespace
 
 void validate(const QuantizedLinear& q) {
   const auto check = [&](bool ok, const std::string& what) {
@@ -40,15 +53,34 @@ void validate(const QuantizedLinear& q) {
   check(q.group_size > 0 && q.group_size <= q.cols,
         "group_size must be 1 to the number of columns");
   check_tensor(q.codes, DType::kU8, {q.rows, q.cols}, "codes");
-  check_tensor(q.scales, DType::kF16, {q.rows, q.groups()}, "scales");
-  check_tensor(q.zeros, DType::kU8, {q.rows, q.groups()}, "zeros");
-
   const int largest = (1 << q.bits) - 1;
   const auto within = [&](std::span<const std::uint8_t> values) {
     return values.empty() || *std::ranges::max_element(values) <= largest;
   };
   check(within(q.codes.as<std::uint8_t>()),
         "a code of more than " + std::to_string(q.bits) + " bits");
+  check(!q.sparse.empty() || (q.sparse.columns.count() == 0 && q.sparse.values.count() == 0),
+        "a sparse part without offsets");
+  try {
+    if (!q.sparse.empty()) validate(q.sparse, q.rows, q.cols);
+  } catch (const Error& error) {
+    check(false, error.what());
+  }
+
+  if (q.has_table()) {
+    check(q.bits >= 2 && q.bits <= 4, "a lookup table is of 2, 3 or 4 bits");
+    check_tensor(q.table, DType::kF16, {q.rows, std::int64_t{1} << q.bits}, "table");
+    check(
+        std::ranges::all_of(q.table.as<std::uint16_t>(),
+                            [](std::uint16_t bits) { return std::isfinite(half_to_float(bits)); }),
+        "a value of its table that is not finite");
+    check(q.group_size == q.cols && q.scales.count() == 0 && q.zeros.count() == 0 &&
+              q.group_of_column.count() == 0,
+          "a lookup table and a grid");
+    return;
+  }
+  check_tensor(q.scales, DType::kF16, {q.rows, q.groups()}, "scales");
+  check_tensor(q.zeros, DType::kU8, {q.rows, q.groups()}, "zeros");
   check(within(q.zeros.as<std::uint8_t>()),
         "a zero point of more than " + std::to_string(q.bits) + " bits");
   if (is_symmetric(q.grid)) {
@@ -71,7 +103,51 @@ void validate(const QuantizedLinear& q) {
   }
 }
 
+LinearScheme scheme_of(const QuantizedLinear& linear) {
+  return {.kind = linear.has_table() ? LinearScheme::Kind::kTable : LinearScheme::Kind::kUniform,
+          .bits = linear.bits,
+          .group_size = linear.group_size,
+          .grid = linear.grid,
+          .reordered = linear.group_of_column.count() > 0,
+          .sparse = !linear.sparse.empty()};
+}
+
+DequantizedRows::DequantizedRows(const QuantizedLinear& linear)
+    : linear_(linear),
+      group_of_(static_cast<std::size_t>(linear.cols)),
+      levels_(linear.has_table() ? std::size_t{1} << linear.bits
+                                 : static_cast<std::size_t>(linear.groups())),
+      values_(static_cast<std::size_t>(linear.cols)) {
+  const bool reordered = linear.group_of_column.count() > 0;
+  for (std::size_t col = 0; col < group_of_.size(); ++col) {
+    group_of_[col] = reordered
+                         ? static_cast<std::size_t>(linear.group_of_column.as<std::int32_t>()[col])
+                         : col / static_cast<std::size_t>(linear.group_size);
+  }
+}
+
+std::span<const float> DequantizedRows::values(std::int64_t row) {
+  const auto at = static_cast<std::size_t>(row);
+  const std::size_t cols = values_.size(), n = levels_.size();
+  const HostTensor& levels = linear_.has_table() ? linear_.table : linear_.scales;
+  std::ranges::transform(levels.as<std::uint16_t>().subspan(at * n, n), levels_.begin(),
+                         half_to_float);
+  const auto codes = linear_.codes.as<std::uint8_t>().subspan(at * cols, cols);
+  if (linear_.has_table()) {
+    for (std::size_t col = 0; col < cols; ++col) values_[col] = levels_[codes[col]];
+  } else {
+    const auto zeros = linear_.zeros.as<std::uint8_t>().subspan(at * n, n);
+    for (std::size_t col = 0; col < cols; ++col) {
+      const std::size_t group = group_of_[col];
+      values_[col] = value_of(codes[col], levels_[group], zeros[group]);
+    }
+  }
+  if (!linear_.sparse.empty()) linear_.sparse.add_row(row, values_);
+  return values_;
+}
+
 Tensor dequantize(const QuantizedLinear& q, Backend& backend) {
+  if (q.has_table() || !q.sparse.empty()) return dequantize_on_host(q, backend);
   const Tensor codes = upload_as_is(backend, q.codes, q.rows, q.cols);
   const Tensor zeros = upload_as_is(backend, q.zeros, q.rows, q.groups());
   const Tensor scales = Tensor::upload(backend, q.scales.view(), DType::kF32);
@@ -88,16 +164,28 @@ Tensor dequantize(const QuantizedLinear& q, Backend& backend) {
   return w;
 }
 
-double bits_per_weight(const std::vector<QuantizedLinear>& linears) {
-  double bits = 0, weights = 0;
+BitsPerWeight bits_per_weight(const std::vector<QuantizedLinear>& linears) {
+  constexpr double kF16 = 16, kI32 = 32;
+  BitsPerWeight bits;
+  double weights = 0;
   for (const QuantizedLinear& linear : linears) {
     const auto rows = static_cast<double>(linear.rows);
-    const int group_bits = 16 + (is_symmetric(linear.grid) ? 0 : linear.bits);
     weights += rows * static_cast<double>(linear.cols);
-    bits += rows * (static_cast<double>(linear.cols) * linear.bits +
-                    static_cast<double>(linear.groups()) * group_bits);
+    double bits_of_row = static_cast<double>(linear.cols) * linear.bits;
+    if (linear.has_table()) {
+      bits_of_row += kF16 * std::exp2(linear.bits);
+    } else {
+      const double zero_bits = is_symmetric(linear.grid) ? 0 : linear.bits;
+      bits_of_row += static_cast<double>(linear.groups()) * (kF16 + zero_bits);
+    }
+    bits.dense += rows * bits_of_row;
+    if (!linear.sparse.empty()) {
+      bits.sparse +=
+          kI32 * (rows + 1) + (kF16 + kI32) * static_cast<double>(linear.sparse.entries());
+    }
   }
-  return weights > 0 ? bits / weights : 0;
+  if (weights == 0) return {};
+  return {.dense = bits.dense / weights, .sparse = bits.sparse / weights};
 }
 
 }  // namespace roundhouse

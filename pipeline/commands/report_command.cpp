@@ -44,6 +44,8 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
     row.seconds += number_in(event, "seconds");
     row.relative_error += number_in(event, "relative_error") / static_cast<double>(blocks.size());
     row.bits_per_weight += number_in(event, "bits_per_weight") / static_cast<double>(blocks.size());
+    row.sparse_bits_per_weight +=
+        number_in(event, "sparse_bits_per_weight") / static_cast<double>(blocks.size());
     const nlohmann::json linears = event.value("linears", nlohmann::json::array());
     for (const nlohmann::json& linear : linears) {
       if (integer_in(linear, "damping_tries", 0) > 1 || linear.contains("fallback"))

@@ -107,7 +107,9 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["block"] = block.block;
   event["seconds"] = seconds;
   event["ranks"] = team_size;
-  event["bits_per_weight"] = bits_per_weight(block.linears);
+  const BitsPerWeight bits = bits_per_weight(block.linears);
+  event["bits_per_weight"] = bits.dense;
+  if (bits.sparse > 0) event["sparse_bits_per_weight"] = bits.sparse;
   event["relative_error"] = norm > 0 ? error / norm : 0.0;
   event["linears"] = std::move(linears);
   event["peak_memory_mib"] = peak_memory_mib();

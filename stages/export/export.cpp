@@ -78,8 +78,25 @@ class Exporter {
         format_(format),
         monitor_(monitor) {}
 
-  // Decides what goes where, from sizes alone: the same on every rank and for any number of them.
-  void plan() { cut(list_pieces()); }
+  // Decides what goes where, from sizes and schemes alone: the same on every rank and for any number of them. `attributes` are those
+  // of the records of all blocks. Throws InputError if the format cannot hold them.
+  void plan(const nlohmann::json& attributes) {
+    const ModelConfig& config = model_.config();
+    for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
+      const auto recorded =
+          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), shape_);
+      for (std::size_t i = 0; i < recorded.size(); ++i) {
+        const LinearSpec& spec = shape_.linears()[i];
+        const std::string module = shape_.prefix(block) + "." + spec.name;
+        linears_.push_back({.module = module,
+                            .spec = spec,
+                            .scheme = announced(recorded[i].scheme, spec, module),
+                            .sparse_entries = recorded[i].sparse_entries});
+      }
+    }
+    config_ = format_.quantization_config(recipe_, linears_, dense_modules(config));
+    cut(list_pieces());
+  }
 
   const std::vector<OutputFile>& files() const { return files_; }
 
@@ -118,12 +135,11 @@ class Exporter {
     const std::string dtype(torch_name_of(declared_type()));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
-    const Json quantization = format_.quantization_config(recipe_, dense_modules(model_.config()));
-    if (quantization.is_null()) {
+    if (config_.is_null()) {
       config.erase("quantization_config");
     } else {
-      config["quantization_config"] = quantization;
-      if (!format_.config_copy().empty()) write(format_.config_copy(), quantization.dump(2) + "\n");
+      config["quantization_config"] = config_;
+      if (!format_.config_copy().empty()) write(format_.config_copy(), config_.dump(2) + "\n");
     }
     write("config.json", config.dump(2) + "\n");
 
@@ -185,9 +201,9 @@ class Exporter {
         piece.block = block;
         piece.linear = i;
         piece.type = type_of(prefix + linear.name + ".weight");
-        for (TensorInfo& tensor : format_.tensors(linear, recipe_.schemes.front(), piece.type)) {
-          piece.tensors.push_back(
-              {prefix + linear.name + "." + tensor.name, tensor.type, tensor.shape});
+        const ExportedLinear& exported = exported_linear(block, i);
+        for (TensorInfo& tensor : format_.tensors(exported, piece.type)) {
+          piece.tensors.push_back({exported.module + "." + tensor.name, tensor.type, tensor.shape});
         }
         pieces.push_back(std::move(piece));
       }
@@ -260,25 +276,37 @@ class Exporter {
     return *block_;
   }
 
-  // What the config says of the linears must be true of each.
-  void check_scheme(const QuantizedLinear& linear, const std::string& module) const {
-    const LinearScheme is = scheme_of(linear);
-    const auto fits = [&](LinearScheme announced) {
-      announced.group_size = announced.group_size_for(linear.cols);
-      // One group a row needs no order.
-      announced.reordered = announced.reordered && is.reordered;
-      return announced == is;
+  const ExportedLinear& exported_linear(int block, std::size_t linear) const {
+    return linears_[static_cast<std::size_t>(block) * shape_.linears().size() + linear];
+  }
+
+  // What the recipe announces of such a linear. Throws Error if that is nothing, where the config will speak of it.
+  LinearScheme announced(const LinearScheme& is, const LinearSpec& spec,
+                         const std::string& module) const {
+    const auto fits = [&](const LinearScheme& scheme) {
+      if (scheme.kind != is.kind || scheme.bits != is.bits || scheme.sparse != is.sparse)
+        return false;
+      if (scheme.kind == LinearScheme::Kind::kTable) return true;
+      // One group a row needs no order, and the attributes of a record do not tell one.
+      return scheme.grid == is.grid && scheme.group_size_for(spec.cols) == is.group_size &&
+             (scheme.reordered || !is.reordered);
     };
-    if (std::ranges::any_of(recipe_.schemes, fits)) return;
-    throw Error(fmt::format(
-        "{} is not what recipe {} makes of a linear: {} bits, grid {}, group size {}{}", module,
-        recipe_.name, is.bits, name_of(is.grid), is.group_size, is.reordered ? ", reordered" : ""));
+    const auto found = std::ranges::find_if(recipe_.schemes, fits);
+    if (found != recipe_.schemes.end()) return *found;
+    if (!format_.has_scheme()) return is;
+    throw Error(
+        fmt::format("{} is not what recipe {} makes of a linear: {} bits, {}{}{}", module,
+                    recipe_.name, is.bits,
+                    is.kind == LinearScheme::Kind::kTable
+                        ? std::string("lookup tables")
+                        : fmt::format("grid {}, group size {}", name_of(is.grid), is.group_size),
+                    is.reordered ? ", reordered" : "", is.sparse ? ", with a sparse part" : ""));
   }
 
   void write_linear(SafetensorsWriter& writer, const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
-    const std::string module = shape_.prefix(piece.block) + "." + linear.name;
-    if (format_.has_scheme()) check_scheme(linear, module);
+    const std::string& module = exported_linear(piece.block, piece.linear).module;
+    announced(scheme_of(linear), shape_.linears()[piece.linear], module);
     std::vector<HostTensor> filled;
     try {
       filled = format_.fill(linear, piece.type);
@@ -326,6 +354,8 @@ class Exporter {
   const ExportOptions& options_;
   const ExportFormat& format_;
   Monitor& monitor_;
+  std::vector<ExportedLinear> linears_;  // block by block
+  Json config_;                          // quantization_config
   std::vector<OutputFile> files_;
   std::int64_t total_bytes_ = 0;
   std::optional<QuantizedBlock> block_;
@@ -384,6 +414,30 @@ void check_dtype(const ExportOptions& options) {
   }
 }
 
+// The attributes of a block's record that say how its linears are quantized, for all ranks to plan by: a line of JSON.
+std::string scheme_line(int block, nlohmann::json attributes) {
+  for (nlohmann::json& linear : attributes["linears"]) linear.erase("record");
+  const nlohmann::json line = {
+      {"at", block}, {"version", attributes["version"]}, {"linears", attributes["linears"]}};
+  return line.dump() + "\n";
+}
+
+// Of all ranks' lines one array, block by block.
+std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) {
+  std::map<int, nlohmann::json> by_block;
+  for (const std::vector<std::byte>& bytes : lines_of_ranks) {
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
+      nlohmann::json line = nlohmann::json::parse(text.substr(0, text.find('\n')));
+      const int block = line.at("at").get<int>();
+      by_block[block] = std::move(line);
+    }
+  }
+  nlohmann::json all = nlohmann::json::array();
+  for (auto& [block, line] : by_block) all.push_back(std::move(line));
+  return all.dump();
+}
+
 std::string sum_line(const fs::path& directory, const std::string& name) {
   return sha256_hex_of_file(directory / name) + "  " + name + "\n";
 }
@@ -428,17 +482,23 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   const int rank = world.rank(), size = world.size();
   Exporter exporter(model, shape, recipe, store, options, *format, monitor);
 
+  std::string schemes;  // a line for each block of this rank
   together(world, [&] {
     for (int block = rank; block < static_cast<int>(model.config().blocks); block += size) {
-      if (!store.has(block_key(recipe.name, block))) {
+      const auto attributes = store.attributes(block_key(recipe.name, block));
+      if (!attributes) {
         throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
                     " is not quantized yet");
       }
+      schemes_from_attributes(*attributes, shape);  // so that a fault is that of this block
+      schemes += scheme_line(block, *attributes);
       monitor.tick();
     }
     if (rank == 0) check_replaceable(target, options.replace);
-    exporter.plan();
   });
+  const std::string all_schemes =
+      share(world, in_order(world.gather(std::as_bytes(std::span(schemes)), 0)));
+  together(world, [&] { exporter.plan(nlohmann::json::parse(all_schemes)); });
   const auto remove_partial = [&partial] {
     std::error_code ignored;
     fs::remove_all(partial, ignored);

@@ -17,7 +17,7 @@
 namespace roundhouse {
 
 struct ExportOptions {
-  std::string format;  // "compressed-tensors", "gptq", "awq" or "dense"
+  std::string format;  // "compressed-tensors", "gptq", "awq", "squeezellm" or "dense"
   // Of "dense" weights, and of all that is not quantized: F16, BF16 or F32. Nothing: that of each tensor in the checkpoint.
   std::optional<DType> dtype = {};
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;

@@ -20,6 +20,7 @@ constexpr std::array kFormats = {
     Entry{"compressed-tensors", make_compressed_tensors},
     Entry{"gptq", make_gptq},
     Entry{"awq", make_awq_gemm},
+    Entry{"squeezellm", make_squeezellm},
     Entry{"dense", make_dense},
 };
 
@@ -50,33 +51,43 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
                     recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
-const LinearScheme& one_grid(const std::string& format, const Recipe& recipe) {
-  const auto refuse = [&](const std::string& why) {
-    throw not_exportable(format, recipe, why + "; the format 'dense' can hold it");
-  };
-  for (const LinearScheme& scheme : recipe.schemes) {
-    if (scheme.kind == LinearScheme::Kind::kTable) {
-      refuse("each row has a lookup table of its own, and it holds uniform grids only");
-    }
-    if (scheme.sparse)
-      refuse("some weights stand apart in a sparse part, which it has no place for");
-    if (scheme != recipe.schemes.front()) {
-      refuse("linears differ in bits, groups or grids, and it says one for all");
-    }
-  }
-  require(!recipe.schemes.empty(), "a recipe says what its linears become");
-  return recipe.schemes.front();
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
+                                      DType dtype) {
+  const ExportedLinear exported{.module = linear.name,
+                                .spec = {linear.name, linear.rows, linear.cols},
+                                .scheme = scheme_of(linear),
+                                .sparse_entries = linear.sparse.entries()};
+  std::vector<HostTensor> tensors;
+  for (const TensorInfo& info : format.tensors(exported, dtype))
+    tensors.emplace_back(info.type, info.shape);
+  return tensors;
 }
 
-void check_packable_bits(const std::string& format, const Recipe& recipe) {
+void check_packable_grids(const std::string& format, const Recipe& recipe) {
+  require(!recipe.schemes.empty(), "a recipe says what its linears become");
+  const auto refuse = [&](const std::string& why, const char* key = "") {
+    throw not_exportable(format, recipe, why, key);
+  };
   constexpr std::array kBits = {2, 3, 4, 8};
-  const int bits = one_grid(format, recipe).bits;
-  if (std::ranges::find(kBits, bits) != kBits.end()) return;
-  throw not_exportable(format, recipe,
-                       fmt::format("its codes have {} bits, and it packs 2, 3, 4 or 8; the format "
-                                   "'dense' can hold it",
-                                   bits),
-                       "bits");
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (scheme.kind == LinearScheme::Kind::kTable) {
+      refuse(
+          "each row has a lookup table of its own, and it holds uniform grids only; the formats "
+          "'squeezellm' and 'dense' can hold it");
+    }
+    if (scheme.sparse) {
+      refuse(
+          "some weights stand apart in a sparse part, which it has no place for; leave that out, "
+          "or use the format 'dense'");
+    }
+    if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
+      refuse(
+          fmt::format("its codes have {} bits, and it packs 2, 3, 4 or 8; the format 'dense' can "
+                      "hold it",
+                      scheme.bits),
+          "bits");
+    }
+  }
 }
 
 void check_packable_size(const std::string& format, const Recipe& recipe,
@@ -85,15 +96,17 @@ void check_packable_size(const std::string& format, const Recipe& recipe,
     throw not_exportable(format, recipe,
                          linear.name + " " + why + "; the format 'dense' can hold it", key);
   };
-  const std::int64_t group_size = one_grid(format, recipe).group_size;
   if (linear.rows % kTile != 0 || linear.cols % kTile != 0) {
     refuse(fmt::format("is {} x {}, and its readers want multiples of {}", linear.rows, linear.cols,
                        kTile));
   }
-  if (group_size != -1 && (group_size < 1 || linear.cols % group_size != 0)) {
-    refuse(fmt::format("has {} columns, which are not a multiple of the group size {}", linear.cols,
-                       group_size),
-           "group_size");
+  for (const LinearScheme& scheme : recipe.schemes) {
+    if (scheme.group_size == -1) continue;
+    if (scheme.group_size < 1 || linear.cols % scheme.group_size != 0) {
+      refuse(fmt::format("has {} columns, which are not a multiple of the group size {}",
+                         linear.cols, scheme.group_size),
+             "group_size");
+    }
   }
 }
 

@@ -17,6 +17,16 @@
 
 namespace roundhouse {
 
+// A linear of the model, before its values are read: all that the shapes of its tensors depend on.
+struct ExportedLinear {
+  std::string module;  // "model.layers.0.mlp.up_proj"
+  LinearSpec spec;
+  LinearScheme scheme;
+  std::int64_t sparse_entries = 0;
+
+  std::int64_t groups() const { return spec.cols / scheme.group_size_for(spec.cols); }
+};
+
 class ExportFormat {
  public:
   virtual ~ExportFormat() = default;
@@ -31,13 +41,14 @@ class ExportFormat {
   virtual bool has_scheme() const = 0;
   // The tensors of one linear in the order of the file, named within the module: "weight_packed", ...
   // `dtype` is the type of dense weights.
-  virtual std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
-                                          DType dtype) const = 0;
+  virtual std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const = 0;
   // Their contents, in the same order. Throws Error naming the linear if a value does not fit.
   virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const = 0;
-  // "quantization_config" of config.json; null: none. `dense_modules`: linears that stay as they are, "lm_head" first.
+  // "quantization_config" of config.json for these linears, in the model's order; `dense_modules` are linears that stay as they are,
+  // "lm_head" first. null: none.
   virtual nlohmann::ordered_json quantization_config(
-      const Recipe& recipe, const std::vector<std::string>& dense_modules) const = 0;
+      const Recipe& recipe, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const = 0;
   // A further file that holds the same object, or "".
   virtual std::string config_copy() const { return ""; }
 };
@@ -48,12 +59,14 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name);  // throws I
 std::unique_ptr<ExportFormat> make_compressed_tensors();
 std::unique_ptr<ExportFormat> make_gptq();
 std::unique_ptr<ExportFormat> make_awq_gemm();
+std::unique_ptr<ExportFormat> make_squeezellm();
 std::unique_ptr<ExportFormat> make_dense();
 
-// The grid that all linears of a recipe have. Throws InputError where they are no uniform codes alone, or not of one kind.
-const LinearScheme& one_grid(const std::string& format, const Recipe& recipe);
-// What every packed layout asks of codes, and of a linear's size. Throw InputError.
-void check_packable_bits(const std::string& format, const Recipe& recipe);
+// For fill(): the tensors that a format announces for such a linear, all zero.
+std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
+                                      DType dtype);
+// What every packed layout of uniform grids asks of codes, and of a linear's size. Throw InputError.
+void check_packable_grids(const std::string& format, const Recipe& recipe);
 void check_packable_size(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
 // Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,

@@ -30,6 +30,14 @@ std::vector<std::string> texts_of(const Report& report) {
   return {names.begin(), names.end()};
 }
 
+// "3.01", and "3.01 + 0.22" with a sparse part.
+std::string bits_of(const ReportRow& row) {
+  if (row.bits_per_weight <= 0) return "";
+  const std::string sparse =
+      row.sparse_bits_per_weight > 0 ? format(" + %.2f", row.sparse_bits_per_weight) : "";
+  return format("%.2f", row.bits_per_weight) + sparse;
+}
+
 // Header and rows; the same cells for every form.
 std::vector<Cells> cells_of(const Report& report) {
   const std::vector<std::string> texts = texts_of(report);
@@ -38,7 +46,7 @@ std::vector<Cells> cells_of(const Report& report) {
   header.insert(header.end(), {"relative error", "seconds", "fallbacks"});
   std::vector<Cells> table{header};
   for (const ReportRow& row : report.rows) {
-    Cells cells{row.name, row.bits_per_weight > 0 ? format("%.2f", row.bits_per_weight) : ""};
+    Cells cells{row.name, bits_of(row)};
     for (const std::string& text : texts) {
       const auto found = row.perplexity.find(text);
       cells.push_back(found == row.perplexity.end() ? "" : number("%.4f", found->second));

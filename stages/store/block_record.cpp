@@ -1,18 +1,33 @@
 // One record a block. For each linear, under its name:
 //
 //   NAME.codes            U32 [rows, packed_words(cols)], each row its own bit stream, unused high bits 0
+//
+// on a uniform grid
+//
 //   NAME.scales           F16 [rows, groups]
 //   NAME.zeros            U8  [rows, groups]
 //   NAME.group_of_column  I32 [cols], only where a column's group is not column / group_size
+//
+// in place of these, where it has lookup tables (attribute "grid": "table", and no "group_size")
+//
+//   NAME.table            F16 [rows, 2^bits]
+//
+// where it has a sparse part (attribute "sparse", the number of its entries)
+//
+//   NAME.sparse.offsets   I32 [rows + 1]
+//   NAME.sparse.columns   I32 [entries]
+//   NAME.sparse.values    F16 [entries]
 //
 // for each norm or bias that is no longer the checkpoint's
 //
 //   replaced.NAME         its values, in the checkpoint's type
 //
-// and as attributes everything else, so that a record can be read without knowing its recipe.
+// and as attributes everything else, so that a record can be read without knowing its recipe. Version 1 knew neither tables nor
+// sparse parts; what it holds reads as version 2.
 #include "stages/store/block_record.h"
 
 #include <array>
+#include <functional>
 #include <optional>
 
 #include "base/error.h"
@@ -21,7 +36,8 @@
 namespace roundhouse {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
+constexpr const char* kTable = "table";  // in place of a grid's name
 constexpr const char* kReplaced = "replaced.";
 constexpr std::array kGrids = {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
                                Grid::kSymGptq, Grid::kSymFull};
@@ -34,14 +50,9 @@ std::optional<Grid> grid_from_name(const std::string& name) {
 }
 
 HostTensor pack_codes(const QuantizedLinear& linear) {
-  const auto cols = static_cast<std::size_t>(linear.cols);
-  const std::size_t words = packed_words(cols, linear.bits);
+  const std::size_t words = packed_words(static_cast<std::size_t>(linear.cols), linear.bits);
   HostTensor packed(DType::kU32, {linear.rows, static_cast<std::int64_t>(words)});
-  const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
-  const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
-  for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
-    pack_bits(codes.data() + row * cols, cols, 1, linear.bits, out.data() + row * words);
-  }
+  pack_rows(linear.codes, linear.bits, packed);
   return packed;
 }
 
@@ -95,62 +106,129 @@ class RecordReader {
   std::size_t used_ = 0;
 };
 
-QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& spec,
-                            RecordReader& reader) {
-  QuantizedLinear linear;
-  linear.name = attributes.at("name").get<std::string>();
-  if (linear.name != spec.name)
-    throw Error("'" + linear.name + "' where " + spec.name + " should be");
-  linear.bits = attributes.at("bits").get<int>();
-  if (linear.bits != 2 && linear.bits != 3 && linear.bits != 4 && linear.bits != 8) {
-    throw Error(spec.name + ": " + std::to_string(linear.bits) + " bits");
+// What the attributes say of a linear; rows and columns are those of the model.
+RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& spec) {
+  const auto name = attributes.at("name").get<std::string>();
+  if (name != spec.name) throw Error("'" + name + "' where " + spec.name + " should be");
+  const auto fault = [&](const std::string& what) { return Error(spec.name + ": " + what); };
+  const auto rows = attributes.at("rows").get<std::int64_t>();
+  const auto cols = attributes.at("cols").get<std::int64_t>();
+  if (rows != spec.rows || cols != spec.cols) {
+    throw fault(std::to_string(rows) + " x " + std::to_string(cols) + " where the model has " +
+                std::to_string(spec.rows) + " x " + std::to_string(spec.cols));
+  }
+  RecordedScheme recorded;
+  LinearScheme& scheme = recorded.scheme;
+  scheme.bits = attributes.at("bits").get<int>();
+  if (scheme.bits != 2 && scheme.bits != 3 && scheme.bits != 4 && scheme.bits != 8) {
+    throw fault(std::to_string(scheme.bits) + " bits");
   }
   const auto grid_name = attributes.at("grid").get<std::string>();
-  const std::optional<Grid> grid = grid_from_name(grid_name);
-  if (!grid) throw Error(spec.name + ": unknown grid '" + grid_name + "'");
-  linear.grid = *grid;
-  linear.rows = attributes.at("rows").get<std::int64_t>();
-  linear.cols = attributes.at("cols").get<std::int64_t>();
-  if (linear.rows != spec.rows || linear.cols != spec.cols) {
-    throw Error(spec.name + ": " + std::to_string(linear.rows) + " x " +
-                std::to_string(linear.cols) + " where the model has " + std::to_string(spec.rows) +
-                " x " + std::to_string(spec.cols));
+  if (grid_name == kTable) {
+    scheme.kind = LinearScheme::Kind::kTable;
+    scheme.group_size = cols;
+  } else {
+    const std::optional<Grid> grid = grid_from_name(grid_name);
+    if (!grid) throw fault("unknown grid '" + grid_name + "'");
+    scheme.grid = *grid;
+    scheme.group_size = attributes.at("group_size").get<std::int64_t>();
+    if (scheme.group_size < 1 || scheme.group_size > cols) {
+      throw fault("group size " + std::to_string(scheme.group_size));
+    }
   }
-  linear.group_size = attributes.at("group_size").get<std::int64_t>();
-  if (linear.group_size < 1 || linear.group_size > linear.cols) {
-    throw Error(spec.name + ": group size " + std::to_string(linear.group_size));
+  scheme.sparse = attributes.contains("sparse");
+  if (scheme.sparse) {
+    recorded.sparse_entries = attributes.at("sparse").get<std::int64_t>();
+    if (recorded.sparse_entries < 0 || recorded.sparse_entries > rows * cols) {
+      throw fault("a sparse part of " + std::to_string(recorded.sparse_entries) + " entries");
+    }
   }
-  linear.record = attributes.at("record");
+  return recorded;
+}
 
+nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
+  validate(linear);
+  const auto put = [&](const char* name, const HostTensor& tensor) {
+    record.tensors[linear.name + "." + name] = tensor;
+  };
+  nlohmann::json attributes = {{"name", linear.name}, {"bits", linear.bits},
+                               {"grid", kTable},      {"rows", linear.rows},
+                               {"cols", linear.cols}, {"record", linear.record}};
+  put("codes", pack_codes(linear));
+  if (linear.has_table()) {
+    put("table", linear.table);
+  } else {
+    attributes["grid"] = std::string(name_of(linear.grid));
+    attributes["group_size"] = linear.group_size;
+    put("scales", linear.scales);
+    put("zeros", linear.zeros);
+    if (linear.group_of_column.count() > 0) put("group_of_column", linear.group_of_column);
+  }
+  if (!linear.sparse.empty()) {
+    attributes["sparse"] = linear.sparse.entries();
+    put("sparse.offsets", linear.sparse.offsets);
+    put("sparse.columns", linear.sparse.columns);
+    put("sparse.values", linear.sparse.values);
+  }
+  return attributes;
+}
+
+QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& spec,
+                            RecordReader& reader) {
+  const auto& [scheme, entries] = read_scheme(attributes, spec);
+  QuantizedLinear linear;
+  linear.name = spec.name;
+  linear.bits = scheme.bits;
+  linear.rows = spec.rows;
+  linear.cols = spec.cols;
+  linear.grid = scheme.grid;
+  linear.group_size = scheme.group_size;
+  linear.record = attributes.at("record");
+  const auto part = [&](const char* name, DType type, const Shape& shape) {
+    return reader.tensor(spec.name + "." + name, type, shape);
+  };
   const auto words =
       static_cast<std::int64_t>(packed_words(static_cast<std::size_t>(linear.cols), linear.bits));
-  linear.codes =
-      unpack_codes(reader.tensor(spec.name + ".codes", DType::kU32, {linear.rows, words}), linear);
-  const Shape by_group = {linear.rows, linear.groups()};
-  linear.scales = reader.tensor(spec.name + ".scales", DType::kF16, by_group);
-  linear.zeros = reader.tensor(spec.name + ".zeros", DType::kU8, by_group);
-  if (reader.has(spec.name + ".group_of_column")) {
-    linear.group_of_column =
-        reader.tensor(spec.name + ".group_of_column", DType::kI32, {linear.cols});
+  linear.codes = unpack_codes(part("codes", DType::kU32, {linear.rows, words}), linear);
+  if (scheme.kind == LinearScheme::Kind::kTable) {
+    linear.table = part("table", DType::kF16, {linear.rows, std::int64_t{1} << linear.bits});
+  } else {
+    linear.scales = part("scales", DType::kF16, {linear.rows, linear.groups()});
+    linear.zeros = part("zeros", DType::kU8, {linear.rows, linear.groups()});
+    if (reader.has(spec.name + ".group_of_column")) {
+      linear.group_of_column = part("group_of_column", DType::kI32, {linear.cols});
+    }
+  }
+  if (scheme.sparse) {
+    linear.sparse = {.offsets = part("sparse.offsets", DType::kI32, {linear.rows + 1}),
+                     .columns = part("sparse.columns", DType::kI32, {entries}),
+                     .values = part("sparse.values", DType::kF16, {entries})};
   }
   validate(linear);
   return linear;
 }
 
-QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
-  const nlohmann::json& attributes = record.attributes;
+// Those of the linears, after what all versions have in common.
+const nlohmann::json& attributes_of_linears(const nlohmann::json& attributes,
+                                            const DecoderBlock& shape) {
   const int version = attributes.at("version").get<int>();
-  if (version != kVersion)
+  if (version < 1 || version > kVersion)
     throw Error("written in version " + std::to_string(version) + " of the record");
-  QuantizedBlock block;
-  block.block = attributes.at("block").get<int>();
-  if (block.block < 0) throw Error("block " + std::to_string(block.block));
-  block.record = attributes.at("record");
   const nlohmann::json& linears = attributes.at("linears");
   if (!linears.is_array() || linears.size() != shape.linears().size()) {
     throw Error("has " + std::to_string(linears.size()) + " linears where the model has " +
                 std::to_string(shape.linears().size()));
   }
+  return linears;
+}
+
+QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
+  const nlohmann::json& attributes = record.attributes;
+  const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+  QuantizedBlock block;
+  block.block = attributes.at("block").get<int>();
+  if (block.block < 0) throw Error("block " + std::to_string(block.block));
+  block.record = attributes.at("record");
   RecordReader reader(record);
   for (std::size_t i = 0; i < linears.size(); ++i) {
     block.linears.push_back(read_linear(linears[i], shape.linears()[i], reader));
@@ -161,26 +239,24 @@ QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
   return block;
 }
 
+// Whatever is wrong with a record is an Error that says so.
+void as_error_of_record(const std::function<void()>& read) {
+  try {
+    read();
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(std::string("block record: attributes: ") + error.what());
+  } catch (const Error& error) {
+    throw Error(std::string("block record: ") + error.what());
+  }
+}
+
 }  // namespace
 
 Record to_record(const QuantizedBlock& block) {
   Record record;
   nlohmann::json linears = nlohmann::json::array();
   for (const QuantizedLinear& linear : block.linears) {
-    validate(linear);
-    record.tensors[linear.name + ".codes"] = pack_codes(linear);
-    record.tensors[linear.name + ".scales"] = linear.scales;
-    record.tensors[linear.name + ".zeros"] = linear.zeros;
-    if (linear.group_of_column.count() > 0) {
-      record.tensors[linear.name + ".group_of_column"] = linear.group_of_column;
-    }
-    linears.push_back({{"name", linear.name},
-                       {"bits", linear.bits},
-                       {"grid", std::string(name_of(linear.grid))},
-                       {"rows", linear.rows},
-                       {"cols", linear.cols},
-                       {"group_size", linear.group_size},
-                       {"record", linear.record}});
+    linears.push_back(write_linear(linear, record));
   }
   for (const auto& [name, tensor] : block.replaced) record.tensors[kReplaced + name] = tensor;
   record.attributes = {{"version", kVersion},
@@ -191,13 +267,20 @@ Record to_record(const QuantizedBlock& block) {
 }
 
 QuantizedBlock block_from_record(const Record& record, const DecoderBlock& shape) {
-  try {
-    return read_block(record, shape);
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(std::string("block record: attributes: ") + error.what());
-  } catch (const Error& error) {
-    throw Error(std::string("block record: ") + error.what());
-  }
+  QuantizedBlock block;
+  as_error_of_record([&] { block = read_block(record, shape); });
+  return block;
+}
+
+std::vector<RecordedScheme> schemes_from_attributes(const nlohmann::json& attributes,
+                                                    const DecoderBlock& shape) {
+  std::vector<RecordedScheme> schemes;
+  as_error_of_record([&] {
+    const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+    for (std::size_t i = 0; i < linears.size(); ++i)
+      schemes.push_back(read_scheme(linears[i], shape.linears()[i]));
+  });
+  return schemes;
 }
 
 }  // namespace roundhouse

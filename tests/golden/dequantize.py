@@ -112,6 +112,20 @@ class Linear:
         return self.scales.astype(np.float32)[:, self.group_of] * steps.astype(np.float32)
 
 
+class TableLinear:
+    """codes [n, k], table [n, 2^b], and entries (rows, cols, vals) on top: the weight is table[n, code] + entries."""
+
+    def __init__(self, codes, table, sparse):
+        self.codes, self.table, self.sparse = codes, table, sparse
+
+    def weight(self):
+        weight = np.take_along_axis(self.table, self.codes.astype(np.int64), axis=1)
+        if self.sparse:
+            offsets, columns, values = self.sparse
+            np.add.at(weight, (np.repeat(np.arange(len(weight)), np.diff(offsets)), columns), values)
+        return weight
+
+
 def take(tensors, name, dtype, shape):
     expect(name in tensors, f"{name} is missing")
     tensor = tensors.pop(name)
@@ -128,9 +142,15 @@ def group_count(cols, group_size):
 
 def read_compressed_tensors(tensors, module, config):
     expect(config["format"] == "pack-quantized" and config["quantization_status"] == "compressed", "format")
-    (group,) = config["config_groups"].values()
-    scheme = group["weights"]
-    expect(group["targets"] == ["Linear"] and "lm_head" in config["ignore"], "targets")
+    groups = list(config["config_groups"].values())
+    expect("lm_head" in config["ignore"], "ignore")
+    if len(groups) > 1:  # every module by its name, in one group
+        expect("Linear" not in sum((group["targets"] for group in groups), []), "a class of modules among names")
+        groups = [group for group in groups if module in group["targets"]]
+        expect(len(groups) == 1, f"{module}: in {len(groups)} groups")
+    else:
+        expect(groups[0]["targets"] == ["Linear"], "targets")
+    scheme = groups[0]["weights"]
     expect(scheme["strategy"] == ("channel" if scheme["group_size"] is None else "group"), "strategy")
     bits = scheme["num_bits"]
     rows, cols = (int(side) for side in take(tensors, module + ".weight_shape", "<i8", [2]))
@@ -144,8 +164,32 @@ def read_compressed_tensors(tensors, module, config):
     return Linear(unpack_stream(words, cols, bits), scales, zeros, np.arange(cols) // size)
 
 
+# What engines that fuse modules look for in place of each of them.
+FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
+         "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+
+
+def dynamic_settings(module, config):
+    """The settings of the first pattern that the name matches from its start."""
+
+    def first_match(name):
+        for pattern, settings in config.get("dynamic", {}).items():
+            expect(pattern.startswith("+:"), f"{pattern}: not about a quantized module")
+            if re.match(pattern[2:], name):
+                return settings
+        return {}
+
+    head, _, name = module.rpartition(".")
+    settings = first_match(module)
+    parts = [part for part in FUSED if name in FUSED and FUSED[part] == FUSED[name]]
+    if parts and all(first_match(f"{head}.{part}") == settings for part in parts):
+        expect(first_match(f"{head}.{FUSED[name]}") == settings, f"{module}: other settings where it is fused")
+    return settings
+
+
 def read_gptq(tensors, module, config):
     expect(config["format"] == config["checkpoint_format"], "format and checkpoint_format differ")
+    config = config | dynamic_settings(module, config)
     bits, version = config["bits"], {"gptq": 1, "gptq_v2": 2}[config["format"]]
     group_of = tensors.pop(module + ".g_idx")
     cols = len(group_of)
@@ -184,10 +228,25 @@ def read_awq(tensors, module, config):
     return Linear(eights(words).T, scales.T, eights(packed).T, np.arange(cols) // size)
 
 
+def read_squeezellm(tensors, module, config):
+    bits = config["wbits"]
+    table = tensors.pop(module + ".lookup_table")
+    expect(table.dtype == np.dtype("<f4") and table.shape[1] == 1 << bits, f"{module}: lookup_table")
+    rows, cols = len(table), tensors[module + ".qweight"].shape[0] * 32 // bits
+    words = take(tensors, module + ".qweight", "<i4", [cols * bits // 32, rows])
+    sparse = None
+    if config["include_sparse"]:
+        offsets = take(tensors, module + ".rows", "<i4", [rows + 1])
+        sparse = (offsets, take(tensors, module + ".cols", "<i4", [offsets[-1]]),
+                  take(tensors, module + ".vals", "<f4", [offsets[-1]]))
+    return TableLinear(unpack_stream(words.T, cols, bits), table, sparse)
+
+
 READERS = {
     "compressed-tensors": (".weight_packed", read_compressed_tensors),
     "gptq": (".qweight", read_gptq),
     "awq": (".qweight", read_awq),
+    "squeezellm": (".qweight", read_squeezellm),
 }
 
 
@@ -235,7 +294,7 @@ def check_canonical(export, file):
     modules = {name[: -len(".codes")] for name in canonical if name.endswith(".codes")}
     expect(modules == set(export.linears), f"{export.directory} holds other linears than {file}")
     for module, linear in export.linears.items():
-        for part in ("codes", "scales", "zeros"):
+        for part in ("codes", "table") if isinstance(linear, TableLinear) else ("codes", "scales", "zeros"):
             expect(np.array_equal(getattr(linear, part), canonical[f"{module}.{part}"]), f"{module}: {part} differ")
         if f"{module}.group_of_column" in canonical:
             expect(np.array_equal(linear.group_of, canonical[f"{module}.group_of_column"]), f"{module}: groups differ")
@@ -252,6 +311,22 @@ def combinations():
     yield 2, -1, "A-ar", []
     yield 4, 128, "A-gptq", ["dynamic"]
     yield 3, 32, "S-full", ["dynamic"]
+    yield "2,3,4", 32, "A-awq", []
+    yield "4,2", -1, "S-full", []
+    for bits in (2, 3, 4):
+        yield bits, -1, "table", []
+        yield bits, -1, "table", ["sparse"]
+    yield "2,3,4", -1, "table", ["sparse"]
+    yield "2,3", 64, "A-awq", ["sparse"]
+
+
+def formats_for(bits, grid, more):
+    """Those besides `dense` that hold such linears."""
+    if grid == "table":
+        return [] if "," in str(bits) else ["squeezellm"]
+    if more == ["sparse"]:
+        return []
+    return ["gptq"] + ["compressed-tensors"] * (more == []) + ["awq"] * (bits == 4 and more == [])
 
 
 def matrix(program, model):
@@ -261,9 +336,9 @@ def matrix(program, model):
             out = pathlib.Path(out)
             dense, half = Export(out / "dense"), Export(out / "dense-float16")
             compare(dense, half)
-            formats = ["gptq"] if more else ["gptq", "compressed-tensors"]
-            if bits == 4 and not more:
-                formats.append("awq")
+            formats = formats_for(bits, grid, more)
+            made = {path.name for path in out.iterdir() if path.is_dir()}
+            expect(made == {*formats, "dense", "dense-float16"}, f"{bits} bits, {grid} {more}: {sorted(made)}")
             for name in formats:
                 export = Export(out / name)
                 linears = check_canonical(export, out / "canonical.safetensors")

@@ -43,6 +43,13 @@ def check(results, what, ok):
     results[what] = (done + 1, good + bool(ok))
 
 
+def weights_of(export, module):
+    """What config_groups says of this module."""
+    groups = list(export.config["quantization_config"]["config_groups"].values())
+    named = [group for group in groups if module in group["targets"]]
+    return (named or groups)[0]["weights"]
+
+
 def check_compressed_tensors(export, results):
     """compressed-tensors' own unpacking, in float16 as stored and in float32."""
     from compressed_tensors.compressors import BaseCompressor
@@ -50,11 +57,11 @@ def check_compressed_tensors(export, results):
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
-    (group,) = export.config["quantization_config"]["config_groups"].values()
-    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**group["weights"]))
-    bits, middle = scheme.weights.num_bits, 1 << scheme.weights.num_bits - 1
     stored = dequantize.read_tensors(export.directory)
     for module, linear in export.linears.items():
+        arguments = QuantizationArgs(**weights_of(export, module))
+        scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
+        bits, middle = arguments.num_bits, 1 << arguments.num_bits - 1
         parts = {name[len(module) + 1 :]: torch.from_numpy(tensor.copy())
                  for name, tensor in stored.items() if name.startswith(module + ".")}
         rows, cols = linear.codes.shape
@@ -73,8 +80,8 @@ def check_compressed_tensors(export, results):
 
 
 def load_compressed_tensors(export, results):
-    (group,) = export.config["quantization_config"]["config_groups"].values()
-    if group["weights"]["symmetric"]:
+    groups = export.config["quantization_config"]["config_groups"].values()
+    if all(group["weights"]["symmetric"] for group in groups):
         model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float32)
         with torch.no_grad():
             model(torch.ones(1, 2, dtype=torch.long))  # decompresses
@@ -96,6 +103,8 @@ def check_gptq(export, results):
     """GPTQModel's converter to dense weights, which reads the files alone."""
     from gptqmodel.utils.model_dequant import convert_gptq_file
 
+    if "dynamic" in export.config["quantization_config"]:
+        return  # it converts one width only
     for file in sorted(export.directory.glob("*.safetensors")):
         dense = convert_gptq_file(file, torch.float32, export.config["quantization_config"], "cpu")
         for module, linear in export.linears.items():
@@ -107,9 +116,9 @@ def load_gptq(export, results):
     from gptqmodel import BACKEND, GPTQModel
 
     model = GPTQModel.load(str(export.directory), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16).model
-    bits = export.config["quantization_config"]["bits"]
     for module, linear in export.linears.items():
         theirs = model.get_submodule(module)
+        bits = theirs.bits
         check(results, "codes", same(linear.codes, unpack_columns(theirs.qweight, bits)))
         check(results, "scales", same(linear.scales.T, theirs.scales))
         check(results, "groups", same(linear.group_of, theirs.g_idx))

@@ -2,11 +2,12 @@
 // every format that can hold it, and beside them the canonical codes, scales and zero points as
 // they are in memory.
 //
-//   export_samples MODEL OUT BLOCKS BITS GROUP_SIZE GRID [dynamic]
-//   OUT/compressed-tensors OUT/gptq OUT/dense OUT/dense-float16 OUT/canonical.safetensors
+//   export_samples MODEL OUT BLOCKS BITS GROUP_SIZE GRID [dynamic | sparse]
+//   OUT/compressed-tensors OUT/gptq ... OUT/dense OUT/dense-float16 OUT/canonical.safetensors
+//
+// BITS may be several, with commas: linears then differ. GRID may be "table".
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 
 #include "base/error.h"
@@ -35,9 +36,12 @@ void write_canonical(const fs::path& path, const DecoderBlock& shape, const Reci
         tensors.push_back(tensor);
       };
       add("codes", linear.codes);
-      add("scales", linear.scales);
-      add("zeros", linear.zeros);
+      if (!linear.has_table()) {
+        add("scales", linear.scales);
+        add("zeros", linear.zeros);
+      }
       if (linear.group_of_column.count() > 0) add("group_of_column", linear.group_of_column);
+      if (linear.has_table()) add("table", linear.table);
     }
   }
   SafetensorsWriter writer(path, infos, {});
@@ -53,11 +57,32 @@ Grid grid_of(const char* name) {
   throw InputError(std::string("no grid ") + name);
 }
 
-void run(char** arguments, bool reordered) {
+Recipe recipe_of(char** arguments, const std::string& more) {
+  const std::string bits = arguments[0], grid = arguments[2];
+  LinearScheme scheme{.group_size = std::atoi(arguments[1]),
+                      .reordered = more == "dynamic",
+                      .sparse = more == "sparse"};
+  if (grid == "table") {
+    scheme.kind = LinearScheme::Kind::kTable;
+  } else {
+    scheme.grid = grid_of(arguments[2]);
+  }
+  Recipe recipe;
+  recipe.name = "sample";
+  recipe.method = "rtn";
+  recipe.options = nlohmann::json::object();
+  for (std::size_t at = 0; at < bits.size(); at = bits.find(',', at) + 1) {
+    scheme.bits = std::atoi(bits.c_str() + at);
+    recipe.schemes.push_back(scheme);
+    if (bits.find(',', at) == bits.npos) break;
+  }
+  return recipe;
+}
+
+void run(char** arguments, const std::string& more) {
   const fs::path source = arguments[0], out = arguments[1];
   const int blocks = std::atoi(arguments[2]);
-  const Recipe recipe = rounding_recipe(std::atoi(arguments[3]), std::atoi(arguments[4]),
-                                        grid_of(arguments[5]), reordered);
+  const Recipe recipe = recipe_of(arguments + 3, more);
   fs::create_directories(out);
   TemporaryFolder shortened;
   write_shortened_model(source, blocks, shortened.path());
@@ -68,15 +93,19 @@ void run(char** arguments, bool reordered) {
   MemoryStore store;
   NullMonitor monitor;
   round_to_nearest(model, *shape, recipe, *backend, store);
-  const auto write = [&](const char* directory, const char* format, DType dtype) {
+  const auto write = [&](const std::string& directory, const std::string& format, DType dtype) {
     const ExportOptions options{.format = format, .dtype = dtype};
     export_checkpoint(model, *shape, recipe, store, options, out / directory, *backend, *world,
                       monitor);
   };
-  if (!reordered) write("compressed-tensors", "compressed-tensors", DType::kF16);
-  write("gptq", "gptq", DType::kF16);
-  if (!reordered && recipe.schemes.front().bits == 4) write("awq", "awq", DType::kF16);
-  write("dense", "dense", DType::kF32);
+  for (const std::string& format : export_formats()) {
+    try {
+      check_exportable(recipe, model.config(), *shape, format);
+    } catch (const InputError&) {
+      continue;  // the readers know which must be there
+    }
+    write(format, format, format == "dense" || format == "squeezellm" ? DType::kF32 : DType::kF16);
+  }
   write("dense-float16", "dense", DType::kF16);
   write_canonical(out / "canonical.safetensors", *shape, recipe, blocks, store);
 }
@@ -85,13 +114,14 @@ void run(char** arguments, bool reordered) {
 }  // namespace roundhouse
 
 int main(int argc, char** argv) {
-  const bool reordered = argc == 8 && std::strcmp(argv[7], "dynamic") == 0;
-  if (argc != 7 && !reordered) {
-    std::fprintf(stderr, "usage: export_samples MODEL OUT BLOCKS BITS GROUP_SIZE GRID [dynamic]\n");
+  const std::string more = argc == 8 ? argv[7] : "";
+  if (argc != 7 && more != "dynamic" && more != "sparse") {
+    std::fprintf(
+        stderr, "usage: export_samples MODEL OUT BLOCKS BITS GROUP_SIZE GRID [dynamic | sparse]\n");
     return 2;
   }
   try {
-    roundhouse::run(argv + 1, reordered);
+    roundhouse::run(argv + 1, more);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "export_samples: %s\n", error.what());
     return 1;

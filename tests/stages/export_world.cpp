@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <numeric>
 
@@ -35,21 +36,85 @@ Tensor take_columns(const Tensor& w, const std::vector<std::int64_t>& columns, B
   return taken;
 }
 
-QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const Recipe& recipe,
-                             std::uint64_t seed, Backend& backend) {
+HostTensor on_host(const Tensor& weight, Backend& backend) {
+  Tensor w(backend, DType::kF32, weight.rows(), weight.cols());
+  backend.copy(weight.view(), w.view());
+  HostTensor host(DType::kF32, {w.rows(), w.cols()});
+  backend.download(w.f32(), host.bytes());
+  return host;
+}
+
+// Each row's table holds its quantiles, and each code points to the nearest.
+QuantizedLinear look_up(const LinearSpec& spec, const HostTensor& weights, int bits) {
   QuantizedLinear linear;
   linear.name = spec.name;
-  linear.bits = recipe.schemes.front().bits;
-  linear.grid = recipe.schemes.front().grid;
+  linear.bits = bits;
+  linear.rows = spec.rows;
+  linear.cols = linear.group_size = spec.cols;
+  linear.codes = HostTensor(DType::kU8, {spec.rows, spec.cols});
+  const std::size_t cols = spec.cols, levels = std::size_t{1} << bits;
+  linear.table = HostTensor(DType::kF16, {spec.rows, static_cast<std::int64_t>(levels)});
+  for (std::size_t row = 0; row < static_cast<std::size_t>(spec.rows); ++row) {
+    const std::span<const float> w = weights.as<float>().subspan(row * cols, cols);
+    std::vector<float> sorted(w.begin(), w.end()), table(levels);
+    std::ranges::sort(sorted);
+    for (std::size_t level = 0; level < levels; ++level) {
+      const std::uint16_t value = float_to_half(sorted[(2 * level + 1) * cols / (2 * levels)]);
+      linear.table.as<std::uint16_t>()[row * levels + level] = value;
+      table[level] = half_to_float(value);
+    }
+    for (std::size_t col = 0; col < cols; ++col) {
+      const auto nearest = std::ranges::min_element(
+          table, {}, [&](float value) { return std::abs(value - w[col]); });
+      linear.codes.as<std::uint8_t>()[row * cols + col] =
+          static_cast<std::uint8_t>(nearest - table.begin());
+    }
+  }
+  return linear;
+}
+
+// Of weights beyond two and a half standard deviations: what the codes miss.
+SparsePart outliers_of(const QuantizedLinear& linear, const HostTensor& weights) {
+  const std::span<const float> all = weights.as<float>();
+  double squares = 0;
+  for (const float w : all) squares += w * w;
+  const double limit = 2.5 * std::sqrt(squares / static_cast<double>(all.size()));
+  std::vector<std::int32_t> columns;
+  std::vector<std::uint16_t> values;
+  SparsePart sparse;
+  sparse.offsets = HostTensor(DType::kI32, {linear.rows + 1});
+  DequantizedRows rows(linear);
+  for (std::int64_t row = 0; row < linear.rows; ++row) {
+    const std::span<const float> dense = rows.values(row);
+    for (std::int64_t col = 0; col < linear.cols; ++col) {
+      const float w = all[row * linear.cols + col];
+      if (std::abs(w) <= limit) continue;
+      columns.push_back(static_cast<std::int32_t>(col));
+      values.push_back(float_to_half(w - dense[col]));
+    }
+    sparse.offsets.as<std::int32_t>()[row + 1] = static_cast<std::int32_t>(columns.size());
+  }
+  const auto entries = static_cast<std::int64_t>(columns.size());
+  sparse.columns = HostTensor(DType::kI32, {entries});
+  sparse.values = HostTensor(DType::kF16, {entries});
+  std::ranges::copy(columns, sparse.columns.as<std::int32_t>().begin());
+  std::ranges::copy(values, sparse.values.as<std::uint16_t>().begin());
+  return sparse;
+}
+
+QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight,
+                             const LinearScheme& scheme, std::uint64_t seed, Backend& backend) {
+  QuantizedLinear linear;
+  linear.name = spec.name;
+  linear.bits = scheme.bits;
+  linear.grid = scheme.grid;
   linear.rows = spec.rows;
   linear.cols = spec.cols;
-  linear.group_size =
-      recipe.schemes.front().group_size == -1 ? spec.cols : recipe.schemes.front().group_size;
-  linear.record = {{"method", recipe.method}};
+  linear.group_size = scheme.group_size_for(spec.cols);
 
   std::vector<std::int64_t> order(spec.cols);
   std::iota(order.begin(), order.end(), 0);
-  const bool reordered = recipe.schemes.front().reordered;
+  const bool reordered = scheme.reordered;
   if (reordered) Random(seed).shuffle(order);
 
   Tensor w32(backend, DType::kF32, spec.rows, spec.cols);
@@ -60,14 +125,14 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
   Tensor codes(backend, DType::kU8, spec.rows, spec.cols);
   backend.find_grid({.w = w.view(),
                      .group_size = linear.group_size,
-                     .grid = recipe.schemes.front().grid,
-                     .bits = recipe.schemes.front().bits,
+                     .grid = scheme.grid,
+                     .bits = scheme.bits,
                      .clip = {},
                      .scales = scales.view(),
                      .zeros = zeros.view()});
   backend.round_to_grid({.w = w.view(),
                          .group_size = linear.group_size,
-                         .bits = recipe.schemes.front().bits,
+                         .bits = scheme.bits,
                          .scales = scales.view(),
                          .zeros = zeros.view(),
                          .codes = codes.view()});
@@ -96,6 +161,17 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight, const
     }
   }
   return linear;
+}
+
+// Linears that share an input have the same scheme, as engines fuse them; blocks begin with another one each.
+const LinearScheme& scheme_for(const Recipe& recipe, const DecoderBlock& shape, int block,
+                              int linear) {
+  std::size_t at = static_cast<std::size_t>(block);
+  for (const InputGroup& group : shape.groups()) {
+    if (std::ranges::find(group.linears, linear) != group.linears.end()) break;
+    ++at;
+  }
+  return recipe.schemes[at % recipe.schemes.size()];
 }
 
 }  // namespace
@@ -209,6 +285,37 @@ QuantizedLinear random_linear(const std::string& name, std::int64_t rows, std::i
   return linear;
 }
 
+QuantizedLinear random_table_linear(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                    int bits, std::uint64_t seed) {
+  QuantizedLinear linear = random_linear(name, rows, cols, bits, -1, Grid::kAsymGptq, seed);
+  linear.scales = linear.zeros = {};
+  linear.table = HostTensor(DType::kF16, {rows, std::int64_t{1} << bits});
+  Random random(seed + 1);
+  for (std::uint16_t& value : linear.table.as<std::uint16_t>())
+    value = float_to_half(static_cast<float>(random.normal()));
+  return linear;
+}
+
+SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<std::int32_t> columns;
+  SparsePart sparse;
+  sparse.offsets = HostTensor(DType::kI32, {linear.rows + 1});
+  for (std::int64_t row = 0; row < linear.rows; ++row) {
+    for (std::int64_t col = 0; col < linear.cols; ++col) {
+      if (random.uniform() < density) columns.push_back(static_cast<std::int32_t>(col));
+    }
+    sparse.offsets.as<std::int32_t>()[row + 1] = static_cast<std::int32_t>(columns.size());
+  }
+  const auto entries = static_cast<std::int64_t>(columns.size());
+  sparse.columns = HostTensor(DType::kI32, {entries});
+  sparse.values = HostTensor(DType::kF16, {entries});
+  std::ranges::copy(columns, sparse.columns.as<std::int32_t>().begin());
+  for (std::uint16_t& value : sparse.values.as<std::uint16_t>())
+    value = float_to_half(static_cast<float>(5 * random.normal()));
+  return sparse;
+}
+
 void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                       Backend& backend, RunStore& store) {
   for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
@@ -217,9 +324,17 @@ void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Re
     quantized.block = block;
     quantized.record = nlohmann::json::object();
     for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-      quantized.linears.push_back(round_linear(shape.linears()[i], weights.linears[i], recipe,
-                                               static_cast<std::uint64_t>(block) * 100 + i,
-                                               backend));
+      const LinearSpec& spec = shape.linears()[i];
+      const LinearScheme& scheme = scheme_for(recipe, shape, block, static_cast<int>(i));
+      const HostTensor w = on_host(weights.linears[i], backend);
+      QuantizedLinear linear =
+          scheme.kind == LinearScheme::Kind::kTable
+              ? look_up(spec, w, scheme.bits)
+              : round_linear(spec, weights.linears[i], scheme,
+                             static_cast<std::uint64_t>(block) * 100 + i, backend);
+      if (scheme.sparse) linear.sparse = outliers_of(linear, w);
+      linear.record = {{"method", recipe.method}};
+      quantized.linears.push_back(std::move(linear));
     }
     store.commit(block_key(recipe.name, block), to_record(quantized));
   }

@@ -41,8 +41,14 @@ Recipe rounding_recipe(int bits, std::int64_t group_size, Grid grid = Grid::kAsy
 QuantizedLinear random_linear(const std::string& name, std::int64_t rows, std::int64_t cols,
                               int bits, std::int64_t group_size, Grid grid, std::uint64_t seed);
 
-// Rounds every block to its nearest codes and commits it. Reordered: the columns are grouped in a
-// random order.
+// The same with lookup tables of random values.
+QuantizedLinear random_table_linear(const std::string& name, std::int64_t rows, std::int64_t cols,
+                                    int bits, std::uint64_t seed);
+// A sparse part in which each weight of the linear has a place with this probability.
+SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std::uint64_t seed);
+
+// Rounds every block to its nearest codes and commits it. Of several schemes linears with one input have the same, and all occur.
+// Reordered: the columns are grouped in a random order. Tables hold quantiles, sparse parts what the codes of large weights miss.
 void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                       Backend& backend, RunStore& store);
 

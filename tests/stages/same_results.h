@@ -17,7 +17,8 @@ namespace roundhouse {
 inline std::string hash_of(const QuantizedLinear& linear) {
   Xxh3 hash;
   for (const HostTensor* part :
-       {&linear.codes, &linear.scales, &linear.zeros, &linear.group_of_column}) {
+       {&linear.codes, &linear.scales, &linear.zeros, &linear.group_of_column, &linear.table,
+        &linear.sparse.offsets, &linear.sparse.columns, &linear.sparse.values}) {
     hash.update(part->bytes());
   }
   return linear.name + " " + hash.hex() + " " + linear.record.dump();

@@ -10,7 +10,10 @@
 #include <array>
 #include <cstddef>
 
+#include <fmt/format.h>
+
 #include "stages/export/format.h"
+#include "stages/export/transposed.h"
 
 namespace roundhouse {
 namespace {
@@ -23,58 +26,56 @@ class AwqGemm final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check_schemes(const Recipe& recipe) const override {
-    const LinearScheme& scheme = one_grid(name(), recipe);
-    if (scheme.bits != 4) {
-      throw not_exportable(name(), recipe,
-                           "it has codes of 4 bits only, not of " + std::to_string(scheme.bits) +
-                               "; use the format 'compressed-tensors', 'gptq' or 'dense'",
-                           "bits");
-    }
-    if (scheme.reordered) {
-      throw not_exportable(
-          name(), recipe,
-          "with act_order: dynamic a column's group is not its place, and it has no "
-          "table for that; use act_order: static, or the format 'gptq' or 'dense'",
-          "act_order");
+    check_packable_grids(name(), recipe);
+    for (const LinearScheme& scheme : recipe.schemes) {
+      if (scheme.bits != 4) {
+        throw not_exportable(name(), recipe,
+                             fmt::format("it has codes of 4 bits only, not of {}; use the format "
+                                         "'compressed-tensors', 'gptq' or 'dense'",
+                                         scheme.bits),
+                             "bits");
+      }
+      if (scheme.group_size != recipe.schemes.front().group_size) {
+        throw not_exportable(name(), recipe,
+                             "linears differ in their groups, and it has one size for all; use the "
+                             "format 'compressed-tensors', 'gptq' or 'dense'",
+                             "group_size");
+      }
+      if (scheme.reordered) {
+        throw not_exportable(
+            name(), recipe,
+            "with act_order: dynamic a column's group is not its place, and it has no "
+            "table for that; use act_order: static, or the format 'gptq' or 'dense'",
+            "act_order");
+      }
     }
   }
   void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
     check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
-                                  DType) const override {
-    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
-    return {{"qweight", DType::kI32, {linear.cols, linear.rows / 8}},
-            {"qzeros", DType::kI32, {groups, linear.rows / 8}},
-            {"scales", DType::kF16, {groups, linear.rows}}};
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
+    const auto& [unused, rows, cols] = linear.spec;
+    return {{"qweight", DType::kI32, {cols, rows / 8}},
+            {"qzeros", DType::kI32, {linear.groups(), rows / 8}},
+            {"scales", DType::kF16, {linear.groups(), rows}}};
   }
 
   std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
-    std::vector<HostTensor> filled;
-    for (const TensorInfo& info :
-         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
-      filled.emplace_back(info.type, info.shape);
-    }
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
     pack(linear.codes, filled[0]);
     pack(linear.zeros, filled[1]);
-    const auto rows = static_cast<std::size_t>(linear.rows);
-    const auto groups = static_cast<std::size_t>(linear.groups());
-    const std::span<const std::uint16_t> from = linear.scales.as<std::uint16_t>();
-    const std::span<std::uint16_t> to = filled[2].as<std::uint16_t>();
-    for (std::size_t group = 0; group < groups; ++group) {
-      for (std::size_t row = 0; row < rows; ++row)
-        to[group * rows + row] = from[row * groups + group];
-    }
+    transpose_scales(linear, filled[2]);
     return filled;
   }
 
   nlohmann::ordered_json quantization_config(
-      const Recipe& recipe, const std::vector<std::string>& dense_modules) const override {
-    const LinearScheme& scheme = one_grid(name(), recipe);
-    nlohmann::ordered_json config = {{"quant_method", "awq"}, {"version", "gemm"},
-                                     {"bits", scheme.bits},   {"group_size", scheme.group_size},
-                                     {"zero_point", true},    {"modules_to_not_convert", nullptr}};
+      const Recipe&, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const override {
+    const std::int64_t group_size = linears.front().scheme.group_size;
+    nlohmann::ordered_json config = {
+        {"quant_method", "awq"},    {"version", "gemm"},  {"bits", 4},
+        {"group_size", group_size}, {"zero_point", true}, {"modules_to_not_convert", nullptr}};
     // Readers spare the head by themselves.
     if (dense_modules.size() > 1) config["modules_to_not_convert"] = dense_modules;
     return config;

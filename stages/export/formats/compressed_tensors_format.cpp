@@ -23,40 +23,34 @@ class CompressedTensors final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check_schemes(const Recipe& recipe) const override {
-    if (one_grid(name(), recipe).reordered) {
+    check_packable_grids(name(), recipe);
+    if (std::ranges::any_of(recipe.schemes, &LinearScheme::reordered)) {
       throw not_exportable(
           name(), recipe,
           "with act_order: dynamic a column's group is not its place, and readers of this format "
           "refuse such a table; use act_order: static, or the format 'gptq' or 'dense'",
           "act_order");
     }
-    check_packable_bits(name(), recipe);
   }
   void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
     check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
-                                  DType) const override {
-    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
-    std::vector<TensorInfo> tensors = {
-        {"weight_packed", DType::kI32, {linear.rows, linear.cols * scheme.bits / 32}},
-        {"weight_scale", DType::kF16, {linear.rows, groups}}};
-    if (!is_symmetric(scheme.grid)) {
-      tensors.push_back(
-          {"weight_zero_point", DType::kI32, {linear.rows * scheme.bits / 32, groups}});
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
+    const auto& [unused, rows, cols] = linear.spec;
+    const int bits = linear.scheme.bits;
+    std::vector<TensorInfo> tensors = {{"weight_packed", DType::kI32, {rows, cols * bits / 32}},
+                                       {"weight_scale", DType::kF16, {rows, linear.groups()}}};
+    if (!is_symmetric(linear.scheme.grid)) {
+      tensors.push_back({"weight_zero_point", DType::kI32, {rows * bits / 32, linear.groups()}});
     }
     tensors.push_back({"weight_shape", DType::kI64, {2}});
     return tensors;
   }
 
   std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
-    std::vector<HostTensor> filled;
-    for (const TensorInfo& info :
-         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
-      filled.emplace_back(info.type, info.shape);
-    }
-    pack_codes(linear, filled.front());
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
+    pack_rows(linear.codes, linear.bits, filled.front());
     std::ranges::copy(linear.scales.bytes(), filled[1].bytes().begin());
     if (!is_symmetric(linear.grid)) pack_zeros(linear, filled[2]);
     const std::span<std::int64_t> shape = filled.back().as<std::int64_t>();
@@ -65,9 +59,43 @@ class CompressedTensors final : public ExportFormat {
     return filled;
   }
 
+  // One group of modules for each scheme. With more than one each names its modules, and none says "Linear": a reader that fuses
+  // modules would take that for all of them.
   nlohmann::ordered_json quantization_config(
-      const Recipe& recipe, const std::vector<std::string>& dense_modules) const override {
-    const LinearScheme& scheme = one_grid(name(), recipe);
+      const Recipe&, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const override {
+    std::vector<nlohmann::ordered_json> schemes;
+    std::vector<nlohmann::ordered_json> targets;  // by scheme
+    for (const ExportedLinear& linear : linears) {
+      const nlohmann::ordered_json weights = weights_of(linear.scheme);
+      const auto found = std::ranges::find(schemes, weights);
+      const auto at = static_cast<std::size_t>(found - schemes.begin());
+      if (found == schemes.end()) {
+        schemes.push_back(weights);
+        targets.push_back(nlohmann::ordered_json::array());
+      }
+      targets[at].push_back(linear.module);
+    }
+    if (schemes.size() == 1) targets = {nlohmann::ordered_json::array({"Linear"})};
+    nlohmann::ordered_json groups = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < schemes.size(); ++i) {
+      groups["group_" + std::to_string(i)] = {{"targets", targets[i]},
+                                              {"weights", schemes[i]},
+                                              {"input_activations", nullptr},
+                                              {"output_activations", nullptr}};
+    }
+    return {{"quant_method", "compressed-tensors"},
+            {"format", "pack-quantized"},
+            {"quantization_status", "compressed"},
+            {"config_groups", groups},
+            {"ignore", dense_modules},
+            {"kv_cache_scheme", nullptr},
+            {"global_compression_ratio", nullptr},
+            {"version", kVersion}};
+  }
+
+ private:
+  static nlohmann::ordered_json weights_of(const LinearScheme& scheme) {
     const bool by_row = scheme.group_size == -1;
     nlohmann::ordered_json weights = {{"num_bits", scheme.bits},
                                       {"type", "int"},
@@ -80,29 +108,7 @@ class CompressedTensors final : public ExportFormat {
                                       {"observer", "minmax"},
                                       {"observer_kwargs", nlohmann::ordered_json::object()}};
     if (!by_row) weights["group_size"] = scheme.group_size;
-    const nlohmann::ordered_json group = {{"targets", nlohmann::ordered_json::array({"Linear"})},
-                                          {"weights", weights},
-                                          {"input_activations", nullptr},
-                                          {"output_activations", nullptr}};
-    return {{"quant_method", "compressed-tensors"},
-            {"format", "pack-quantized"},
-            {"quantization_status", "compressed"},
-            {"config_groups", {{"group_0", group}}},
-            {"ignore", dense_modules},
-            {"kv_cache_scheme", nullptr},
-            {"global_compression_ratio", nullptr},
-            {"version", kVersion}};
-  }
-
- private:
-  static void pack_codes(const QuantizedLinear& linear, HostTensor& packed) {
-    const auto cols = static_cast<std::size_t>(linear.cols);
-    const std::size_t words = packed_words(cols, linear.bits);
-    const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
-    const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
-    for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
-      pack_bits(codes.data() + row * cols, cols, 1, linear.bits, out.data() + row * words);
-    }
+    return weights;
   }
 
   static void pack_zeros(const QuantizedLinear& linear, HostTensor& packed) {

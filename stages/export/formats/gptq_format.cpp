@@ -8,13 +8,80 @@
 // Version 1 ("gptq") stores zero point - 1, and kernels disagree on what 0 then becomes. Symmetric
 // grids have 2^(bits-1) everywhere, which is safe; asymmetric ones are written as version 2
 // ("gptq_v2"), which stores it as it is.
+//
+// Linears whose width differs from most stand in `dynamic`, by their names.
 #include <algorithm>
+#include <array>
+#include <map>
+#include <string_view>
 
 #include "model/quantized/bitstream.h"
 #include "stages/export/format.h"
+#include "stages/export/transposed.h"
 
 namespace roundhouse {
 namespace {
+
+// Modules that engines fuse, by the end of their names, and what they then call them.
+struct Fused {
+  std::string_view whole;
+  std::vector<std::string_view> parts;
+};
+const std::array<Fused, 2> kFused = {Fused{"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
+                                     Fused{"gate_up_proj", {"gate_proj", "up_proj"}}};
+
+// What readers take as a linear's settings.
+nlohmann::ordered_json settings_of(const LinearScheme& scheme) {
+  return {{"bits", scheme.bits}, {"group_size", scheme.group_size}, {"desc_act", scheme.reordered}};
+}
+
+// The first of those that most linears have.
+const LinearScheme& most_frequent(const std::vector<ExportedLinear>& linears) {
+  const auto count = [&](const ExportedLinear& linear) {
+    return std::ranges::count(linears, linear.scheme, &ExportedLinear::scheme);
+  };
+  return std::ranges::max_element(linears, {}, count)->scheme;
+}
+
+// A regular expression that this text alone matches.
+std::string escaped(std::string_view text) {
+  std::string pattern;
+  for (const char c : text) {
+    if (c == '.') pattern += '\\';
+    pattern += c;
+  }
+  return pattern;
+}
+
+// For each linear that differs from the others a pattern of its name, and of what engines call it where they fuse it: they look for
+// that name alone. First match counts, so none may match what it does not mean.
+nlohmann::ordered_json dynamic_patterns(const std::vector<ExportedLinear>& linears,
+                                        const LinearScheme& common) {
+  std::map<std::string, nlohmann::ordered_json> settings;  // by module
+  for (const ExportedLinear& linear : linears) settings[linear.module] = settings_of(linear.scheme);
+  // The others of its fused module, if all have the same settings.
+  const auto whole_of = [&](const std::string& module) -> std::string {
+    const std::size_t dot = module.rfind('.') + 1;
+    for (const Fused& fused : kFused) {
+      if (std::ranges::find(fused.parts, module.substr(dot)) == fused.parts.end()) continue;
+      const bool same = std::ranges::all_of(fused.parts, [&](std::string_view part) {
+        const auto found = settings.find(module.substr(0, dot) + std::string(part));
+        return found != settings.end() && found->second == settings.at(module);
+      });
+      if (same) return module.substr(0, dot) + std::string(fused.whole);
+    }
+    return "";
+  };
+  nlohmann::ordered_json patterns = nlohmann::ordered_json::object();
+  for (const ExportedLinear& linear : linears) {
+    const nlohmann::ordered_json& mine = settings.at(linear.module);
+    if (mine == settings_of(common)) continue;
+    for (const std::string& name : {linear.module, whole_of(linear.module)}) {
+      if (!name.empty()) patterns["+:^" + escaped(name) + "$"] = mine;
+    }
+  }
+  return patterns;
+}
 
 class Gptq final : public ExportFormat {
  public:
@@ -22,27 +89,34 @@ class Gptq final : public ExportFormat {
   bool has_scheme() const override { return true; }
   std::string config_copy() const override { return "quantize_config.json"; }
 
-  void check_schemes(const Recipe& recipe) const override { check_packable_bits(name(), recipe); }
+  void check_schemes(const Recipe& recipe) const override {
+    check_packable_grids(name(), recipe);
+    const bool symmetric = is_symmetric(recipe.schemes.front().grid);
+    if (std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
+          return is_symmetric(scheme.grid) != symmetric;
+        })) {
+      throw not_exportable(
+          name(), recipe,
+          "some linears have symmetric grids and some asymmetric ones, for which it "
+          "has two versions; use the format 'compressed-tensors' or 'dense'");
+    }
+  }
   void check_size(const Recipe& recipe, const LinearSpec& linear) const override {
     check_packable_size(name(), recipe, linear);
   }
 
-  std::vector<TensorInfo> tensors(const LinearSpec& linear, const LinearScheme& scheme,
-                                  DType) const override {
-    const std::int64_t groups = linear.cols / scheme.group_size_for(linear.cols);
-    return {{"qweight", DType::kI32, {linear.cols * scheme.bits / 32, linear.rows}},
-            {"qzeros", DType::kI32, {groups, linear.rows * scheme.bits / 32}},
-            {"scales", DType::kF16, {groups, linear.rows}},
-            {"g_idx", DType::kI32, {linear.cols}}};
+  std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
+    const auto& [unused, rows, cols] = linear.spec;
+    const int bits = linear.scheme.bits;
+    return {{"qweight", DType::kI32, {cols * bits / 32, rows}},
+            {"qzeros", DType::kI32, {linear.groups(), rows * bits / 32}},
+            {"scales", DType::kF16, {linear.groups(), rows}},
+            {"g_idx", DType::kI32, {cols}}};
   }
 
   std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const override {
-    std::vector<HostTensor> filled;
-    for (const TensorInfo& info :
-         tensors({linear.name, linear.rows, linear.cols}, scheme_of(linear), dtype)) {
-      filled.emplace_back(info.type, info.shape);
-    }
-    pack_codes(linear, filled[0]);
+    std::vector<HostTensor> filled = empty_tensors(*this, linear, dtype);
+    pack_transposed(linear, filled[0]);
     pack_zeros(linear, filled[1]);
     transpose_scales(linear, filled[2]);
     const std::span<std::int32_t> group_of = filled[3].as<std::int32_t>();
@@ -58,14 +132,17 @@ class Gptq final : public ExportFormat {
   }
 
   nlohmann::ordered_json quantization_config(const Recipe& recipe,
+                                             const std::vector<ExportedLinear>& linears,
                                              const std::vector<std::string>&) const override {
-    const LinearScheme& scheme = one_grid(name(), recipe);
-    const bool symmetric = is_symmetric(scheme.grid);
+    const LinearScheme& common = most_frequent(linears);
+    const bool symmetric = is_symmetric(common.grid);
     const char* version = symmetric ? "gptq" : "gptq_v2";
     nlohmann::ordered_json config = {
-        {"quant_method", "gptq"},       {"bits", scheme.bits}, {"group_size", scheme.group_size},
-        {"desc_act", scheme.reordered}, {"sym", symmetric},    {"lm_head", false},
+        {"quant_method", "gptq"},       {"bits", common.bits}, {"group_size", common.group_size},
+        {"desc_act", common.reordered}, {"sym", symmetric},    {"lm_head", false},
         {"checkpoint_format", version}, {"format", version},   {"pack_dtype", "int32"}};
+    const nlohmann::ordered_json others = dynamic_patterns(linears, common);
+    if (!others.empty()) config["dynamic"] = others;
     // What readers show, and compute nothing with.
     if (recipe.options.contains("true_sequential"))
       config["true_sequential"] = recipe.options["true_sequential"];
@@ -75,29 +152,6 @@ class Gptq final : public ExportFormat {
   }
 
  private:
-  // A stream of the file is a row of codes: packed where it lies, then its words are spread over a
-  // column. Sixteen rows at a time, so that a whole cache line of the file is written at once.
-  static void pack_codes(const QuantizedLinear& linear, HostTensor& packed) {
-    constexpr std::size_t kTogether = 16;
-    const auto rows = static_cast<std::size_t>(linear.rows);
-    const auto cols = static_cast<std::size_t>(linear.cols);
-    const std::size_t words = packed_words(cols, linear.bits);
-    const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
-    const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
-    std::vector<std::uint32_t> streams(kTogether * words);
-    for (std::size_t first = 0; first < rows; first += kTogether) {
-      const std::size_t n = std::min(kTogether, rows - first);
-      for (std::size_t i = 0; i < n; ++i) {
-        pack_bits(codes.data() + (first + i) * cols, cols, 1, linear.bits,
-                  streams.data() + i * words);
-      }
-      for (std::size_t word = 0; word < words; ++word) {
-        for (std::size_t i = 0; i < n; ++i)
-          out[word * rows + first + i] = streams[i * words + word];
-      }
-    }
-  }
-
   static void pack_zeros(const QuantizedLinear& linear, HostTensor& packed) {
     const auto rows = static_cast<std::size_t>(linear.rows);
     const auto groups = static_cast<std::size_t>(linear.groups());
@@ -110,17 +164,6 @@ class Gptq final : public ExportFormat {
     const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
     for (std::size_t group = 0; group < groups; ++group) {
       pack_bits(stored.data() + group, rows, groups, linear.bits, out.data() + group * words);
-    }
-  }
-
-  static void transpose_scales(const QuantizedLinear& linear, HostTensor& transposed) {
-    const auto rows = static_cast<std::size_t>(linear.rows);
-    const auto groups = static_cast<std::size_t>(linear.groups());
-    const std::span<const std::uint16_t> from = linear.scales.as<std::uint16_t>();
-    const std::span<std::uint16_t> to = transposed.as<std::uint16_t>();
-    for (std::size_t group = 0; group < groups; ++group) {
-      for (std::size_t row = 0; row < rows; ++row)
-        to[group * rows + row] = from[row * groups + group];
     }
   }
 };

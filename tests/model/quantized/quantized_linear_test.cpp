@@ -1,5 +1,6 @@
 #include "model/quantized/quantized_linear.h"
 
+#include <algorithm>
 #include <functional>
 
 #include <gmock/gmock.h>
@@ -34,6 +35,37 @@ QuantizedLinear example() {
     q.zeros.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(zeros[i]);
   }
   return q;
+}
+
+HostTensor halves(Shape shape, const std::vector<float>& values) {
+  HostTensor tensor(DType::kF16, std::move(shape));
+  for (std::size_t i = 0; i < values.size(); ++i)
+    tensor.as<std::uint16_t>()[i] = float_to_half(values[i]);
+  return tensor;
+}
+
+HostTensor integers(const std::vector<std::int32_t>& values) {
+  HostTensor tensor(DType::kI32, {static_cast<std::int64_t>(values.size())});
+  std::ranges::copy(values, tensor.as<std::int32_t>().begin());
+  return tensor;
+}
+
+// Two rows of five columns, four values a row.
+QuantizedLinear table_example() {
+  QuantizedLinear q = example();
+  q.bits = 2;
+  for (std::uint8_t& code : q.codes.as<std::uint8_t>()) code %= 4;  // 0 1 2 3 0, 1 2 3 0 1
+  q.group_size = 5;
+  q.scales = q.zeros = {};
+  q.table = halves({2, 4}, {-1, -0.5f, 0.25f, 3, 10, 20, 30, 40});
+  return q;
+}
+
+// Row 0: columns 1 and 4; row 1: none.
+SparsePart sparse_example() {
+  return {.offsets = integers({0, 2, 2}),
+          .columns = integers({1, 4}),
+          .values = halves({2}, {8, -0.125f})};
 }
 
 std::vector<float> values_of(const QuantizedLinear& q) {
@@ -73,10 +105,59 @@ TEST(QuantizedLinearTest, OneGroupARow) {
   EXPECT_THAT(values_of(q), ElementsAre(0, 2, 4, 6, 8, 10, 12, 14, 16, 18));
 }
 
+TEST(QuantizedLinearTest, EachRowHasItsTable) {
+  EXPECT_NO_THROW(validate(table_example()));
+  EXPECT_THAT(values_of(table_example()), ElementsAre(-1, -0.5, 0.25, 3, -1, 20, 30, 40, 10, 20));
+}
+
+TEST(QuantizedLinearTest, ASparsePartComesOnTop) {
+  QuantizedLinear q = table_example();
+  q.sparse = sparse_example();
+  EXPECT_NO_THROW(validate(q));
+  EXPECT_THAT(values_of(q), ElementsAre(-1, 7.5, 0.25, 3, -1.125, 20, 30, 40, 10, 20));
+  q = example();
+  q.sparse = sparse_example();
+  EXPECT_NO_THROW(validate(q));
+  EXPECT_THAT(values_of(q), ElementsAre(0, 8.5, 1, 2, 3.875, -2.5, -2.25, 1, 0, 24));
+  q.sparse.offsets = integers({0, 0, 0});  // a part without entries
+  q.sparse.columns = HostTensor(DType::kI32, {0});
+  q.sparse.values = HostTensor(DType::kF16, {0});
+  EXPECT_NO_THROW(validate(q));
+  EXPECT_EQ(values_of(q), values_of(example()));
+}
+
+TEST(QuantizedLinearTest, RowsOnTheHostAreThoseOfTheDevice) {
+  for (QuantizedLinear q : {example(), table_example()}) {
+    for (const bool sparse : {false, true}) {
+      if (sparse) q.sparse = sparse_example();
+      const std::vector<float> device = values_of(q);
+      DequantizedRows rows(q);
+      for (const std::size_t row : {1, 0}) {
+        EXPECT_TRUE(std::ranges::equal(rows.values(static_cast<std::int64_t>(row)),
+                                       std::span(device).subspan(row * 5, 5)));
+      }
+    }
+  }
+}
+
+TEST(QuantizedLinearTest, CountsTheSparsePartApart) {
+  // 10 weights. Codes 4 bits each; 6 groups of a scale of 16 and a zero point of 4 bits.
+  EXPECT_DOUBLE_EQ(bits_per_weight({example()}).dense, (10 * 4 + 6 * 20) / 10.0);
+  EXPECT_EQ(bits_per_weight({example()}).sparse, 0);
+  QuantizedLinear q = table_example();
+  q.sparse = sparse_example();
+  // 2-bit codes, two tables of four values; three offsets, two columns, two values.
+  EXPECT_DOUBLE_EQ(bits_per_weight({q}).dense, (10 * 2 + 8 * 16) / 10.0);
+  EXPECT_DOUBLE_EQ(bits_per_weight({q}).sparse, (3 * 32 + 2 * 48) / 10.0);
+  const BitsPerWeight both = bits_per_weight({q, example()});
+  EXPECT_DOUBLE_EQ(both.dense, (148 + 160) / 20.0);
+  EXPECT_DOUBLE_EQ(both.sparse, 192 / 20.0);
+}
+
 TEST(QuantizedLinearTest, ValidationNamesTheLinearAndTheFault) {
   EXPECT_NO_THROW(validate(example()));
-  const auto error_of = [](const std::function<void(QuantizedLinear&)>& spoil) {
-    QuantizedLinear q = example();
+  const auto error_from = [](QuantizedLinear q,
+                             const std::function<void(QuantizedLinear&)>& spoil) {
     spoil(q);
     try {
       validate(q);
@@ -85,6 +166,7 @@ TEST(QuantizedLinearTest, ValidationNamesTheLinearAndTheFault) {
     }
     return std::string("(no error)");
   };
+  const auto error_of = [&](const auto& spoil) { return error_from(example(), spoil); };
   using Q = QuantizedLinear&;
   EXPECT_THAT(error_of([](Q q) { q.bits = 0; }), HasSubstr("mlp.up_proj: bits"));
   EXPECT_THAT(error_of([](Q q) { q.bits = 9; }), HasSubstr("mlp.up_proj: bits"));
@@ -112,6 +194,67 @@ TEST(QuantizedLinearTest, ValidationNamesTheLinearAndTheFault) {
                 q.group_of_column.as<std::int32_t>()[3] = 3;
               }),
               HasSubstr("a group that is not there"));
+
+  const auto error_of_table = [&](const auto& spoil) { return error_from(table_example(), spoil); };
+  EXPECT_THAT(error_of_table([](Q q) { q.bits = 3; }), HasSubstr("table must be F16"));
+  EXPECT_THAT(error_of_table([](Q q) { q.bits = 8; }), HasSubstr("2, 3 or 4 bits"));
+  EXPECT_THAT(error_of_table([](Q q) { q.codes.as<std::uint8_t>()[7] = 4; }),
+              HasSubstr("a code of more than 2 bits"));
+  EXPECT_THAT(error_of_table([](Q q) {
+                q.table = HostTensor(DType::kF32, {2, 4});
+              }),
+              HasSubstr("table must be F16"));
+  EXPECT_THAT(error_of_table([](Q q) { q.table.as<std::uint16_t>()[5] = 0x7c00; }),
+              HasSubstr("up_proj: a value of its table that is not finite"));
+  EXPECT_THAT(error_of_table([](Q q) { q.scales = example().scales; }), HasSubstr("and a grid"));
+  EXPECT_THAT(error_of_table([](Q q) { q.group_size = 2; }), HasSubstr("and a grid"));
+
+  const auto error_of_sparse = [&](const std::function<void(SparsePart&)>& spoil) {
+    QuantizedLinear q = table_example();
+    q.sparse = sparse_example();
+    return error_from(q, [&](Q wrong) { spoil(wrong.sparse); });
+  };
+  using S = SparsePart&;
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.offsets = integers({0, 2});
+              }),
+              HasSubstr("mlp.up_proj: sparse part: offsets must be I32"));
+  EXPECT_THAT(error_of_sparse([](S s) { s.offsets = HostTensor(DType::kI64, {3}); }),
+              HasSubstr("offsets must be I32"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.offsets = integers({1, 2, 2});
+              }),
+              HasSubstr("begin with 0"));
+  EXPECT_THAT(error_of_sparse([](S s) { s.offsets = integers({0, 3, 2}); }), HasSubstr("not fall"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.offsets = integers({0, -1, 2});
+              }),
+              HasSubstr("not fall"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.offsets = integers({0, 2, 3});
+              }),
+              HasSubstr("columns must"));
+  EXPECT_THAT(error_of_sparse([](S s) { s.values = halves({1}, {1}); }), HasSubstr("values must"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.columns = integers({4, 1});
+              }),
+              HasSubstr("row 0: columns must ascend"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.columns = integers({1, 1});
+              }),
+              HasSubstr("row 0: columns must ascend"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.columns = integers({-1, 1});
+              }),
+              HasSubstr("a column that is not there"));
+  EXPECT_THAT(error_of_sparse([](S s) {
+                s.columns = integers({1, 5});
+              }),
+              HasSubstr("a column that is not there"));
+  EXPECT_THAT(error_of_sparse([](S s) { s.values.as<std::uint16_t>()[1] = 0xfe00; }),
+              HasSubstr("row 0 has a value that is not finite"));
+  EXPECT_THAT(error_of_table([](Q q) { q.sparse.columns = integers({1}); }),
+              HasSubstr("a sparse part without offsets"));
 }
 
 }  // namespace

@@ -7,7 +7,9 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -427,6 +429,148 @@ TEST_F(ExportTest, RefusesBlocksThatAreNotOfTheRecipe) {
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("model.layers.1.self_attn.o_proj"));
   write(out(), {.format = "dense"});  // says nothing of them
+}
+
+// A code of a stream of 32-bit words, bit by bit.
+int code_at_bit(std::span<const std::uint32_t> words, std::size_t first, std::size_t stride,
+                std::size_t bit, int bits) {
+  int code = 0;
+  for (int i = 0; i < bits; ++i, ++bit)
+    code |= static_cast<int>(words[first + bit / 32 * stride] >> bit % 32 & 1) << i;
+  return code;
+}
+
+TEST_F(ExportTest, EachLinearKeepsItsOwnWidth) {
+  prepare();
+  recipe_.schemes = {
+      {.bits = 4, .group_size = 32}, {.bits = 2, .group_size = 32}, {.bits = 3, .group_size = -1}};
+  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  write(out() / "ct", {.format = "compressed-tensors"});
+  write(out() / "gptq", {.format = "gptq", .max_shard_bytes = 20000});
+  EXPECT_THAT(verify_checkpoint(out() / "ct"), IsEmpty());
+  const SafetensorsFile file(out() / "ct" / "model.safetensors");
+  const auto config = nlohmann::json::parse(read_text_file(out() / "ct" / "config.json"));
+  std::map<std::string, nlohmann::json> weights;  // by module
+  for (const auto& [name, group] : config["quantization_config"]["config_groups"].items()) {
+    for (const std::string module : group["targets"]) weights[module] = group["weights"];
+  }
+  std::set<int> widths;
+  for (int block = 0; block < 3; ++block) {
+    const QuantizedBlock quantized =
+        block_from_record(*store_.load(block_key(recipe_.name, block)), *shape_);
+    EXPECT_EQ(quantized.linears[0].bits, quantized.linears[2].bits) << "q and v";
+    for (const QuantizedLinear& linear : quantized.linears) {
+      const std::string module = shape_->prefix(block) + "." + linear.name;
+      widths.insert(linear.bits);
+      ASSERT_TRUE(weights.contains(module)) << module;
+      EXPECT_EQ(weights[module]["num_bits"], linear.bits) << module;
+      EXPECT_EQ(weights[module]["strategy"], linear.bits == 3 ? "channel" : "group") << module;
+      const HostTensor packed = HostTensor::from(file.view(module + ".weight_packed"));
+      ASSERT_EQ(packed.shape(), (Shape{linear.rows, linear.cols * linear.bits / 32})) << module;
+      const auto words = packed.as<std::uint32_t>();
+      for (std::size_t k = 0; k < static_cast<std::size_t>(linear.rows * linear.cols); ++k) {
+        ASSERT_EQ(code_at_bit(words, 0, 1, k * linear.bits, linear.bits),
+                  linear.codes.as<std::uint8_t>()[k])
+            << module << " " << k;
+      }
+      EXPECT_TRUE(
+          std::ranges::equal(file.view(module + ".weight_scale").bytes, linear.scales.bytes()));
+    }
+  }
+  EXPECT_THAT(widths, ElementsAre(2, 3, 4));
+  EXPECT_EQ(weights.size(), 21u);
+
+  const auto gptq = nlohmann::json::parse(read_text_file(out() / "gptq" / "quantize_config.json"));
+  EXPECT_TRUE(gptq.contains("dynamic"));
+  EXPECT_TRUE(gptq["dynamic"].contains(R"(+:^model\.layers\.1\.self_attn\.qkv_proj$)"))
+      << gptq["dynamic"];
+}
+
+TEST_F(ExportTest, LookupTablesAndSparsePartsAddUpToTheDenseExport) {
+  prepare();
+  recipe_.schemes = {{.kind = LinearScheme::Kind::kTable, .bits = 3, .sparse = true}};
+  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  // One has a sparse part without entries.
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 2)), *shape_);
+  block.linears[1].sparse = random_sparse_part(block.linears[1], 0, 1);
+  store_.commit(block_key(recipe_.name, 2), to_record(block));
+  write(out() / "squeezellm",
+        {.format = "squeezellm", .dtype = DType::kF32, .max_shard_bytes = 40000});
+  write(out() / "dense", {.format = "dense", .dtype = DType::kF32});
+  EXPECT_THAT(verify_checkpoint(out() / "squeezellm"), IsEmpty());
+  const auto index =
+      nlohmann::json::parse(read_text_file(out() / "squeezellm/model.safetensors.index.json"));
+  const auto read = [&](const std::string& name) {
+    const SafetensorsFile file(out() / "squeezellm" /
+                               index["weight_map"].at(name).get<std::string>());
+    return HostTensor::from(file.view(name));
+  };
+  const SafetensorsFile dense(out() / "dense" / "model.safetensors");
+  std::int64_t entries = 0;
+  for (int i = 0; i < 3; ++i) {
+    for (const LinearSpec& linear : shape_->linears()) {
+      const std::string module = shape_->prefix(i) + "." + linear.name;
+      const HostTensor qweight = read(module + ".qweight"), table = read(module + ".lookup_table"),
+                       rows = read(module + ".rows"), cols = read(module + ".cols"),
+                       vals = read(module + ".vals");
+      ASSERT_EQ(qweight.shape(), (Shape{linear.cols * 3 / 32, linear.rows}));
+      ASSERT_EQ(table.shape(), (Shape{linear.rows, 8}));
+      HostTensor w(DType::kF32, {linear.rows, linear.cols});
+      const auto n_rows = static_cast<std::size_t>(linear.rows);
+      const auto n_cols = static_cast<std::size_t>(linear.cols);
+      for (std::size_t row = 0; row < n_rows; ++row) {
+        for (std::size_t col = 0; col < n_cols; ++col) {
+          const int code = code_at_bit(qweight.as<std::uint32_t>(), row, n_rows, 3 * col, 3);
+          w.as<float>()[row * n_cols + col] = table.as<float>()[row * 8 + code];
+        }
+        for (int at = rows.as<std::int32_t>()[row]; at < rows.as<std::int32_t>()[row + 1]; ++at)
+          w.as<float>()[row * n_cols + cols.as<std::int32_t>()[at]] += vals.as<float>()[at];
+      }
+      entries += vals.count();
+      EXPECT_TRUE(std::ranges::equal(w.bytes(), dense.view(module + ".weight").bytes)) << module;
+    }
+  }
+  EXPECT_GT(entries, 100);
+  EXPECT_EQ(read("model.layers.2.self_attn.k_proj.vals").count(), 0);
+  EXPECT_THAT(failure(out() / "no", {.format = "gptq"}), HasSubstr("lookup table"));
+}
+
+TEST_F(ExportTest, MixedWidthsAndTablesAreTheSameOnAnyNumberOfRanks) {
+  prepare();
+  const auto alone = make_local_communicator();
+  const auto expect_same = [&](const std::vector<LinearScheme>& schemes, const char* format) {
+    recipe_.schemes = schemes;
+    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+    const ExportOptions options{.format = format, .max_shard_bytes = 15000};
+    const fs::path together = shared_.path() / (std::string(format) + "-together");
+    const fs::path by_one = shared_.path() / (std::string(format) + "-by-one");
+    write(together, options);
+    if (world_.rank() == 0) {
+      write(by_one, options, *alone);
+      EXPECT_EQ(read_text_file(together / "SHA256SUMS"), read_text_file(by_one / "SHA256SUMS"))
+          << format;
+    }
+    world_.barrier();
+  };
+  const std::vector<LinearScheme> mixed = {{.bits = 4, .group_size = 32},
+                                           {.bits = 2, .group_size = 32}};
+  expect_same(mixed, "compressed-tensors");
+  expect_same(mixed, "gptq");
+  expect_same({{.kind = LinearScheme::Kind::kTable, .bits = 2, .sparse = true}}, "squeezellm");
+  expect_same({{.bits = 3, .group_size = 32}, {.bits = 2, .group_size = 32, .sparse = true}},
+              "dense");
+}
+
+TEST_F(ExportTest, RefusesARecordThatTheRecipeDoesNotAnnounce) {
+  prepare();
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  block.linears[5].sparse = random_sparse_part(block.linears[5], 0.1, 3);
+  store_.commit(block_key(recipe_.name, 1), to_record(block));
+  EXPECT_THAT(
+      failure(out(), {.format = "gptq"}),
+      HasSubstr("model.layers.1.mlp.up_proj is not what recipe rtn-w4g32 makes of a linear: "
+                "4 bits, grid A-gptq, group size 32, with a sparse part"));
+  EXPECT_THAT(listing(shared_.path()), ElementsAre("source"));
 }
 
 // What one rank lacks or cannot write, all must learn.

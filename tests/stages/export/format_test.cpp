@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "stages/export/export.h"
 #include "tests/stages/export_world.h"
 
@@ -41,6 +43,22 @@ std::vector<HostTensor> filled(const std::string& format, const QuantizedLinear&
   return make_format(format)->fill(linear, dtype);
 }
 
+// A recipe whose linears become one of these.
+Recipe recipe_of(std::vector<LinearScheme> schemes) {
+  Recipe recipe = rounding_recipe(4, 128);
+  recipe.schemes = std::move(schemes);
+  return recipe;
+}
+
+// What a config says of a model all of whose linears are what the recipe announces first.
+nlohmann::ordered_json described(const std::string& format, const Recipe& recipe) {
+  const LinearScheme& scheme = recipe.schemes.front();
+  const std::vector<ExportedLinear> linears = {
+      {.module = "model.layers.0.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme},
+      {.module = "model.layers.1.mlp.up_proj", .spec = {"mlp.up_proj", 64, 256}, .scheme = scheme}};
+  return make_format(format)->quantization_config(recipe, linears, {"lm_head"});
+}
+
 std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, std::size_t n) {
   const auto all = tensor.as<std::uint32_t>().subspan(first, n);
   return {all.begin(), all.end()};
@@ -48,10 +66,13 @@ std::vector<std::uint32_t> words(const HostTensor& tensor, std::size_t first, st
 
 // "name type [shape]" of each tensor.
 std::vector<std::string> layout(const std::string& format, const LinearScheme& scheme,
-                                DType dtype = DType::kF16) {
+                                std::int64_t sparse_entries = 0) {
+  const ExportedLinear linear{.module = "model.layers.0.mlp.down_proj",
+                              .spec = {"mlp.down_proj", 64, 256},
+                              .scheme = scheme,
+                              .sparse_entries = sparse_entries};
   std::vector<std::string> lines;
-  for (const TensorInfo& info :
-       make_format(format)->tensors({"mlp.down_proj", 64, 256}, scheme, dtype)) {
+  for (const TensorInfo& info : make_format(format)->tensors(linear, DType::kF16)) {
     std::string line = info.name + " " + std::string(name_of(info.type));
     for (const std::int64_t size : info.shape) line += " " + std::to_string(size);
     lines.push_back(line);
@@ -97,21 +118,139 @@ TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
 }
 
 TEST(CompressedTensorsTest, DescribesItself) {
-  const auto group =
-      make_format("compressed-tensors")
-          ->quantization_config(rounding_recipe(4, 128, Grid::kSymGptq), {"lm_head"});
+  const auto group = described("compressed-tensors", rounding_recipe(4, 128, Grid::kSymGptq));
   EXPECT_EQ(group, nlohmann::ordered_json::parse(R"({
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
       "strategy": "group", "group_size": 128, "dynamic": false, "actorder": null, "block_structure": null,
       "observer": "minmax", "observer_kwargs": {}}, "input_activations": null, "output_activations": null}},
     "ignore": ["lm_head"], "kv_cache_scheme": null, "global_compression_ratio": null, "version": "0.18.0"})"));
-  const auto channel =
-      make_format("compressed-tensors")->quantization_config(rounding_recipe(3, -1), {"lm_head"});
+  const auto channel = described("compressed-tensors", rounding_recipe(3, -1));
   const auto& weights = channel["config_groups"]["group_0"]["weights"];
   EXPECT_EQ(weights["strategy"], "channel");
   EXPECT_TRUE(weights["group_size"].is_null());
   EXPECT_EQ(weights["symmetric"], false);
+}
+
+// Two blocks of q, k, v, o, gate, up and down at these bits, in this order.
+std::vector<ExportedLinear> mixed(const std::vector<int>& bits) {
+  static const std::vector<std::string> names = {
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  std::vector<ExportedLinear> linears;
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const std::string& name = names[i % names.size()];
+    linears.push_back({.module = "model.layers." + std::to_string(i / names.size()) + "." + name,
+                       .spec = {name, 64, 256},
+                       .scheme = {.bits = bits[i], .group_size = 128}});
+  }
+  return linears;
+}
+
+TEST(CompressedTensorsTest, NamesEveryModuleWhereWidthsDiffer) {
+  const auto linears = mixed({4, 4, 4, 2, 3, 3, 4, 2, 2, 2, 4, 4, 4, 3});
+  const auto config = make_format("compressed-tensors")
+                          ->quantization_config(rounding_recipe(4, 128), linears, {"lm_head"});
+  ASSERT_EQ(config["config_groups"].size(), 3u);
+  std::map<std::string, int> bits_of;
+  for (const auto& [name, group] : config["config_groups"].items()) {
+    EXPECT_EQ(group["weights"]["group_size"], 128);
+    EXPECT_EQ(group["weights"]["symmetric"], false);
+    for (const std::string module : group["targets"]) {
+      EXPECT_TRUE(bits_of.emplace(module, group["weights"]["num_bits"]).second)
+          << module << " twice";
+    }
+  }
+  EXPECT_EQ(bits_of.size(), linears.size()) << "no class of modules, which would take all";
+  for (const ExportedLinear& linear : linears)
+    EXPECT_EQ(bits_of[linear.module], linear.scheme.bits) << linear.module;
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["num_bits"], 4) << "of the first linear";
+}
+
+TEST(GptqTest, NamesWhatDiffersFromMostAndWhatEnginesFuse) {
+  const auto config = make_format("gptq")->quantization_config(
+      rounding_recipe(4, 128), mixed({4, 4, 4, 2, 3, 3, 4, 2, 2, 2, 4, 4, 4, 3}), {"lm_head"});
+  EXPECT_EQ(config["bits"], 4);
+  const auto settings = [](int bits) {
+    return nlohmann::ordered_json{{"bits", bits}, {"group_size", 128}, {"desc_act", false}};
+  };
+  const std::string first = R"(+:^model\.layers\.0\.)", second = R"(+:^model\.layers\.1\.)";
+  const nlohmann::ordered_json expected = {{first + R"(self_attn\.o_proj$)", settings(2)},
+                                           {first + R"(mlp\.gate_proj$)", settings(3)},
+                                           {first + R"(mlp\.gate_up_proj$)", settings(3)},
+                                           {first + R"(mlp\.up_proj$)", settings(3)},
+                                           {second + R"(self_attn\.q_proj$)", settings(2)},
+                                           {second + R"(self_attn\.qkv_proj$)", settings(2)},
+                                           {second + R"(self_attn\.k_proj$)", settings(2)},
+                                           {second + R"(self_attn\.v_proj$)", settings(2)},
+                                           {second + R"(mlp\.down_proj$)", settings(3)}};
+  EXPECT_EQ(config["dynamic"], expected);
+  EXPECT_FALSE(make_format("gptq")
+                   ->quantization_config(rounding_recipe(4, 128), mixed({4, 4, 4, 4}), {})
+                   .contains("dynamic"));
+  // Of q, k and v that differ there is no fused module.
+  const auto apart =
+      make_format("gptq")->quantization_config(rounding_recipe(4, 128), mixed({4, 2, 2, 4}), {});
+  EXPECT_EQ(apart["dynamic"].size(), 2u);
+  EXPECT_TRUE(apart["dynamic"].contains(first + R"(self_attn\.k_proj$)"));
+}
+
+// Side x side, table[n, c] = n + c / 8, code[n, k] = (n + k) mod 2^bits; row 1 has sparse entries at columns 0 and 31.
+QuantizedLinear table_example(int bits) {
+  QuantizedLinear linear = random_table_linear("mlp.up_proj", kSide, kSide, bits, 1);
+  const std::int64_t levels = std::int64_t{1} << bits;
+  for (std::int64_t n = 0; n < kSide; ++n) {
+    for (std::int64_t k = 0; k < kSide; ++k)
+      linear.codes.as<std::uint8_t>()[n * kSide + k] = static_cast<std::uint8_t>((n + k) % levels);
+    for (std::int64_t c = 0; c < levels; ++c) {
+      linear.table.as<std::uint16_t>()[n * levels + c] =
+          float_to_half(static_cast<float>(n) + static_cast<float>(c) / 8);
+    }
+  }
+  linear.sparse.offsets = HostTensor(DType::kI32, {kSide + 1});
+  for (std::int64_t n = 2; n <= kSide; ++n) linear.sparse.offsets.as<std::int32_t>()[n] = 2;
+  linear.sparse.columns = HostTensor(DType::kI32, {2});
+  linear.sparse.columns.as<std::int32_t>()[1] = 31;
+  linear.sparse.values = HostTensor(DType::kF16, {2});
+  linear.sparse.values.as<std::uint16_t>()[0] = float_to_half(-2.5f);
+  linear.sparse.values.as<std::uint16_t>()[1] = float_to_half(7.0f);
+  return linear;
+}
+
+constexpr auto kTable = LinearScheme::Kind::kTable;
+
+TEST(SqueezeLlmTest, HasTheShapesOfTheAuthors) {
+  EXPECT_THAT(layout("squeezellm", {.kind = kTable, .bits = 4}),
+              ElementsAre("qweight I32 32 64", "lookup_table F32 64 16"));
+  EXPECT_THAT(layout("squeezellm", {.kind = kTable, .bits = 3, .sparse = true}, 77),
+              ElementsAre("qweight I32 24 64", "lookup_table F32 64 8", "rows I32 65",
+                          "cols I32 77", "vals F32 77"));
+}
+
+TEST(SqueezeLlmTest, PacksAlongTheInputsTransposed) {
+  const std::vector<HostTensor> tensors = filled("squeezellm", table_example(3));
+  ASSERT_EQ(tensors.size(), 5u);
+  // Word 0 of outputs 0 and 1, then word 1 of output 0.
+  EXPECT_THAT(words(tensors[0], 0, 2), ElementsAre(0x88fac688, 0xd11f58d1));
+  EXPECT_THAT(words(tensors[0], 32, 1), ElementsAre(0xc688fac6));
+  EXPECT_THAT(tensors[1].as<float>().subspan(8, 3), ElementsAre(1.0f, 1.125f, 1.25f));
+  EXPECT_THAT(tensors[2].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 0, 2, 2));
+  EXPECT_THAT(tensors[3].as<std::int32_t>(), ElementsAre(0, 31));
+  EXPECT_THAT(tensors[4].as<float>(), ElementsAre(-2.5f, 7.0f));
+}
+
+TEST(SqueezeLlmTest, DescribesItself) {
+  EXPECT_EQ(described("squeezellm", recipe_of({{.kind = kTable, .bits = 3}})),
+            nlohmann::ordered_json::parse(R"({"quant_method": "squeezellm", "wbits": 3,
+                "include_sparse": false, "modules_to_not_convert": ["lm_head"]})"));
+}
+
+TEST(DenseTest, AddsTheSparsePart) {
+  const std::vector<HostTensor> tensors = filled("dense", table_example(3));
+  const std::span<const float> w = tensors[0].as<float>();
+  // Row 1: codes 1, 2, ..., 0 at column 31; 1 + 1/8 - 2.5, and 1 + 7.
+  EXPECT_THAT(w.subspan(32, 2), ElementsAre(-1.375f, 1.25f));
+  EXPECT_EQ(w[63], 8.0f);
 }
 
 TEST(GptqTest, HasTheShapesOfTheFormat) {
@@ -155,26 +294,23 @@ TEST(GptqTest, KeepsReorderedGroups) {
   for (std::int32_t k = 0; k < kSide; ++k) linear.group_of_column.as<std::int32_t>()[k] = k % 2;
   const std::vector<HostTensor> tensors = filled("gptq", linear);
   EXPECT_THAT(tensors[3].as<std::int32_t>().subspan(0, 4), ElementsAre(0, 1, 0, 1));
-  EXPECT_EQ(make_format("gptq")->quantization_config(rounding_recipe(4, 16, Grid::kAsymGptq, true),
-                                                     {"lm_head"})["desc_act"],
-            true);
+  EXPECT_EQ(described("gptq", rounding_recipe(4, 16, Grid::kSymGptq, true))["desc_act"], true);
 }
 
 TEST(GptqTest, DescribesItself) {
   Recipe recipe = rounding_recipe(4, 128, Grid::kSymGptq);
   recipe.method = "gptq";
   recipe.options = {{"true_sequential", false}, {"damping", 0.05}};
-  const auto format = make_format("gptq");
-  EXPECT_EQ(format->quantization_config(recipe, {"lm_head"}),
+  EXPECT_EQ(described("gptq", recipe),
             nlohmann::ordered_json::parse(
                 R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false,
               "sym": true, "lm_head": false, "checkpoint_format": "gptq", "format": "gptq", "pack_dtype": "int32",
               "true_sequential": false, "damp_percent": 0.05})"));
-  const auto asymmetric = format->quantization_config(rounding_recipe(2, -1), {"lm_head"});
+  const auto asymmetric = described("gptq", rounding_recipe(2, -1));
   EXPECT_EQ(asymmetric["format"], "gptq_v2");
   EXPECT_EQ(asymmetric["checkpoint_format"], "gptq_v2");
   EXPECT_EQ(asymmetric["group_size"], -1);
-  EXPECT_EQ(format->config_copy(), "quantize_config.json");
+  EXPECT_EQ(make_format("gptq")->config_copy(), "quantize_config.json");
 }
 
 TEST(AwqTest, HasTheShapesOfTheFormat) {
@@ -204,10 +340,9 @@ TEST(AwqTest, StoresZeroPointsOfSymmetricGridsToo) {
 }
 
 TEST(AwqTest, DescribesItself) {
-  EXPECT_EQ(
-      make_format("awq")->quantization_config(rounding_recipe(4, 128, Grid::kSymGptq), {"lm_head"}),
-      nlohmann::ordered_json::parse(
-          R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
+  EXPECT_EQ(described("awq", rounding_recipe(4, 128, Grid::kSymGptq)),
+            nlohmann::ordered_json::parse(
+                R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
                     "zero_point": true, "modules_to_not_convert": null})"));
 }
 
@@ -220,8 +355,7 @@ TEST(DenseTest, BakesTheQuantizationIn) {
   // Row 1: codes 1, 2, ...; zero point 1; scales 1/2 and -1/2.
   EXPECT_THAT(w.subspan(32, 3), ElementsAre(0.0f, 0.5f, 1.0f));
   EXPECT_THAT(w.subspan(32 + 16, 2), ElementsAre(-0.5f * (1 - 1), -0.5f * (2 - 1)));
-  EXPECT_TRUE(
-      make_format("dense")->quantization_config(rounding_recipe(4, 16), {"lm_head"}).is_null());
+  EXPECT_TRUE(described("dense", rounding_recipe(4, 16)).is_null());
 }
 
 TEST(DenseTest, RoundsToFloat16) {
@@ -294,7 +428,7 @@ class CheckExportableTest : public testing::Test {
 TEST_F(CheckExportableTest, AcceptsWhatFits) {
   for (const std::string& format : export_formats()) {
     for (const int bits : {2, 3, 4, 8}) {
-      if (format == "awq" && bits != 4) continue;
+      if (format == "squeezellm" || (format == "awq" && bits != 4)) continue;
       for (const std::int64_t group : {-1, 32, 128}) {
         EXPECT_EQ(refusal(rounding_recipe(bits, group), 64, 256, format), "")
             << format << " " << bits << " " << group;
@@ -334,25 +468,48 @@ TEST_F(CheckExportableTest, RefusesReorderedGroupsInCompressedTensors) {
   EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
 }
 
-// What later methods make: each format says that it cannot, and which can, before anything is computed.
-TEST_F(CheckExportableTest, RefusesTablesSparsePartsAndMixedWidthsButForDense) {
-  const auto made_of = [](std::vector<LinearScheme> schemes) {
-    Recipe recipe = rounding_recipe(4, 128);
-    recipe.schemes = std::move(schemes);
-    return recipe;
-  };
-  const std::vector<std::pair<Recipe, const char*>> cases = {
-      {made_of({{.kind = LinearScheme::Kind::kTable, .bits = 4}}), "lookup table"},
-      {made_of({{.bits = 4, .sparse = true}}), "sparse part"},
-      {made_of({{.bits = 4}, {.bits = 2}}), "linears differ in bits"},
-      {made_of({{.bits = 4}, {.bits = 4, .sparse = true}}), "sparse part"}};
-  for (const auto& [recipe, why] : cases) {
+TEST_F(CheckExportableTest, TakesMixedWidthsWhereTheConfigNamesModules) {
+  const Recipe recipe = recipe_of({{.bits = 2}, {.bits = 3}, {.bits = 4}});
+  for (const char* format : {"compressed-tensors", "gptq", "dense"})
+    EXPECT_EQ(refusal(recipe, 64, 256, format), "") << format;
+  EXPECT_THAT(refusal(recipe, 64, 256, "awq"), HasSubstr("4 bits only, not of 2"));
+  EXPECT_THAT(refusal(recipe_of({{.group_size = 32}, {.group_size = 64}}), 64, 256, "awq"),
+              HasSubstr("differ in their groups"));
+  EXPECT_THAT(refusal(recipe_of({{.group_size = 128}, {.group_size = 96}}), 64, 256, "gptq"),
+              HasSubstr("the group size 96"));
+  EXPECT_THAT(refusal(recipe_of({{.bits = 4}, {.grid = Grid::kSymGptq}}), 64, 256, "gptq"),
+              HasSubstr("use the format 'compressed-tensors' or 'dense'"));
+}
+
+TEST_F(CheckExportableTest, LookupTablesGoWhereThereIsAPlaceForThem) {
+  for (const bool sparse : {false, true}) {
+    const Recipe recipe = recipe_of({{.kind = kTable, .bits = 3, .sparse = sparse}});
     for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
       EXPECT_THAT(refusal(recipe, 64, 256, format),
-                  testing::AllOf(HasSubstr(format), HasSubstr(why), HasSubstr("'dense'")));
+                  testing::AllOf(HasSubstr(std::string("exported as ") + format),
+                                 HasSubstr("each row has a lookup table of its own"),
+                                 HasSubstr("the formats 'squeezellm' and 'dense' can hold it")));
     }
+    EXPECT_EQ(refusal(recipe, 40, 256, "squeezellm"), "");
     EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+    EXPECT_THAT(refusal(recipe, 64, 40, "squeezellm"), HasSubstr("mlp.up_proj has 40 columns"));
   }
+  const Recipe mixed = recipe_of({{.kind = kTable, .bits = 3}, {.kind = kTable, .bits = 4}});
+  EXPECT_THAT(refusal(mixed, 64, 256, "squeezellm"), HasSubstr("linears differ in bits"));
+}
+
+TEST_F(CheckExportableTest, GridsWithASparsePartGoAsDenseOnly) {
+  const Recipe recipe = recipe_of({{.bits = 4}, {.bits = 2, .sparse = true}});
+  for (const char* format : {"compressed-tensors", "gptq", "awq"}) {
+    EXPECT_THAT(refusal(recipe, 64, 256, format),
+                testing::AllOf(HasSubstr("sparse part, which it has no place for"),
+                               HasSubstr("use the format 'dense'")));
+  }
+  EXPECT_THAT(refusal(recipe_of({{.bits = 2, .sparse = true}}), 64, 256, "squeezellm"),
+              HasSubstr("'dense', which alone holds"));
+  EXPECT_EQ(refusal(recipe, 64, 256, "dense"), "");
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "squeezellm"),
+              HasSubstr("'compressed-tensors', 'gptq' or 'dense'"));
 }
 
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {

@@ -53,6 +53,18 @@ QuantizedBlock example(int bits) {
   return block;
 }
 
+// Lookup tables; the first linear has a sparse part, the second one of no entries.
+QuantizedBlock table_example(int bits) {
+  QuantizedBlock block;
+  block.block = 1;
+  block.record = nlohmann::json::object();
+  block.linears.push_back(random_table_linear("self_attn.q_proj", 32, 64, bits, 3));
+  block.linears.push_back(random_table_linear("mlp.down_proj", 5, 43, bits, 4));
+  block.linears[0].sparse = random_sparse_part(block.linears[0], 0.03, 5);
+  block.linears[1].sparse = random_sparse_part(block.linears[1], 0, 6);
+  return block;
+}
+
 void expect_equal(const HostTensor& a, const HostTensor& b, const std::string& what) {
   EXPECT_EQ(a.type(), b.type()) << what;
   EXPECT_EQ(a.shape(), b.shape()) << what;
@@ -60,15 +72,18 @@ void expect_equal(const HostTensor& a, const HostTensor& b, const std::string& w
 }
 
 TEST(BlockRecordTest, GivesBackWhatItWasMadeOf) {
-  for (const int bits : {2, 3, 4, 8}) {
-    const QuantizedBlock block = example(bits);
+  std::vector<QuantizedBlock> blocks;
+  for (const int bits : {2, 3, 4, 8}) blocks.push_back(example(bits));
+  blocks.back().linears[1].sparse = random_sparse_part(blocks.back().linears[1], 0.1, 7);
+  for (const int bits : {2, 3, 4}) blocks.push_back(table_example(bits));
+  for (const QuantizedBlock& block : blocks) {
     const QuantizedBlock back = block_from_record(to_record(block), TwoLinears());
-    EXPECT_EQ(back.block, 3);
+    EXPECT_EQ(back.block, block.block);
     EXPECT_EQ(back.record, block.record);
     ASSERT_EQ(back.linears.size(), 2u);
     for (std::size_t i = 0; i < 2; ++i) {
       const QuantizedLinear &a = block.linears[i], &b = back.linears[i];
-      const std::string what = a.name + ", " + std::to_string(bits) + " bits";
+      const std::string what = a.name + ", " + std::to_string(a.bits) + " bits";
       EXPECT_EQ(b.name, a.name);
       EXPECT_EQ(b.bits, a.bits);
       EXPECT_EQ(b.grid, a.grid);
@@ -78,8 +93,12 @@ TEST(BlockRecordTest, GivesBackWhatItWasMadeOf) {
       expect_equal(b.scales, a.scales, what);
       expect_equal(b.zeros, a.zeros, what);
       expect_equal(b.group_of_column, a.group_of_column, what);
+      expect_equal(b.table, a.table, what);
+      expect_equal(b.sparse.offsets, a.sparse.offsets, what);
+      expect_equal(b.sparse.columns, a.sparse.columns, what);
+      expect_equal(b.sparse.values, a.sparse.values, what);
     }
-    ASSERT_EQ(back.replaced.size(), 2u);
+    ASSERT_EQ(back.replaced.size(), block.replaced.size());
     for (const auto& [name, tensor] : block.replaced) {
       expect_equal(back.replaced.at(name), tensor, name);
     }
@@ -94,12 +113,38 @@ TEST(BlockRecordTest, PacksCodesAtTheirBits) {
   EXPECT_FALSE(record.tensors.contains("mlp.down_proj.group_of_column"));
 }
 
+TEST(BlockRecordTest, SaysInItsAttributesWhatEachLinearIs) {
+  const Record record = to_record(table_example(3));
+  const nlohmann::json& linears = record.attributes.at("linears");
+  EXPECT_EQ(linears[0].at("grid"), "table");
+  EXPECT_FALSE(linears[0].contains("group_size"));
+  EXPECT_EQ(linears[0].at("sparse"), record.tensors.at("self_attn.q_proj.sparse.values").count());
+  EXPECT_EQ(linears[1].at("sparse"), 0);
+  EXPECT_EQ(record.tensors.at("mlp.down_proj.table").shape(), (Shape{5, 8}));
+  EXPECT_FALSE(record.tensors.contains("mlp.down_proj.scales"));
+  EXPECT_FALSE(to_record(example(3)).attributes.at("linears")[0].contains("sparse"));
+}
+
+struct Fault {
+  const char* what;
+  std::function<void(Record&)> make;
+  const char* message;
+};
+
+void expect_refused(const QuantizedBlock& block, const std::vector<Fault>& faults) {
+  for (const Fault& fault : faults) {
+    Record record = to_record(block);
+    fault.make(record);
+    try {
+      block_from_record(record, TwoLinears());
+      ADD_FAILURE() << "accepted " << fault.what;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(fault.message)) << fault.what;
+    }
+  }
+}
+
 TEST(BlockRecordTest, RefusesWhatDoesNotFit) {
-  struct Fault {
-    const char* what;
-    std::function<void(Record&)> make;
-    const char* message;
-  };
   const auto linear = [](Record& record, int i) -> nlohmann::json& {
     return record.attributes["linears"][i];
   };
@@ -171,16 +216,70 @@ TEST(BlockRecordTest, RefusesWhatDoesNotFit) {
        [](Record& r) { r.tensors["self_attn.q_proj.group_of_column"].as<std::int32_t>()[9] = 4; },
        "self_attn.q_proj"},
   };
-  for (const Fault& fault : faults) {
-    Record record = to_record(example(4));
-    fault.make(record);
-    try {
-      block_from_record(record, TwoLinears());
-      ADD_FAILURE() << "accepted " << fault.what;
-    } catch (const Error& error) {
-      EXPECT_THAT(error.what(), HasSubstr(fault.message)) << fault.what;
-    }
-  }
+  expect_refused(example(4), faults);
+}
+
+TEST(BlockRecordTest, RefusesTablesAndSparsePartsThatDoNotFit) {
+  const auto linear = [](Record& record, int i) -> nlohmann::json& {
+    return record.attributes["linears"][i];
+  };
+  const auto columns = [](Record& record) {
+    return record.tensors["self_attn.q_proj.sparse.columns"].as<std::int32_t>();
+  };
+  const auto offsets = [](Record& record) {
+    return record.tensors["self_attn.q_proj.sparse.offsets"].as<std::int32_t>();
+  };
+  const std::vector<Fault> faults = {
+      {"no table", [](Record& r) { r.tensors.erase("mlp.down_proj.table"); },
+       "down_proj.table is missing"},
+      {"a table of other bits",
+       [](Record& r) {
+         r.tensors["mlp.down_proj.table"] = HostTensor(DType::kF16, {5, 8});
+       },
+       "down_proj.table has the wrong type or shape"},
+      {"a table of 8 bits", [&](Record& r) { linear(r, 1)["bits"] = 8; }, "mlp.down_proj.codes"},
+      {"an infinite value of a table",
+       [](Record& r) { r.tensors["mlp.down_proj.table"].as<std::uint16_t>()[9] = 0xfc00; },
+       "mlp.down_proj: a value of its table that is not finite"},
+      {"scales beside a table",
+       [](Record& r) {
+         r.tensors["mlp.down_proj.scales"] = HostTensor(DType::kF16, {5, 1});
+       },
+       "no linear"},
+      {"a grid in the place of a table", [&](Record& r) { linear(r, 1)["grid"] = "A-gptq"; },
+       "group_size"},
+      {"a sparse part that is not announced", [&](Record& r) { linear(r, 0).erase("sparse"); },
+       "no linear"},
+      {"other entries than announced", [&](Record& r) { linear(r, 0)["sparse"] = 1; },
+       "q_proj.sparse.columns has the wrong type or shape"},
+      {"less than no entries", [&](Record& r) { linear(r, 0)["sparse"] = -1; },
+       "q_proj: a sparse part of -1 entries"},
+      {"more entries than weights", [&](Record& r) { linear(r, 0)["sparse"] = 32 * 64 + 1; },
+       "q_proj: a sparse part of 2049 entries"},
+      {"no offsets", [](Record& r) { r.tensors.erase("self_attn.q_proj.sparse.offsets"); },
+       "q_proj.sparse.offsets is missing"},
+      {"offsets that fall", [&](Record& r) { offsets(r)[3] = offsets(r)[4] + 1; },
+       "q_proj: sparse part: offsets"},
+      {"offsets beyond the entries", [&](Record& r) { ++offsets(r)[32]; },
+       "q_proj: sparse part: columns"},
+      {"a huge offset", [&](Record& r) { offsets(r)[2] = 1 << 30; },
+       "q_proj: sparse part: offsets"},
+      {"a column beyond the last", [&](Record& r) { columns(r).back() = 64; },
+       "a column that is not there"},
+      {"a column before the first", [&](Record& r) { columns(r).front() = -1; },
+       "a column that is not there"},
+      {"a column twice",
+       [&](Record& r) {
+         for (std::size_t i = 1; i < columns(r).size(); ++i) columns(r)[i] = columns(r)[i - 1];
+       },
+       "columns must ascend"},
+      {"a sparse value that is no number",
+       [](Record& r) {
+         r.tensors["self_attn.q_proj.sparse.values"].as<std::uint16_t>()[0] = 0x7e00;
+       },
+       "a value that is not finite"},
+  };
+  expect_refused(table_example(4), faults);
 }
 
 TEST(RunStoreTest, KeysCarryBlocksAndShards) {

@@ -40,6 +40,13 @@ TEST(ReportTest, MarkdownIsATable) {
               HasSubstr("| rtn-w2 | 2.14 | not finite | 2.50e-01 | 1.5 | 2 |\n"));
 }
 
+TEST(ReportTest, BitsOfSparsePartsStandApart) {
+  Report report = example();
+  report.rows[1].sparse_bits_per_weight = 0.224;
+  EXPECT_THAT(to_markdown(report), HasSubstr("| rtn-w2 | 2.14 + 0.22 | not finite |"));
+  EXPECT_THAT(to_markdown(report), HasSubstr("| original | 16.00 |"));
+}
+
 TEST(ReportTest, CsvQuotesWhatNeedsIt) {
   Report report = example();
   report.rows[0].name = "a,\"b\"";
