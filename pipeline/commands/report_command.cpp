@@ -34,6 +34,15 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
     row.perplexity[text] =
         value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
   }
+  const nlohmann::json tasks = results.value("tasks", nlohmann::json::object());
+  for (const auto& [task, figures] : tasks.items()) {
+    if (!figures.is_object()) continue;
+    if (figures.contains("acc")) {
+      row.accuracy[task] = {number_in(figures, "acc"), number_in(figures, "acc_stderr")};
+    }
+    if (figures.contains("word_perplexity"))
+      row.perplexity[task + " (a word)"] = number_in(figures, "word_perplexity");
+  }
   std::map<int, nlohmann::json> blocks;
   for (const nlohmann::json& event : journal) {
     if (text_in(event, "event") == "block" && text_in(event, "recipe") == name) {

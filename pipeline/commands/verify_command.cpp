@@ -161,7 +161,7 @@ class RunCheck {
       measured_.insert(recipe.name);
     }
     if (config_->evaluate_original) measured_.insert(kOriginal);
-    if (!config_->perplexity.empty()) results_ = measured_;
+    if (!config_->evaluations.empty()) results_ = measured_;
   }
 
   // Whatever else the run has: of recipes that were taken out, snapshots, further formats.
@@ -225,13 +225,29 @@ class RunCheck {
       }
       compare("with other settings", results.object->value("identity", ""), identity, faults);
     }
-    for (const PerplexityTask& task : config_->perplexity) {
+    for (const PerplexityTask& task : config_->evaluations.perplexity) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
       const bool same = settings.value("window", 0) == task.window &&
                         settings.value("limit", -1) == task.limit &&
                         settings.value("rows", !task.rows) == task.rows;
       if (!same) faults.push_back("the figure of " + task.name + " is missing");
+    }
+    for (const TaskOptions& task : config_->evaluations.tasks) {
+      const nlohmann::json settings =
+          results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
+      const bool same =
+          settings.value("template", "") == task.task && settings.value("limit", -1) == task.limit;
+      if (!same) faults.push_back("the figures of " + task.name + " are missing");
+    }
+    const nlohmann::json answers = results.object->value("answers", nlohmann::json::object());
+    for (const auto& [task, hash] : answers.items()) {
+      const fs::path file = answers_path(run_, name, task);
+      if (!fs::is_regular_file(file)) {
+        faults.push_back("the answers of " + task + " are missing");
+      } else if (xxh3_hex_of_file(file) != hash) {
+        faults.push_back("the answers of " + task + " are damaged");
+      }
     }
     return faults;
   }

@@ -30,11 +30,30 @@ std::vector<std::string> texts_of(const Report& report) {
   return {names.begin(), names.end()};
 }
 
+std::vector<std::string> tasks_of(const Report& report) {
+  std::set<std::string> names;
+  for (const ReportRow& row : report.rows) {
+    for (const auto& [name, accuracy] : row.accuracy) names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+// The plain mean of the tasks, as the papers' tables have it; "" where one of them is missing.
+std::string average(const ReportRow& row, const std::vector<std::string>& tasks) {
+  if (row.accuracy.size() != tasks.size()) return "";
+  double sum = 0;
+  for (const auto& [name, accuracy] : row.accuracy) sum += accuracy.value;
+  return number("%.2f", 100 * sum / static_cast<double>(tasks.size()));
+}
+
 // Header and rows; the same cells for every form.
 std::vector<Cells> cells_of(const Report& report) {
   const std::vector<std::string> texts = texts_of(report);
   Cells header{"recipe", "bits/weight"};
   for (const std::string& text : texts) header.push_back("perplexity " + text);
+  const std::vector<std::string> tasks = tasks_of(report);
+  for (const std::string& task : tasks) header.push_back(task + " %");
+  if (tasks.size() > 1) header.emplace_back("average %");
   header.insert(header.end(), {"relative error", "seconds", "fallbacks"});
   std::vector<Cells> table{header};
   for (const ReportRow& row : report.rows) {
@@ -43,6 +62,11 @@ std::vector<Cells> cells_of(const Report& report) {
       const auto found = row.perplexity.find(text);
       cells.push_back(found == row.perplexity.end() ? "" : number("%.4f", found->second));
     }
+    for (const std::string& task : tasks) {
+      const auto found = row.accuracy.find(task);
+      cells.push_back(found == row.accuracy.end() ? "" : number("%.2f", 100 * found->second.value));
+    }
+    if (tasks.size() > 1) cells.push_back(average(row, tasks));
     cells.push_back(row.relative_error != 0 ? number("%.2e", row.relative_error) : "");
     cells.push_back(row.seconds > 0 ? format("%.1f", row.seconds) : "");
     cells.push_back(std::to_string(row.fallbacks));

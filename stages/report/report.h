@@ -7,11 +7,17 @@
 
 namespace roundhouse {
 
+struct Accuracy {
+  double value = 0;  // of 1
+  double standard_error = 0;
+};
+
 struct ReportRow {
   std::string name;            // recipe, or the original model
   double bits_per_weight = 0;  // of the quantized linears, with scales and zero points; 0: unknown
   double relative_error = 0;   // what the method minimised, over what it is relative to; 0: unknown
   std::map<std::string, double> perplexity;  // by text; NaN where the model's output was not finite
+  std::map<std::string, Accuracy> accuracy;  // by task: acc of lm-evaluation-harness
   double seconds = 0;                        // of quantization, all blocks
   int fallbacks = 0;  // linears that needed more damping, a diagonal floor or plain rounding
 };

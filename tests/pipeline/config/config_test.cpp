@@ -108,12 +108,12 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config.export_dtype, DType::kF32);
   EXPECT_EQ(config.export_shard_gib, 0.25);
   EXPECT_FALSE(config.evaluate_original);
-  ASSERT_EQ(config.perplexity.size(), 2u);
-  EXPECT_EQ(config.perplexity[0].name, "one");
-  EXPECT_EQ(config.perplexity[0].window, 128);
-  EXPECT_EQ(config.perplexity[0].limit, 7);
-  EXPECT_EQ(config.perplexity[1].name, "text");
-  EXPECT_EQ(config.perplexity[1].window, 2048);
+  ASSERT_EQ(config.evaluations.perplexity.size(), 2u);
+  EXPECT_EQ(config.evaluations.perplexity[0].name, "one");
+  EXPECT_EQ(config.evaluations.perplexity[0].window, 128);
+  EXPECT_EQ(config.evaluations.perplexity[0].limit, 7);
+  EXPECT_EQ(config.evaluations.perplexity[1].name, "text");
+  EXPECT_EQ(config.evaluations.perplexity[1].window, 2048);
 
   // What it writes reads back to the same.
   const std::string written = to_yaml(config);
@@ -195,9 +195,9 @@ TEST_F(ConfigTest, OverridesReachIntoLists) {
                                      ", window: 64, rows: true}]}\n"),
                                 {"recipes.0.bits=3", "evaluate.perplexity.0.limit=5"});
   EXPECT_EQ(config.recipes.at(0).bits, 3);
-  EXPECT_EQ(config.perplexity.at(0).limit, 5);
-  EXPECT_EQ(config.perplexity.at(0).window, 64);
-  EXPECT_TRUE(config.perplexity.at(0).rows);
+  EXPECT_EQ(config.evaluations.perplexity.at(0).limit, 5);
+  EXPECT_EQ(config.evaluations.perplexity.at(0).window, 64);
+  EXPECT_TRUE(config.evaluations.perplexity.at(0).rows);
 }
 
 struct Wrong {
