@@ -16,7 +16,11 @@ RequestEncoder::RequestEncoder(const Tokenizer& tokenizer, const ModelConfig& mo
 }
 
 std::vector<std::int32_t> RequestEncoder::tokens_of(const std::string& text) const {
-  return protocol_ == Protocol::kPaper ? tokenizer_.encode(text) : tokenizer_.encode_document(text);
+  if (protocol_ == Protocol::kPaper) return tokenizer_.encode(text);
+  std::vector<std::int32_t> ids = tokenizer_.encode_document(text);
+  // A text that begins with the token's name gets no second one.
+  if (ids.size() > 1 && ids[0] == prefix_ && ids[1] == prefix_) ids.erase(ids.begin());
+  return ids;
 }
 
 TokenPair RequestEncoder::encode(const TextRequest& request) const {
@@ -26,8 +30,8 @@ TokenPair RequestEncoder::encode(const TextRequest& request) const {
     if (prefix_ < 0)
       throw InputError("the context is empty, and the model names no token to begin with");
     pair.context = {prefix_};
-    // A text that begins with that token needs no other.
-    if (!pair.continuation.empty() && pair.continuation.front() == prefix_)
+    if (protocol_ == Protocol::kLmEval && !pair.continuation.empty() &&
+        pair.continuation.front() == prefix_)
       pair.continuation.erase(pair.continuation.begin());
   } else {
     const std::string context(strip_end(request.context));

@@ -51,10 +51,13 @@ class BundledModel {
                     512, limit, "test");
     NullMonitor monitor;
     ActivationBudget budget(std::size_t{1} << 32, folder_.path());
-    return measure_perplexity(
-        model_, *shape_,
-        [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
-        *backend_, world, budget, monitor);
+    const std::vector<ScoredSequence> sequences = sequences_of(windows);
+    return perplexity_of(
+        measure_log_likelihoods(
+            model_, *shape_,
+            [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); },
+            sequences, Greedy::kNo, *backend_, world, budget, monitor),
+        windows.length);
   }
 
  private:
