@@ -4,6 +4,7 @@
 #include "base/exit_code.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/run/run_files.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
@@ -47,7 +48,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
        read_evaluations(evaluations, model.config(), *tokenizer, threads, *world, monitor)) {
     monitor.phase("evaluation on " + evaluation.name);
     const EvaluationFigures figures =
-        measure(evaluation, model, *shape, original_weights(model, *shape, *backend), *backend,
+        measure(evaluation, model, *shape, {}, original_weights(model, *shape, *backend), *backend,
                 *world, budget, monitor);
     if (world->rank() != 0) continue;
     if (evaluation.is_task()) {

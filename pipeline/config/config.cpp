@@ -475,6 +475,7 @@ void read_evaluate(Section section, InputFiles files, RunConfig& config) {
       config.evaluations.perplexity.push_back(std::move(task));
     }
   }
+  config.evaluations.kl = section.boolean("kl", config.evaluations.kl);
   read_tasks(section, files, names, config.evaluations);
   section.finish();
 }
@@ -607,6 +608,7 @@ std::string to_yaml(const RunConfig& config) {
     line("    - {{name: {}, text: {}, window: {}, limit: {}, rows: {}}}", yaml_text(task.name),
          yaml_text(task.text), task.window, task.limit, task.rows);
   }
+  line("  kl: {}", config.evaluations.kl);
   if (!config.evaluations.tasks.empty()) {
     line("  protocol: {}", kProtocols[static_cast<std::size_t>(config.evaluations.protocol)]);
     line("  tasks:");

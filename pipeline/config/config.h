@@ -28,6 +28,7 @@ struct Evaluations {
   std::vector<PerplexityTask> perplexity;
   std::vector<TaskOptions> tasks;
   Protocol protocol = Protocol::kLmEval;
+  bool kl = false;  // the texts of perplexities, too: how far a recipe is from the original
 
   bool empty() const { return perplexity.empty() && tasks.empty(); }
 };

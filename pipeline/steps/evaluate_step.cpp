@@ -44,6 +44,14 @@ Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& in
 // JSON has no NaN: a model whose output is not finite has no perplexity.
 Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
+Json to_json(const DivergenceFigures& figures) {
+  return {{"mean", number_or_null(figures.mean)},
+          {"percentile_99", number_or_null(figures.percentile_99)},
+          {"largest", number_or_null(figures.largest)},
+          {"same_top", figures.same_top},
+          {"rows", figures.rows}};
+}
+
 // What scoring needs to know of documents, for the other ranks.
 Json facts_of(const Evaluation& evaluation) {
   Json documents = Json::array();
@@ -106,6 +114,11 @@ void write_figures(Job& job, const std::string& recipe, const Evaluation& evalua
   } else {
     results["perplexity"][name] = number_or_null(figures.perplexity.perplexity);
     results["windows"][name] = figures.perplexity.windows;
+    if (figures.divergence.rows > 0) {
+      results["kl"][name] = to_json(figures.divergence);
+    } else if (results.contains("kl")) {
+      results["kl"].erase(name);  // of other windows
+    }
   }
   results["computed_by"][name] = job.backend().computes_as();
   write_sealed_json(results_path(job.config().run, recipe), results_key(recipe), results);
@@ -121,6 +134,7 @@ Json event_of(const std::string& recipe, const Evaluation& evaluation,
   } else {
     event["windows"] = figures.perplexity.windows;
     event["perplexity"] = number_or_null(figures.perplexity.perplexity);
+    if (figures.divergence.rows > 0) event["kl"] = to_json(figures.divergence);
   }
   return event;
 }
@@ -187,16 +201,23 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
 }
 
 EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& shape, const BlockSource& weights, Backend& backend,
-                          Communicator& group, ActivationBudget& budget, Monitor& monitor) {
-  const std::vector<LogLikelihood> log_likelihoods =
-      measure_log_likelihoods(model, shape, weights, evaluation.sequences, evaluation.greedy,
-                              backend, group, budget, monitor);
+                          const DecoderBlock& shape, const BlockSource& reference,
+                          const BlockSource& weights, Backend& backend, Communicator& group,
+                          ActivationBudget& budget, Monitor& monitor) {
+  const Comparison comparison =
+      compare_models(model, shape, reference, weights, evaluation.sequences, evaluation.greedy,
+                     backend, group, budget, monitor);
+  const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
   EvaluationFigures figures;
+  figures.divergence = figures_of(comparison.rows);
   if (!evaluation.is_task()) {
     figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
     figures.summary = fmt::format("{:.4f} ({} windows)", figures.perplexity.perplexity,
                                   figures.perplexity.windows);
+    if (figures.divergence.rows > 0) {
+      figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
+                                     figures.divergence.mean, 100 * figures.divergence.same_top);
+    }
     return figures;
   }
   figures.task = score_task(evaluation.task, evaluation.protocol, evaluation.documents,
@@ -235,20 +256,26 @@ std::vector<Json> RunEvaluations::all_settings(Job& job) const {
   return settings;
 }
 
-Json RunEvaluations::settings(Job& job, std::size_t index) {
+bool RunEvaluations::compares(std::size_t index, const std::string& recipe) const {
+  return what_.kl && index < what_.perplexity.size() && recipe != kOriginal;
+}
+
+Json RunEvaluations::settings(Job& job, std::size_t index, const std::string& recipe) {
   if (settings_.empty()) settings_ = all_settings(job);
-  return settings_[index];
+  Json settings = settings_[index];
+  if (compares(index, recipe)) settings["kl"] = true;
+  return settings;
 }
 
 bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                       RunEvaluations& evaluations) {
   for (std::size_t t = 0; t < evaluations.size(); ++t) {
-    const Json settings = group.rank() == 0 ? evaluations.settings(job, t) : Json();
     const std::string& task = evaluations.name(t);
     for (const std::string& name : recipes) {
       const std::string identity =
           name == kOriginal ? job.inputs().model
                             : recipe_identity(job.config(), job.inputs(), job.recipe(name));
+      const Json settings = group.rank() == 0 ? evaluations.settings(job, t, name) : Json();
       // The look of the group's rank 0 decides, so that all its ranks do the same.
       Json results;
       int there = 0;
@@ -266,15 +293,18 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
       const std::string what =
           (evaluation.is_task() ? "" : "perplexity of ") + name + " on " + task;
       job.monitor().phase(what);
-      BlockSource weights = original_weights(job.model(), job.shape(), job.backend());
+      const BlockSource original = original_weights(job.model(), job.shape(), job.backend());
+      BlockSource weights = original;
       if (name != kOriginal) {
         weights = [&](int block) {
           return load_quantized_weights(job.model(), job.shape(), job.store(), name, block,
                                         job.backend());
         };
       }
-      const EvaluationFigures figures = measure(evaluation, job.model(), job.shape(), weights,
-                                                job.backend(), group, job.budget(), job.monitor());
+      const EvaluationFigures figures =
+          measure(evaluation, job.model(), job.shape(),
+                  evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
+                  group, job.budget(), job.monitor());
       job.model_identity().join(group);
       if (group.rank() != 0) continue;
       const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

@@ -33,6 +33,7 @@ struct Evaluation {
 
 struct EvaluationFigures {
   Perplexity perplexity;
+  DivergenceFigures divergence;  // rows: 0 unless the original was beside
   TaskResult task;
   std::string summary;  // "2.3368 (486 windows)", "acc 0.994 (500 documents)"
 };
@@ -41,10 +42,11 @@ struct EvaluationFigures {
 std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const ModelConfig& model,
                                          const Tokenizer& tokenizer, ThreadPool& threads,
                                          Communicator& world, JobMonitor& monitor);
-// Collective over `group`.
+// With `reference`, the original's weights, also how far the model is from it. Collective over `group`.
 EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& shape, const BlockSource& weights, Backend& backend,
-                          Communicator& group, ActivationBudget& budget, Monitor& monitor);
+                          const DecoderBlock& shape, const BlockSource& reference,
+                          const BlockSource& weights, Backend& backend, Communicator& group,
+                          ActivationBudget& budget, Monitor& monitor);
 BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, Backend& backend);
 
 // What a run measures: as sequences of tokens once they are needed.
@@ -55,8 +57,10 @@ class RunEvaluations {
   std::size_t size() const { return what_.perplexity.size() + what_.tasks.size(); }
   const std::string& name(std::size_t index) const;
   const Evaluation& at(std::size_t index) const { return read_.at(index); }  // once they are read
-  // What a figure depends on besides the weights.
-  nlohmann::json settings(Job& job, std::size_t index);
+  // What a figure of a recipe, or of kOriginal, depends on besides the weights.
+  nlohmann::json settings(Job& job, std::size_t index, const std::string& recipe);
+  // Is the original walked beside the recipe?
+  bool compares(std::size_t index, const std::string& recipe) const;
 
  private:
   std::vector<nlohmann::json> all_settings(Job& job) const;

@@ -1,17 +1,19 @@
 #include "stages/evaluate/log_likelihood.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "base/error.h"
 #include "comm/tree_sum.h"
+#include "kernels/cpu/vector_math.h"
 #include "stages/calibrate/samples.h"
 
 namespace roundhouse {
 namespace {
 
-// The head takes rows of about this many together; more than the second number only where it has to.
+// The head takes at most so many rows together, or one piece of a sequence, which has no more than the second number.
 constexpr std::int64_t kHeadRows = 512;
 constexpr std::int64_t kMostHeadRows = 2048;
 
@@ -72,44 +74,66 @@ bool is_greedy(ConstMatrix logits, std::span<const std::int32_t> targets, Backen
   return true;
 }
 
-// The scores of a batch, whose last residual is given.
-std::vector<Score> score_batch(const CausalLM& model, const CausalLM::Head& head,
-                               std::span<const ScoredSequence> sequences,
-                               const EvaluationBatch& batch, ConstMatrix residual, Greedy greedy,
-                               Backend& backend) {
-  std::size_t count = 0;
-  for (const std::size_t s : batch.sequences) count += sequences[s].scored.size();
-  std::vector<Score> scores(count);
-  const std::vector<Piece> pieces = cut_pieces(sequences, batch);
-  for (std::size_t begin = 0, end = 0; begin < pieces.size(); begin = end) {
-    std::int64_t rows = 0;
-    do {
-      rows += pieces[end++].rows();
-    } while (end < pieces.size() && rows + pieces[end].rows() <= kHeadRows);
-    Tensor gathered(backend, residual.type, rows, residual.cols);
-    std::vector<std::int32_t> targets;
-    for (std::size_t p = begin; p < end; ++p) {
-      const auto at = std::ssize(targets);
-      backend.copy(residual.row_range(pieces[p].row, pieces[p].row + pieces[p].rows()),
-                   gathered.view().row_range(at, at + pieces[p].rows()));
-      targets.insert(targets.end(), pieces[p].targets.begin(), pieces[p].targets.end());
-    }
-    const Tensor logits = model.logits(head, std::as_const(gathered).view(), backend);
-    std::vector<float> loss(targets.size());
-    backend.cross_entropy({.logits = logits.view(), .target = targets, .loss = loss});
-    std::int64_t row = 0;
-    for (std::size_t p = begin; p < end; ++p) {
-      Score& score = scores[pieces[p].score];
-      const std::int64_t stop = row + pieces[p].rows();
-      if (greedy == Greedy::kYes && score.greedy != 0) {
-        score.greedy =
-            is_greedy(logits.view().row_range(row, stop), pieces[p].targets, backend) ? 1 : 0;
-      }
-      for (; row < stop; ++row)
-        score.sum -= static_cast<double>(loss[static_cast<std::size_t>(row)]);
-    }
+// A model's logits for some pieces of a batch, which follow each other.
+struct HeadChunk {
+  std::vector<Piece> pieces;
+  std::vector<std::int32_t> targets;
+};
+
+std::vector<HeadChunk> cut_chunks(std::span<const ScoredSequence> sequences,
+                                  const EvaluationBatch& batch) {
+  std::vector<HeadChunk> chunks;
+  for (const Piece& piece : cut_pieces(sequences, batch)) {
+    if (chunks.empty() || std::ssize(chunks.back().targets) + piece.rows() > kHeadRows)
+      chunks.emplace_back();
+    chunks.back().pieces.push_back(piece);
+    chunks.back().targets.insert(chunks.back().targets.end(), piece.targets.begin(),
+                                 piece.targets.end());
   }
-  return scores;
+  return chunks;
+}
+
+Tensor logits_of(const HeadChunk& chunk, const CausalLM& model, const CausalLM::Head& head,
+                 const Tensor& residual, Backend& backend) {
+  Tensor gathered(backend, residual.type(), std::ssize(chunk.targets), residual.cols());
+  std::int64_t at = 0;
+  for (const Piece& piece : chunk.pieces) {
+    backend.copy(residual.view().row_range(piece.row, piece.row + piece.rows()),
+                 gathered.view().row_range(at, at + piece.rows()));
+    at += piece.rows();
+  }
+  return model.logits(head, std::as_const(gathered).view(), backend);
+}
+
+void add_scores(const HeadChunk& chunk, const Tensor& logits, Greedy greedy, Backend& backend,
+                std::span<Score> scores) {
+  std::vector<float> loss(chunk.targets.size());
+  backend.cross_entropy({.logits = logits.view(), .target = chunk.targets, .loss = loss});
+  std::int64_t row = 0;
+  for (const Piece& piece : chunk.pieces) {
+    Score& score = scores[piece.score];
+    const std::int64_t stop = row + piece.rows();
+    if (greedy == Greedy::kYes && score.greedy != 0) {
+      score.greedy = is_greedy(logits.view().row_range(row, stop), piece.targets, backend) ? 1 : 0;
+    }
+    for (; row < stop; ++row) score.sum -= static_cast<double>(loss[static_cast<std::size_t>(row)]);
+  }
+}
+
+// Appends how far the second model's distributions are from the first one's, at the rows of which a token is scored.
+void add_divergences(const HeadChunk& chunk, const Tensor& reference, const Tensor& logits,
+                     Backend& backend, std::vector<Divergence>& divergences) {
+  const auto cols = static_cast<std::size_t>(logits.cols());
+  std::vector<float> p(cols), q(cols);
+  for (std::size_t r = 0; r < chunk.targets.size(); ++r) {
+    if (chunk.targets[r] < 0) continue;
+    const auto row = static_cast<std::int64_t>(r);
+    backend.download(reference.view().row_range(row, row + 1).data,
+                     std::as_writable_bytes(std::span(p)));
+    backend.download(logits.view().row_range(row, row + 1).data,
+                     std::as_writable_bytes(std::span(q)));
+    divergences.push_back(divergence(p, q));
+  }
 }
 
 void check_rows(std::span<const ScoredSequence> sequences) {
@@ -143,76 +167,174 @@ std::vector<EvaluationBatch> cut_batches(std::span<const ScoredSequence> sequenc
   return batches;
 }
 
+namespace {
+
+// Runs this rank's batches through the blocks of all streams (models of one shape), side by side, and hands the last residuals of
+// each batch to `visit`, in the batches' order. The one walk of everything that is evaluated.
+void walk(const CausalLM& model, const DecoderBlock& shape, std::span<const BlockSource> streams,
+          std::span<const ScoredSequence> sequences, std::span<const EvaluationBatch> batches,
+          PartRange mine, Backend& backend, ActivationBudget& budget, Monitor& monitor,
+          const std::function<void(const EvaluationBatch& batch, const CausalLM::Head& head,
+                                   std::span<const Tensor> residuals)>& visit) {
+  if (mine.begin == mine.end) return;
+  const auto rows_of = [](const EvaluationBatch& batch) {
+    return std::ssize(batch.sequences) * batch.length;
+  };
+  std::vector<Activations> residuals;
+  for (std::size_t s = 0; s < streams.size(); ++s)
+    residuals.emplace_back(budget, backend.activation_type(), shape.hidden_size());
+  for (int i = mine.begin; i < mine.end; ++i) {
+    const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
+    const Tensor embedded = model.embed(padded_ids(sequences, batch), batch.length, backend);
+    for (Activations& residual : residuals) {
+      residual.reserve(i, embedded.rows());
+      residual.store(i, 0, embedded.view(), backend);
+    }
+  }
+  for (int block = 0; block < model.config().blocks; ++block) {
+    for (std::size_t s = 0; s < streams.size(); ++s) {
+      monitor.tick();
+      const BlockWeights weights = streams[s](block);
+      for (int i = mine.begin; i < mine.end; ++i) {
+        const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
+        BlockState state;
+        state.residual = residuals[s].load(i, 0, rows_of(batch), backend);
+        state.sequences = std::ssize(batch.sequences);
+        state.length = batch.length;
+        shape.forward(weights, state, backend);
+        residuals[s].store(i, 0, state.residual.view(), backend);
+        monitor.tick();
+      }
+    }
+  }
+  const CausalLM::Head head = model.load_head(backend);
+  for (int i = mine.begin; i < mine.end; ++i) {
+    const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
+    std::vector<Tensor> last;
+    for (const Activations& residual : residuals)
+      last.push_back(residual.load(i, 0, rows_of(batch), backend));
+    visit(batch, head, last);
+    for (Activations& residual : residuals) residual.release(i);
+    monitor.tick();
+  }
+}
+
+// What all ranks have found, by rank, which is the order of the batches, whoever held what.
+template <class T>
+std::vector<T> gathered(const std::vector<T>& mine, Communicator& world) {
+  std::vector<T> all;
+  for (const auto& part : world.all_gather(std::as_bytes(std::span(mine)))) {
+    const std::size_t before = all.size();
+    all.resize(before + part.size() / sizeof(T));
+    if (!part.empty()) std::memcpy(&all[before], part.data(), part.size());
+  }
+  return all;
+}
+
+// From the order of batches to that of sequences, each of which has so many.
+template <class T, class Count>
+std::vector<T> sorted(const std::vector<T>& all, std::span<const ScoredSequence> sequences,
+                      std::span<const EvaluationBatch> batches, const Count& count) {
+  std::vector<std::size_t> first(sequences.size() + 1, 0);
+  for (std::size_t s = 0; s < sequences.size(); ++s) first[s + 1] = first[s] + count(sequences[s]);
+  require(all.size() == first.back(), "the ranks have not evaluated every row once");
+  std::vector<T> results(first.back());
+  std::size_t at = 0;
+  for (const EvaluationBatch& batch : batches) {
+    for (const std::size_t s : batch.sequences) {
+      for (std::size_t i = first[s]; i < first[s + 1]; ++i, ++at) results[i] = all[at];
+    }
+  }
+  return results;
+}
+
+}  // namespace
+
+Divergence divergence(std::span<const float> reference, std::span<const float> logits) {
+  const std::size_t n = reference.size();
+  const auto top = std::ranges::max_element(reference) - reference.begin();
+  const auto other_top = std::ranges::max_element(logits) - logits.begin();
+  const float most = reference[static_cast<std::size_t>(top)];
+  const float other_most = logits[static_cast<std::size_t>(other_top)];
+  // In eight sums each, which the compiler keeps in vectors.
+  constexpr std::size_t kSums = 8;
+  double sums[kSums] = {}, other_sums[kSums] = {}, differences[kSums] = {};
+  for (std::size_t begin = 0; begin < n; begin += kSums) {
+    const std::size_t width = std::min(kSums, n - begin);
+    for (std::size_t k = 0; k < width; ++k) {
+      const float a = reference[begin + k] - most, b = logits[begin + k] - other_most;
+      const double p = fast_exp(a);
+      sums[k] += p;
+      other_sums[k] += fast_exp(b);
+      differences[k] += p * (static_cast<double>(a) - b);
+    }
+  }
+  double sum = 0, other_sum = 0, difference = 0;
+  for (std::size_t k = 0; k < kSums; ++k) {
+    sum += sums[k];
+    other_sum += other_sums[k];
+    difference += differences[k];
+  }
+  // sum p (a - ln sum e^a - b + ln sum e^b)
+  return {.nats = difference / sum - std::log(sum) + std::log(other_sum),
+          .same_top = top == other_top ? 1 : 0};
+}
+
+Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
+                          const BlockSource& reference, const BlockSource& weights,
+                          std::span<const ScoredSequence> sequences, Greedy greedy,
+                          Backend& backend, Communicator& world, ActivationBudget& budget,
+                          Monitor& monitor) {
+  check_rows(sequences);
+  const std::vector<EvaluationBatch> batches = cut_batches(sequences);
+  std::vector<BlockSource> streams;
+  if (reference) streams.push_back(reference);
+  streams.push_back(weights);
+  std::vector<Score> scores;  // of this rank's batches, in their order
+  std::vector<Divergence> divergences;
+  walk(model, shape, streams, sequences, batches,
+       parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size()), backend, budget,
+       monitor,
+       [&](const EvaluationBatch& batch, const CausalLM::Head& head,
+           std::span<const Tensor> residuals) {
+         const std::size_t before = scores.size();
+         for (const std::size_t s : batch.sequences)
+           scores.resize(scores.size() + sequences[s].scored.size());
+         for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
+           const Tensor logits = logits_of(chunk, model, head, residuals.back(), backend);
+           add_scores(chunk, logits, greedy, backend, std::span(scores).subspan(before));
+           if (!reference) continue;
+           add_divergences(chunk, logits_of(chunk, model, head, residuals.front(), backend), logits,
+                           backend, divergences);
+         }
+       });
+  const auto scored_rows = [](const ScoredSequence& sequence) {
+    std::size_t rows = 0;
+    for (const ScoredRows& scored : sequence.scored)
+      rows += static_cast<std::size_t>(
+          std::ranges::count_if(scored.targets, [](std::int32_t target) { return target >= 0; }));
+    return rows;
+  };
+  Comparison comparison;
+  for (const Score& score :
+       sorted(gathered(scores, world), sequences, batches,
+              [](const ScoredSequence& sequence) { return sequence.scored.size(); })) {
+    comparison.log_likelihoods.push_back({.sum = score.sum, .greedy = score.greedy != 0});
+  }
+  if (reference)
+    comparison.rows = sorted(gathered(divergences, world), sequences, batches, scored_rows);
+  return comparison;
+}
+
 std::vector<LogLikelihood> measure_log_likelihoods(const CausalLM& model, const DecoderBlock& shape,
                                                    const BlockSource& weights,
                                                    std::span<const ScoredSequence> sequences,
                                                    Greedy greedy, Backend& backend,
                                                    Communicator& world, ActivationBudget& budget,
                                                    Monitor& monitor) {
-  check_rows(sequences);
-  const std::vector<EvaluationBatch> batches = cut_batches(sequences);
-  const PartRange mine =
-      parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size());
-  Activations residual(budget, backend.activation_type(), shape.hidden_size());
-  const auto rows_of = [](const EvaluationBatch& batch) {
-    return std::ssize(batch.sequences) * batch.length;
-  };
-
-  for (int i = mine.begin; i < mine.end; ++i) {
-    const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
-    const Tensor embedded = model.embed(padded_ids(sequences, batch), batch.length, backend);
-    residual.reserve(i, embedded.rows());
-    residual.store(i, 0, embedded.view(), backend);
-  }
-  for (int block = 0; block < model.config().blocks; ++block) {
-    if (mine.begin == mine.end) break;
-    monitor.tick();
-    const BlockWeights block_weights = weights(block);
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
-      BlockState state;
-      state.residual = residual.load(i, 0, rows_of(batch), backend);
-      state.sequences = std::ssize(batch.sequences);
-      state.length = batch.length;
-      shape.forward(block_weights, state, backend);
-      residual.store(i, 0, state.residual.view(), backend);
-      monitor.tick();
-    }
-  }
-
-  std::vector<Score> scores;  // of this rank's batches, in their order
-  if (mine.begin < mine.end) {
-    const CausalLM::Head head = model.load_head(backend);
-    for (int i = mine.begin; i < mine.end; ++i) {
-      const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
-      const Tensor last = residual.load(i, 0, rows_of(batch), backend);
-      const std::vector<Score> own =
-          score_batch(model, head, sequences, batch, last.view(), greedy, backend);
-      scores.insert(scores.end(), own.begin(), own.end());
-      residual.release(i);
-      monitor.tick();
-    }
-  }
-
-  // The order of ranks is that of the batches, whoever held what.
-  std::vector<Score> all;
-  for (const auto& part : world.all_gather(std::as_bytes(std::span(scores)))) {
-    const std::size_t before = all.size();
-    all.resize(before + part.size() / sizeof(Score));
-    if (!part.empty()) std::memcpy(&all[before], part.data(), part.size());
-  }
-  std::vector<std::size_t> first(sequences.size() + 1, 0);  // result of each sequence
-  for (std::size_t s = 0; s < sequences.size(); ++s)
-    first[s + 1] = first[s] + sequences[s].scored.size();
-  std::vector<LogLikelihood> results(first.back());
-  std::size_t at = 0;
-  for (const EvaluationBatch& batch : batches) {
-    for (const std::size_t s : batch.sequences) {
-      for (std::size_t i = first[s]; i < first[s + 1]; ++i, ++at)
-        results[i] = {.sum = all[at].sum, .greedy = all[at].greedy != 0};
-    }
-  }
-  return results;
+  return compare_models(model, shape, {}, weights, sequences, greedy, backend, world, budget,
+                        monitor)
+      .log_likelihoods;
 }
 
 void share_sequences(std::vector<ScoredSequence>& sequences, Communicator& world) {

@@ -62,6 +62,26 @@ std::vector<LogLikelihood> measure_log_likelihoods(const CausalLM& model, const 
                                                    Communicator& world, ActivationBudget& budget,
                                                    Monitor& monitor);
 
+// How far a model's distribution over the next token, q, is from the original's, p.
+struct Divergence {
+  double nats = 0;            // sum p ln(p / q)
+  std::int64_t same_top = 0;  // 1: both have the same likeliest token (the first of equal ones)
+};
+// Of logits [vocabulary].
+Divergence divergence(std::span<const float> reference, std::span<const float> logits);
+
+// Two models of one shape side by side, block by block: what measure_log_likelihoods() says of the second, with the same bits, and
+// how far it is from the first at every row of which a token is scored, in order. No `reference`: no such rows.
+struct Comparison {
+  std::vector<LogLikelihood> log_likelihoods;
+  std::vector<Divergence> rows;
+};
+Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
+                          const BlockSource& reference, const BlockSource& weights,
+                          std::span<const ScoredSequence> sequences, Greedy greedy,
+                          Backend& backend, Communicator& world, ActivationBudget& budget,
+                          Monitor& monitor);
+
 // Rank 0's sequences, on every rank. Collective. Throws Error where they are more than 2^31 numbers.
 void share_sequences(std::vector<ScoredSequence>& sequences, Communicator& world);
 

@@ -42,6 +42,30 @@ std::vector<ScoredSequence> sequences_of(const Windows& windows) {
   return sequences;
 }
 
+DivergenceFigures figures_of(std::span<const Divergence> rows) {
+  DivergenceFigures figures;
+  std::vector<double> nats;
+  for (const Divergence& row : rows) {
+    nats.push_back(row.nats);
+    figures.mean += row.nats;
+    figures.same_top += static_cast<double>(row.same_top);
+  }
+  if (nats.empty()) return figures;
+  const auto n = static_cast<double>(nats.size());
+  figures.mean /= n;
+  figures.same_top /= n;
+  figures.rows = std::ssize(nats);
+  // A model whose output is not finite has no order of its rows.
+  if (!std::isfinite(figures.mean)) {
+    figures.percentile_99 = figures.largest = figures.mean;
+    return figures;
+  }
+  std::ranges::sort(nats);
+  figures.percentile_99 = nats[(nats.size() * 99 + 99) / 100 - 1];
+  figures.largest = nats.back();
+  return figures;
+}
+
 Perplexity perplexity_of(std::span<const LogLikelihood> windows, std::int64_t length) {
   double sum = 0;
   for (const LogLikelihood& window : windows) sum += -window.sum / static_cast<double>(length - 1);

@@ -36,6 +36,16 @@ struct Perplexity {
 // A sequence for each window, of which every token but the first is scored.
 std::vector<ScoredSequence> sequences_of(const Windows& windows);
 
+// How far a model is from another one over the rows of a text: Kullback-Leibler divergences, in nats.
+struct DivergenceFigures {
+  double mean = 0;
+  double percentile_99 = 0;  // the least that 99 % of the rows do not exceed
+  double largest = 0;
+  double same_top = 0;  // share of the rows at which both have the same likeliest token
+  std::int64_t rows = 0;
+};
+DivergenceFigures figures_of(std::span<const Divergence> rows);
+
 // Of the log-likelihoods of the windows, in their order. Not a number if the model's output is not finite.
 Perplexity perplexity_of(std::span<const LogLikelihood> windows, std::int64_t length);
 

@@ -131,6 +131,80 @@ TEST_F(LogLikelihoodTest, HasTheSameBitsOnAnyNumberOfRanks) {
   }
 }
 
+// A model beside itself with one block's down projection taken away.
+TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
+  std::vector<ScoredSequence> all = sequences();
+  const BlockSource original = [&](int block) {
+    return shape_->load(model_.checkpoint(), block, *backend_);
+  };
+  const BlockSource changed = [&](int block) {
+    BlockWeights weights = original(block);
+    if (block == 3) backend_->zero(weights.linears.back().view());
+    return weights;
+  };
+  NullMonitor monitor;
+  ActivationBudget budget(std::size_t{1} << 32, folder_.path());
+  const auto compare = [&](const BlockSource& weights, Communicator& world) {
+    return compare_models(model_, *shape_, original, weights, all, Greedy::kNo, *backend_, world,
+                          budget, monitor);
+  };
+  const auto alone = make_local_communicator();
+  const Comparison same = compare(original, *alone);
+  const std::vector<LogLikelihood> measured = measure(all, *alone);
+  std::size_t rows = 0;
+  for (const ScoredSequence& sequence : all)
+    rows += sequence.ids.size() + 1;  // 2 more, 1 not scored
+  ASSERT_EQ(same.rows.size(), rows);
+  for (const Divergence& row : same.rows) {
+    EXPECT_EQ(row.nats, 0);
+    EXPECT_EQ(row.same_top, 1);
+  }
+  for (std::size_t i = 0; i < measured.size(); ++i)
+    EXPECT_EQ(same.log_likelihoods[i].sum, measured[i].sum);
+
+  const Comparison want = compare(changed, *alone);
+  const Comparison other = compare(changed, test_world());
+  for (std::size_t i = 0; i < rows; ++i) {
+    EXPECT_GT(want.rows[i].nats, 0);
+    EXPECT_EQ(other.rows[i].nats, want.rows[i].nats);
+    EXPECT_EQ(other.rows[i].same_top, want.rows[i].same_top);
+  }
+  // The second model's figures, and the rows in the order of the sequences: both from the walk without the other.
+  const std::vector<LogLikelihood> second = measure_log_likelihoods(
+      model_, *shape_, changed, all, Greedy::kNo, *backend_, *alone, budget, monitor);
+  for (std::size_t i = 0; i < second.size(); ++i)
+    EXPECT_EQ(want.log_likelihoods[i].sum, second[i].sum);
+  std::size_t at = 0;
+  for (const ScoredSequence& sequence : all) {
+    // The last row is scored by the first two, and by the third.
+    const std::size_t last = at + sequence.ids.size();
+    EXPECT_EQ(want.rows[at].nats, want.rows[at + 1].nats);
+    if (sequence.ids.size() > 2) EXPECT_EQ(want.rows[at].nats, want.rows[last].nats);
+    at = last + 1;
+  }
+}
+
+TEST_F(LogLikelihoodTest, DivergenceIsThatOfTheDefinition) {
+  std::uniform_real_distribution<float> any(-20, 5);
+  std::vector<float> a(1003), b(1003);
+  for (float& value : a) value = any(random_);
+  for (float& value : b) value = any(random_);
+  b[7] = a[7] = 9;
+  double sum_a = 0, sum_b = 0, want = 0;
+  for (const float value : a) sum_a += std::exp(static_cast<double>(value));
+  for (const float value : b) sum_b += std::exp(static_cast<double>(value));
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double ln_p = a[i] - std::log(sum_a), ln_q = b[i] - std::log(sum_b);
+    want += std::exp(ln_p) * (ln_p - ln_q);
+  }
+  EXPECT_NEAR(divergence(a, b).nats, want, 1e-5 * want);
+  EXPECT_EQ(divergence(a, b).same_top, 1);
+  b[8] = 10;
+  EXPECT_EQ(divergence(a, b).same_top, 0);
+  b[9] = NAN;
+  EXPECT_TRUE(std::isnan(divergence(a, b).nats));
+}
+
 TEST_F(LogLikelihoodTest, BatchesAreOfAbout2048TokensAndLikeLengths) {
   std::vector<ScoredSequence> all;
   for (const std::size_t length : {10, 1000, 3000, 1000, 20, 1100})
