@@ -203,9 +203,9 @@ void ModelIdentity::join(Communicator& group) {
       write();
     }
   }
-  error = broadcast(group, error);
+  error = share(group, error);
   if (!error.empty()) throw InputError(error);
-  const Json merged = Json::parse(broadcast(group, Json(contents.all()).dump()));
+  const Json merged = Json::parse(share(group, Json(contents.all()).dump()));
   for (const auto& [tensor, hash] : merged.items()) {
     (void)contents.add(tensor, hash.get<std::string>());
   }

@@ -179,7 +179,9 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
     // The last row is scored by the first two, and by the third.
     const std::size_t last = at + sequence.ids.size();
     EXPECT_EQ(want.rows[at].nats, want.rows[at + 1].nats);
-    if (sequence.ids.size() > 2) EXPECT_EQ(want.rows[at].nats, want.rows[last].nats);
+    if (sequence.ids.size() > 2) {
+      EXPECT_EQ(want.rows[at].nats, want.rows[last].nats);
+    }
     at = last + 1;
   }
 }
