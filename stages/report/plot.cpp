@@ -3,8 +3,7 @@
 #include <map>
 #include <vector>
 
-#include <fmt/format.h>
-
+#include "stages/report/format.h"
 #include "stages/report/report.h"
 
 namespace roundhouse {
@@ -46,18 +45,18 @@ class Scale {
 std::string axes(const Scale& x, const Scale& y, double bits, double most_bits, double least,
                  double most) {
   std::string svg =
-      fmt::format("<path class=\"axis\" d=\"M{0} {1}V{2}H{3}\"/>\n", kLeft, kTop, kBottom, kRight);
+      format("<path class=\"axis\" d=\"M%g %gV%gH%g\"/>\n", kLeft, kTop, kBottom, kRight);
   for (double tick = std::ceil(bits); tick <= most_bits; ++tick) {
-    svg += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{:.0f}</text>\n",
-                       x(tick), kBottom + 20, tick);
+    svg += format("<text x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%.0f</text>\n", x(tick),
+                  kBottom + 20, tick);
   }
   for (int i = 0; i <= 4; ++i) {
     const double value = std::exp(std::log(least) + i / 4.0 * std::log(most / least));
-    svg += fmt::format("<text x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{:.3g}</text>\n", kLeft - 8,
-                       y(std::log(value)) + 5, value);
+    svg += format("<text x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%.3g</text>\n", kLeft - 8,
+                  y(std::log(value)) + 5, value);
   }
-  return svg + fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">bits a weight</text>\n",
-                           (kLeft + kRight) / 2, kBottom + 42);
+  return svg + format("<text x=\"%g\" y=\"%g\" text-anchor=\"middle\">bits a weight</text>\n",
+                      (kLeft + kRight) / 2, kBottom + 42);
 }
 
 }  // namespace
@@ -79,28 +78,25 @@ std::string plot(const Report& report, const std::string& text) {
   for (const auto& [method, own] : methods) {
     const char* color = kColors[index % std::size(kColors)];
     std::string path;
-    for (const Point& point : own) {
-      path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", x(point.bits),
-                          y(std::log(point.perplexity)));
-    }
-    svg += fmt::format("<path fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\" d=\"{}\"/>\n", color,
-                       path);
+    for (const Point& point : own)
+      path += format("%s%.1f %.1f", path.empty() ? "M" : "L", x(point.bits),
+                     y(std::log(point.perplexity)));
+    svg += format("<path fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\" d=\"", color) + path +
+           "\"/>\n";
     const double label = kTop + 14 + 22 * static_cast<double>(index);
-    svg +=
-        fmt::format("<circle cx=\"{}\" cy=\"{}\" r=\"4.5\" fill=\"{}\"/>", kRight + 24, label - 5,
-                    color) +
-        fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kRight + 36, label, escape_html(method));
+    svg += format("<circle cx=\"%g\" cy=\"%g\" r=\"4.5\" fill=\"%s\"/>", kRight + 24, label - 5,
+                  color) +
+           format("<text x=\"%g\" y=\"%g\">", kRight + 36, label) + escape_html(method) +
+           "</text>\n";
     for (const Point& point : own) {
       const std::string at =
-          fmt::format("cx=\"{:.1f}\" cy=\"{:.1f}\"", x(point.bits), y(std::log(point.perplexity)));
+          format("<circle cx=\"%.1f\" cy=\"%.1f\"", x(point.bits), y(std::log(point.perplexity)));
       const bool front = std::ranges::none_of(points, [&](const Point& other) {
         return other.perplexity < point.perplexity && other.bits <= point.bits;
       });
-      if (front)
-        svg += fmt::format("<circle {} r=\"8.5\" fill=\"none\" stroke=\"{}\"/>", at, color);
-      svg += fmt::format(
-          "<circle {} r=\"4.5\" fill=\"{}\"><title>{}: {:.2f} bits, {:.4f}</title></circle>\n", at,
-          color, escape_html(point.row->name), point.bits, point.perplexity);
+      if (front) svg += at + format(" r=\"8.5\" fill=\"none\" stroke=\"%s\"/>", color);
+      svg += at + format(" r=\"4.5\" fill=\"%s\"><title>", color) + escape_html(point.row->name) +
+             format(": %.2f bits, %.4f</title></circle>\n", point.bits, point.perplexity);
     }
     ++index;
   }

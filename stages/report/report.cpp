@@ -2,20 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <set>
+
+#include "stages/report/format.h"
 
 namespace roundhouse {
 namespace {
 
 using Cells = std::vector<std::string>;
-
-template <class... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[128];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 std::string number(const char* pattern, double value) {
   if (std::isnan(value)) return "not finite";
