@@ -13,7 +13,8 @@
 namespace roundhouse {
 namespace {
 
-// The head takes at most so many rows together, or one piece of a sequence, which has no more than the second number.
+// The head takes the rows of a window by themselves, and few rows of many sequences together, so many at most. Longer stretches are cut.
+constexpr std::int64_t kWindowRows = 32;
 constexpr std::int64_t kHeadRows = 512;
 constexpr std::int64_t kMostHeadRows = 2048;
 
@@ -84,8 +85,10 @@ std::vector<HeadChunk> cut_chunks(std::span<const ScoredSequence> sequences,
                                   const EvaluationBatch& batch) {
   std::vector<HeadChunk> chunks;
   for (const Piece& piece : cut_pieces(sequences, batch)) {
-    if (chunks.empty() || std::ssize(chunks.back().targets) + piece.rows() > kHeadRows)
-      chunks.emplace_back();
+    const bool fits = !chunks.empty() && piece.rows() < kWindowRows &&
+                      chunks.back().pieces.front().rows() < kWindowRows &&
+                      std::ssize(chunks.back().targets) + piece.rows() <= kHeadRows;
+    if (!fits) chunks.emplace_back();
     chunks.back().pieces.push_back(piece);
     chunks.back().targets.insert(chunks.back().targets.end(), piece.targets.begin(),
                                  piece.targets.end());
