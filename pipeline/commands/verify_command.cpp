@@ -213,8 +213,16 @@ class RunCheck {
 
   Faults check_results(const std::string& name) {
     const SealedJson results = read_sealed_json(results_path(run_, name), results_key(name));
-    if (!results.object) return {results.why};
     Faults faults;
+    if (!results.object) {
+      faults.push_back(results.why);
+      std::error_code none;
+      for (const fs::directory_entry& answers :
+           fs::directory_iterator(run_ / "results" / name, none))
+        faults.push_back(answers.path().lexically_relative(run_).string() +
+                         ": cannot be checked without the figures");
+      return faults;
+    }
     if (!measured_.contains(name)) return faults;  // of a recipe that was taken out
     compare("of another model", results.object->value("model", ""), content_, faults);
     if (found_.identity) {
@@ -244,9 +252,9 @@ class RunCheck {
     for (const auto& [task, hash] : answers.items()) {
       const fs::path file = answers_path(run_, name, task);
       if (!fs::is_regular_file(file)) {
-        faults.push_back("the answers of " + task + " are missing");
+        faults.push_back(file.lexically_relative(run_).string() + ": missing");
       } else if (xxh3_hex_of_file(file) != hash) {
-        faults.push_back("the answers of " + task + " are damaged");
+        faults.push_back(file.lexically_relative(run_).string() + ": damaged");
       }
     }
     return faults;

@@ -63,7 +63,7 @@ class Results:
             expected = self.products()
             file = results / recipe / f"{task}.jsonl"
             file.unlink() if content is None else file.write_text(content)
-            check(f"the answers of {task} are" in self.small.call("verify", self.small.run, expect=1), "verify finds nothing wrong")
+            check(f"results/{recipe}/{task}.jsonl: " in self.small.call("verify", self.small.run, expect=1), "verify finds nothing wrong")
             before = len(self.journal())
             self.small.finish()
             measured = [(event["recipe"], event["name"]) for event in self.journal()[before:] if event["event"] in ("task", "perplexity")]
