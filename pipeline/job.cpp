@@ -11,6 +11,7 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
+#include "pipeline/steps/evaluate_step.h"
 
 namespace roundhouse {
 namespace {
@@ -80,21 +81,21 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
   for (const std::string& warning : tokenizer.warnings()) monitor.say("warning: " + warning);
 }
 
-Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
-         Access access)
+Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access)
     : config_(std::move(config)), access_(access), world_(session.world()) {
   agree(*world_, [&] {
     raise_open_files();
     model_ = std::make_unique<CausalLM>(config_.model);
     // Weights alone need none.
-    if (needs_calibration(config_) || !tasks.empty()) tokenizer_ = load_tokenizer(config_.model);
+    if (needs_calibration(config_) || !evaluations.empty())
+      tokenizer_ = load_tokenizer(config_.model);
     if (tokenizer_ && tokenizer_->vocabulary() > model_->config().vocabulary) {
       throw InputError(config_.model.string() + ": the tokenizer has " +
                        std::to_string(tokenizer_->vocabulary()) +
                        " pieces, the model's vocabulary only " +
                        std::to_string(model_->config().vocabulary));
     }
-    check_lengths(tasks);
+    check_lengths(evaluations);
   });
   device_ = choose_device(config_.device, session.local_size(), *world_);
   const RankThreads threads = rank_threads(config_.threads, session);
@@ -103,7 +104,7 @@ Job::Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityT
   agree(*world_, [&] {
     backend_ = make_rank_backend(device_, threads.threads);
     std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
-    for (const PerplexityTask& task : tasks) longest = std::max<std::int64_t>(longest, task.window);
+    longest = std::max(longest, longest_sequence(evaluations, model_->config()));
     shape_ = make_decoder_block(model_->config(), longest, *backend_);
     for (const Recipe& recipe : config_.recipes) {
       for (const std::string& format : config_.export_formats) {
@@ -202,7 +203,7 @@ Facts Job::facts() const {
   return facts;
 }
 
-void Job::check_lengths(const std::vector<PerplexityTask>& tasks) const {
+void Job::check_lengths(const Evaluations& evaluations) const {
   const auto check = [&](const std::string& key, std::int64_t tokens) {
     if (tokens > model_->config().max_positions) {
       throw InputError(key + ": " + std::to_string(tokens) + " tokens, but the model has only " +
@@ -211,7 +212,7 @@ void Job::check_lengths(const std::vector<PerplexityTask>& tasks) const {
   };
   if (needs_calibration(config_))
     check("calibration.sequence_length", config_.calibration.sequence_length);
-  for (const PerplexityTask& task : tasks)
+  for (const PerplexityTask& task : evaluations.perplexity)
     check("evaluate.perplexity window of " + task.name, task.window);
 }
 

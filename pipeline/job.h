@@ -19,7 +19,6 @@
 #include "pipeline/start/device_choice.h"
 #include "pipeline/start/threads.h"
 #include "pipeline/watch/job_monitor.h"
-#include "stages/evaluate/perplexity.h"
 #include "stages/flow/activations.h"
 
 namespace roundhouse {
@@ -30,9 +29,9 @@ class Job {
   // is there and sealed stays as it is.
   enum class Access { kHolds, kReads };
   // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config;
-  // throws InputError or Error before any work is done. `tasks`: what will be measured, the config's own or others, which do not become part of the run's
-  // config.
-  Job(LaunchSession& session, RunConfig config, const std::vector<PerplexityTask>& tasks,
+  // throws InputError or Error before any work is done. `evaluations`: what will be measured, the config's own or others, which do
+  // not become part of the run's config.
+  Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations,
       Access access = Access::kHolds);
   ~Job();
 
@@ -45,7 +44,7 @@ class Job {
   const CausalLM& model() const { return *model_; }
   const DecoderBlock& shape() const { return *shape_; }
   int blocks() const { return static_cast<int>(model_->config().blocks); }
-  // Precondition: a recipe needs calibration, or there are tasks.
+  // Precondition: a recipe needs calibration, or something is measured.
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Hdf5Store& store() { return *store_; }
   ActivationBudget& budget() { return *budget_; }
@@ -72,7 +71,7 @@ class Job {
   std::string share(std::string text);
 
  private:
-  void check_lengths(const std::vector<PerplexityTask>& tasks) const;
+  void check_lengths(const Evaluations& evaluations) const;
   void settle();
   Facts facts() const;  // that all ranks have to share
 
@@ -116,29 +115,10 @@ void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& 
 std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
                             const std::string& format);
 
-// What is measured: texts, as windows of tokens once they are needed.
-class EvaluationTexts {
- public:
-  explicit EvaluationTexts(std::vector<PerplexityTask> tasks) : tasks_(std::move(tasks)) {}
-  void read(Job& job);  // collective over the world; once
-  const std::vector<PerplexityTask>& tasks() const { return tasks_; }
-  const Windows& windows(std::size_t task) const { return windows_.at(task); }
-  // What a figure depends on besides the weights.
-  nlohmann::json settings(Job& job, std::size_t task);
-
- private:
-  std::vector<PerplexityTask> tasks_;
-  std::vector<Windows> windows_;
-  std::vector<nlohmann::json> settings_;
-};
-
 // The steps of a run that are commands of their own, too. Collective over `group`: the world, or the team of a pipeline stage
 // while other stages quantize. Each skips what is already there and right. False if it stopped because it was asked to.
 bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output);
-// Recipe names, or kOriginal. A group that is not the world needs texts that are read.
-bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
-                      EvaluationTexts& texts);
 // Writes RUN/report of what there is by now; prints the table where it is asked to. On one rank.
 void report_run(const std::filesystem::path& run, bool print);
 

@@ -48,6 +48,18 @@ bool is_word_character(char32_t c) {
   }
 }
 
+std::string capitalized(std::string_view text) {
+  std::string result;
+  for (std::size_t i = 0; i < text.size();) {
+    const CodePoint c = code_point_at(text, i);
+    const auto value = static_cast<utf8proc_int32_t>(c.value);
+    append_utf8(result,
+                static_cast<char32_t>(i == 0 ? utf8proc_totitle(value) : utf8proc_tolower(value)));
+    i += c.bytes;
+  }
+  return result;
+}
+
 void append_utf8(std::string& text, char32_t value) {
   const auto add = [&](char32_t byte) { text += static_cast<char>(byte); };
   if (value < 0x80) {

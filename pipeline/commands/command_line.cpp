@@ -89,7 +89,10 @@ struct Arguments {
   ExportArguments exporting;
   EvaluateArguments evaluating;
   PerplexityTask text;
-  std::string text_name;
+  TaskOptions task;
+  std::string protocol;
+  std::string evaluation_name;
+  int limit = 0;  // of what is evaluated
   std::string folder;
   std::vector<std::string> folders;
   SynthArguments making;
@@ -154,8 +157,8 @@ void add_export(CLI::App& app, Arguments& arguments) {
 }
 
 void add_evaluate(CLI::App& app, Arguments& arguments) {
-  CLI::App& command =
-      *app.add_subcommand("evaluate", "Measure perplexities of a run's recipes, or of a model");
+  CLI::App& command = *app.add_subcommand(
+      "evaluate", "Measure perplexities and tasks of a run's recipes, or of a model");
   EvaluateArguments& given = arguments.evaluating;
   command.add_option("TARGET", given.target, "Folder of a run, or of a Hugging Face model")
       ->required();
@@ -167,10 +170,9 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
                           ->type_name("FILE")
                           ->check(CLI::ExistingFile);
   command
-      .add_option("--name", arguments.text_name,
-                  "What the figure is called; default: the file's name")
-      ->type_name("NAME")
-      ->needs(text);
+      .add_option("--name", arguments.evaluation_name,
+                  "What the figure is called; default: the name of the text's file, or of the task")
+      ->type_name("NAME");
   command.add_option("--window", arguments.text.window, "Tokens a window; default 2048")
       ->type_name("N")
       ->check(CLI::Range(2, 1 << 20))
@@ -179,20 +181,52 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       .add_flag("--rows", arguments.text.rows,
                 "Each line is a row of a data set, as WikiText-2 is measured")
       ->needs(text);
-  command.add_option("--limit", arguments.text.limit, "Windows at most; 0: all")
+  CLI::Option* task =
+      command
+          .add_option("--task", arguments.task.task,
+                      "Measure this zero-shot task, instead of what the config names")
+          ->type_name("TASK")
+          ->check(CLI::IsMember(task_names()))
+          ->excludes(text);
+  CLI::Option* file =
+      command.add_option("--file", arguments.task.file, "The documents of the task")
+          ->type_name("FILE")
+          ->check(CLI::ExistingPath)
+          ->needs(task);
+  task->needs(file);
+  command
+      .add_option("--protocol", arguments.protocol,
+                  "lm-eval: what the tokenizer puts in front of a text stands in front of every "
+                  "context (default); paper: nothing does")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"lm-eval", "paper"}))
+      ->needs(task);
+  command.add_option("--limit", arguments.limit, "Windows or documents at most; 0: all")
       ->type_name("N")
-      ->check(CLI::Range(0, 1'000'000))
-      ->needs(text);
+      ->check(CLI::Range(0, 1'000'000));
   command.footer(
       "Examples:\n"
       "  roundhouse evaluate runs/tiny\n"
       "  roundhouse evaluate runs/tiny --recipe rtn-w4g128 --text wiki.test.txt --window 2048\n"
-      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.raw --rows --limit 20");
-  command.callback([&arguments, text] {
+      "  roundhouse evaluate /data/models/llama-2-7b --text wiki.test.raw --rows --limit 20\n"
+      "  roundhouse evaluate /data/models/llama-2-7b --task piqa --file data/piqa/valid.jsonl");
+  command.callback([&arguments, text, task] {
+    const std::string& name = arguments.evaluation_name;
+    Evaluations& evaluations = arguments.evaluating.evaluations;
+    if (text->count() == 0 && task->count() == 0 && (!name.empty() || arguments.limit > 0))
+      throw CLI::RequiredError("--text or --task");
     if (text->count() > 0) {
-      PerplexityTask& task = arguments.text;
-      task.name = arguments.text_name.empty() ? task.text.stem().string() : arguments.text_name;
-      arguments.evaluating.perplexity.push_back(task);
+      PerplexityTask& asked = arguments.text;
+      asked.name = name.empty() ? asked.text.stem().string() : name;
+      asked.limit = arguments.limit;
+      evaluations.perplexity.push_back(asked);
+    }
+    if (task->count() > 0) {
+      TaskOptions& asked = arguments.task;
+      asked.name = name.empty() ? asked.task : name;
+      asked.limit = arguments.limit;
+      evaluations.tasks.push_back(asked);
+      if (arguments.protocol == "paper") evaluations.protocol = Protocol::kPaper;
     }
     arguments.chosen = [&arguments](LaunchSession& session) {
       return evaluate_command(session, arguments.evaluating);

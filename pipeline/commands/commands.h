@@ -23,9 +23,9 @@ struct ExportArguments {
 int export_command(LaunchSession& session, const ExportArguments& arguments);
 
 struct EvaluateArguments {
-  std::filesystem::path target;            // a run, or a Hugging Face model directory
-  std::vector<std::string> recipes;        // of a run; empty: all that are complete
-  std::vector<PerplexityTask> perplexity;  // empty: the run's config
+  std::filesystem::path target;      // a run, or a Hugging Face model directory
+  std::vector<std::string> recipes;  // of a run; empty: all that are complete
+  Evaluations evaluations;           // empty: the run's config
 };
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments);
 

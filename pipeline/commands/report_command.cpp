@@ -34,6 +34,19 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
     row.perplexity[text] =
         value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
   }
+  const nlohmann::json divergences = results.value("kl", nlohmann::json::object());
+  for (const auto& [text, figures] : divergences.items()) {
+    if (figures.is_object()) row.divergence[text] = number_in(figures, "mean");
+  }
+  const nlohmann::json tasks = results.value("tasks", nlohmann::json::object());
+  for (const auto& [task, figures] : tasks.items()) {
+    if (!figures.is_object()) continue;
+    if (figures.contains("acc")) {
+      row.accuracy[task] = {number_in(figures, "acc"), number_in(figures, "acc_stderr")};
+    }
+    if (figures.contains("word_perplexity"))
+      row.perplexity[task + " (a word)"] = number_in(figures, "word_perplexity");
+  }
   std::map<int, nlohmann::json> blocks;
   for (const nlohmann::json& event : journal) {
     if (text_in(event, "event") == "block" && text_in(event, "recipe") == name) {
@@ -65,8 +78,10 @@ Report make_report(const std::filesystem::path& run) {
     original.bits_per_weight = 16;
     report.rows.push_back(std::move(original));
   }
-  for (const Recipe& recipe : config.recipes)
+  for (const Recipe& recipe : config.recipes) {
     report.rows.push_back(row_of(recipe.name, run, journal, report.notes));
+    report.rows.back().method = recipe.method;
+  }
   for (const nlohmann::json& event : journal) {
     if (text_in(event, "event") != "other_device") continue;
     report.notes.push_back("blocks were computed by different kinds of device: " +
@@ -90,6 +105,7 @@ void report_run(const std::filesystem::path& run, bool print) {
   nlohmann::json hashes;
   const std::map<std::string, std::string> files = {{"results.md", to_markdown(report)},
                                                     {"results.csv", to_csv(report)},
+                                                    {"results.tex", to_latex(report)},
                                                     {"index.html", to_html(report)}};
   for (const auto& [name, text] : files) {
     write_text_atomically(folder / name, text);

@@ -19,6 +19,7 @@
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
+#include "pipeline/steps/evaluate_step.h"
 #include "pipeline/watch/time_left.h"
 
 namespace roundhouse {
@@ -62,7 +63,7 @@ Samples calibrate(Job& job) {
 
 // What is left to do, for TimeLeft: of recipes that are not finished, and of the original. The same on all ranks.
 nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
-                         const EvaluationTexts& texts) {
+                         const RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
   const ModelConfig& model = job.model().config();
   nlohmann::json plan = nlohmann::json::object();
@@ -79,10 +80,10 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
   for (const std::string& format : config.export_formats) {
     plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
   }
-  for (std::size_t t = 0; t < texts.tasks().size(); ++t) {
-    const auto tokens = static_cast<double>(texts.windows(t).ids.size());
-    plan["perplexity " + texts.tasks()[t].name] = {
-        {"cost", perplexity_cost(model, job.shape(), tokens)},
+  for (std::size_t t = 0; t < evaluations.size(); ++t) {
+    const Evaluation& evaluation = evaluations.at(t);
+    plan[(evaluation.is_task() ? "task " : "perplexity ") + evaluation.name] = {
+        {"cost", perplexity_cost(model, job.shape(), evaluation.tokens())},
         {"left", unfinished + (config.evaluate_original ? 1 : 0)}};
   }
   return plan;
@@ -159,14 +160,14 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
 
 // What is made of finished recipes (or kOriginal). Collective over `group`; false if it stopped early.
 bool make_products(Job& job, Communicator& group, const std::vector<std::string>& names,
-                   EvaluationTexts& texts) {
+                   RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
   for (const std::string& name : names) {
     if (name != kOriginal &&
         !export_recipes(job, group, {name}, config.export_formats, config.run / "export")) {
       return false;
     }
-    if (!evaluate_recipes(job, group, {name}, texts)) return false;
+    if (!evaluate_recipes(job, group, {name}, evaluations)) return false;
   }
   return true;
 }
@@ -174,7 +175,7 @@ bool make_products(Job& job, Communicator& group, const std::vector<std::string>
 // The same of recipes that have become finished while others are quantized, by the team that they were given to.
 // `doubted` gets those whose blocks are not all whole any more.
 bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
-                             EvaluationTexts& texts, std::set<std::size_t>& doubted) {
+                             RunEvaluations& evaluations, std::set<std::size_t>& doubted) {
   for (const std::size_t index : recipes) {
     const Recipe& recipe = job.config().recipes[index];
     const RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), team);
@@ -185,7 +186,7 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
       continue;
     }
     job.model_identity().learn(state.made_of);
-    if (!make_products(job, team, {recipe.name}, texts)) return false;
+    if (!make_products(job, team, {recipe.name}, evaluations)) return false;
   }
   if (job.first()) report_run(job.config().run, false);
   return true;
@@ -202,7 +203,7 @@ void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
 }
 
 // False if it stopped early.
-bool quantize(Job& job, EvaluationTexts& texts) {
+bool quantize(Job& job, RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
   const int blocks = job.blocks();
   // What can be refused is refused before anything is computed.
@@ -262,13 +263,13 @@ bool quantize(Job& job, EvaluationTexts& texts) {
 
   job.model_identity().note_outside_blocks();
   if (missing > 0) {
-    texts.read(job);
+    evaluations.read(job);
     std::vector<std::string> complete;
     for (std::size_t r = 0; r < states.size(); ++r) {
       if (states[r].missing() == 0) complete.push_back(config.recipes[r].name);
     }
-    if (!make_products(job, job.world(), complete, texts)) return false;
-    const nlohmann::json plan = plan_work(job, states, texts);
+    if (!make_products(job, job.world(), complete, evaluations)) return false;
+    const nlohmann::json plan = plan_work(job, states, evaluations);
     job.monitor().plan_units(total, total - missing, plan);
     if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
   }
@@ -291,7 +292,8 @@ bool quantize(Job& job, EvaluationTexts& texts) {
                         },
                     .on_finished =
                         [&](const std::vector<std::size_t>& recipes) {
-                          return make_products_meanwhile(job, mesh.team(), recipes, texts, doubted);
+                          return make_products_meanwhile(job, mesh.team(), recipes, evaluations,
+                                                         doubted);
                         }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
@@ -308,7 +310,7 @@ void check_beforehand(Job& job) {
   agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
   if (!job.first()) return;
   for (const std::string& line :
-       check_evaluation(job.config().perplexity, job.tokenizer(), job.text_threads(),
+       check_evaluation(job.config().evaluations, job.tokenizer(), job.text_threads(),
                         [&] { job.monitor().tick(); })) {
     job.monitor().say(line);
   }
@@ -324,14 +326,14 @@ int stopped(Job& job) {
   return kExitStopped;
 }
 
-int make_all(Job& job, EvaluationTexts& texts) {
+int make_all(Job& job, RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
-  if (!quantize(job, texts)) return stopped(job);
+  if (!quantize(job, evaluations)) return stopped(job);
 
   // Of the last recipes, by all ranks together.
   std::vector<std::string> names = job.recipe_names();
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
-  if (!make_products(job, job.world(), names, texts)) return stopped(job);
+  if (!make_products(job, job.world(), names, evaluations)) return stopped(job);
 
   std::vector<std::string> records;
   for (const Recipe& recipe : config.recipes) {
@@ -347,10 +349,10 @@ int make_all(Job& job, EvaluationTexts& texts) {
 
 // The exit code.
 int make_until_whole(Job& job) {
-  EvaluationTexts texts(job.config().perplexity);
+  RunEvaluations evaluations(job.config().evaluations);
   for (;;) {
     try {
-      return make_all(job, texts);
+      return make_all(job, evaluations);
     } catch (const DamagedRecords&) {
       // On all ranks alike. They are gone, and are made again like all that is missing.
     }
@@ -368,7 +370,7 @@ void journal_end(Job& job, int exit_code) {
 }  // namespace
 
 int run_command(LaunchSession& session, const RunConfig& config) {
-  Job job(session, config, config.perplexity);
+  Job job(session, config, config.evaluations);
   check_beforehand(job);
   const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);

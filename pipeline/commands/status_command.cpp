@@ -57,14 +57,20 @@ Json read_results(const fs::path& run, const std::string& recipe) {
       .object.value_or(Json::object());
 }
 
-// "test 12.3456, wikitext2 8.9012"
-std::string perplexities(const Json& results) {
+// "test 12.3456, wikitext2 8.9012, piqa 78.07 %"
+std::string figures_of(const Json& results) {
   std::string text;
   const Json figures = results.value("perplexity", Json::object());
   for (const auto& [name, value] : figures.items()) {
     text +=
         fmt::format("{}{} {}", text.empty() ? "" : ", ", printable_line(name),
                     value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "not finite");
+  }
+  const Json tasks = results.value("tasks", Json::object());
+  for (const auto& [name, task] : tasks.items()) {
+    if (!task.is_object() || !task.contains("acc")) continue;
+    text += fmt::format("{}{} {:.2f} %", text.empty() ? "" : ", ", printable_line(name),
+                        100 * number_in(task, "acc"));
   }
   return text;
 }
@@ -154,9 +160,9 @@ Picture look(const fs::path& run) {
     text +=
         fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
                     blocks > 0 ? std::to_string(blocks) : "?", undecided ? "not decided yet  " : "",
-                    perplexities(read_results(run, recipe.name)));
+                    figures_of(read_results(run, recipe.name)));
   }
-  if (const std::string original = perplexities(read_results(run, kOriginal)); !original.empty()) {
+  if (const std::string original = figures_of(read_results(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
   }
   if (job.units > 0) {

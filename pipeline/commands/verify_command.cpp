@@ -162,7 +162,7 @@ class RunCheck {
       measured_.insert(recipe.name);
     }
     if (config_->evaluate_original) measured_.insert(kOriginal);
-    if (!config_->perplexity.empty()) results_ = measured_;
+    if (!config_->evaluations.empty()) results_ = measured_;
   }
 
   // Whatever else the run has: of recipes that were taken out, snapshots, further formats.
@@ -214,8 +214,16 @@ class RunCheck {
 
   Faults check_results(const std::string& name) {
     const SealedJson results = read_sealed_json(results_path(run_, name), results_key(name));
-    if (!results.object) return {results.why};
     Faults faults;
+    if (!results.object) {
+      faults.push_back(results.why);
+      std::error_code none;
+      for (const fs::directory_entry& answers :
+           fs::directory_iterator(run_ / "results" / name, none))
+        faults.push_back(answers.path().lexically_relative(run_).string() +
+                         ": cannot be checked without the figures");
+      return faults;
+    }
     if (!measured_.contains(name)) return faults;  // of a recipe that was taken out
     compare("of another model", results.object->value("model", ""), content_, faults);
     if (found_.identity) {
@@ -226,13 +234,29 @@ class RunCheck {
       }
       compare("with other settings", results.object->value("identity", ""), identity, faults);
     }
-    for (const PerplexityTask& task : config_->perplexity) {
+    for (const PerplexityTask& task : config_->evaluations.perplexity) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
       const bool same = settings.value("window", 0) == task.window &&
                         settings.value("limit", -1) == task.limit &&
                         settings.value("rows", !task.rows) == task.rows;
       if (!same) faults.push_back("the figure of " + task.name + " is missing");
+    }
+    for (const TaskOptions& task : config_->evaluations.tasks) {
+      const nlohmann::json settings =
+          results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
+      const bool same =
+          settings.value("template", "") == task.task && settings.value("limit", -1) == task.limit;
+      if (!same) faults.push_back("the figures of " + task.name + " are missing");
+    }
+    const nlohmann::json answers = results.object->value("answers", nlohmann::json::object());
+    for (const auto& [task, hash] : answers.items()) {
+      const fs::path file = answers_path(run_, name, task);
+      if (!fs::is_regular_file(file)) {
+        faults.push_back(file.lexically_relative(run_).string() + ": missing");
+      } else if (xxh3_hex_of_file(file) != hash) {
+        faults.push_back(file.lexically_relative(run_).string() + ": damaged");
+      }
     }
     return faults;
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "stages/calibrate/samples.h"
+#include "stages/evaluate/tasks.h"
 #include "stages/export/export.h"
 #include "stages/quantize/recipe.h"
 
@@ -20,6 +21,16 @@ struct PerplexityTask {
   int window = 2048;           // tokens
   int limit = 0;               // windows at most; 0: all
   bool rows = false;           // each line is a row of a data set: see join_rows()
+};
+
+// All that is measured of a model. Names are different among all of them.
+struct Evaluations {
+  std::vector<PerplexityTask> perplexity;
+  std::vector<TaskOptions> tasks;
+  Protocol protocol = Protocol::kLmEval;
+  bool kl = false;  // the texts of perplexities, too: how far a recipe is from the original
+
+  bool empty() const { return perplexity.empty() && tasks.empty(); }
 };
 
 struct RunConfig {
@@ -48,7 +59,7 @@ struct RunConfig {
   std::vector<std::string> export_for;  // engines that must load what is exported
   std::optional<DType> export_dtype;    // nothing: that of the checkpoint
   double export_shard_gib = 5;
-  std::vector<PerplexityTask> perplexity;
+  Evaluations evaluations;
   bool evaluate_original = true;
 };
 

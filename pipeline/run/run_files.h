@@ -12,6 +12,11 @@ inline std::filesystem::path results_path(const std::filesystem::path& run,
                                           const std::string& recipe) {
   return run / "results" / (recipe + ".json");
 }
+// Of a task, document by document: JSON lines.
+inline std::filesystem::path answers_path(const std::filesystem::path& run,
+                                          const std::string& recipe, const std::string& task) {
+  return run / "results" / recipe / (task + ".jsonl");
+}
 inline constexpr const char* kReportFile = "report.json";  // hashes of the files in RUN/report
 inline constexpr const char* kOriginal = "original";  // the unquantized model among the results
 

@@ -74,15 +74,23 @@ Windows evaluation_windows(const PerplexityTask& task, int limit, const Tokenize
   return cut_windows(ids, task.window, limit, task.text.string());
 }
 
-std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tasks,
+std::vector<std::string> check_evaluation(const Evaluations& evaluations,
                                           const Tokenizer& tokenizer, ThreadPool& threads,
                                           const std::function<void()>& tick) {
   std::vector<std::string> lines;
-  for (const PerplexityTask& task : tasks) {
+  for (const PerplexityTask& task : evaluations.perplexity) {
     evaluation_windows(task, 1, tokenizer, threads, tick);
     lines.push_back("perplexity: " + task.text.string() + ": plain text" +
                     (task.rows ? ", each line a row" : ""));
   }
+  with_file_errors_named([&] {
+    for (const TaskOptions& task : evaluations.tasks) {
+      const std::size_t documents = read_task(task).size();
+      lines.push_back(fmt::format("task {}: {}: {} {}", task.name, task.file.string(), documents,
+                                  documents == 1 ? "document" : "documents"));
+      tick();
+    }
+  });
   return lines;
 }
 

@@ -20,7 +20,8 @@ Windows evaluation_windows(const PerplexityTask& task, int limit, const Tokenize
                            ThreadPool& threads, const std::function<void()>& tick);
 
 // Throws the errors of evaluation_windows(), looking at whole texts but tokenizing a window. Returns a line for each: what it was taken for.
-std::vector<std::string> check_evaluation(const std::vector<PerplexityTask>& tasks,
+// Reads the documents of tasks, and throws the errors of read_task().
+std::vector<std::string> check_evaluation(const Evaluations& evaluations,
                                           const Tokenizer& tokenizer, ThreadPool& threads,
                                           const std::function<void()>& tick);
 

@@ -26,7 +26,7 @@ std::string kind_of(const nlohmann::json& event) {
   const std::string kind = text_in(event, "event");
   if (kind == "block") return kind + " " + text_in(event, "recipe");
   if (kind == "export") return kind + " " + text_in(event, "format");
-  if (kind == "perplexity") return kind + " " + text_in(event, "name");
+  if (kind == "perplexity" || kind == "task") return kind + " " + text_in(event, "name");
   return "";
 }
 

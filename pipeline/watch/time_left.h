@@ -21,7 +21,7 @@ class TimeLeft {
   // `plan`: by kind of work {"cost": of a piece, in floating-point operations, "left": pieces}; kinds are what kind_of() says.
   explicit TimeLeft(const nlohmann::json& plan = nlohmann::json::object());
 
-  // A finished piece, as the journal has it: {"event": "block", "export" or "perplexity", "seconds": .., "ranks": ..}. Others are
+  // A finished piece, as the journal has it: {"event": "block", "export", "perplexity" or "task", "seconds": .., "ranks": ..}. Others are
   // passed over.
   void finished(const nlohmann::json& event);
   // After `elapsed` seconds of the whole job on this plan; nothing while no piece is finished.
@@ -36,7 +36,7 @@ class TimeLeft {
   std::map<std::string, Work> works_;
 };
 
-// "block gptq-w4g128", "export dense", "perplexity test"; empty: an event that is no piece of work.
+// "block gptq-w4g128", "export dense", "perplexity test", "task piqa"; empty: an event that is no piece of work.
 std::string kind_of(const nlohmann::json& event);
 
 // What a piece costs: the operations of the methods (Method::cost()), of forward passes, and so many for each

@@ -4,17 +4,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "comm/communicator.h"
-#include "model/block/decoder_block.h"
-#include "model/causal_lm.h"
-#include "stages/flow/activations.h"
-#include "stages/flow/monitor.h"
+#include "stages/evaluate/log_likelihood.h"
 
 namespace roundhouse {
 
@@ -32,19 +27,26 @@ Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length
 // if the line is blank), and the rows are joined by two line feeds.
 std::string join_rows(std::string_view text);
 
-// Weights of block b, loaded when they are needed: original or dequantized.
-using BlockSource = std::function<BlockWeights(int block)>;
-
 struct Perplexity {
   double perplexity = 0;
   std::int64_t windows = 0;
   std::int64_t length = 0;
 };
 
-// Collective over `world`: ranks share the windows; each runs its own through all blocks, one block in memory at a time. The
-// result has the same bits on any number of ranks. Not a number if the model's output is not finite.
-Perplexity measure_perplexity(const CausalLM& model, const DecoderBlock& shape,
-                              const BlockSource& weights, const Windows& windows, Backend& backend,
-                              Communicator& world, ActivationBudget& budget, Monitor& monitor);
+// A sequence for each window, of which every token but the first is scored.
+std::vector<ScoredSequence> sequences_of(const Windows& windows);
+
+// How far a model is from another one over the rows of a text: Kullback-Leibler divergences, in nats.
+struct DivergenceFigures {
+  double mean = 0;
+  double percentile_99 = 0;  // the least that 99 % of the rows do not exceed
+  double largest = 0;
+  double same_top = 0;  // share of the rows at which both have the same likeliest token
+  std::int64_t rows = 0;
+};
+DivergenceFigures figures_of(std::span<const Divergence> rows);
+
+// Of the log-likelihoods of the windows, in their order. Not a number if the model's output is not finite.
+Perplexity perplexity_of(std::span<const LogLikelihood> windows, std::int64_t length);
 
 }  // namespace roundhouse

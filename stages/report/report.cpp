@@ -2,20 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <set>
+
+#include "stages/report/format.h"
 
 namespace roundhouse {
 namespace {
 
 using Cells = std::vector<std::string>;
-
-template <class... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[128];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 std::string number(const char* pattern, double value) {
   if (std::isnan(value)) return "not finite";
@@ -38,11 +32,40 @@ std::string bits_of(const ReportRow& row) {
   return format("%.2f", row.bits_per_weight) + sparse;
 }
 
+std::vector<std::string> tasks_of(const Report& report) {
+  std::set<std::string> names;
+  for (const ReportRow& row : report.rows) {
+    for (const auto& [name, accuracy] : row.accuracy) names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+std::vector<std::string> compared_texts_of(const Report& report) {
+  std::set<std::string> names;
+  for (const ReportRow& row : report.rows) {
+    for (const auto& [name, nats] : row.divergence) names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+// The plain mean of the tasks, as the papers' tables have it; "" where one of them is missing.
+std::string average(const ReportRow& row, const std::vector<std::string>& tasks) {
+  if (row.accuracy.size() != tasks.size()) return "";
+  double sum = 0;
+  for (const auto& [name, accuracy] : row.accuracy) sum += accuracy.value;
+  return number("%.2f", 100 * sum / static_cast<double>(tasks.size()));
+}
+
 // Header and rows; the same cells for every form.
 std::vector<Cells> cells_of(const Report& report) {
   const std::vector<std::string> texts = texts_of(report);
   Cells header{"recipe", "bits/weight"};
   for (const std::string& text : texts) header.push_back("perplexity " + text);
+  const std::vector<std::string> compared = compared_texts_of(report);
+  for (const std::string& text : compared) header.push_back("KL " + text);
+  const std::vector<std::string> tasks = tasks_of(report);
+  for (const std::string& task : tasks) header.push_back(task + " %");
+  if (tasks.size() > 1) header.emplace_back("average %");
   header.insert(header.end(), {"relative error", "seconds", "fallbacks"});
   std::vector<Cells> table{header};
   for (const ReportRow& row : report.rows) {
@@ -51,35 +74,21 @@ std::vector<Cells> cells_of(const Report& report) {
       const auto found = row.perplexity.find(text);
       cells.push_back(found == row.perplexity.end() ? "" : number("%.4f", found->second));
     }
+    for (const std::string& text : compared) {
+      const auto found = row.divergence.find(text);
+      cells.push_back(found == row.divergence.end() ? "" : number("%.2e", found->second));
+    }
+    for (const std::string& task : tasks) {
+      const auto found = row.accuracy.find(task);
+      cells.push_back(found == row.accuracy.end() ? "" : number("%.2f", 100 * found->second.value));
+    }
+    if (tasks.size() > 1) cells.push_back(average(row, tasks));
     cells.push_back(row.relative_error != 0 ? number("%.2e", row.relative_error) : "");
     cells.push_back(row.seconds > 0 ? format("%.1f", row.seconds) : "");
     cells.push_back(std::to_string(row.fallbacks));
     table.push_back(cells);
   }
   return table;
-}
-
-std::string escape_html(const std::string& text) {
-  std::string escaped;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        escaped += "&amp;";
-        break;
-      case '<':
-        escaped += "&lt;";
-        break;
-      case '>':
-        escaped += "&gt;";
-        break;
-      case '"':
-        escaped += "&quot;";
-        break;
-      default:
-        escaped += c;
-    }
-  }
-  return escaped;
 }
 
 // Quoted where RFC 4180 asks for it.
@@ -124,7 +133,58 @@ std::string bars(const Report& report, const std::string& text) {
   return "<h2>Perplexity on " + escape_html(text) + " (logarithmic)</h2>\n" + svg + "</svg>\n";
 }
 
+// With a backslash where LaTeX would obey; what has no letter of its own becomes a word.
+std::string escape_latex(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) {
+    if (std::string("&%$#_{}").find(c) != std::string::npos) escaped += '\\';
+    if (c == '\\') {
+      escaped += "\\textbackslash{}";
+    } else if (c == '~' || c == '^') {
+      escaped += std::string("\\") + c + "{}";
+    } else {
+      escaped += c;
+    }
+  }
+  return escaped;
+}
+
 }  // namespace
+
+std::string escape_html(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) {
+    switch (c) {
+      case '&':
+        escaped += "&amp;";
+        break;
+      case '<':
+        escaped += "&lt;";
+        break;
+      case '>':
+        escaped += "&gt;";
+        break;
+      case '"':
+        escaped += "&quot;";
+        break;
+      default:
+        escaped += c;
+    }
+  }
+  return escaped;
+}
+
+std::string to_latex(const Report& report) {
+  const std::vector<Cells> table = cells_of(report);
+  std::string text = "% " + escape_latex(report.title) + "\n\\begin{tabular}{l" +
+                     std::string(table[0].size() - 1, 'r') + "}\n\\toprule\n";
+  for (std::size_t r = 0; r < table.size(); ++r) {
+    for (std::size_t i = 0; i < table[r].size(); ++i)
+      text += (i == 0 ? "" : " & ") + escape_latex(table[r][i]);
+    text += r == 0 ? " \\\\\n\\midrule\n" : " \\\\\n";
+  }
+  return text + "\\bottomrule\n\\end{tabular}\n";
+}
 
 std::string to_text(const Report& report) {
   const std::vector<Cells> table = cells_of(report);
@@ -172,11 +232,14 @@ std::string to_html(const Report& report) {
   std::string html = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>" +
                      escape_html(report.title) +
                      "</title>\n<style>body{font:16px/1.5 "
-                     "system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
+                     "system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;"
                      "color:#222;background:#fff}table{border-collapse:collapse}td,th{padding:.3em "
                      ".9em;border-bottom:1px solid #ccc;"
                      "text-align:right}td:first-child,th:first-child{text-align:left}svg{width:100%"
-                     ";font-size:14px}rect{fill:#3b6ea5}"
+                     ";font-size:14px}rect{fill:#3b6ea5}text{fill:currentColor}"
+                     ".axis{fill:none;stroke:currentColor}table{display:block;overflow-x:auto}"
+                     "@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}"
+                     "@media print{body{color:#000;background:#fff;max-width:none}}"
                      "</style></head>\n<body><h1>" +
                      escape_html(report.title) + "</h1>\n<table>\n";
   const std::vector<Cells> table = cells_of(report);
@@ -188,7 +251,7 @@ std::string to_html(const Report& report) {
     html += "</tr>\n";
   }
   html += "</table>\n";
-  for (const std::string& text : texts_of(report)) html += bars(report, text);
+  for (const std::string& text : texts_of(report)) html += plot(report, text) + bars(report, text);
   for (const std::string& note : report.notes) html += "<p>" + escape_html(note) + "</p>\n";
   return html + "</body></html>\n";
 }

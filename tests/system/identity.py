@@ -97,7 +97,7 @@ class Tests:
         begin, end = data_range(content, "model.layers.1.mlp.down_proj.weight")
         path.write_bytes(content[:begin + 5000] + bytes(end - begin - 5000) + content[end:])
         self.run.finish()
-        for made in [*self.run.run.glob("recipes/*/block-0002.h5"), *self.run.run.glob("results/*")]:
+        for made in [*self.run.run.glob("recipes/*/block-0002.h5"), *self.run.run.glob("results/*.json")]:
             made.unlink()
         shutil.rmtree(self.run.run / "export")
         path.write_bytes(content)

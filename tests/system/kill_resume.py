@@ -39,7 +39,8 @@ recipes:
 checkpoint: {{interruption_hours: 1.0e-9}}
 threads: 1
 export: {{formats: [compressed-tensors, dense], shard_gib: 0.004}}
-evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}]}}
+evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}],
+  kl: true, tasks: [{{name: facts, file: {source}/tests/data/tiny-world/tasks/facts.jsonl, limit: 8}}]}}
 """
 UNITS = 24  # 6 blocks x 4 recipes
 
@@ -190,7 +191,7 @@ def reference(world):
     exports = [path for path in products if path.endswith("SHA256SUMS")]
     results = [path for path in products if path.startswith("results/")]
     check(len(exports) == 8, f"8 exports expected, not {exports}")
-    check(len(results) == 5, f"results of 4 recipes and the original expected, not {results}")
+    check(len(results) == 10, f"results and answers of 4 recipes and the original expected, not {results}")
     world.verify()
     size = sum(path.stat().st_size for path in world.run.rglob("*") if path.is_file())
     world.reference_file.write_text(json.dumps({"products": products, "seconds": seconds, "bytes": size}))

@@ -47,6 +47,31 @@ class Results:
         check(self.products() == expected, f"other bits on {ranks} ranks with {mesh}")
         print(f"{ranks} ranks, {mesh}: same bits", flush=True)
 
+    def tasks(self):
+        """Answers lie beside the figures; those that are lost or changed are measured again, and nothing else is."""
+        results = self.small.run / "results"
+        for recipe in ("original", "rtn-w4g32", "gptq-w3g32", "awq-w4g32"):
+            figures = json.loads((results / f"{recipe}.json").read_text())
+            for task, keys in (("facts", {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}), ("lastword", {"acc", "acc_stderr", "perplexity"})):
+                check(set(figures["tasks"][task]) == keys | {"documents"}, f"{recipe} on {task}: {figures['tasks'][task]}")
+                answers = [json.loads(line) for line in (results / recipe / f"{task}.jsonl").read_text().splitlines()]
+                check([answer["document"] for answer in answers] == list(range(5)), f"{recipe} on {task}: {answers}")
+                right = [answer["greedy"] if task == "lastword" else answer["choice"] == answer["gold"] for answer in answers]
+                check(sum(right) / 5 == figures["tasks"][task]["acc"], f"{recipe} on {task}: {right}")
+            check(("kl" in figures) == (recipe != "original"), f"{recipe}: {figures}")
+        for recipe, task, content in (("rtn-w4g32", "facts", None), ("original", "lastword", "{}\n")):
+            expected = self.products()
+            file = results / recipe / f"{task}.jsonl"
+            file.unlink() if content is None else file.write_text(content)
+            check(f"results/{recipe}/{task}.jsonl: " in self.small.call("verify", self.small.run, expect=1), "verify finds nothing wrong")
+            before = len(self.journal())
+            self.small.finish()
+            measured = [(event["recipe"], event["name"]) for event in self.journal()[before:] if event["event"] in ("task", "perplexity")]
+            check(measured == [(recipe, task)], f"measured again: {measured}")
+            check(self.products() == expected, "other bits after a measurement that was made again")
+        self.small.call("verify", self.small.run)
+        print("answers of tasks, document by document, made again where they are lost", flush=True)
+
     def export_beside(self, expected):
         """A finished recipe is exported while the job is stopped in the middle of another, holding its run."""
         shutil.rmtree(self.small.run, ignore_errors=True)
@@ -88,6 +113,7 @@ def main():
     try:
         results.one_after_the_other(1)
         expected = results.products()
+        results.tasks()
         results.one_after_the_other(2, "--set", "mesh.pipeline=1")
         results.same_bits(expected, 2, "--set", "mesh.pipeline=2")
         results.same_bits(expected, 2, "--set", "mesh.data=2")

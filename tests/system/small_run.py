@@ -17,7 +17,11 @@ recipes:
   - {{method: awq, bits: 4, group_size: 32}}
 threads: 1
 export: {{formats: [compressed-tensors, dense], shard_gib: 0.0005}}
-evaluate: {{perplexity: [{{name: test, text: {folder}/test.txt, window: 32, limit: 2}}]}}
+evaluate:
+  perplexity: [{{name: test, text: {folder}/test.txt, window: 32, limit: 2}}]
+  kl: true
+  limit: 5
+  tasks: [{{name: facts, file: {folder}/facts.jsonl}}, {{name: lastword, file: {folder}/lastword.jsonl, template: greedy}}]
 """
 
 
@@ -42,6 +46,9 @@ class SmallRun:
         lines = (world / "calibration.jsonl").read_text().splitlines(keepends=True)
         (self.folder / "calibration.jsonl").write_text("".join(lines[:40]))
         (self.folder / "test.txt").write_text((world / "test.txt").read_text()[:2000])
+        for task in ("facts", "lastword"):
+            lines = (world / f"tasks/{task}.jsonl").read_text().splitlines(keepends=True)
+            (self.folder / f"{task}.jsonl").write_text("".join(lines[:7]))
         self.config.write_text(CONFIG.format(folder=self.folder))
         self.environment = dict(os.environ, OMPI_MCA_btl_vader_single_copy_mechanism="none", OMPI_ALLOW_RUN_AS_ROOT="1",
                                 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")

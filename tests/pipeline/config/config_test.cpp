@@ -108,12 +108,12 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config.export_dtype, DType::kF32);
   EXPECT_EQ(config.export_shard_gib, 0.25);
   EXPECT_FALSE(config.evaluate_original);
-  ASSERT_EQ(config.perplexity.size(), 2u);
-  EXPECT_EQ(config.perplexity[0].name, "one");
-  EXPECT_EQ(config.perplexity[0].window, 128);
-  EXPECT_EQ(config.perplexity[0].limit, 7);
-  EXPECT_EQ(config.perplexity[1].name, "text");
-  EXPECT_EQ(config.perplexity[1].window, 2048);
+  ASSERT_EQ(config.evaluations.perplexity.size(), 2u);
+  EXPECT_EQ(config.evaluations.perplexity[0].name, "one");
+  EXPECT_EQ(config.evaluations.perplexity[0].window, 128);
+  EXPECT_EQ(config.evaluations.perplexity[0].limit, 7);
+  EXPECT_EQ(config.evaluations.perplexity[1].name, "text");
+  EXPECT_EQ(config.evaluations.perplexity[1].window, 2048);
 
   // What it writes reads back to the same.
   const std::string written = to_yaml(config);
@@ -195,9 +195,9 @@ TEST_F(ConfigTest, OverridesReachIntoLists) {
                                      ", window: 64, rows: true}]}\n"),
                                 {"recipes.0.bits=3", "evaluate.perplexity.0.limit=5"});
   EXPECT_EQ(config.recipes.at(0).schemes.front().bits, 3);
-  EXPECT_EQ(config.perplexity.at(0).limit, 5);
-  EXPECT_EQ(config.perplexity.at(0).window, 64);
-  EXPECT_TRUE(config.perplexity.at(0).rows);
+  EXPECT_EQ(config.evaluations.perplexity.at(0).limit, 5);
+  EXPECT_EQ(config.evaluations.perplexity.at(0).window, 64);
+  EXPECT_TRUE(config.evaluations.perplexity.at(0).rows);
 }
 
 struct Wrong {
@@ -239,6 +239,21 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
        "config.yaml:5: evaluate.perplexity[0].text: is missing"},
       {"evaluate: {perplexity: {a: b}}\n",
        "config.yaml:5: evaluate.perplexity: must be a list, as in [a, b]"},
+      {"evaluate: {protocol: v1}\n",
+       "config.yaml:5: evaluate.protocol: must be one of lm-eval, paper, not \"v1\""},
+      {"evaluate: {tasks: piqa}\n", "config.yaml:5: evaluate.tasks: must be a list"},
+      {"evaluate: {tasks: [piqa]}\n",
+       "config.yaml:5: evaluate.tasks[0].file: is missing, and so is the folder "
+       "evaluate.task_data"},
+      {"evaluate: {tasks: [piqa], task_data: no}\n",
+       "config.yaml:5: evaluate.tasks[0].file: there is no file \"no/piqa/valid.jsonl\", "},
+      {"evaluate: {tasks: [{name: mine}]}\n", "config.yaml:5: evaluate.tasks[0].file: is missing"},
+      {"evaluate: {tasks: [{file: x}]}\n", "config.yaml:5: evaluate.tasks[0].name: is missing"},
+      {"evaluate: {tasks: [{name: a, template: b, file: x}]}\n",
+       "config.yaml:5: evaluate.tasks[0].template: must be one of mmlu, "},
+      {"evaluate: {tasks: [{name: a/b, file: x}]}\n",
+       "config.yaml:5: evaluate.tasks[0].name: must be letters, digits"},
+      {"evaluate: {tasks: [{name: a, fiel: x}]}\n", "config.yaml:5: evaluate.tasks[0]"},
       {"export: {formats: [zip]}\n", "config.yaml:5: export.formats: \"zip\" is not one of"},
       {"export: {formats: [dense, dense]}\n",
        "config.yaml:5: export.formats: \"dense\" stands there twice"},
@@ -383,6 +398,38 @@ TEST_F(ConfigTest, TheConfigsOfTheProjectAreRight) {
     EXPECT_NO_THROW(read_config(name, {})) << name;
   }
   std::filesystem::current_path(before);
+}
+
+TEST_F(ConfigTest, TasksFindTheirFilesAndAreWrittenOut) {
+  std::filesystem::create_directories(folder_.path() / "data/piqa");
+  write("data/piqa/valid.jsonl", "{}");
+  write("data/mine.jsonl", "{}");
+  std::filesystem::create_directories(folder_.path() / "data/mmlu/test");
+  const RunConfig config =
+      read(with("evaluate: {protocol: paper, kl: true, task_data: " + at("data") +
+                ", limit: 9,\n  perplexity: [{text: " + at("other.txt") +
+                "}],\n  tasks: [piqa, mmlu, {name: mine, file: mine.jsonl, "
+                "limit: 0}, {name: again, template: piqa, file: " +
+                at("data/mine.jsonl") + "}]}\n"));
+  const Evaluations& evaluations = config.evaluations;
+  EXPECT_EQ(evaluations.protocol, Protocol::kPaper);
+  EXPECT_TRUE(evaluations.kl);
+  ASSERT_EQ(evaluations.tasks.size(), 4u);
+  EXPECT_EQ(evaluations.tasks[0].file, at("data/piqa/valid.jsonl"));
+  EXPECT_EQ(evaluations.tasks[0].limit, 9);
+  EXPECT_EQ(evaluations.tasks[1].file, at("data/mmlu/test"));
+  EXPECT_EQ(evaluations.tasks[2].task, "choices");
+  EXPECT_EQ(evaluations.tasks[2].file, at("data/mine.jsonl"));
+  EXPECT_EQ(evaluations.tasks[2].limit, 0);
+  EXPECT_EQ(evaluations.tasks[3].task, "piqa");
+  const std::string written = to_yaml(config);
+  EXPECT_EQ(to_yaml(read(written)), written);
+  // A text and a task cannot have one name.
+  EXPECT_EQ(
+      error(with("evaluate: {perplexity: [{text: " + at("other.txt") +
+                 "}], tasks: [{name: other, file: " + at("other.txt") + "}]}\n")),
+      "config.yaml:5: evaluate.tasks[0].name: a second task named \"other\": give one of them "
+      "another `name:`");
 }
 
 }  // namespace

@@ -25,6 +25,20 @@ TEST(PerplexityTest, CutsWindowsAndDropsTheRest) {
   EXPECT_THROW(cut_windows(tokens, 8, 0, "t"), InputError);
 }
 
+TEST(PerplexityTest, DivergencesAreSummedUp) {
+  std::vector<Divergence> rows;
+  for (int i = 1; i <= 200; ++i) rows.push_back({static_cast<double>(i), i > 50 ? 1 : 0});
+  const DivergenceFigures figures = figures_of(rows);
+  EXPECT_DOUBLE_EQ(figures.mean, 100.5);
+  EXPECT_DOUBLE_EQ(figures.percentile_99, 198);
+  EXPECT_DOUBLE_EQ(figures.largest, 200);
+  EXPECT_DOUBLE_EQ(figures.same_top, 0.75);
+  EXPECT_EQ(figures.rows, 200);
+  EXPECT_EQ(figures_of(std::span(rows).first(1)).percentile_99, 1);
+  rows[3].nats = NAN;
+  EXPECT_TRUE(std::isnan(figures_of(rows).largest));
+}
+
 TEST(PerplexityTest, JoinsTheRowsOfADataSet) {
   EXPECT_EQ(join_rows(" \n = A = \n \n text \n"), "\n\n = A = \n\n\n\n\n text \n");
   EXPECT_EQ(join_rows("a\nb"), "a\n\n\nb");
@@ -51,10 +65,13 @@ class BundledModel {
                     512, limit, "test");
     NullMonitor monitor;
     ActivationBudget budget(std::size_t{1} << 32, folder_.path());
-    return measure_perplexity(
-        model_, *shape_,
-        [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, windows,
-        *backend_, world, budget, monitor);
+    const std::vector<ScoredSequence> sequences = sequences_of(windows);
+    return perplexity_of(
+        measure_log_likelihoods(
+            model_, *shape_,
+            [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); },
+            sequences, Greedy::kNo, *backend_, world, budget, monitor),
+        windows.length);
   }
 
  private:

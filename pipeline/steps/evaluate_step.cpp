@@ -1,0 +1,328 @@
+#include "pipeline/steps/evaluate_step.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <span>
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "comm/together.h"
+#include "pipeline/run/run_files.h"
+#include "pipeline/run/sealed_json.h"
+#include "pipeline/run/whole_records.h"
+#include "pipeline/start/preflight.h"
+#include "stages/store/quantized_weights.h"
+
+namespace roundhouse {
+namespace {
+
+using Json = nlohmann::json;
+
+// What a figure depends on besides the weights.
+Json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
+  return {{"window", task.window},
+          {"limit", task.limit},
+          {"rows", task.rows},
+          {"text", xxh3_hex_of_file(task.text)},
+          {"tokenizer", inputs.tokenizer}};
+}
+
+Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& inputs) {
+  std::string hashes;
+  for (const std::filesystem::path& file : task_sources(task))
+    hashes += file.filename().string() + " " + xxh3_hex_of_file(file) + "\n";
+  return {{"template", task.task},
+          {"protocol", protocol == Protocol::kPaper ? "paper" : "lm-eval"},
+          {"limit", task.limit},
+          {"documents", xxh3_hex(hashes)},
+          {"tokenizer", inputs.tokenizer}};
+}
+
+// JSON has no NaN: a model whose output is not finite has no perplexity.
+Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
+
+Json to_json(const DivergenceFigures& figures) {
+  return {{"mean", number_or_null(figures.mean)},
+          {"percentile_99", number_or_null(figures.percentile_99)},
+          {"largest", number_or_null(figures.largest)},
+          {"same_top", figures.same_top},
+          {"rows", figures.rows}};
+}
+
+// What scoring needs to know of documents, for the other ranks.
+Json facts_of(const Evaluation& evaluation) {
+  Json documents = Json::array();
+  for (const TaskDocument& each : evaluation.documents)
+    documents.push_back({each.gold, each.characters, each.subject, each.words, each.bytes});
+  return Json::array({documents, evaluation.results});
+}
+
+void set_facts(Evaluation& evaluation, const Json& facts) {
+  evaluation.documents.clear();
+  for (const Json& each : facts[0]) {
+    TaskDocument document;
+    document.gold = each[0].get<std::size_t>();
+    document.characters = each[1].get<std::vector<std::size_t>>();
+    document.subject = each[2].get<std::string>();
+    document.words = each[3].get<std::size_t>();
+    document.bytes = each[4].get<std::size_t>();
+    evaluation.documents.push_back(std::move(document));
+  }
+  evaluation.results = facts[1].get<std::vector<std::vector<std::size_t>>>();
+}
+
+// The figures of one recipe, or an empty object: there are none, or not of these weights.
+Json read_results(Job& job, const std::string& name, const std::string& identity) {
+  const std::string key = results_key(name);
+  const SealedJson sealed = read_sealed_json(job.config().run / key, key);
+  if (!sealed.object) {
+    if (sealed.why != "missing") job.report_damage(key, sealed.why);
+    return Json::object();
+  }
+  const bool ours = sealed.object->value("identity", "") == identity &&
+                    sealed.object->value("model", "") == job.model_identity().content();
+  return ours ? *sealed.object : Json::object();
+}
+
+// Is this figure among the results, and are a task's answers what was written?
+bool is_measured(Job& job, const std::string& recipe, const std::string& name, const Json& settings,
+                 const Json& results) {
+  if (results.value("/settings"_json_pointer / name, Json()) != settings) return false;
+  const std::string hash = results.value("/answers"_json_pointer / name, "");
+  if (hash.empty()) return true;
+  const std::filesystem::path file = answers_path(job.config().run, recipe, name);
+  const bool there = bytes_of_file(file).has_value();
+  if (there && xxh3_hex_of_file(file) == hash) return true;
+  job.report_damage(file.lexically_relative(job.config().run).string(),
+                    there ? "it is not what was written" : "missing");
+  return false;
+}
+
+// Puts a figure among the results of a recipe: the answers first, so that results never speak of what is not there.
+void write_figures(Job& job, const std::string& recipe, const Evaluation& evaluation,
+                   const EvaluationFigures& figures, Json& results) {
+  const std::string& name = evaluation.name;
+  if (evaluation.is_task()) {
+    std::string lines;
+    for (const auto& answer : figures.task.answers) lines += answer.dump() + "\n";
+    write_text_atomically(answers_path(job.config().run, recipe, name), lines);
+    results["answers"][name] = xxh3_hex(lines);
+    results["tasks"][name] = figures.task.figures;
+  } else {
+    results["perplexity"][name] = number_or_null(figures.perplexity.perplexity);
+    results["windows"][name] = figures.perplexity.windows;
+    if (figures.divergence.rows > 0) {
+      results["kl"][name] = to_json(figures.divergence);
+    } else if (results.contains("kl")) {
+      results["kl"].erase(name);  // of other windows
+    }
+  }
+  results["computed_by"][name] = job.backend().computes_as();
+  write_sealed_json(results_path(job.config().run, recipe), results_key(recipe), results);
+}
+
+Json event_of(const std::string& recipe, const Evaluation& evaluation,
+              const EvaluationFigures& figures) {
+  Json event = {{"event", evaluation.is_task() ? "task" : "perplexity"},
+                {"recipe", recipe},
+                {"name", evaluation.name}};
+  if (evaluation.is_task()) {
+    event["figures"] = figures.task.figures;
+  } else {
+    event["windows"] = figures.perplexity.windows;
+    event["perplexity"] = number_or_null(figures.perplexity.perplexity);
+    if (figures.divergence.rows > 0) event["kl"] = to_json(figures.divergence);
+  }
+  return event;
+}
+
+}  // namespace
+
+std::int64_t longest_sequence(const Evaluations& evaluations, const ModelConfig& model) {
+  std::int64_t longest = evaluations.tasks.empty() ? 0 : model.max_positions;
+  for (const PerplexityTask& task : evaluations.perplexity)
+    longest = std::max<std::int64_t>(longest, task.window);
+  return longest;
+}
+
+double Evaluation::tokens() const {
+  double tokens = 0;
+  for (const ScoredSequence& sequence : sequences)
+    tokens += static_cast<double>(sequence.ids.size());
+  return tokens;
+}
+
+BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, Backend& backend) {
+  return [&](int block) { return shape.load(model.checkpoint(), block, backend); };
+}
+
+std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const ModelConfig& model,
+                                         const Tokenizer& tokenizer, ThreadPool& threads,
+                                         Communicator& world, JobMonitor& monitor) {
+  const auto tick = [&] { monitor.tick(); };
+  const bool first = world.rank() == 0;
+  std::vector<Evaluation> all;
+  for (const PerplexityTask& task : evaluations.perplexity) {
+    Evaluation& evaluation = all.emplace_back();
+    evaluation.name = task.name;
+    evaluation.window = task.window;
+    if (first) {
+      monitor.phase("tokens of " + task.text.string());
+      evaluation.sequences =
+          sequences_of(evaluation_windows(task, task.limit, tokenizer, threads, tick));
+    }
+  }
+  const RequestEncoder encoder(tokenizer, model, evaluations.protocol);
+  for (const TaskOptions& task : evaluations.tasks) {
+    Evaluation& evaluation = all.emplace_back();
+    evaluation.name = task.name;
+    evaluation.task = task;
+    evaluation.protocol = evaluations.protocol;
+    evaluation.greedy = wants_greedy(task.task) ? Greedy::kYes : Greedy::kNo;
+    if (first) {
+      monitor.phase("tokens of " + task.file.string());
+      evaluation.documents = read_task(task);
+      TaskSequences encoded = encoder.encode(evaluation.documents, tick);
+      evaluation.sequences = std::move(encoded.sequences);
+      evaluation.results = std::move(encoded.results);
+    }
+  }
+  const Watchdog::Waiting waiting(&monitor.watchdog());
+  for (Evaluation& evaluation : all) {
+    share_sequences(evaluation.sequences, world);
+    if (!evaluation.is_task()) continue;
+    const std::string facts = share(world, first ? facts_of(evaluation).dump() : std::string());
+    set_facts(evaluation, Json::parse(facts));
+  }
+  return all;
+}
+
+EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
+                          const DecoderBlock& shape, const BlockSource& reference,
+                          const BlockSource& weights, Backend& backend, Communicator& group,
+                          ActivationBudget& budget, Monitor& monitor) {
+  const Comparison comparison =
+      compare_models(model, shape, reference, weights, evaluation.sequences, evaluation.greedy,
+                     backend, group, budget, monitor);
+  const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
+  EvaluationFigures figures;
+  figures.divergence = figures_of(comparison.rows);
+  if (!evaluation.is_task()) {
+    figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
+    figures.summary = fmt::format("{:.4f} ({} windows)", figures.perplexity.perplexity,
+                                  figures.perplexity.windows);
+    if (figures.divergence.rows > 0) {
+      figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
+                                     figures.divergence.mean, 100 * figures.divergence.same_top);
+    }
+    return figures;
+  }
+  figures.task = score_task(evaluation.task, evaluation.protocol, evaluation.documents,
+                            evaluation.results, log_likelihoods);
+  for (const char* key : {"acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte"}) {
+    if (!figures.task.figures.contains(key)) continue;
+    const auto& value = figures.task.figures[key];
+    figures.summary +=
+        fmt::format("{} {}, ", key,
+                    value.is_null() ? "not finite" : fmt::format("{:.4f}", value.get<double>()));
+  }
+  figures.summary += std::to_string(evaluation.documents.size()) + " documents";
+  return figures;
+}
+
+void RunEvaluations::read(Job& job) {
+  if (read_.size() == size()) return;
+  // Of the files as they are when they are read, on the one rank that reads them.
+  const Json settings = job.first() ? Json(all_settings(job)) : Json();
+  read_ = read_evaluations(what_, job.model().config(), job.tokenizer(), job.text_threads(),
+                           job.world(), job.monitor());
+  settings_ = Json::parse(job.share(settings.dump())).get<std::vector<Json>>();
+}
+
+const std::string& RunEvaluations::name(std::size_t index) const {
+  const std::size_t texts = what_.perplexity.size();
+  return index < texts ? what_.perplexity[index].name : what_.tasks[index - texts].name;
+}
+
+std::vector<Json> RunEvaluations::all_settings(Job& job) const {
+  std::vector<Json> settings;
+  for (const PerplexityTask& each : what_.perplexity)
+    settings.push_back(settings_of(each, job.inputs()));
+  for (const TaskOptions& each : what_.tasks)
+    settings.push_back(settings_of(each, what_.protocol, job.inputs()));
+  return settings;
+}
+
+bool RunEvaluations::compares(std::size_t index, const std::string& recipe) const {
+  return what_.kl && index < what_.perplexity.size() && recipe != kOriginal;
+}
+
+Json RunEvaluations::settings(Job& job, std::size_t index, const std::string& recipe) {
+  if (settings_.empty()) settings_ = all_settings(job);
+  Json settings = settings_[index];
+  if (compares(index, recipe)) settings["kl"] = true;
+  return settings;
+}
+
+bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
+                      RunEvaluations& evaluations) {
+  for (std::size_t t = 0; t < evaluations.size(); ++t) {
+    const std::string& task = evaluations.name(t);
+    for (const std::string& name : recipes) {
+      const std::string identity =
+          name == kOriginal ? job.inputs().model
+                            : recipe_identity(job.config(), job.inputs(), job.recipe(name));
+      const Json settings = group.rank() == 0 ? evaluations.settings(job, t, name) : Json();
+      // The look of the group's rank 0 decides, so that all its ranks do the same.
+      Json results;
+      int there = 0;
+      if (group.rank() == 0) {
+        results = read_results(job, name, identity);
+        there = is_measured(job, name, task, settings, results) ? 1 : 0;
+      }
+      if (group.all_reduce_max(there) != 0) continue;
+      if (job.stop_requested(group)) return false;
+
+      if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
+      if (group.size() == job.world().size()) evaluations.read(job);
+      const Evaluation& evaluation = evaluations.at(t);
+      const auto start = std::chrono::steady_clock::now();
+      const std::string what =
+          (evaluation.is_task() ? "" : "perplexity of ") + name + " on " + task;
+      job.monitor().phase(what);
+      const BlockSource original = original_weights(job.model(), job.shape(), job.backend());
+      BlockSource weights = original;
+      if (name != kOriginal) {
+        weights = [&](int block) {
+          return load_quantized_weights(job.model(), job.shape(), job.store(), name, block,
+                                        job.backend());
+        };
+      }
+      const EvaluationFigures figures =
+          measure(evaluation, job.model(), job.shape(),
+                  evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
+                  group, job.budget(), job.monitor());
+      job.model_identity().join(group);
+      if (group.rank() != 0) continue;
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      results["recipe"] = name;
+      results["identity"] = identity;
+      results["model"] = job.model_identity().content();
+      results["settings"][task] = settings;
+      write_figures(job, name, evaluation, figures, results);
+      Json event = event_of(name, evaluation, figures);
+      event["seconds"] = took.count();
+      event["ranks"] = group.size();
+      event["tokens_per_second"] = evaluation.tokens() / took.count();
+      job.monitor().event(event);
+      job.monitor().say(what + ": " + figures.summary);
+    }
+  }
+  return true;
+}
+
+}  // namespace roundhouse

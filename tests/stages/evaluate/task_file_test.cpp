@@ -1,0 +1,97 @@
+#include "stages/evaluate/task_file.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "base/error.h"
+#include "tests/base/temporary_folder.h"
+
+namespace roundhouse {
+namespace {
+
+class TaskFileTest : public testing::Test {
+ protected:
+  std::filesystem::path write(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_.path() / name, std::ios::binary) << text;
+    return folder_.path() / name;
+  }
+  // What is wrong, without the folder.
+  std::string error_of(const std::string& name, const std::string& text,
+                       const std::vector<std::string>& columns = {}) const {
+    const std::filesystem::path file = write(name, text);
+    try {
+      (void)read_task_file(file, columns);
+    } catch (const InputError& error) {
+      const std::string what = error.what();
+      const std::string folder = folder_.path().string() + "/";
+      return what.starts_with(folder) ? what.substr(folder.size()) : what;
+    }
+    return "none";
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(TaskFileTest, JsonLinesAndArraysAreObjectsInTheirOrder) {
+  const auto lines =
+      read_task_file(write("a.jsonl", "\xef\xbb\xbf{\"b\": 1, \"a\": \"x\"}\r\n\n{}"));
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].fields.dump(), R"({"b":1,"a":"x"})");
+  EXPECT_TRUE(lines[1].where.ends_with("a.jsonl:3"));
+  const auto array = read_task_file(write("a.json", "[{\"a\": 1},\n{\"a\": 2}]"));
+  ASSERT_EQ(array.size(), 2u);
+  EXPECT_EQ(array[1].integer("a"), 2);
+  EXPECT_TRUE(array[1].where.ends_with("a.json: entry 2"));
+}
+
+TEST_F(TaskFileTest, TablesHaveQuotesAndColumns) {
+  const auto table = read_task_file(
+      write("a.csv", "question,answer\r\n\"one, \"\"two\"\"\nthree\",B\r\nfour,\"\"\n"));
+  ASSERT_EQ(table.size(), 2u);
+  EXPECT_EQ(table[0].text("question"), "one, \"two\"\nthree");
+  EXPECT_EQ(table[0].text("answer"), "B");
+  EXPECT_TRUE(table[1].where.ends_with("a.csv:4"));
+  EXPECT_EQ(table[1].text("answer"), "");
+  // Without a row of names, as MMLU was published.
+  const auto plain = read_task_file(write("b.csv", "x,A\ny,B\n"), {"question", "answer"});
+  ASSERT_EQ(plain.size(), 2u);
+  EXPECT_EQ(plain[0].text("question"), "x");
+  const auto tabs = read_task_file(write("a.tsv", "a\tb\n\"1\t2\n"));
+  ASSERT_EQ(tabs.size(), 1u);
+  EXPECT_EQ(tabs[0].text("a"), "\"1");
+  EXPECT_EQ(tabs[0].integer("b"), 2);
+}
+
+TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
+  EXPECT_EQ(error_of("a.jsonl", ""), "a.jsonl: there is no document in it");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n{"), "a.jsonl:2: is not JSON");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n\n[1]x"), "a.jsonl:3: is not JSON");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n3\n"),
+            "a.jsonl:2: is not a JSON object, as in {\"text\": ...}");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": \"\xff\"}"), "a.jsonl:2: is not UTF-8");
+  EXPECT_EQ(error_of("a.jsonl", std::string("{}\0{}", 5)), "a.jsonl:1: has a NUL in it");
+  EXPECT_EQ(
+      error_of("a.jsonl", "{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}"),
+      "a.jsonl:1: is nested too deeply");
+  EXPECT_EQ(error_of("a.json", "[{}, 1]"),
+            "a.json: entry 2: is not a JSON object, as in {\"text\": ...}");
+  EXPECT_EQ(error_of("a.csv", "a,b\n1\n"), "a.csv:2: has 1 fields instead of 2");
+  EXPECT_EQ(error_of("a.csv", "a,b\n1,\"2\n"), "a.csv:2: a quoted field does not end");
+  EXPECT_EQ(error_of("a.csv", "a,b\n1,\"2\"3\n"), "a.csv:2: text behind a quoted field");
+}
+
+TEST_F(TaskFileTest, FieldsAreOfTheirType) {
+  const auto record =
+      read_task_file(write("a.jsonl", R"({"t": "x", "n": "12", "l": ["a", 1], "z": "\u0000"})"))[0];
+  EXPECT_EQ(record.integer("n"), 12);
+  EXPECT_THROW((void)record.text("missing"), InputError);
+  EXPECT_THROW((void)record.integer("t"), InputError);
+  EXPECT_THROW((void)record.texts("l"), InputError);
+  EXPECT_THROW((void)record.texts("t"), InputError);
+  EXPECT_THROW((void)record.text("l"), InputError);
+  EXPECT_THROW((void)record.text("z"), InputError);
+}
+
+}  // namespace
+}  // namespace roundhouse
