@@ -25,7 +25,7 @@ std::vector<Point> points_of(const Report& report, const std::string& text) {
     const auto found = row.perplexity.find(text);
     if (row.method.empty() || !(row.bits_per_weight > 0) || found == row.perplexity.end()) continue;
     if (std::isfinite(found->second) && found->second > 0)
-      points.push_back({&row, row.bits_per_weight, found->second});
+      points.push_back({&row, row.bits_per_weight + row.sparse_bits_per_weight, found->second});
   }
   std::ranges::stable_sort(points, {}, &Point::bits);
   return points;
