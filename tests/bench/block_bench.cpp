@@ -29,6 +29,7 @@
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
 #include "tests/bench/random_tensor.h"

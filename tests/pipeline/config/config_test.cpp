@@ -90,8 +90,8 @@ TEST_F(ConfigTest, ReadsEveryKey) {
   ASSERT_EQ(config.recipes.size(), 2u);
   EXPECT_EQ(config.recipes[0].name, "rtn-w4g128");
   EXPECT_EQ(config.recipes[1].name, "mine");
-  EXPECT_EQ(config.recipes[1].bits, 3);
-  EXPECT_EQ(config.recipes[1].group_size, -1);
+  EXPECT_EQ(config.recipes[1].schemes.front().bits, 3);
+  EXPECT_EQ(config.recipes[1].schemes.front().group_size, -1);
   EXPECT_EQ(config.pipeline_ranks, 2);
   EXPECT_EQ(config.data_ranks, 3);
   EXPECT_EQ(config.device, "cpu");
@@ -194,7 +194,7 @@ TEST_F(ConfigTest, OverridesReachIntoLists) {
   const RunConfig config = read(with("evaluate: {perplexity: [{name: t, text: " + at("other.txt") +
                                      ", window: 64, rows: true}]}\n"),
                                 {"recipes.0.bits=3", "evaluate.perplexity.0.limit=5"});
-  EXPECT_EQ(config.recipes.at(0).bits, 3);
+  EXPECT_EQ(config.recipes.at(0).schemes.front().bits, 3);
   EXPECT_EQ(config.perplexity.at(0).limit, 5);
   EXPECT_EQ(config.perplexity.at(0).window, 64);
   EXPECT_TRUE(config.perplexity.at(0).rows);

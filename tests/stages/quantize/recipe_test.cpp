@@ -82,6 +82,11 @@ TEST(RecipeTest, KeepsWhatItNeedsAndWhatItsLinearsBecome) {
   const LinearScheme scheme{.bits = 3, .group_size = -1, .grid = Grid::kSymGptq, .reordered = true};
   EXPECT_EQ(gptq.schemes, std::vector{scheme});
 
+  // Gradients come from samples, too, but block by block nothing flows.
+  const Needs gradients{.gradients = Needs::Gradients{.samples = 100, .sequence_length = 512}};
+  EXPECT_TRUE(gradients.calibration());
+  EXPECT_FALSE(gradients.streams());
+
   const auto rtn = parse_recipe(json::parse(R"({"method": "rtn"})"));
   EXPECT_FALSE(rtn.needs.calibration());
   EXPECT_FALSE(rtn.needs.decision);

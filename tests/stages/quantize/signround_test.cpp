@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "stages/quantize/signround/batch.h"
 #include "stages/quantize/signround/rounding.h"
 #include "stages/quantize/signround/signround.h"
 #include "tests/stages/quantize_world.h"
@@ -22,13 +23,13 @@ std::string name_of_recipe(const char* recipe) { return parse_recipe(json::parse
 
 TEST(SignRoundOptionsTest, PresetsAreThoseOfThePaperAndOfToday) {
   EXPECT_EQ(options_of(R"({"method": "signround"})"),
-            json::parse(R"({"preset": "paper", "grid": "A-ar", "symmetric": false,
+            json::parse(R"({"preset": "paper", "bits": 4, "group_size": 128, "grid": "A-ar", "symmetric": false,
                             "iterations": 200, "batch_size": 8, "learning_rate": 0.005,
                             "minmax_learning_rate": 0.005, "minmax_tuning": true,
                             "quantized_input": true, "best_loss": true, "samples": 512,
                             "sampling": "independent", "seed": 42})"));
   EXPECT_EQ(options_of(R"({"method": "signround", "preset": "current"})"),
-            json::parse(R"({"preset": "current", "grid": "S-full", "symmetric": true,
+            json::parse(R"({"preset": "current", "bits": 4, "group_size": 128, "grid": "S-full", "symmetric": true,
                             "iterations": 200, "batch_size": 8, "learning_rate": 0.005,
                             "minmax_learning_rate": 0.005, "minmax_tuning": true,
                             "quantized_input": true, "best_loss": true, "samples": 128,
