@@ -117,6 +117,12 @@ std::string refusal(const Served& row, const LinearScheme& scheme) {
 
 std::string refusal(const Served& row, const Recipe& recipe) {
   if (row.format == kDense) return "";  // weights as any model has them
+  // It does not read `dynamic`, where GPTQ's config has widths that differ.
+  const bool mixed = std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
+    return scheme.bits != recipe.schemes.front().bits;
+  });
+  if (mixed && row.version == kTransformers && row.format == std::string_view("gptq"))
+    return "linears of different widths";
   for (const LinearScheme& scheme : recipe.schemes) {
     if (std::string why = refusal(row, scheme); !why.empty()) return why;
   }

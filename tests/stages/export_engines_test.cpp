@@ -74,6 +74,17 @@ TEST(EnginesTest, WidthsGroupsAndOrderCount) {
       << "one group a row has no order";
 }
 
+TEST(EnginesTest, TransformersDoesNotReadTheWidthsOfSingleLinearsInGptq) {
+  Recipe mixed = recipe(4, true);
+  mixed.schemes.push_back(mixed.schemes.front());
+  mixed.schemes.back().bits = 2;
+  EXPECT_THAT(refusal(mixed, "gptq", {"transformers"}),
+              AllOf(HasSubstr("refuses linears of different widths there"),
+                    HasSubstr("'compressed-tensors'")));
+  EXPECT_EQ(refusal(mixed, "gptq", {"gptqmodel"}), "served");
+  EXPECT_EQ(refusal(mixed, "compressed-tensors", {"transformers"}), "served");
+}
+
 TEST(EnginesTest, AFormatThatAnEngineDoesNotReadIsRefused) {
   EXPECT_THAT(refusal(recipe(4, true), "compressed-tensors", {"gptqmodel"}),
               AllOf(HasSubstr("GPTQModel 7.7.0 does not read this format"), HasSubstr("'gptq'")));

@@ -165,7 +165,7 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight,
 
 // Linears that share an input have the same scheme, as engines fuse them; blocks begin with another one each.
 const LinearScheme& scheme_for(const Recipe& recipe, const DecoderBlock& shape, int block,
-                              int linear) {
+                               int linear) {
   std::size_t at = static_cast<std::size_t>(block);
   for (const InputGroup& group : shape.groups()) {
     if (std::ranges::find(group.linears, linear) != group.linears.end()) break;
