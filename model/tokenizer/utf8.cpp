@@ -53,8 +53,12 @@ std::string capitalized(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const CodePoint c = code_point_at(text, i);
     const auto value = static_cast<utf8proc_int32_t>(c.value);
-    append_utf8(result,
-                static_cast<char32_t>(i == 0 ? utf8proc_totitle(value) : utf8proc_tolower(value)));
+    if (i > 0 && c.value == 0x130) {
+      result += "i\u0307";  // the only letter whose lower case is two, whatever the language
+    } else {
+      append_utf8(result, static_cast<char32_t>(i == 0 ? utf8proc_totitle(value)
+                                                       : utf8proc_tolower(value)));
+    }
     i += c.bytes;
   }
   return result;

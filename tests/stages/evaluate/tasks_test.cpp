@@ -59,10 +59,10 @@ TEST_F(TasksTest, PromptsAreThoseOfTheHarness) {
 
   const TaskDocument hellaswag = first(
       "hellaswag",
-      R"({"activity_label": "Bike", "ctx_a": "A [x] man [title] rides.", "ctx_b": "éVE Goes", "endings": [" on  and  on", "[y] off"], "label": "0"})");
+      R"({"activity_label": "Bike", "ctx_a": "A [x] man [title] rides.", "ctx_b": "éVE Goes İ", "endings": [" on  and  on", "[y] off"], "label": "0"})");
   EXPECT_THAT(hellaswag.requests,
-              ElementsAre(TextRequest{"Bike: A man. rides. Éve goes", " on and on"},
-                          TextRequest{"Bike: A man. rides. Éve goes", "  off"}));
+              ElementsAre(TextRequest{"Bike: A man. rides. Éve goes i\u0307", " on and on"},
+                          TextRequest{"Bike: A man. rides. Éve goes i\u0307", "  off"}));
 
   const TaskDocument lambada = first("lambada_openai", R"({"text": "one two\nthree four"})");
   EXPECT_THAT(lambada.requests, ElementsAre(TextRequest{"one two\nthree", " four"}));
