@@ -1,5 +1,5 @@
 // What SignRound learns about one block: for every weight an offset to its rounding, for every group how far its range is used
-// (kernels/learned_rounding.h). Cut by rows into tiles (tiles.h); tile t of a linear belongs to rank t % team.size(), which holds
+// (kernels/learned_rounding.h). Cut by rows into tiles (block_sum.h); tile t of a linear belongs to rank t % team.size(), which holds
 // its parameters, sums its gradients, steps it, and keeps its best codes.
 //
 // Memory of a rank of R, in bytes a weight: the original and the rounded weights whole, 2 or 4 each; 4 / R for the offsets; 1 / R
