@@ -22,14 +22,18 @@ json options_of(const char* recipe) { return parse_recipe(json::parse(recipe)).o
 std::string name_of_recipe(const char* recipe) { return parse_recipe(json::parse(recipe)).name; }
 
 TEST(SignRoundOptionsTest, PresetsAreThoseOfThePaperAndOfToday) {
-  EXPECT_EQ(options_of(R"({"method": "signround"})"),
-            json::parse(R"({"preset": "paper", "bits": 4, "group_size": 128, "grid": "A-ar", "symmetric": false,
+  EXPECT_EQ(
+      options_of(R"({"method": "signround"})"),
+      json::parse(
+          R"({"preset": "paper", "bits": 4, "group_size": 128, "grid": "A-ar", "symmetric": false,
                             "iterations": 200, "batch_size": 8, "learning_rate": 0.005,
                             "minmax_learning_rate": 0.005, "minmax_tuning": true,
                             "quantized_input": true, "best_loss": true, "samples": 512,
                             "sampling": "independent", "seed": 42})"));
-  EXPECT_EQ(options_of(R"({"method": "signround", "preset": "current"})"),
-            json::parse(R"({"preset": "current", "bits": 4, "group_size": 128, "grid": "S-full", "symmetric": true,
+  EXPECT_EQ(
+      options_of(R"({"method": "signround", "preset": "current"})"),
+      json::parse(
+          R"({"preset": "current", "bits": 4, "group_size": 128, "grid": "S-full", "symmetric": true,
                             "iterations": 200, "batch_size": 8, "learning_rate": 0.005,
                             "minmax_learning_rate": 0.005, "minmax_tuning": true,
                             "quantized_input": true, "best_loss": true, "samples": 128,
