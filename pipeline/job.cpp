@@ -45,6 +45,7 @@ void guard_writes(const std::filesystem::path& run, const std::string& token) {
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs) {
   store.set_identity("calibration", calibration_identity(config, inputs));
   store.set_identity("activations", calibration_identity(config, inputs));
+  store.set_identity("gradients", calibration_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
   }
@@ -103,7 +104,11 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   Facts shared;
   agree(*world_, [&] {
     backend_ = make_rank_backend(device_, threads.threads);
-    std::int64_t longest = needs_calibration(config_) ? config_.calibration.sequence_length : 1;
+    std::int64_t longest = needs_streams(config_) ? config_.calibration.sequence_length : 1;
+    for (const Recipe& recipe : config_.recipes) {
+      const auto& gradients = recipe.needs.gradients;
+      if (gradients) longest = std::max<std::int64_t>(longest, gradients->sequence_length);
+    }
     longest = std::max(longest, longest_sequence(evaluations, model_->config()));
     shape_ = make_decoder_block(model_->config(), longest, *backend_);
     for (const Recipe& recipe : config_.recipes) {
@@ -210,8 +215,13 @@ void Job::check_lengths(const Evaluations& evaluations) const {
                        std::to_string(model_->config().max_positions) + " positions");
     }
   };
-  if (needs_calibration(config_))
+  if (needs_streams(config_))
     check("calibration.sequence_length", config_.calibration.sequence_length);
+  for (const Recipe& recipe : config_.recipes) {
+    if (!recipe.needs.gradients) continue;
+    check("recipe " + recipe.name + ": gradients.sequence_length",
+          recipe.needs.gradients->sequence_length);
+  }
   for (const PerplexityTask& task : evaluations.perplexity)
     check("evaluate.perplexity window of " + task.name, task.window);
 }
@@ -260,6 +270,16 @@ std::string Job::share(std::string text) { return roundhouse::share(*world_, std
 bool needs_calibration(const RunConfig& config) {
   return std::ranges::any_of(config.recipes,
                              [](const Recipe& recipe) { return recipe.needs.calibration(); });
+}
+
+bool needs_streams(const RunConfig& config) {
+  return std::ranges::any_of(config.recipes,
+                             [](const Recipe& recipe) { return recipe.needs.streams(); });
+}
+
+std::string gradient_windows_key(const Needs::Gradients& gradients) {
+  return "gradients/windows-" + std::to_string(gradients.samples) + "x" +
+         std::to_string(gradients.sequence_length);
 }
 
 std::vector<std::string> complete_recipes(Job& job) {

@@ -16,6 +16,7 @@
 #include "pipeline/job.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
@@ -31,17 +32,17 @@ double peak_memory_mib() {
   return static_cast<double>(usage.ru_maxrss) / 1024.0;
 }
 
-// Token ids for all ranks: from the store, or drawn by rank 0 and committed.
-Samples calibrate(Job& job) {
+// Token ids for all ranks: from the store's record `key`, or drawn by rank 0 and committed.
+Samples calibrate(Job& job, const std::string& key, const SampleOptions& options) {
   job.monitor().phase("calibration: token windows");
   std::string ids;
   if (job.first()) {
-    std::optional<Record> record = job.store().load("calibration");
+    std::optional<Record> record = job.store().load(key);
     if (!record) {
-      const DrawnSamples drawn = draw_samples(job.config().calibration, job.tokenizer(),
-                                              job.text_threads(), job.monitor());
+      const DrawnSamples drawn =
+          draw_samples(options, job.tokenizer(), job.text_threads(), job.monitor());
       record = to_record(drawn.samples);
-      job.store().commit("calibration", *record);
+      job.store().commit(key, *record);
       nlohmann::json event = drawn.facts;
       event["event"] = "calibration";
       event["samples"] = drawn.samples.count();
@@ -55,10 +56,30 @@ Samples calibrate(Job& job) {
     const Watchdog::Waiting waiting(&job.monitor().watchdog());
     ids = job.share(std::move(ids));
   }
-  const SampleOptions& options = job.config().calibration;
   std::vector<std::int32_t> values(ids.size() / sizeof(std::int32_t));
   std::ranges::copy(ids, reinterpret_cast<char*>(values.data()));
   return Samples(options.samples, options.sequence_length, options.shards, std::move(values));
+}
+
+// Of which gradients are: from the calibration's text, cut into as many shards.
+Samples gradient_samples(Job& job, const Needs::Gradients& gradients) {
+  SampleOptions options = job.config().calibration;
+  options.samples = gradients.samples;
+  options.sequence_length = gradients.sequence_length;
+  options.keys = "gradients";
+  return calibrate(job, gradient_windows_key(gradients), options);
+}
+
+// Blocks whose gradients any of these recipes waits for.
+int gradient_blocks(const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states,
+                    const std::vector<std::size_t>& users) {
+  int count = 0;
+  for (std::size_t block = 0; block < states.front().done.size(); ++block) {
+    count += std::ranges::any_of(users, [&](std::size_t r) {
+      return !recipes[r].needs.makes_blocks_of_gradients() || !states[r].done[block];
+    });
+  }
+  return count;
 }
 
 // What is left to do, for TimeLeft: of recipes that are not finished, and of the original. The same on all ranks.
@@ -76,6 +97,11 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
         {"cost", block_cost(*make_method(recipe), job.shape(), config.calibration,
                             !job.backend().is_host_memory())},
         {"left", states[r].missing()}};
+  }
+  for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
+    plan[fmt::format("gradients {}x{}", size.first, size.second)] = {
+        {"cost", gradient_cost(job.shape(), size.first, size.second)},
+        {"left", gradient_blocks(config.recipes, states, recipes)}};
   }
   for (const std::string& format : config.export_formats) {
     plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
@@ -229,7 +255,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
 
   if (!std::ranges::all_of(states, &RecipeState::complete)) settle_device(job, states);
   std::optional<Samples> samples;
-  if (needs_calibration(config)) samples.emplace(calibrate(job));
+  if (needs_streams(config)) samples.emplace(calibrate(job, "calibration", config.calibration));
 
   const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
                                       config.calibration.shards, blocks);
@@ -275,26 +301,28 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
   }
   std::size_t most_spilled = 0;
   std::set<std::size_t> doubted;
-  Schedule schedule{.backend = job.backend(),
-                    .mesh = mesh,
-                    .model = job.model(),
-                    .identity = job.model_identity(),
-                    .shape = job.shape(),
-                    .samples = samples ? &*samples : nullptr,
-                    .store = job.store(),
-                    .budget = job.budget(),
-                    .saved_activation_bytes = job.saved_activation_bytes(),
-                    .monitor = job.monitor(),
-                    .interruption_hours = config.interruption_hours,
-                    .on_unit =
-                        [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
-                          report_unit(job, recipe, block, seconds, shape.data, most_spilled);
-                        },
-                    .on_finished =
-                        [&](const std::vector<std::size_t>& recipes) {
-                          return make_products_meanwhile(job, mesh.team(), recipes, evaluations,
-                                                         doubted);
-                        }};
+  Schedule schedule{
+      .backend = job.backend(),
+      .mesh = mesh,
+      .model = job.model(),
+      .identity = job.model_identity(),
+      .shape = job.shape(),
+      .samples = samples ? &*samples : nullptr,
+      .store = job.store(),
+      .budget = job.budget(),
+      .saved_activation_bytes = job.saved_activation_bytes(),
+      .monitor = job.monitor(),
+      .interruption_hours = config.interruption_hours,
+      .on_unit =
+          [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+            report_unit(job, recipe, block, seconds, shape.data, most_spilled);
+          },
+      .on_finished =
+          [&](const std::vector<std::size_t>& recipes) {
+            return make_products_meanwhile(job, mesh.team(), recipes, evaluations, doubted);
+          },
+      .gradient_samples =
+          [&](const Needs::Gradients& gradients) { return gradient_samples(job, gradients); }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;

@@ -152,8 +152,9 @@ class RunCheck {
   }
 
   void list_expected() {
-    if (needs_calibration(*config_)) records_.insert("calibration");
+    if (needs_streams(*config_)) records_.insert("calibration");
     for (const Recipe& recipe : config_->recipes) {
+      if (recipe.needs.gradients) records_.insert(gradient_windows_key(*recipe.needs.gradients));
       const int blocks = found_.identity ? found_.identity->inputs.blocks : 0;
       for (const std::string& key : record_keys(recipe, blocks)) records_.insert(key);
       for (const std::string& format : config_->export_formats) {

@@ -310,7 +310,8 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
   if (!section.text("text", "").empty()) {
     // A run that has begun knows the text by its content, and needs it no more once the windows are drawn.
     std::error_code ignored;
-    const bool begun = fs::exists(config.run / "calibration.h5", ignored);
+    const bool begun = fs::exists(config.run / "calibration.h5", ignored) ||
+                       fs::exists(config.run / "gradients", ignored);
     options.text = section.file("text", begun ? InputFiles::kMayBeGone : files);
   } else if (needy != config.recipes.end()) {
     fail(section.where("text"), section.path_of("text"),
@@ -325,6 +326,14 @@ void read_calibration(Section section, InputFiles files, RunConfig& config) {
   if (options.shards > options.samples) {
     fail(section.where("shards"), section.path_of("shards"),
          fmt::format("{} shards cannot be cut from {} samples", options.shards, options.samples));
+  }
+  for (const Recipe& recipe : config.recipes) {
+    if (!recipe.needs.gradients || recipe.needs.gradients->samples >= options.shards) continue;
+    const auto at = recipe.where.find("gradients");
+    throw InputError(
+        fmt::format("{}: {} samples cannot be cut into the {} shards of calibration.shards",
+                    at != recipe.where.end() ? at->second : recipe.name,
+                    recipe.needs.gradients->samples, options.shards));
   }
   const std::string drawing = section.one_of("drawing", name_of(options.drawing), kDrawings);
   options.drawing = static_cast<Drawing>(std::ranges::find(kDrawings, drawing) - kDrawings.begin());

@@ -13,39 +13,15 @@
 #include "model/checkpoint/weight_prefetch.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/finished_recipes.h"
+#include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/handover.h"
+#include "pipeline/schedule/unit.h"
 #include "pipeline/watch/time_left.h"
 #include "stages/flow/micro_batch.h"
-#include "stages/store/block_record.h"
 #include "stages/store/quantized_weights.h"
 
 namespace roundhouse {
 namespace {
-
-// Attributes of a block's record besides those of to_record().
-constexpr const char* kMadeOf = "made_of";          // tensor name -> hash of what it held
-constexpr const char* kComputedBy = "computed_by";  // Backend::computes_as()
-// Of a decision's record, besides those.
-constexpr const char* kDecision = "decision";
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Methods name the linear; which block of which recipe it is one of is said here.
-void with_place_named(const std::string& place, const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const InUseError&) {
-    throw;
-  } catch (const BadNodeError&) {
-    throw;
-  } catch (const InputError& error) {
-    throw InputError(place + ": " + error.what());
-  } catch (const Error& error) {
-    throw Error(place + ": " + error.what());
-  }
-}
 
 // One stage's walk through one recipe.
 class RecipeWalk {
@@ -208,27 +184,7 @@ class RecipeWalk {
     if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
     const double load_seconds = seconds_since(start);
     BlockTask block_task = task(block, weights, activations);
-    QuantizedBlock result = quantize(block_task);
-    if (s_.mesh.team().rank() != 0) return;
-    // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
-    nlohmann::json phases = std::exchange(result.record["phases"], nullptr);
-    result.record.erase("phases");
-    const auto commit_start = std::chrono::steady_clock::now();
-    Record record = to_record(result);
-    record.attributes[kMadeOf] = contents_of_block(s_.model, block);
-    record.attributes[kComputedBy] = s_.backend.computes_as();
-    s_.store.commit(block_key(recipe_.name, block), record);
-    phases["load"] = load_seconds;
-    phases["commit"] = seconds_since(commit_start);
-    result.record["phases"] = std::move(phases);
-    s_.on_unit(recipe_, result, seconds_since(start));
-  }
-
-  QuantizedBlock quantize(BlockTask& unit) {
-    QuantizedBlock block;
-    with_place_named(recipe_.name + ", block " + std::to_string(unit.block),
-                     [&] { block = method_->quantize(unit); });
-    return block;
+    roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
   }
 
   // Of making a unit: what only running it forward would take, by floating-point operations.
@@ -320,35 +276,6 @@ void look_at_decision(const Recipe& recipe, RunStore& store, Communicator& world
   state.decision = std::move(found[kDecision]);
 }
 
-// Collective over the world: has the method decide, and commits what it decided.
-nlohmann::json decide(Schedule& schedule, const Recipe& recipe) {
-  Communicator& world = schedule.mesh.world();
-  schedule.monitor.phase(recipe.name + ": deciding for the whole model");
-  ModelTask task{.backend = schedule.backend,
-                 .world = world,
-                 .model = schedule.model,
-                 .shape = schedule.shape,
-                 .samples = schedule.samples,
-                 .monitor = schedule.monitor};
-  nlohmann::json decision;
-  with_place_named(recipe.name, [&] { decision = schedule.method_of(recipe)->decide(task); });
-  require(decision.is_object(), "what a method decides is an object");
-  Record record;
-  record.attributes = {{kDecision, decision},
-                       {kMadeOf, schedule.identity.contents_of_model()},
-                       {kComputedBy, schedule.backend.computes_as()}};
-  const std::string key = decision_key(recipe.name);
-  std::uint64_t bytes = 0;
-  together(world, [&] {
-    if (world.rank() != 0) return;
-    schedule.store.commit(key, record);
-    bytes = schedule.store.bytes(key);
-  });
-  const auto shared = nlohmann::json::parse(share(world, nlohmann::json{decision, bytes}.dump()));
-  schedule.store.expect(key, shared[1].get<std::uint64_t>());
-  return shared[0];
-}
-
 // Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
 RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
                            const std::function<void()>& tick) {
@@ -412,11 +339,12 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
 }
 
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
-                  const std::vector<RecipeState>& states) {
+                  std::vector<RecipeState> states) {
+  if (!make_from_gradients(schedule, recipes, states)) return false;
   std::vector<nlohmann::json> decisions(recipes.size());
   for (std::size_t r = 0; r < recipes.size(); ++r) {
     if (!recipes[r].needs.decision) continue;
-    decisions[r] = states[r].decision ? *states[r].decision : decide(schedule, recipes[r]);
+    decisions[r] = states[r].decision ? *states[r].decision : decide(schedule, recipes[r], {});
     const bool stop = schedule.monitor.stop_requested();
     if (schedule.mesh.world().all_reduce_max(stop ? 1 : 0) == 1) return false;
   }

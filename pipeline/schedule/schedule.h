@@ -63,7 +63,7 @@ struct Schedule {
   const CausalLM& model;
   ModelIdentity& identity;
   const DecoderBlock& shape;
-  const Samples* samples;  // nullptr: no recipe needs activations
+  const Samples* samples;  // nullptr: no recipe needs streams
   RunStore& store;
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
@@ -75,14 +75,17 @@ struct Schedule {
   // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
   // free. False: asked to stop.
   std::function<bool(const std::vector<std::size_t>& recipes)> on_finished;
+  // Collective: the samples that gradients are of. Called where they are wanted.
+  std::function<Samples(const Needs::Gradients&)> gradient_samples;
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of = [](const Recipe& recipe) {
     return make_method(recipe);
   };
 };
 
-// Collective: what methods decide for the whole model (Method::decide()), where that is missing, before any block; then every
-// missing block of every recipe. False if it stopped because it was asked to.
+// Collective: what recipes make of the model's gradients (gradient_recipes.h), what methods decide for the whole model
+// (Method::decide()), where that is missing, before any block; then every missing block of every recipe. False if it stopped because
+// it was asked to.
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
-                  const std::vector<RecipeState>& states);
+                  std::vector<RecipeState> states);
 
 }  // namespace roundhouse

@@ -27,6 +27,10 @@ std::string kind_of(const nlohmann::json& event) {
   if (kind == "block") return kind + " " + text_in(event, "recipe");
   if (kind == "export") return kind + " " + text_in(event, "format");
   if (kind == "perplexity" || kind == "task") return kind + " " + text_in(event, "name");
+  if (kind == "gradients_block") {
+    return "gradients " + std::to_string(integer_in(event, "samples", 0)) + "x" +
+           std::to_string(integer_in(event, "length", 0));
+  }
   return "";
 }
 
@@ -76,6 +80,10 @@ double block_cost(const Method& method, const DecoderBlock& shape, const SampleO
 
 double forward_cost(const DecoderBlock& shape, const SampleOptions& samples) {
   return 2 * weights_of(shape) * samples.samples * samples.sequence_length;
+}
+
+double gradient_cost(const DecoderBlock& shape, int samples, int length) {
+  return 4 * forward_cost(shape, {.text = {}, .samples = samples, .sequence_length = length});
 }
 
 double export_cost(const ModelConfig& model, const DecoderBlock& shape) {

@@ -26,7 +26,7 @@ struct Draw {
   std::size_t samples() const { return static_cast<std::size_t>(options.samples); }
   std::size_t tokens() const { return samples() * length(); }
   std::string asked() const {
-    return "calibration.samples asks for " + std::to_string(samples()) + " of " +
+    return options.keys + ".samples asks for " + std::to_string(samples()) + " of " +
            std::to_string(length());
   }
   [[noreturn]] void fail(const std::string& what) const {
@@ -70,14 +70,14 @@ Taken draw_windows(const Draw& draw) {
 
   const std::size_t fit = taken.spans.size();
   if (fit == 0) {
-    draw.fail("no document has the " + std::to_string(draw.length()) +
-              " tokens of calibration.sequence_length (the longest has " + std::to_string(longest) +
+    draw.fail("no document has the " + std::to_string(draw.length()) + " tokens of " +
+              draw.options.keys + ".sequence_length (the longest has " + std::to_string(longest) +
               ")");
   }
   if (fit_tokens < draw.tokens()) {
     draw.fail(std::to_string(fit) + " of " + std::to_string(draw.order.size()) +
-              " documents have the " + std::to_string(draw.length()) +
-              " tokens of calibration.sequence_length, " + std::to_string(fit_tokens) +
+              " documents have the " + std::to_string(draw.length()) + " tokens of " +
+              draw.options.keys + ".sequence_length, " + std::to_string(fit_tokens) +
               " tokens together, and " + draw.asked() +
               ": ask for less, or for drawing: packed or concatenated");
   }

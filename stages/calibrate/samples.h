@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -34,6 +35,8 @@ struct SampleOptions {
   std::uint64_t seed = 42;
   int shards = 16;
   Drawing drawing = Drawing::kWindows;
+  std::string keys =
+      "calibration";  // for messages: under which keys samples and sequence_length stand
 };
 
 // All samples of a run: samples x sequence_length token ids. Small (512 x 2048 x 4 bytes = 4 MB): every rank has all.

@@ -8,6 +8,12 @@ nlohmann::json Method::decide(ModelTask&) const {
   throw Error("this method has nothing to decide for the whole model");
 }
 
+nlohmann::json Method::statistics(BlockTask&) const {
+  throw Error("this method makes no statistics of gradients");
+}
+
+std::string Method::statistics_settings() const { return ""; }
+
 BlockCost Method::cost(const DecoderBlock&, int, int) const { return {}; }
 
 }  // namespace roundhouse

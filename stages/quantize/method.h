@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -15,6 +16,7 @@
 #include "stages/flow/block_site.h"
 #include "stages/quantize/block_cost.h"
 #include "stages/quantize/needs.h"
+#include "stages/sensitivity/block_gradients.h"
 
 namespace roundhouse {
 
@@ -24,9 +26,14 @@ struct ModelTask {
   Communicator& world;  // all ranks
   const CausalLM& model;
   const DecoderBlock& shape;
-  const Samples* samples;  // nullptr if no recipe needs calibration
+  const Samples* samples;  // nullptr if no recipe needs streams
   Monitor& monitor;
+  // By block, what Method::statistics() returned; empty where the method asks for none.
+  std::vector<nlohmann::json> statistics = {};
 };
+
+// Sums of a block's gradients: this rank's tiles of each linear.
+using SummedGradients = std::vector<std::vector<BlockGradients::Tile>>;
 
 // Everything a method may touch when it makes a block.
 struct BlockTask : BlockSite {
@@ -39,6 +46,8 @@ struct BlockTask : BlockSite {
   // Of the device: what a forward pass may save for its backward pass. Beyond that it is computed again, with the same bits.
   std::size_t saved_activation_bytes;
   const nlohmann::json& decision;  // what decide() returned; null if the method does not decide
+  // Where the method makes something of them, and then weights are left as they are: other methods are given them after it.
+  const SummedGradients* gradients = nullptr;
 };
 
 class Method {
@@ -51,6 +60,11 @@ class Method {
   // model, such as the bits of each linear. An object, the same on every rank and on any number of them; it is committed to the
   // run's store, and whoever resumes reads it there.
   virtual nlohmann::json decide(ModelTask& task) const;
+  // Collective over the team, where needs().gradients asks for statistics: those of one block. An object, at the team's rank 0 (others
+  // may return null); the same bits on any number of ranks.
+  virtual nlohmann::json statistics(BlockTask& task) const;
+  // Recipes whose methods say the same here have the same statistics, which are then made once.
+  virtual std::string statistics_settings() const;
   // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
   virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
   // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).

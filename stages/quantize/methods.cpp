@@ -7,6 +7,7 @@
 #include "stages/quantize/gptq/gptq.h"
 #include "stages/quantize/rtn/rtn.h"
 #include "stages/quantize/signround/signround.h"
+#include "stages/quantize/squeezellm/squeezellm.h"
 
 namespace roundhouse {
 namespace {
@@ -22,6 +23,7 @@ constexpr Entry kMethods[] = {
     {"gptq", make_gptq},
     {"awq", make_awq},
     {"signround", make_signround},
+    {"squeezellm", make_squeezellm},
 };
 
 }  // namespace

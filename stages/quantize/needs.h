@@ -3,6 +3,8 @@
 
 #include <optional>
 
+#include "stages/sensitivity/gradient_sums.h"
+
 namespace roundhouse {
 
 struct Needs {
@@ -14,11 +16,19 @@ struct Needs {
   struct Gradients {
     int samples;
     int sequence_length;  // tokens
+    GradientSums sums = {};
+    // What is made of a block's sums while they are there: the block itself, by Method::quantize(), or statistics, by
+    // Method::statistics(), from which Method::decide() decides.
+    enum class Use { kBlock, kStatistics };
+    Use use = Use::kBlock;
   };
   std::optional<Gradients> gradients = {};
 
   bool decision = false;  // Method::decide() is to be called before the first block
-  int widest_team = 0;    // ranks of a team beyond which a block gets no faster; 0: one a shard
+  bool makes_blocks_of_gradients() const {
+    return gradients && gradients->use == Gradients::Use::kBlock;
+  }
+  int widest_team = 0;  // ranks of a team beyond which a block gets no faster; 0: one a shard
 
   // Without any, blocks do not depend on each other, and nothing flows between them.
   bool streams() const { return quantized_stream || full_precision_stream; }

@@ -169,6 +169,50 @@ std::int64_t OptionReader::group_size() {
   return size;
 }
 
+Needs::Gradients OptionReader::gradients() {
+  constexpr int kMost = 1'000'000;
+  Needs::Gradients gradients{.samples = 100, .sequence_length = 512};
+  group("gradients", [&](OptionReader& inner) {
+    gradients.samples = inner.integer("samples", gradients.samples, 1, kMost);
+    gradients.sequence_length =
+        inner.integer("sequence_length", gradients.sequence_length, 2, kMost);
+  });
+  return gradients;
+}
+
+bool OptionReader::section(const std::string& key, bool fallback,
+                           const std::function<void(OptionReader& inner)>& read) {
+  const nlohmann::json* given = find(key);
+  const bool on = !given ? fallback : given->is_boolean() ? given->get<bool>() : true;
+  if (!on) {
+    resolved_[key] = false;
+    if (fallback) unusual_ += suffix(key, false);
+    return false;
+  }
+  if (!fallback) unusual_ += suffix(key, true);
+  group(key, read, fallback);
+  return true;
+}
+
+void OptionReader::group(const std::string& key,
+                         const std::function<void(OptionReader& inner)>& read, bool named) {
+  const nlohmann::json* given = find(key);
+  const nlohmann::json none = nlohmann::json::object();
+  if (given && !given->is_object() && *given != true) {
+    throw RecipeError{key, "must be a set of keys and values"};
+  }
+  OptionReader inner(given && given->is_object() ? *given : none);
+  try {
+    read(inner);
+    inner.finish();
+  } catch (const RecipeError& error) {
+    throw RecipeError{key, error.key.empty() ? error.what : error.key + " " + error.what};
+  }
+  resolved_[key] = inner.resolved();
+  if (inner.unusual_.empty()) return;
+  unusual_ += (named ? "-" + in_name(key) : "") + inner.unusual_;
+}
+
 LinearScheme OptionReader::scheme(const std::vector<int>& bits_choices, Grid fallback,
                                   Grid symmetric, const std::vector<Grid>& grid_choices) {
   LinearScheme scheme;

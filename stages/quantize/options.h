@@ -2,6 +2,7 @@
 // differs from its default goes into the recipe's name.
 #pragma once
 
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 
 #include "kernels/grid.h"
 #include "model/quantized/linear_scheme.h"
+#include "stages/quantize/needs.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {
@@ -36,6 +38,12 @@ class OptionReader {
   // "w4g128", or "w4" for a whole row, however usual they are.
   int bits(const std::vector<int>& choices);
   std::int64_t group_size();
+  // `gradients: {samples, sequence_length}`: what Needs::Gradients begins with.
+  Needs::Gradients gradients();
+  // A key that stands for a few others, or for true (all at their defaults) or false (not at all; `fallback` says which of the two
+  // it is if it is not given): `read` asks for these. They stand in the name as "-key" and "-key-inner-value".
+  bool section(const std::string& key, bool fallback,
+               const std::function<void(OptionReader& inner)>& read);
   // Both and the grid, of a method whose linears are all coded alike.
   LinearScheme scheme(const std::vector<int>& bits_choices, Grid fallback, Grid symmetric,
                       const std::vector<Grid>& grid_choices);
@@ -49,6 +57,8 @@ class OptionReader {
 
  private:
   const nlohmann::json* find(const std::string& key);  // nullptr: not given
+  void group(const std::string& key, const std::function<void(OptionReader& inner)>& read,
+             bool named = true);
   std::int64_t whole(const std::string& key, std::int64_t fallback);
   template <class T>
   T keep(const std::string& key, T value, const T& fallback);

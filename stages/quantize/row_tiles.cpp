@@ -7,41 +7,21 @@
 #include "base/error.h"
 
 namespace roundhouse {
-namespace {
-
-void append(std::vector<std::byte>& message, std::span<const std::byte> bytes) {
-  message.insert(message.end(), bytes.begin(), bytes.end());
+void TileReader::take(std::span<std::byte> to) {
+  require(to.size() <= rest_.size(), "a rank sent too little of its tiles");
+  std::ranges::copy(rest_.first(to.size()), to.begin());
+  rest_ = rest_.subspan(to.size());
 }
 
-// Takes the next bytes of a message.
-class MessageReader {
- public:
-  explicit MessageReader(std::span<const std::byte> message) : rest_(message) {}
+void append(TileBytes& to, std::span<const std::byte> bytes) {
+  to.insert(to.end(), bytes.begin(), bytes.end());
+}
 
-  void take(std::span<std::byte> to) {
-    require(to.size() <= rest_.size(), "a rank sent too little of its tiles");
-    std::ranges::copy(rest_.first(to.size()), to.begin());
-    rest_ = rest_.subspan(to.size());
-  }
-  bool at_end() const { return rest_.empty(); }
-
- private:
-  std::span<const std::byte> rest_;
-};
-
-// Rows [first, first + rows) of a matrix.
 std::span<std::byte> rows_of(HostTensor& matrix, std::int64_t first, std::int64_t rows) {
   const std::size_t stride = static_cast<std::size_t>(matrix.shape()[1]) * size_of(matrix.type());
   return matrix.bytes().subspan(static_cast<std::size_t>(first) * stride,
                                 static_cast<std::size_t>(rows) * stride);
 }
-
-void put(HostTensor& tile_rows, HostTensor& matrix, std::int64_t tile) {
-  std::ranges::copy(tile_rows.bytes(),
-                    rows_of(matrix, tile * kTileRows, tile_rows.shape()[0]).begin());
-}
-
-}  // namespace
 
 TileResult download_tile(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
                          const Tensor& row_errors, const Tensor& row_norms, Backend& backend) {
@@ -108,79 +88,86 @@ void with_rows_named(const std::string& linear, std::int64_t first,
   }
 }
 
+void share_tiles(Communicator& team, std::int64_t rows,
+                 const std::function<TileBytes(std::int64_t first, std::int64_t rows)>& make,
+                 const std::function<void(std::int64_t first, TileReader& bytes)>& take) {
+  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const auto rows_in = [&](std::int64_t tile) {
+    return std::min(kTileRows, rows - tile * kTileRows);
+  };
+  if (team.size() == 1) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      const TileBytes bytes = make(tile * kTileRows, rows_in(tile));
+      TileReader reader(bytes);
+      take(tile * kTileRows, reader);
+      require(reader.at_end(), "of a tile not all was taken");
+    }
+    return;
+  }
+  TileBytes mine;  // this rank's tiles, in order
+  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
+    append(mine, make(tile * kTileRows, rows_in(tile)));
+  }
+  const std::vector<TileBytes> messages = team.all_gather(mine);
+  mine = {};
+  std::vector<TileReader> readers(messages.begin(), messages.end());
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    take(tile * kTileRows, readers[static_cast<std::size_t>(tile % team.size())]);
+  }
+  for (const TileReader& reader : readers) {
+    require(reader.at_end(), "a rank sent too much of its tiles");
+  }
+}
+
 SolveError solve_in_tiles(
     Communicator& team, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve) {
-  const std::int64_t tiles = (linear.rows + kTileRows - 1) / kTileRows;
-  const auto rows_in = [&](std::int64_t tile) {
-    return std::min(kTileRows, linear.rows - tile * kTileRows);
-  };
-
   linear.codes = HostTensor(DType::kU8, {linear.rows, linear.cols});
   linear.scales = HostTensor(DType::kF16, {linear.rows, linear.groups()});
   linear.zeros = HostTensor(DType::kU8, {linear.rows, linear.groups()});
-  std::vector<SolveError> errors(static_cast<std::size_t>(tiles));
-
-  // A rank's message holds its tiles in order, each as error, norm, codes, scales, zeros.
-  std::vector<std::byte> message;
-  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
-    TileResult result;
-    with_rows_named(linear.name, tile * kTileRows,
-                    [&] { result = solve(tile * kTileRows, rows_in(tile)); });
-    errors[static_cast<std::size_t>(tile)] = result.error;
-    if (team.size() > 1) {
-      append(message, std::as_bytes(std::span(&result.error, 1)));
-      append(message, result.codes.bytes());
-      append(message, result.scales.bytes());
-      append(message, result.zeros.bytes());
-    }
-    put(result.codes, linear.codes, tile);
-    put(result.scales, linear.scales, tile);
-    put(result.zeros, linear.zeros, tile);
-  }
-
-  if (team.size() > 1) {
-    const std::vector<std::vector<std::byte>> messages = team.all_gather(message);
-    std::vector<MessageReader> readers(messages.begin(), messages.end());
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
-      MessageReader& reader = readers[static_cast<std::size_t>(tile % team.size())];
-      reader.take(std::as_writable_bytes(std::span(&errors[static_cast<std::size_t>(tile)], 1)));
-      for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
-        reader.take(rows_of(*part, tile * kTileRows, rows_in(tile)));
-      }
-    }
-    for (const MessageReader& reader : readers) {
-      require(reader.at_end(), "a rank sent too much of its tiles");
-    }
-  }
-
   SolveError total;
-  for (const SolveError& error : errors) {
-    total.error += error.error;
-    total.norm += error.norm;
-  }
+  share_tiles(
+      team, linear.rows,
+      [&](std::int64_t first, std::int64_t rows) {
+        TileResult result;
+        with_rows_named(linear.name, first, [&] { result = solve(first, rows); });
+        TileBytes bytes;
+        append(bytes, std::as_bytes(std::span(&result.error, 1)));
+        append(bytes, result.codes.bytes());
+        append(bytes, result.scales.bytes());
+        append(bytes, result.zeros.bytes());
+        return bytes;
+      },
+      [&](std::int64_t first, TileReader& bytes) {
+        SolveError error;
+        bytes.take(std::as_writable_bytes(std::span(&error, 1)));
+        total.error += error.error;
+        total.norm += error.norm;
+        const std::int64_t rows = std::min(kTileRows, linear.rows - first);
+        for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
+          bytes.take(rows_of(*part, first, rows));
+        }
+      });
   return total;
 }
 
 std::vector<double> sum_over_tiles(
     Communicator& team, std::int64_t rows, std::size_t count,
     const std::function<std::vector<double>(std::int64_t first, std::int64_t rows)>& numbers) {
-  const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  std::vector<std::byte> mine;
-  for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
-    const std::int64_t first = tile * kTileRows;
-    const std::vector<double> values = numbers(first, std::min(kTileRows, rows - first));
-    require(values.size() == count, "a tile has another count of numbers");
-    append(mine, std::as_bytes(std::span(values)));
-  }
-  const std::vector<std::vector<std::byte>> messages = team.all_gather(mine);
-  std::vector<MessageReader> readers(messages.begin(), messages.end());
   std::vector<double> sums(count), values(count);
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    readers[static_cast<std::size_t>(tile % team.size())].take(
-        std::as_writable_bytes(std::span(values)));
-    for (std::size_t i = 0; i < count; ++i) sums[i] += values[i];
-  }
+  share_tiles(
+      team, rows,
+      [&](std::int64_t first, std::int64_t of_tile) {
+        const std::vector<double> made = numbers(first, of_tile);
+        require(made.size() == count, "a tile has another count of numbers");
+        TileBytes bytes;
+        append(bytes, std::as_bytes(std::span(made)));
+        return bytes;
+      },
+      [&](std::int64_t, TileReader& bytes) {
+        bytes.take(std::as_writable_bytes(std::span(values)));
+        for (std::size_t i = 0; i < count; ++i) sums[i] += values[i];
+      });
   return sums;
 }
 

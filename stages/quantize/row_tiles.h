@@ -47,6 +47,27 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 void with_rows_named(const std::string& linear, std::int64_t first,
                      const std::function<void()>& work);
 
+// What a rank makes of a tile, as bytes, and a reader of these.
+using TileBytes = std::vector<std::byte>;
+void append(TileBytes& to, std::span<const std::byte> bytes);
+class TileReader {
+ public:
+  explicit TileReader(std::span<const std::byte> bytes) : rest_(bytes) {}
+  void take(std::span<std::byte> to);  // the next ones
+  bool at_end() const { return rest_.empty(); }
+
+ private:
+  std::span<const std::byte> rest_;
+};
+// Rows [first, first + rows) of a matrix.
+std::span<std::byte> rows_of(HostTensor& matrix, std::int64_t first, std::int64_t rows);
+
+// Cuts [0, rows) into tiles, makes those of this rank (tile t belongs to rank t % team.size()), and takes all of them, in order, on
+// every rank of the team. Collective.
+void share_tiles(Communicator& team, std::int64_t rows,
+                 const std::function<TileBytes(std::int64_t first, std::int64_t rows)>& make,
+                 const std::function<void(std::int64_t first, TileReader& bytes)>& take);
+
 // Cuts [0, linear.rows) into tiles, solves those of this rank (tile t belongs to rank t % team.size()), and gathers codes,
 // scales, zeros and the error on every rank of the team. Collective.
 SolveError solve_in_tiles(

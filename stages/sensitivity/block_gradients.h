@@ -8,14 +8,9 @@
 #include <vector>
 
 #include "stages/flow/block_sum.h"
+#include "stages/sensitivity/gradient_sums.h"
 
 namespace roundhouse {
-
-struct GradientSums {
-  bool sum = false;  // of dL_s/dW
-  bool squares =
-      false;  // of its elements' squares: the diagonal of the empirical Fisher information, times the sequences
-};
 
 // Memory of a rank, in bytes a weight and sum: 4 times the partial sums that are alive, log2(shards) + 2 at most.
 class BlockGradients {

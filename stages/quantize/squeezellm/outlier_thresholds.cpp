@@ -1,0 +1,134 @@
+#include "stages/quantize/squeezellm/outlier_thresholds.h"
+
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "comm/tree_sum.h"
+#include "stages/quantize/row_tiles.h"
+#include "stages/quantize/squeezellm/outliers.h"
+
+namespace roundhouse {
+namespace {
+
+class Thresholds {
+ public:
+  explicit Thresholds(ModelTask& task)
+      : task_(task),
+        blocks_(parts_of_rank(static_cast<int>(task.model.config().blocks), task.world.rank(),
+                              task.world.size())) {}
+
+  nlohmann::json find(double percent) {
+    for_each_linear("quartiles", [&](const LinearSpec& spec, const Tensor& weights, std::size_t) {
+      quartiles_.push_back(quartiles(spec, weights));
+    });
+    std::int64_t weights = 0;  // of the model
+    for (const LinearSpec& spec : task_.shape.linears())
+      weights += spec.rows * spec.cols * task_.model.config().blocks;
+    OutlierFactor factor(sensitive_rank(weights, percent));
+    while (!factor.done()) {
+      for_each_linear("outliers", [&](const LinearSpec&, const Tensor& matrix, std::size_t n) {
+        const std::vector<float> thresholds = factor.thresholds(quartiles_[n]);
+        for_each_tile(matrix, [&](const Tensor& w) {
+          task_.backend.count_large({.w = w.view(),
+                                     .sensitivity = {},
+                                     .sensitive_above = 0,
+                                     .thresholds = thresholds,
+                                     .counts = factor.counts()});
+        });
+      });
+      add_over_ranks(task_.world, factor.counts());
+      factor.end_round();
+    }
+    return {{"factor", factor.value()},
+            {"outliers", factor.outliers()},
+            {"weights", weights},
+            {"large_from", share_thresholds(factor.value())}};
+  }
+
+ private:
+  // n counts those of this rank's blocks.
+  void for_each_linear(const std::string& what,
+                       const std::function<void(const LinearSpec& spec, const Tensor& weights,
+                                                std::size_t n)>& visit) {
+    std::size_t n = 0;
+    for (int block = blocks_.begin; block < blocks_.end; ++block) {
+      task_.monitor.phase("block " + std::to_string(block) + ": " + what);
+      const BlockWeights weights = task_.shape.load(task_.model.checkpoint(), block, task_.backend);
+      for (std::size_t i = 0; i < weights.linears.size(); ++i) {
+        const LinearSpec& spec = task_.shape.linears()[i];
+        try {
+          visit(spec, weights.linears[i], n++);
+        } catch (const Error& error) {
+          throw Error("block " + std::to_string(block) + ", " + spec.name + ": " + error.what());
+        }
+        task_.monitor.tick();
+      }
+    }
+  }
+  void for_each_tile(const Tensor& matrix, const std::function<void(const Tensor& w)>& visit) {
+    for (std::int64_t first = 0; first < matrix.rows(); first += kTileRows) {
+      visit(tile_weights(matrix, first, std::min(kTileRows, matrix.rows() - first), task_.backend));
+    }
+  }
+
+  Quartiles quartiles(const LinearSpec& spec, const Tensor& matrix) {
+    const std::int64_t count = spec.rows * spec.cols;
+    std::vector<KeySelection> selections;
+    for (const std::int64_t rank : quartile_ranks(count).largest)
+      selections.emplace_back(false, rank);
+    while (!selections.front().done()) {
+      for (KeySelection& each : selections) each.begin_round();
+      for_each_tile(matrix, [&](const Tensor& w) {
+        for (KeySelection& each : selections) each.count(w.view(), task_.backend);
+      });
+      for (KeySelection& each : selections) each.end_round();
+    }
+    std::array<float, 4> values{};
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = selections[i].value();
+    return quartiles_of(count, values);
+  }
+
+  nlohmann::json share_thresholds(double factor) {
+    nlohmann::json mine = nlohmann::json::array();  // by block
+    const std::size_t linears = task_.shape.linears().size();
+    for (std::size_t n = 0; n < quartiles_.size(); ++n) {
+      if (n % linears == 0) mine.push_back(nlohmann::json::array());
+      mine.back().push_back(outlier_threshold(quartiles_[n], factor));
+    }
+    const std::string text = mine.dump();
+    nlohmann::json all = nlohmann::json::array();
+    for (const auto& part : task_.world.all_gather(std::as_bytes(std::span(text)))) {
+      const char* const begin = reinterpret_cast<const char*>(part.data());
+      for (nlohmann::json& block : nlohmann::json::parse(begin, begin + part.size()))
+        all.push_back(std::move(block));
+    }
+    return all;
+  }
+
+  ModelTask& task_;
+  PartRange blocks_;
+  std::vector<Quartiles> quartiles_;  // of this rank's blocks, linear by linear
+};
+
+}  // namespace
+
+nlohmann::json find_outlier_thresholds(ModelTask& task, double percent) {
+  return Thresholds(task).find(percent);
+}
+
+void add_over_ranks(Communicator& ranks, std::span<std::int64_t> counts) {
+  const auto parts = ranks.all_gather(std::as_bytes(counts));
+  std::ranges::fill(counts, 0);
+  for (const auto& part : parts) {
+    std::vector<std::int64_t> theirs(counts.size());
+    require(part.size() == counts.size_bytes(), "ranks count differently many things");
+    std::ranges::copy(part, std::as_writable_bytes(std::span(theirs)).begin());
+    for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += theirs[i];
+  }
+}
+
+}  // namespace roundhouse
