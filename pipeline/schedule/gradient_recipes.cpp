@@ -174,7 +174,8 @@ class Walk {
     const std::string text = lengths.dump();
     for (const auto& part : s_.mesh.world().all_gather(std::as_bytes(std::span(text)))) {
       const char* const begin = reinterpret_cast<const char*>(part.data());
-      for (const auto& [key, length] : nlohmann::json::parse(begin, begin + part.size()).items()) {
+      const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
+      for (const auto& [key, length] : theirs.items()) {
         s_.store.expect(key, length.get<std::uint64_t>());
       }
     }

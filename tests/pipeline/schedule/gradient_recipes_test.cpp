@@ -310,7 +310,7 @@ TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {
 }
 
 TEST(SqueezeLlmTest, NamesAndOptions) {
-  const auto name = [](const nlohmann::json& recipe) { return parse_recipe(recipe).name; };
+  const auto name = [](const nlohmann::json& object) { return parse_recipe(object).name; };
   EXPECT_EQ(name({{"method", "squeezellm"}, {"bits", 3}}), "squeezellm-w3");
   EXPECT_EQ(name({{"method", "squeezellm"}, {"sparse", true}}), "squeezellm-w4-sparse");
   EXPECT_EQ(name({{"method", "squeezellm"},
@@ -330,9 +330,9 @@ TEST(SqueezeLlmTest, NamesAndOptions) {
   EXPECT_FALSE(
       parse_recipe({{"method", "squeezellm"}, {"sparse", {{"outliers", 0}}}}).needs.decision);
 
-  const auto error_of = [](const nlohmann::json& recipe) {
+  const auto error_of = [](const nlohmann::json& object) {
     try {
-      (void)parse_recipe(recipe);
+      (void)parse_recipe(object);
     } catch (const RecipeError& error) {
       return error.key + ": " + error.what;
     }
