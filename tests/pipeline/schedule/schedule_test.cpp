@@ -85,7 +85,8 @@ class Walker {
                       .on_finished =
                           [&](const std::vector<std::size_t>& finished) {
                             return !on_finished || on_finished(mesh, finished);
-                          }};
+                          },
+                      .gradient_samples = {}};
     if (method_of_) schedule.method_of = method_of_;
     return quantize_all(schedule, recipes_, states);
   }
