@@ -5,6 +5,7 @@
 #include "base/quote.h"
 #include "stages/quantize/awq/awq.h"
 #include "stages/quantize/gptq/gptq.h"
+#include "stages/quantize/llm_mq/llm_mq.h"
 #include "stages/quantize/rtn/rtn.h"
 #include "stages/quantize/signround/signround.h"
 #include "stages/quantize/squeezellm/squeezellm.h"
@@ -24,6 +25,7 @@ constexpr Entry kMethods[] = {
     {"awq", make_awq},
     {"signround", make_signround},
     {"squeezellm", make_squeezellm},
+    {"llm-mq", make_llm_mq},
 };
 
 }  // namespace

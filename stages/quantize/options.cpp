@@ -160,6 +160,17 @@ int OptionReader::bits(const std::vector<int>& choices) {
   return static_cast<int>(bits);
 }
 
+double OptionReader::average_bits(double least, double most) {
+  const nlohmann::json* given = find("bits");
+  const double bits = !given ? 4.0 : given->is_number() ? given->get<double>() : std::nan("");
+  if (!(bits >= least && bits <= most)) {
+    throw RecipeError{"bits", "must be a number from " + text_of(least) + " to " + text_of(most)};
+  }
+  resolved_["bits"] = bits;
+  widths_ += fmt::format("-w{}", bits);
+  return bits;
+}
+
 std::int64_t OptionReader::group_size() {
   const std::int64_t size = whole("group_size", 128);
   if (size != -1 && size < 1) {

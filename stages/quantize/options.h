@@ -38,6 +38,8 @@ class OptionReader {
   // "w4g128", or "w4" for a whole row, however usual they are.
   int bits(const std::vector<int>& choices);
   std::int64_t group_size();
+  // `bits` as an average over a model, 4 unless given: "w2.6".
+  double average_bits(double least, double most);
   // `gradients: {samples, sequence_length}`: what Needs::Gradients begins with.
   Needs::Gradients gradients();
   // A key that stands for a few others, or for true (all at their defaults) or false (not at all; `fallback` says which of the two

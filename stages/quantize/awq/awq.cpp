@@ -1,6 +1,8 @@
 #include "stages/quantize/awq/awq.h"
 
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -12,7 +14,9 @@
 #include "stages/quantize/awq/search.h"
 #include "stages/quantize/awq/settings.h"
 #include "stages/quantize/awq/statistics.h"
+#include "stages/quantize/largest.h"
 #include "stages/quantize/rtn/rtn.h"
+#include "stages/quantize/sparse_tiles.h"
 
 namespace roundhouse {
 namespace {
@@ -91,7 +95,8 @@ class BlockQuantizer {
         std::ranges::find(task_.shape.score_linears(), index) == task_.shape.score_linears().end();
     task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
                         (clips ? "clipping and rounding " : "rounding ") + spec.name);
-    QuantizedLinear linear = unsolved_linear(spec, settings_.scheme);
+    const LinearScheme scheme = settings_.scheme_of(index);
+    QuantizedLinear linear = unsolved_linear(spec, scheme);
     clock_.measure("solve", [&] {
       std::vector<float> ones;
       if (folding.column_factors[i].empty()) {
@@ -102,25 +107,95 @@ class BlockQuantizer {
       const Tensor rows_by = upload_row(folding.row_divisors[i], task_.backend);
       const Tensor& grams = statistics_.inputs[static_cast<std::size_t>(group)].group_grams;
       std::map<std::int64_t, ClipCount> counts;  // by first row of this rank's tiles
+      const auto folded_tile = [&](std::int64_t first, std::int64_t rows) {
+        Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
+        const ConstMatrix by = rows_by.view();
+        task_.backend.fold_scales(
+            {.w = w.view(),
+             .column_factors = columns.view(),
+             .row_divisors = by.cols > 0 ? by.col_range(first, first + rows) : by});
+        return w;
+      };
+      const float large_from = scheme.sparse ? find_large(spec, index, folded_tile)
+                                             : std::numeric_limits<float>::infinity();
+      std::map<std::int64_t, SparseTile> beside;  // likewise
       const SolveError error =
           solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {
-            Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
-            const ConstMatrix by = rows_by.view();
-            task_.backend.fold_scales(
-                {.w = w.view(),
-                 .column_factors = columns.view(),
-                 .row_divisors = by.cols > 0 ? by.col_range(first, first + rows) : by});
-            Tensor folded(task_.backend, DType::kF32, rows, spec.cols);
-            task_.backend.copy(std::as_const(w).view(), folded.view());
+            const Tensor all = folded_tile(first, rows);
+            const auto copy_of = [&](const Tensor& from) {
+              Tensor to(task_.backend, DType::kF32, rows, spec.cols);
+              task_.backend.copy(from.view(), to.view());
+              return to;
+            };
+            Tensor kept = copy_of(all), removed;
+            if (scheme.sparse) removed = remove_large(kept, large_from, task_.backend);
+            Tensor w = copy_of(kept);
             if (clips) counts[first] = clip(w, columns, grams, linear);
             task_.monitor.tick();
-            return round_tile(linear, w, folded, {}, task_.backend);
+            TileResult result = round_tile(linear, w, kept, {}, task_.backend);
+            if (scheme.sparse) beside[first] = sparse_tile(all, removed, result, linear);
+            return result;
           });
       linear.record = {{"error", error.error},
                        {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
+      if (scheme.sparse) gather_sparse(linear, beside);
       if (clips) record_clip(linear, counts);
     });
     return linear;
+  }
+
+  // The magnitude from which on folded weights of a linear are kept beside the rounded ones.
+  float find_large(const LinearSpec& spec, int index,
+                   const std::function<Tensor(std::int64_t first, std::int64_t rows)>& tile) {
+    return magnitude_of_largest(
+        task_.team, spec.rows * spec.cols, settings_.outliers, [&](KeySelection& selection) {
+          for (const RowTile& at : tiles_of_linear(spec, index, task_.team.size())) {
+            if (at.owner != task_.team.rank()) continue;
+            const Tensor w = tile(at.first, at.rows);
+            selection.count(w.view(), task_.backend);
+            task_.monitor.tick();
+          }
+        });
+  }
+
+  // What removed weights differ by from the values that their codes stand for.
+  SparseTile sparse_tile(const Tensor& w, const Tensor& removed, const TileResult& tile,
+                         const QuantizedLinear& linear) {
+    const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+    HostTensor all(DType::kF32, {rows, cols}), where(DType::kU8, {rows, cols});
+    task_.backend.download(w.f32(), all.bytes());
+    task_.backend.download(removed.view().data, where.bytes());
+    SparseTile sparse;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t col = 0; col < cols; ++col) {
+        const auto at = static_cast<std::size_t>(row * cols + col);
+        if (where.as<std::uint8_t>()[at] == 0) continue;
+        const auto group = static_cast<std::size_t>(row * groups + col / linear.group_size);
+        const float value = half_to_float(tile.scales.as<std::uint16_t>()[group]) *
+                            static_cast<float>(tile.codes.as<std::uint8_t>()[at] -
+                                               tile.zeros.as<std::uint8_t>()[group]);
+        sparse.columns.push_back(static_cast<std::int32_t>(col));
+        sparse.values.push_back(all.as<float>()[at] - value);
+      }
+      sparse.starts.push_back(static_cast<std::int32_t>(sparse.columns.size()));
+    }
+    return sparse;
+  }
+
+  void gather_sparse(QuantizedLinear& linear, const std::map<std::int64_t, SparseTile>& tiles) {
+    SparseTiles all;
+    share_tiles(
+        task_.team, linear.rows,
+        [&](std::int64_t first, std::int64_t) {
+          TileBytes bytes;
+          append(bytes, tiles.at(first));
+          return bytes;
+        },
+        [&](std::int64_t first, TileReader& bytes) {
+          all.take(std::min(kTileRows, linear.rows - first), bytes);
+        });
+    linear.sparse = all.finish();
+    linear.record["sparse_entries"] = all.entries();
   }
 
   ClipCount clip(Tensor& w, const Tensor& column_scales, const Tensor& grams,
@@ -179,7 +254,7 @@ class BlockQuantizer {
 };
 
 // A pass over the stream for statistics, and another for the search of what is more than a linear.
-BlockCost awq_cost(const BlockSizes& sizes, const AwqSettings& settings) {
+BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
   const double points = settings.grid_points;
   const std::vector<ScaleSet> sets =
       settings.scale_search ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
@@ -223,10 +298,10 @@ class Awq final : public Method {
   Needs needs() const override { return {.full_precision_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return awq_cost({shape, static_cast<double>(samples) * length}, settings_);
+    return awq_cost(shape, samples, length, settings_);
   }
   QuantizedBlock quantize(BlockTask& task) const override {
-    return BlockQuantizer(task, settings_).run();
+    return quantize_by_awq(task, settings_);
   }
 
  private:
@@ -234,6 +309,15 @@ class Awq final : public Method {
 };
 
 }  // namespace
+
+QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings) {
+  return BlockQuantizer(task, settings).run();
+}
+
+BlockCost awq_cost(const DecoderBlock& shape, int samples, int length,
+                   const AwqSettings& settings) {
+  return cost_of({shape, static_cast<double>(samples) * length}, settings);
+}
 
 std::unique_ptr<Method> make_awq(OptionReader& options) {
   AwqSettings settings;

@@ -71,7 +71,7 @@ class Search {
             [&](std::int64_t first, std::int64_t rows) {
               task_.monitor.tick();
               return losses_of_tile(tile_weights(weights, first, rows, task_.backend), gram,
-                                    candidates);
+                                    candidates, settings_.scheme_of(i));
             });
         for (std::size_t c = 0; c < sums.size(); ++c) candidates.losses[c] += sums[c];
         const auto n = static_cast<double>(weights.cols());
@@ -83,7 +83,7 @@ class Search {
 
   // For each candidate: the sum over the tile's rows of Δ G Δᵀ.
   std::vector<double> losses_of_tile(const Tensor& w, const Tensor& gram,
-                                     const Candidates& candidates) {
+                                     const Candidates& candidates, const LinearScheme& scheme) {
     Tensor delta(task_.backend, DType::kF32, w.rows(), w.cols());
     Tensor product(task_.backend, DType::kF32, w.rows(), w.cols());
     Tensor sums(task_.backend, DType::kF32, w.rows(), 1);
@@ -91,9 +91,9 @@ class Search {
     for (const Tensor& s : candidates.rows) {
       task_.backend.scaled_rounding({.w = w.view(),
                                      .column_scales = s.view(),
-                                     .group_size = settings_.scheme.group_size_for(w.cols()),
-                                     .grid = settings_.scheme.grid,
-                                     .bits = settings_.scheme.bits,
+                                     .group_size = scheme.group_size_for(w.cols()),
+                                     .grid = scheme.grid,
+                                     .bits = scheme.bits,
                                      .error = true,
                                      .out = delta.view()});
       task_.backend.matmul(
@@ -209,7 +209,7 @@ class Search {
       std::vector<Tensor> kept;
       for (const int i : linears) {
         Tensor& weights = task_.weights.linears[static_cast<std::size_t>(i)];
-        kept.push_back(rounded(weights, candidates.rows[c]));
+        kept.push_back(rounded(weights, candidates.rows[c], settings_.scheme_of(i)));
         std::swap(kept.back(), weights);
       }
       std::int64_t row = 0;
@@ -228,13 +228,13 @@ class Search {
     }
   }
 
-  Tensor rounded(const Tensor& weights, const Tensor& s) {
+  Tensor rounded(const Tensor& weights, const Tensor& s, const LinearScheme& scheme) {
     Tensor out(task_.backend, weights.type(), weights.rows(), weights.cols());
     task_.backend.scaled_rounding({.w = weights.view(),
                                    .column_scales = s.view(),
-                                   .group_size = settings_.scheme.group_size_for(weights.cols()),
-                                   .grid = settings_.scheme.grid,
-                                   .bits = settings_.scheme.bits,
+                                   .group_size = scheme.group_size_for(weights.cols()),
+                                   .grid = scheme.grid,
+                                   .bits = scheme.bits,
                                    .out = out.view()});
     return out;
   }

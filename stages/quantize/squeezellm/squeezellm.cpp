@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "stages/flow/phase_clock.h"
+#include "stages/quantize/largest.h"
 #include "stages/quantize/row_tiles.h"
+#include "stages/quantize/sparse_tiles.h"
 #include "stages/quantize/squeezellm/kmeans.h"
 #include "stages/quantize/squeezellm/outlier_thresholds.h"
 #include "stages/quantize/squeezellm/outliers.h"
@@ -88,15 +90,11 @@ class LinearTables {
   static TileBytes bytes_of(const SolvedTile& tile) {
     TileBytes bytes;
     const TableTile& t = tile.table;
-    const auto entries = static_cast<std::int64_t>(t.values.size());
     append(bytes, std::as_bytes(std::span(&tile.error, 1)));
     append(bytes, std::as_bytes(std::span(t.rows)));
     append(bytes, t.codes.bytes());
     append(bytes, t.tables.bytes());
-    append(bytes, std::as_bytes(std::span(&entries, 1)));
-    append(bytes, std::as_bytes(std::span(t.starts)));
-    append(bytes, std::as_bytes(std::span(t.columns)));
-    append(bytes, std::as_bytes(std::span(t.values)));
+    append(bytes, SparseTile{t.starts, t.columns, t.values});
     return bytes;
   }
 
@@ -116,18 +114,7 @@ class LinearTables {
     }
     bytes.take(rows_of(linear_.codes, first, count));
     bytes.take(rows_of(linear_.table, first, count));
-    std::array<std::int64_t, 1> entries{};
-    read(entries);
-    std::vector<std::int32_t> starts(static_cast<std::size_t>(count) + 1);
-    std::vector<std::int32_t> columns(static_cast<std::size_t>(entries[0]));
-    std::vector<float> values(columns.size());
-    read(starts);
-    read(columns);
-    read(values);
-    const auto before = static_cast<std::int32_t>(columns_.size());
-    for (std::size_t row = 1; row < starts.size(); ++row) offsets_.push_back(before + starts[row]);
-    columns_.insert(columns_.end(), columns.begin(), columns.end());
-    values_.insert(values_.end(), values.begin(), values.end());
+    sparse_tiles_.take(count, bytes);
   }
 
   QuantizedLinear finish() {
@@ -138,14 +125,8 @@ class LinearTables {
     if (totals_.unit_weight_rows > 0) linear_.record["unit_weight_rows"] = totals_.unit_weight_rows;
     if (totals_.few_value_rows > 0) linear_.record["few_value_rows"] = totals_.few_value_rows;
     if (sparse_) {
-      linear_.sparse = {.offsets = HostTensor(DType::kI32, {linear_.rows + 1}),
-                        .columns = HostTensor(DType::kI32, {std::ssize(columns_)}),
-                        .values = HostTensor(DType::kF16, {std::ssize(values_)})};
-      std::ranges::copy(offsets_, linear_.sparse.offsets.as<std::int32_t>().begin());
-      std::ranges::copy(columns_, linear_.sparse.columns.as<std::int32_t>().begin());
-      std::ranges::transform(values_, linear_.sparse.values.as<std::uint16_t>().begin(),
-                             float_to_half);
-      linear_.record["sparse_entries"] = std::ssize(columns_);
+      linear_.sparse = sparse_tiles_.finish();
+      linear_.record["sparse_entries"] = sparse_tiles_.entries();
     }
     return std::move(linear_);
   }
@@ -154,8 +135,7 @@ class LinearTables {
   QuantizedLinear linear_;
   bool sparse_;
   Totals totals_;
-  std::vector<std::int32_t> offsets_ = {0}, columns_;
-  std::vector<float> values_;
+  SparseTiles sparse_tiles_;
 };
 
 class SqueezeLlm final : public Method {
@@ -243,14 +223,9 @@ class SqueezeLlm final : public Method {
                               const std::vector<BlockGradients::Tile>& tiles) const {
     const std::int64_t rank = sensitive_rank(spec.rows * spec.cols, shares_.sensitive);
     if (rank == 0) return std::numeric_limits<float>::infinity();
-    KeySelection selection(false, rank);
-    while (!selection.done()) {
-      selection.begin_round();
+    return select_over_ranks(task.team, false, rank, [&](KeySelection& selection) {
       for (const BlockGradients::Tile& tile : tiles) selection.count(tile.squares, task.backend);
-      add_over_ranks(task.team, selection.counts());
-      selection.end_round();
-    }
-    return selection.value();
+    });
   }
 
   int bits_;

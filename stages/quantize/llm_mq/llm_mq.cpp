@@ -1,0 +1,235 @@
+#include "stages/quantize/llm_mq/llm_mq.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+#include "stages/quantize/awq/awq.h"
+#include "stages/quantize/awq/settings.h"
+#include "stages/quantize/largest.h"
+#include "stages/quantize/llm_mq/bit_allocation.h"
+#include "stages/quantize/row_tiles.h"
+
+namespace roundhouse {
+namespace {
+
+constexpr std::array kScores = {"first_order", "absolute", "fisher"};  // in the statistics
+constexpr std::size_t kWidthCount = kWidths.size();
+
+class LlmMq final : public Method {
+ public:
+  explicit LlmMq(OptionReader& options) {
+    average_ = options.average_bits(2.0, 4.0);
+    awq_.scheme.group_size = options.group_size();
+    awq_.scheme.grid =
+        options.grid(Grid::kAsymAwq, Grid::kSymGptq,
+                     {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
+    score_ = options.one_of("score", "first-order", {"first-order", "absolute", "fisher"});
+    fused_ = options.one_of("tie", "fused", {"fused", "none"}) == "fused";
+    awq_.outliers = options.number("outliers", 0.5, 0.0, 50.0);
+    awq_.scale_search = options.boolean("scale_search", true);
+    awq_.clip_search = options.boolean("clip_search", false);
+    awq_.grid_points = options.integer("grid_points", 20, 1, 1000);
+    gradients_ = options.gradients();
+    gradients_.sums = {.sum = true, .squares = true};
+    gradients_.use = Needs::Gradients::Use::kStatistics;
+  }
+
+  Needs needs() const override {
+    return {.full_precision_stream = true, .gradients = gradients_, .decision = true};
+  }
+  std::vector<LinearScheme> schemes() const override {
+    std::vector<LinearScheme> schemes;
+    for (const int bits : kWidths) schemes.push_back(awq_.scheme_at(bits));
+    return schemes;
+  }
+  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+    return awq_cost(shape, samples, length, awq_);
+  }
+
+  std::string statistics_settings() const override {
+    return nlohmann::json{awq_.scheme.group_size, name_of(awq_.scheme.grid), awq_.outliers}.dump();
+  }
+  nlohmann::json statistics(BlockTask& task) const override {
+    nlohmann::json linears = nlohmann::json::array();
+    for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+      task.monitor.phase("block " + std::to_string(task.block) + ": sensitivity of " +
+                         task.shape.linears()[i].name);
+      linears.push_back(statistics_of(task, i));
+    }
+    return {{"linears", std::move(linears)}};
+  }
+
+  nlohmann::json decide(ModelTask& task) const override {
+    const auto& specs = task.shape.linears();
+    std::vector<WidthCosts> costs;
+    std::vector<int> tie;
+    std::int64_t weights = 0;
+    const std::vector<int> tie_of_linear = ties(task.shape);
+    for (std::size_t block = 0; block < task.statistics.size(); ++block) {
+      for (std::size_t i = 0; i < specs.size(); ++i) {
+        WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name};
+        const nlohmann::json& sums = task.statistics[block].at("linears").at(i).at(key_of_score());
+        for (std::size_t b = 0; b < kWidthCount; ++b) {
+          // null: what JSON makes of a number that is not finite
+          cost.sensitivity[b] = sums.at(b).is_number() ? std::abs(sums.at(b).get<double>())
+                                                       : std::numeric_limits<double>::quiet_NaN();
+          cost.memory[b] = memory_of_codes(specs[i].rows, specs[i].cols, kWidths[b]);
+        }
+        weights += specs[i].rows * specs[i].cols;
+        costs.push_back(std::move(cost));
+        tie.push_back(static_cast<int>(block * specs.size()) + tie_of_linear[i]);
+      }
+    }
+    const BitAllocation chosen = allocate_bits(costs, tie, budget_of(average_, weights));
+    nlohmann::json bits = nlohmann::json::array();
+    std::int64_t with_grids = 0;
+    for (std::size_t n = 0; n < chosen.bits.size(); ++n) {
+      const LinearSpec& spec = specs[n % specs.size()];
+      if (n % specs.size() == 0) bits.push_back(nlohmann::json::array());
+      bits.back().push_back(chosen.bits[n]);
+      with_grids += memory_with_grids(spec.rows, spec.cols, chosen.bits[n], awq_.scheme.group_size);
+    }
+    const auto average = [&](std::int64_t memory) {
+      return static_cast<double>(memory) / static_cast<double>(weights);
+    };
+    if (task.world.rank() == 0) {
+      task.monitor.event({{"event", "bits"},
+                          {"average", average(chosen.memory)},
+                          {"average_with_grids", average(with_grids)},
+                          {"bits", bits}});
+    }
+    return {{"bits", std::move(bits)},
+            {"average", average(chosen.memory)},
+            {"average_with_grids", average(with_grids)},
+            {"sensitivity", chosen.sensitivity}};
+  }
+
+  QuantizedBlock quantize(BlockTask& task) const override {
+    AwqSettings settings = awq_;
+    settings.bits =
+        task.decision.at("bits").at(static_cast<std::size_t>(task.block)).get<std::vector<int>>();
+    return quantize_by_awq(task, settings);
+  }
+
+ private:
+  std::string key_of_score() const {
+    return score_ == "first-order" ? kScores[0] : score_ == "absolute" ? kScores[1] : kScores[2];
+  }
+
+  // Linears of a block that have the same number have the same bits.
+  std::vector<int> ties(const DecoderBlock& shape) const {
+    std::vector<int> tie(shape.linears().size());
+    for (std::size_t i = 0; i < tie.size(); ++i) tie[i] = static_cast<int>(i);
+    for (const InputGroup& group : shape.groups()) {
+      for (const int i : group.linears) {
+        if (fused_) tie[static_cast<std::size_t>(i)] = group.linears.front();
+      }
+    }
+    return tie;
+  }
+
+  nlohmann::json statistics_of(BlockTask& task, std::size_t index) const {
+    const LinearSpec& spec = task.shape.linears()[index];
+    const std::vector<BlockGradients::Tile>& tiles = (*task.gradients)[index];
+    const Tensor& weights = task.weights.linears[index];
+    const float large_from = magnitude_of_largest(
+        task.team, spec.rows * spec.cols, awq_.outliers, [&](KeySelection& selection) {
+          for (const BlockGradients::Tile& tile : tiles) {
+            const Tensor w = tile_weights(weights, tile.first, tile.sum.rows, task.backend);
+            selection.count(w.view(), task.backend);
+          }
+        });
+    std::size_t next = 0;
+    const std::vector<double> sums =
+        sum_over_tiles(task.team, spec.rows, kScores.size() * kWidthCount,
+                       [&](std::int64_t first, std::int64_t rows) {
+                         const BlockGradients::Tile& tile = tiles.at(next++);
+                         require(tile.first == first, "gradients of other rows");
+                         std::vector<double> numbers;
+                         with_rows_named(spec.name, first, [&] {
+                           numbers = sums_of_tile(tile_weights(weights, first, rows, task.backend),
+                                                  tile, large_from, task.backend);
+                         });
+                         task.monitor.tick();
+                         return numbers;
+                       });
+    nlohmann::json record = {{"name", spec.name}};
+    for (std::size_t score = 0; score < kScores.size(); ++score) {
+      for (std::size_t b = 0; b < kWidthCount; ++b)
+        record[kScores[score]].push_back(sums[score * kWidthCount + b]);
+    }
+    return record;
+  }
+
+  // By score, then by width.
+  std::vector<double> sums_of_tile(const Tensor& w, const BlockGradients::Tile& tile,
+                                   float large_from, Backend& backend) const {
+    const std::int64_t rows = w.rows(), cols = w.cols();
+    const std::int64_t group_size = awq_.scheme.group_size_for(cols);
+    const std::int64_t groups = (cols + group_size - 1) / group_size;
+    std::vector<Tensor> grids;  // scales and zeros of each width
+    std::array<RoundingWidth, kWidthCount> widths;
+    grids.reserve(2 * kWidthCount);
+    for (std::size_t b = 0; b < kWidthCount; ++b) {
+      const bool sparse = awq_.scheme_at(kWidths[b]).sparse;
+      Tensor kept(backend, DType::kF32, rows, cols);
+      backend.copy(w.view(), kept.view());
+      if (sparse) remove_large(kept, large_from, backend);
+      Tensor& scales = grids.emplace_back(backend, DType::kF32, rows, groups);
+      Tensor& zeros = grids.emplace_back(backend, DType::kU8, rows, groups);
+      backend.find_grid({.w = std::as_const(kept).view(),
+                         .group_size = group_size,
+                         .grid = awq_.scheme.grid,
+                         .bits = kWidths[b],
+                         .clip = {},
+                         .scales = scales.view(),
+                         .zeros = zeros.view()});
+      widths[b] = {.bits = kWidths[b], .scales = scales.view(), .zeros = zeros.view()};
+      // The kernel keeps what is above, here what is as large or larger.
+      if (sparse) widths[b].kept_above = std::nextafter(large_from, 0.0f);
+    }
+    std::array<RoundingSums, kWidthCount> plain, weighted;
+    const auto products = [&](const ConstMatrix& gradient, std::span<RoundingSums> sums) {
+      backend.rounding_products({.gradient = gradient,
+                                 .w = w.view(),
+                                 .group_size = group_size,
+                                 .widths = widths,
+                                 .sums = sums});
+    };
+    products(tile.sum, plain);
+    const Tensor root = square_root(tile.squares, backend);
+    products(root.view(), weighted);
+    std::vector<double> numbers;
+    for (const RoundingSums& sums : plain) numbers.push_back(sums.first_order);
+    for (const RoundingSums& sums : plain) numbers.push_back(sums.absolute);
+    for (const RoundingSums& sums : weighted) numbers.push_back(sums.squares);
+    return numbers;
+  }
+
+  // On the host: few do so, and it is little beside making what it is of.
+  static Tensor square_root(const ConstMatrix& x, Backend& backend) {
+    HostTensor values(DType::kF32, {x.rows, x.cols});
+    Tensor dense(backend, DType::kF32, x.rows, x.cols);
+    backend.copy(x, dense.view());
+    backend.download(dense.f32(), values.bytes());
+    for (float& value : values.as<float>()) value = std::sqrt(value);
+    return Tensor::upload(backend, values.view(), DType::kF32);
+  }
+
+  double average_ = 4.0;
+  AwqSettings awq_;
+  std::string score_;
+  bool fused_ = true;
+  Needs::Gradients gradients_{};
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_llm_mq(OptionReader& options) {
+  return std::make_unique<LlmMq>(options);
+}
+
+}  // namespace roundhouse
