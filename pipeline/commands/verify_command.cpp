@@ -237,16 +237,18 @@ class RunCheck {
     for (const PerplexityTask& task : config_->evaluations.perplexity) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
-      const bool same = settings.value("window", 0) == task.window &&
-                        settings.value("limit", -1) == task.limit &&
-                        settings.value("rows", !task.rows) == task.rows;
+      const bool same =
+          settings.value("window", 0) == task.window && settings.value("limit", -1) == task.limit &&
+          settings.value("rows", !task.rows) == task.rows &&
+          settings.value("kl", false) == (config_->evaluations.kl && name != kOriginal);
       if (!same) faults.push_back("the figure of " + task.name + " is missing");
     }
     for (const TaskOptions& task : config_->evaluations.tasks) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
-      const bool same =
-          settings.value("template", "") == task.task && settings.value("limit", -1) == task.limit;
+      const bool same = settings.value("template", "") == task.task &&
+                        settings.value("limit", -1) == task.limit &&
+                        settings.value("protocol", "") == name_of(config_->evaluations.protocol);
       if (!same) faults.push_back("the figures of " + task.name + " are missing");
     }
     const nlohmann::json answers = results.object->value("answers", nlohmann::json::object());
