@@ -75,6 +75,8 @@ TEST_F(CommandLineTest, WrongUsageIsOneLineAndExitCode2) {
   EXPECT_THAT(refusal("export runs/x --format zip"), HasSubstr("zip"));
   EXPECT_THAT(refusal("evaluate runs/x --window 12"), HasSubstr("--text"));
   EXPECT_THAT(refusal("evaluate runs/x --text no-such-file"), HasSubstr("no-such-file"));
+  EXPECT_THAT(refusal("evaluate runs/x --text tests/data/tiny-world/test.txt --name ../x"),
+              HasSubstr("--name"));
   EXPECT_THAT(refusal("synth --like nothing " + at("x")), HasSubstr("nothing"));
   EXPECT_THAT(refusal("status"), HasSubstr("RUN"));
 }

@@ -291,7 +291,11 @@ TEST_F(TasksTest, FiguresAreThoseOfTheHarness) {
   const TaskResult broken =
       score_task({"t", "choices", "", 0}, Protocol::kLmEval, documents, results, sums);
   EXPECT_TRUE(broken.answers[0]["log_likelihoods"][0].is_null());
-  EXPECT_EQ(broken.answers[0]["choice"], 0);
+  EXPECT_TRUE(broken.answers[0]["choice"].is_null());
+  EXPECT_TRUE(broken.figures["acc"].is_null()) << "a model without an output has no accuracy";
+  EXPECT_TRUE(broken.figures["acc_norm"].is_null());
+  EXPECT_TRUE(mmlu(Protocol::kLmEval)["acc"].is_null());
+  EXPECT_TRUE(mmlu(Protocol::kPaper)["acc_by_subject"].is_null());
 }
 
 TEST_F(TasksTest, PagesHavePerplexitiesOfWordsAndBytes) {
