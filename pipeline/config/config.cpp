@@ -436,7 +436,8 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
   for (std::size_t i = 0; i < nodes->size(); ++i) {
     YamlNode node = (*nodes)[i];
     const std::string path = fmt::format("{}[{}]", section.path_of("tasks"), i);
-    if (node.kind == YamlNode::Kind::kScalar) {
+    const bool name_only = node.kind == YamlNode::Kind::kScalar;
+    if (name_only) {
       YamlNode entry;
       entry.kind = YamlNode::Kind::kMap;
       entry.where = node.where;
@@ -449,6 +450,13 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
     task.name = entry.required_text("name");
     check_task_name(task.name, entry.where("name"), entry.path_of("name"), names);
     const bool known = std::ranges::find(task_names(), task.name) != task_names().end();
+    if (!known && name_only) {
+      const std::vector<std::string> nearest = nearest_words(task.name, task_names(), 1);
+      fail(entry.where("name"), entry.path_of("name"),
+           "no task is called " + in_quotes(task.name) +
+               (nearest.empty() ? "" : " (did you mean " + in_quotes(nearest) + "?)") +
+               "; one of your own needs `file:`");
+    }
     task.task = entry.one_of("template", known ? task.name : "choices", task_names());
     task.file = task_file(entry, task, folder, files);
     task.limit = entry.integer("limit", limit, 0, kMaxSamples);
@@ -476,6 +484,10 @@ void read_evaluate(Section section, InputFiles files, RunConfig& config) {
     }
   }
   config.evaluations.kl = section.boolean("kl", config.evaluations.kl);
+  if (config.evaluations.kl && config.evaluations.perplexity.empty()) {
+    fail(section.where("kl"), section.path_of("kl"),
+         "is measured on the texts of evaluate.perplexity, and there are none");
+  }
   read_tasks(section, files, names, config.evaluations);
   section.finish();
 }

@@ -50,7 +50,7 @@ Json to_json(const DivergenceFigures& figures) {
   return {{"mean", number_or_null(figures.mean)},
           {"percentile_99", number_or_null(figures.percentile_99)},
           {"largest", number_or_null(figures.largest)},
-          {"same_top", figures.same_top},
+          {"same_top", number_or_null(figures.same_top)},
           {"rows", figures.rows}};
 }
 
@@ -222,9 +222,10 @@ EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
   figures.divergence = figures_of(comparison.rows);
   if (!evaluation.is_task()) {
     figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
-    figures.summary = fmt::format("{:.4f} ({} windows)", figures.perplexity.perplexity,
-                                  figures.perplexity.windows);
-    if (figures.divergence.rows > 0) {
+    const bool finite = std::isfinite(figures.perplexity.perplexity);
+    figures.summary = finite ? fmt::format("{:.4f}", figures.perplexity.perplexity) : "not finite";
+    figures.summary += fmt::format(" ({} windows)", figures.perplexity.windows);
+    if (figures.divergence.rows > 0 && std::isfinite(figures.divergence.mean)) {
       figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
                                      figures.divergence.mean, 100 * figures.divergence.same_top);
     }

@@ -43,8 +43,10 @@ struct TaskKind {
 // Sets requests, one for each choice, behind the same context.
 void set_choices(TaskDocument& document, const TaskRecord& record, const std::string& context,
                  const std::vector<std::string>& choices, std::int64_t gold) {
-  if (choices.empty() || choices.size() > kMostChoices)
-    record.fail("there must be 1 to " + std::to_string(kMostChoices) + " choices");
+  if (choices.size() < 2 || choices.size() > kMostChoices) {
+    record.fail("there must be 2 to " + std::to_string(kMostChoices) +
+                " choices (`template: greedy` is for texts that are to be continued)");
+  }
   if (gold < 0 || gold >= std::ssize(choices)) {
     record.fail("the right answer is number " + std::to_string(gold) + ", counted from 0, of " +
                 std::to_string(choices.size()) + " choices");
@@ -225,8 +227,12 @@ std::int64_t label_of(const TaskRecord& record, const std::string& key,
   const Json& value = record.at(key);
   if (value.is_boolean()) return value.get<bool>() ? 1 : 0;
   if (value.is_string()) {
-    const auto found = std::ranges::find(words, value.get<std::string>());
+    const auto text = value.get<std::string>();
+    const auto found = std::ranges::find(words, text);
     if (found != words.end()) return found - words.begin();
+    if (text.find_first_not_of("0123456789") != std::string::npos || text.empty()) {
+      record.fail(in_quotes(key) + " must be one of " + in_quotes(words) + ", or its number");
+    }
   }
   return record.integer(key);
 }
@@ -250,6 +256,8 @@ void read_lambada(const TaskRecord& record, TaskDocument& document) {
   const std::string text = record.text("text");
   const std::size_t space = text.rfind(' ');
   const bool one_word = space == std::string::npos;
+  if (text.empty() || space + 1 == text.size())
+    record.fail("\"text\" must end with the word that is to be guessed");
   document.requests.push_back(
       {one_word ? "" : text.substr(0, space), " " + (one_word ? text : text.substr(space + 1))});
 }
@@ -575,8 +583,9 @@ TaskResult score_task(const TaskOptions& options, Protocol protocol,
     double sum = 0;
     for (std::size_t d = 0; d < documents.size(); ++d) {
       const bool greedy = log_likelihoods[results[d][0]].greedy;
-      right.push_back(greedy ? 1 : 0);
-      result.answers[d]["greedy"] = greedy;
+      const bool finite = !std::isnan(sums[d][0]);
+      right.push_back(!finite ? std::numeric_limits<double>::quiet_NaN() : greedy ? 1 : 0);
+      result.answers[d]["greedy"] = finite ? Json(greedy) : Json();
       sum += sums[d][0];
     }
     put_mean(result.figures, "acc", mean_of(right));
