@@ -51,6 +51,10 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
     const EvaluationFigures figures =
         measure(evaluation, model, *shape, {}, original_weights(model, *shape, *backend), *backend,
                 *world, budget, monitor);
+    if (figures.stopped) {
+      monitor.say("asked to stop before " + evaluation.name + " was measured");
+      return kExitStopped;
+    }
     if (world->rank() != 0) continue;
     if (evaluation.is_task()) {
       std::printf("%s: %s\n", evaluation.name.c_str(), figures.summary.c_str());

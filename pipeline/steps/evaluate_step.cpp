@@ -219,6 +219,8 @@ EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
                      backend, group, budget, monitor);
   const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
   EvaluationFigures figures;
+  figures.stopped = comparison.stopped;
+  if (figures.stopped) return figures;
   figures.divergence = figures_of(comparison.rows);
   if (!evaluation.is_task()) {
     figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
@@ -317,6 +319,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
           measure(evaluation, job.model(), job.shape(),
                   evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
                   group, job.budget(), job.monitor());
+      if (figures.stopped) return false;
       job.model_identity().join(group);
       if (group.rank() != 0) continue;
       const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
