@@ -187,12 +187,10 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
 }
 
 // A wish to stop that one rank knows of, after some looks.
-class StopOfTheLastRank final : public NullMonitor {
+class StopOfTheFirstRank final : public NullMonitor {
  public:
-  explicit StopOfTheLastRank(int looks) : looks_(looks) {}
-  bool stop_requested() override {
-    return test_world().rank() == test_world().size() - 1 && looks_-- <= 0;
-  }
+  explicit StopOfTheFirstRank(int looks) : looks_(looks) {}
+  bool stop_requested() override { return test_world().rank() == 0 && looks_-- <= 0; }
 
  private:
   int looks_;
@@ -206,7 +204,7 @@ TEST_F(LogLikelihoodTest, AllStopWhereOneIsAskedTo) {
   ActivationBudget budget(std::size_t{1} << 32, folder_.path());
   // Before the first block, within the blocks, and at the head.
   for (const int looks : {0, 3, static_cast<int>(model_.config().blocks)}) {
-    StopOfTheLastRank monitor(looks);
+    StopOfTheFirstRank monitor(looks);
     const Comparison result = compare_models(model_, *shape_, {}, weights, all, Greedy::kNo,
                                              *backend_, test_world(), budget, monitor);
     EXPECT_TRUE(result.stopped) << looks;
