@@ -99,7 +99,9 @@ struct CrossEntropyBackward {
   Matrix loss;      // [t, 1] F32; stays as it is in rows whose target is not among these columns
 };
 
-// sum += gradient and squares += gradient², element by element, in F32. Either may be empty: it is not asked for.
+// sum += gradient and squares += gradient², element by element, in F32. Either may be empty: it is not asked for. With the gradient
+// dW = dyᵀ x of one sequence (matmul with transpose_a), squares added over sequences are the diagonal of Fisher's information:
+// squares are taken of whole sequences, never of parts of one.
 struct AddGradient {
   ConstMatrix gradient;
   Matrix sum;

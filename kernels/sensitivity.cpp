@@ -7,12 +7,6 @@
 
 namespace roundhouse {
 
-void SensitivityKernels::add_squares(const AddSquares& op) {
-  require(op.gradient.type == DType::kF32 && alike(op.sums, op.gradient),
-          "add_squares: gradient or sums have another shape or type");
-  run(op);
-}
-
 void SensitivityKernels::rounding_products(const RoundingProducts& op) {
   require(op.gradient.type == DType::kF32 && same_shape(op.w, op.gradient),
           "rounding_products: gradient or w has another shape or type");

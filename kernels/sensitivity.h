@@ -10,13 +10,6 @@
 
 namespace roundhouse {
 
-// sums += gradient², element by element. With the gradient dW = dyᵀ x of one sequence (matmul with transpose_a), summed over
-// sequences, that is the diagonal of Fisher's information: squares are taken of whole sequences, never of parts of one.
-struct AddSquares {
-  ConstMatrix gradient;  // F32
-  Matrix sums;           // like it
-};
-
 // One width at which weights would be rounded, on the grids of its groups.
 struct RoundingWidth {
   int bits;            // 1 to 8
@@ -80,7 +73,6 @@ struct RemoveOutliers {
 class SensitivityKernels {
  public:
   virtual ~SensitivityKernels() = default;
-  void add_squares(const AddSquares& op);
   void rounding_products(
       const RoundingProducts& op);  // waits for the device, as do those that count
   void count_keys(const CountKeys& op);
@@ -88,7 +80,6 @@ class SensitivityKernels {
   void remove_outliers(const RemoveOutliers& op);
 
  private:
-  virtual void run(const AddSquares& op) = 0;
   virtual void run(const RoundingProducts& op) = 0;
   virtual void run(const CountKeys& op) = 0;
   virtual void run(const CountLarge& op) = 0;

@@ -11,7 +11,7 @@ for architecture in "${architectures[@]}"; do
   printf '%s\n| kernel | registers | spilled bytes |\n|---|---|---|\n' "$architecture"
   for source in kernels/cuda/*.cu; do
     case $source in  # as in kernels/CMakeLists.txt
-      */*attention*.cu | */cholesky.cu | */gradients.cu | */quantized_product.cu | */transformer.cu) fuse=true ;;
+      */*attention*.cu | */cholesky.cu | */cross_entropy.cu | */gradients.cu | */quantized_product.cu | */transformer.cu) fuse=true ;;
       *) fuse=false ;;
     esac
     nvcc -std=c++20 -arch="$architecture" -I. --fmad="$fuse" -Xptxas -v -c "$source" -o /dev/null 2>&1 | c++filt

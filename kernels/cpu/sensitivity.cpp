@@ -49,11 +49,6 @@ double sum_of(const double (&lanes)[kSumLanes]) {
   return sum;
 }
 
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void add_squares_row(
-    const float* gradient, std::int64_t n, float* sums) {
-  for (std::int64_t i = 0; i < n; ++i) sums[i] += gradient[i] * gradient[i];
-}
-
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void remove_row(
     float* w, float* sensitivity, std::int64_t n, float sensitive_above, float large_from,
     std::uint8_t* removed) {
@@ -81,18 +76,6 @@ void count_rows(ThreadPool& threads, std::int64_t rows, std::span<std::int64_t> 
 }
 
 }  // namespace
-
-void CpuBackend::run(const AddSquares& op) {
-  const float* const gradient = op.gradient.f32();
-  float* const sums = op.sums.f32();
-  for_each_range(threads_, op.gradient.rows, rows_per_piece(op.gradient.cols),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t row = begin; row < end; ++row) {
-                     add_squares_row(gradient + row * op.gradient.stride, op.gradient.cols,
-                                     sums + row * op.sums.stride);
-                   }
-                 });
-}
 
 void CpuBackend::run(const RoundingProducts& op) {
   const std::size_t widths = op.widths.size();

@@ -82,7 +82,6 @@ class CudaBackend : public Backend {
   void run(const ClusterRows& op) override;
   void run(const DequantizeTable& op) override;
 
-  void run(const AddSquares& op) override;
   void run(const RoundingProducts& op) override;
   void run(const CountKeys& op) override;
   void run(const CountLarge& op) override;

@@ -19,18 +19,6 @@ constexpr int kCountedRows = 8;  // of a block that counts
 constexpr int kSums = 3;         // of RoundingSums
 constexpr int kMostSums = kSums * static_cast<int>(kMostRoundingWidths);
 
-template <int kWidth>
-struct Squares {
-  AddSquares op;
-  __device__ void operator()(std::int64_t row, std::int64_t col) const {
-    const Floats<kWidth> gradient = load<float, kWidth>(op.gradient, row, col);
-    Floats<kWidth> sums = load<float, kWidth>(op.sums, row, col);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) sums.at[i] += gradient.at[i] * gradient.at[i];
-    store<float, kWidth>(sums, op.sums, row, col);
-  }
-};
-
 struct Widths {
   int count;
   RoundingWidth at[kMostRoundingWidths];
@@ -178,14 +166,6 @@ struct Remove {
 };
 
 }  // namespace
-
-void CudaBackend::run(const AddSquares& op) {
-  check_columns(op.gradient.cols);
-  with_width(can_pack(op.gradient) && can_pack(op.sums), [&](auto width) {
-    for_each_element(op.gradient.rows, op.gradient.cols, width, device_->stream(),
-                     Squares<width()>{op});
-  });
-}
 
 void CudaBackend::run(const RoundingProducts& op) {
   check_columns(op.w.cols);

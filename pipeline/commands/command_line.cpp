@@ -14,6 +14,7 @@
 #include "comm/launcher.h"
 #include "model/synthetic.h"
 #include "pipeline/commands/commands.h"
+#include "pipeline/config/config.h"
 #include "pipeline/start/agreement.h"
 #include "pipeline/watch/signal_thread.h"
 #include "stages/export/engines.h"
@@ -199,7 +200,8 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
                   "lm-eval: what the tokenizer puts in front of a text stands in front of every "
                   "context (default); paper: nothing does")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"lm-eval", "paper"}))
+      ->check(CLI::IsMember(
+          {std::string(name_of(Protocol::kLmEval)), std::string(name_of(Protocol::kPaper))}))
       ->needs(task);
   command.add_option("--limit", arguments.limit, "Windows or documents at most; 0: all")
       ->type_name("N")
@@ -213,6 +215,10 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
   command.callback([&arguments, text, task] {
     const std::string& name = arguments.evaluation_name;
     Evaluations& evaluations = arguments.evaluating.evaluations;
+    if (!name.empty() && !is_plain_name(name)) {
+      throw CLI::ValidationError(
+          "--name", in_quotes(name) + " is not a name of letters, digits, '-', '_' and '.'");
+    }
     if (text->count() == 0 && task->count() == 0 && (!name.empty() || arguments.limit > 0))
       throw CLI::RequiredError("--text or --task");
     if (text->count() > 0) {
@@ -226,7 +232,7 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       asked.name = name.empty() ? asked.task : name;
       asked.limit = arguments.limit;
       evaluations.tasks.push_back(asked);
-      if (arguments.protocol == "paper") evaluations.protocol = Protocol::kPaper;
+      if (arguments.protocol == name_of(Protocol::kPaper)) evaluations.protocol = Protocol::kPaper;
     }
     arguments.chosen = [&arguments](LaunchSession& session) {
       return evaluate_command(session, arguments.evaluating);

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/exit_code.h"
+#include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/run/run_files.h"
@@ -50,6 +51,10 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
     const EvaluationFigures figures =
         measure(evaluation, model, *shape, {}, original_weights(model, *shape, *backend), *backend,
                 *world, budget, monitor);
+    if (figures.stopped) {
+      monitor.say("asked to stop before " + evaluation.name + " was measured");
+      return kExitStopped;
+    }
     if (world->rank() != 0) continue;
     if (evaluation.is_task()) {
       std::printf("%s: %s\n", evaluation.name.c_str(), figures.summary.c_str());
@@ -62,6 +67,38 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   return 0;
 }
 
+// A figure on the command line must not take the place of one that the run's config names.
+void check_names(const Evaluations& asked, const Evaluations& of_run) {
+  const auto refuse = [](const std::string& name) {
+    throw InputError("evaluate: the run's config measures something else as " + in_quotes(name) +
+                     ": give this --name");
+  };
+  const auto same_file = [](const std::filesystem::path& a, const std::filesystem::path& b) {
+    std::error_code ignored;
+    return a == b || std::filesystem::equivalent(a, b, ignored);
+  };
+  for (const PerplexityTask& task : asked.perplexity) {
+    for (const PerplexityTask& own : of_run.perplexity) {
+      const bool same = same_file(own.text, task.text) && own.window == task.window &&
+                        own.limit == task.limit && own.rows == task.rows;
+      if (own.name == task.name && !same) refuse(task.name);
+    }
+    for (const TaskOptions& own : of_run.tasks) {
+      if (own.name == task.name) refuse(task.name);
+    }
+  }
+  for (const TaskOptions& task : asked.tasks) {
+    for (const TaskOptions& own : of_run.tasks) {
+      const bool same = own.task == task.task && same_file(own.file, task.file) &&
+                        own.limit == task.limit && asked.protocol == of_run.protocol;
+      if (own.name == task.name && !same) refuse(task.name);
+    }
+    for (const PerplexityTask& own : of_run.perplexity) {
+      if (own.name == task.name) refuse(task.name);
+    }
+  }
+}
+
 }  // namespace
 
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
@@ -71,6 +108,7 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
       agreed_config(session, [&] { return read_run_config(arguments.target); });
   const Evaluations& what =
       arguments.evaluations.empty() ? config.evaluations : arguments.evaluations;
+  check_names(arguments.evaluations, config.evaluations);
   Job job(session, config, what);
   const std::vector<std::string> complete = complete_recipes(job);
   std::vector<std::string> recipes = arguments.recipes;

@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -17,10 +19,14 @@
 namespace roundhouse {
 namespace {
 
+// The settings of each figure, by text or task, then by row.
+using Measured = std::map<std::string, std::map<std::string, nlohmann::json>>;
+
 // The figures of one recipe: perplexities from its results, the rest from the journal (a block that was made twice counts
 // as it was made last).
 ReportRow row_of(const std::string& name, const std::filesystem::path& run,
-                 const std::vector<nlohmann::json>& journal, std::vector<std::string>& notes) {
+                 const std::vector<nlohmann::json>& journal, Measured& measured,
+                 std::vector<std::string>& notes) {
   ReportRow row;
   row.name = name;
   const SealedJson sealed = read_sealed_json(results_path(run, name), results_key(name));
@@ -33,6 +39,10 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
   for (const auto& [text, value] : perplexities.items()) {
     row.perplexity[text] =
         value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
+  }
+  const nlohmann::json settings = results.value("settings", nlohmann::json::object());
+  for (const auto& [what, how] : settings.items()) {
+    if (how.is_object()) measured[what][name] = how;
   }
   const nlohmann::json divergences = results.value("kl", nlohmann::json::object());
   for (const auto& [text, figures] : divergences.items()) {
@@ -68,20 +78,44 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
   return row;
 }
 
+// What of the figures does not compare, and what is of a part of its documents only.
+void note_settings(const Measured& measured, std::vector<std::string>& notes) {
+  for (const auto& [what, by_row] : measured) {
+    const nlohmann::json& first = by_row.begin()->second;
+    for (const auto& [name, how] : by_row) {
+      std::string differing;
+      for (const auto& [key, value] : how.items()) {
+        if (key == "kl" || first.value(key, nlohmann::json()) == value) continue;
+        differing += fmt::format("{}{} {}, not {}", differing.empty() ? "" : ", ", key,
+                                 value.dump(), first.value(key, nlohmann::json()).dump());
+      }
+      if (differing.empty()) continue;
+      notes.push_back(fmt::format("{}: {} was measured otherwise than {} ({}): they do not compare",
+                                  what, name, by_row.begin()->first, differing));
+    }
+    if (const int limit = integer_in(first, "limit", 0); limit > 0) {
+      notes.push_back(fmt::format("{}: of the first {} {} only", what, limit,
+                                  first.contains("template") ? "documents" : "windows"));
+    }
+  }
+}
+
 Report make_report(const std::filesystem::path& run) {
   const RunConfig config = read_run_config(run);
   const std::vector<nlohmann::json> journal = read_journal(run);
   Report report;
+  Measured measured;
   report.title = config.model.string() + ", quantized";
   if (std::filesystem::exists(results_path(run, kOriginal))) {
-    ReportRow original = row_of(kOriginal, run, {}, report.notes);
+    ReportRow original = row_of(kOriginal, run, {}, measured, report.notes);
     original.bits_per_weight = 16;
     report.rows.push_back(std::move(original));
   }
   for (const Recipe& recipe : config.recipes) {
-    report.rows.push_back(row_of(recipe.name, run, journal, report.notes));
+    report.rows.push_back(row_of(recipe.name, run, journal, measured, report.notes));
     report.rows.back().method = recipe.method;
   }
+  note_settings(measured, report.notes);
   for (const nlohmann::json& event : journal) {
     if (text_in(event, "event") != "other_device") continue;
     report.notes.push_back("blocks were computed by different kinds of device: " +

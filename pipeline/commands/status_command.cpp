@@ -69,8 +69,10 @@ std::string figures_of(const Json& results) {
   const Json tasks = results.value("tasks", Json::object());
   for (const auto& [name, task] : tasks.items()) {
     if (!task.is_object() || !task.contains("acc")) continue;
-    text += fmt::format("{}{} {:.2f} %", text.empty() ? "" : ", ", printable_line(name),
-                        100 * number_in(task, "acc"));
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", printable_line(name),
+                        task["acc"].is_number()
+                            ? fmt::format("{:.2f} %", 100 * task["acc"].get<double>())
+                            : "not finite");
   }
   return text;
 }

@@ -197,6 +197,11 @@ class RunCheck {
       faults.push_back("made " + what + " than the run's");
   }
 
+  // `settings` of a figure that is not what the run's config asks for.
+  static std::string why_not(const nlohmann::json& settings) {
+    return settings.empty() ? " is missing" : " was measured with other settings than the run's";
+  }
+
   Faults check_run_export(const std::string& key) {
     const ExportCheck check = check_export(run_ / key, key);
     Faults faults = check.faults;
@@ -238,17 +243,19 @@ class RunCheck {
     for (const PerplexityTask& task : config_->evaluations.perplexity) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
-      const bool same = settings.value("window", 0) == task.window &&
-                        settings.value("limit", -1) == task.limit &&
-                        settings.value("rows", !task.rows) == task.rows;
-      if (!same) faults.push_back("the figure of " + task.name + " is missing");
+      const bool same =
+          settings.value("window", 0) == task.window && settings.value("limit", -1) == task.limit &&
+          settings.value("rows", !task.rows) == task.rows &&
+          settings.value("kl", false) == (config_->evaluations.kl && name != kOriginal);
+      if (!same) faults.push_back("the figure of " + task.name + why_not(settings));
     }
     for (const TaskOptions& task : config_->evaluations.tasks) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
-      const bool same =
-          settings.value("template", "") == task.task && settings.value("limit", -1) == task.limit;
-      if (!same) faults.push_back("the figures of " + task.name + " are missing");
+      const bool same = settings.value("template", "") == task.task &&
+                        settings.value("limit", -1) == task.limit &&
+                        settings.value("protocol", "") == name_of(config_->evaluations.protocol);
+      if (!same) faults.push_back("what was measured on " + task.name + why_not(settings));
     }
     const nlohmann::json answers = results.object->value("answers", nlohmann::json::object());
     for (const auto& [task, hash] : answers.items()) {

@@ -234,12 +234,16 @@ void apply_override(YamlNode& root, const std::string& assignment) {
   *at = std::move(value);
 }
 
+}  // namespace
+
 bool is_plain_name(const std::string& name) {
   constexpr std::string_view kAllowed =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
   return !name.empty() && name.size() <= 100 && name.front() != '.' &&
          name.find_first_not_of(kAllowed) == std::string::npos;
 }
+
+namespace {
 
 Recipe read_recipe(const YamlNode& node, const std::string& path) {
   const nlohmann::json object = to_json(node);
@@ -391,8 +395,6 @@ void read_export(Section section, InputFiles files, RunConfig& config) {
   section.finish();
 }
 
-const std::vector<std::string> kProtocols = {"lm-eval", "paper"};  // by Protocol
-
 void check_task_name(const std::string& name, const std::string& where, const std::string& path,
                      std::set<std::string>& names) {
   if (!is_plain_name(name))
@@ -433,10 +435,9 @@ fs::path task_file(Section& entry, const TaskOptions& task, const fs::path& fold
 // Each task is a name, or {name, file, template, limit}.
 void read_tasks(Section& section, InputFiles files, std::set<std::string>& names,
                 Evaluations& evaluations) {
-  const std::string protocol = section.one_of(
-      "protocol", kProtocols[static_cast<std::size_t>(evaluations.protocol)], kProtocols);
-  evaluations.protocol =
-      static_cast<Protocol>(std::ranges::find(kProtocols, protocol) - kProtocols.begin());
+  const std::string lm_eval(name_of(Protocol::kLmEval)), paper(name_of(Protocol::kPaper));
+  const bool as_papers = section.one_of("protocol", lm_eval, {lm_eval, paper}) == paper;
+  evaluations.protocol = as_papers ? Protocol::kPaper : Protocol::kLmEval;
   const fs::path folder = section.text("task_data", "");
   const int limit = section.integer("limit", 0, 0, kMaxSamples);
   const std::vector<YamlNode>* nodes = section.sequence("tasks");
@@ -444,7 +445,8 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
   for (std::size_t i = 0; i < nodes->size(); ++i) {
     YamlNode node = (*nodes)[i];
     const std::string path = fmt::format("{}[{}]", section.path_of("tasks"), i);
-    if (node.kind == YamlNode::Kind::kScalar) {
+    const bool name_only = node.kind == YamlNode::Kind::kScalar;
+    if (name_only) {
       YamlNode entry;
       entry.kind = YamlNode::Kind::kMap;
       entry.where = node.where;
@@ -457,6 +459,13 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
     task.name = entry.required_text("name");
     check_task_name(task.name, entry.where("name"), entry.path_of("name"), names);
     const bool known = std::ranges::find(task_names(), task.name) != task_names().end();
+    if (!known && name_only) {
+      const std::vector<std::string> nearest = nearest_words(task.name, task_names(), 1);
+      fail(entry.where("name"), entry.path_of("name"),
+           "no task is called " + in_quotes(task.name) +
+               (nearest.empty() ? "" : " (did you mean " + in_quotes(nearest) + "?)") +
+               "; one of your own needs `file:`");
+    }
     task.task = entry.one_of("template", known ? task.name : "choices", task_names());
     task.file = task_file(entry, task, folder, files);
     task.limit = entry.integer("limit", limit, 0, kMaxSamples);
@@ -484,6 +493,10 @@ void read_evaluate(Section section, InputFiles files, RunConfig& config) {
     }
   }
   config.evaluations.kl = section.boolean("kl", config.evaluations.kl);
+  if (config.evaluations.kl && config.evaluations.perplexity.empty()) {
+    fail(section.where("kl"), section.path_of("kl"),
+         "is measured on the texts of evaluate.perplexity, and there are none");
+  }
   read_tasks(section, files, names, config.evaluations);
   section.finish();
 }
@@ -618,7 +631,7 @@ std::string to_yaml(const RunConfig& config) {
   }
   line("  kl: {}", config.evaluations.kl);
   if (!config.evaluations.tasks.empty()) {
-    line("  protocol: {}", kProtocols[static_cast<std::size_t>(config.evaluations.protocol)]);
+    line("  protocol: {}", name_of(config.evaluations.protocol));
     line("  tasks:");
     for (const TaskOptions& task : config.evaluations.tasks) {
       line("    - {{name: {}, template: {}, file: {}, limit: {}}}", yaml_text(task.name), task.task,

@@ -63,6 +63,9 @@ struct RunConfig {
   bool evaluate_original = true;
 };
 
+// Fit to be part of a path below the run's folder: letters, digits, '-', '.' and '_', not '.' first, 100 at most.
+bool is_plain_name(const std::string& name);
+
 // Parses FILE, then applies `key=value` overrides ("calibration.samples=64", "mesh.data=2",
 // "recipes=[{method: rtn}]"). Throws InputError "file:line: key: what is wrong". Checks everything
 // that can be checked without reading the model: types, ranges, recipes, duplicate recipe names,

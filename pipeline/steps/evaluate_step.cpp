@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <initializer_list>
 #include <span>
 
 #include <fmt/format.h>
@@ -36,7 +37,7 @@ Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& in
   for (const std::filesystem::path& file : task_sources(task))
     hashes += file.filename().string() + " " + xxh3_hex_of_file(file) + "\n";
   return {{"template", task.task},
-          {"protocol", protocol == Protocol::kPaper ? "paper" : "lm-eval"},
+          {"protocol", name_of(protocol)},
           {"limit", task.limit},
           {"documents", xxh3_hex(hashes)},
           {"tokenizer", inputs.tokenizer}};
@@ -49,7 +50,7 @@ Json to_json(const DivergenceFigures& figures) {
   return {{"mean", number_or_null(figures.mean)},
           {"percentile_99", number_or_null(figures.percentile_99)},
           {"largest", number_or_null(figures.largest)},
-          {"same_top", figures.same_top},
+          {"same_top", number_or_null(figures.same_top)},
           {"rows", figures.rows}};
 }
 
@@ -102,6 +103,13 @@ bool is_measured(Job& job, const std::string& recipe, const std::string& name, c
   return false;
 }
 
+// What the name stood for before: a text with other windows, or a task where there is a text now.
+void forget(Json& results, const std::string& name, std::initializer_list<const char*> kinds) {
+  for (const char* kind : kinds) {
+    if (results.contains(kind)) results[kind].erase(name);
+  }
+}
+
 // Puts a figure among the results of a recipe: the answers first, so that results never speak of what is not there.
 void write_figures(Job& job, const std::string& recipe, const Evaluation& evaluation,
                    const EvaluationFigures& figures, Json& results) {
@@ -112,17 +120,18 @@ void write_figures(Job& job, const std::string& recipe, const Evaluation& evalua
     write_text_atomically(answers_path(job.config().run, recipe, name), lines);
     results["answers"][name] = xxh3_hex(lines);
     results["tasks"][name] = figures.task.figures;
+    forget(results, name, {"perplexity", "windows", "kl"});
   } else {
     results["perplexity"][name] = number_or_null(figures.perplexity.perplexity);
     results["windows"][name] = figures.perplexity.windows;
-    if (figures.divergence.rows > 0) {
-      results["kl"][name] = to_json(figures.divergence);
-    } else if (results.contains("kl")) {
-      results["kl"].erase(name);  // of other windows
-    }
+    forget(results, name, {"kl", "tasks", "answers"});
+    if (figures.divergence.rows > 0) results["kl"][name] = to_json(figures.divergence);
   }
   results["computed_by"][name] = job.backend().computes_as();
   write_sealed_json(results_path(job.config().run, recipe), results_key(recipe), results);
+  std::error_code ignored;  // a file of answers that nothing speaks of is only left over
+  if (!evaluation.is_task())
+    std::filesystem::remove(answers_path(job.config().run, recipe, name), ignored);
 }
 
 Json event_of(const std::string& recipe, const Evaluation& evaluation,
@@ -210,12 +219,15 @@ EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
                      backend, group, budget, monitor);
   const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
   EvaluationFigures figures;
+  figures.stopped = comparison.stopped;
+  if (figures.stopped) return figures;
   figures.divergence = figures_of(comparison.rows);
   if (!evaluation.is_task()) {
     figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
-    figures.summary = fmt::format("{:.4f} ({} windows)", figures.perplexity.perplexity,
-                                  figures.perplexity.windows);
-    if (figures.divergence.rows > 0) {
+    const bool finite = std::isfinite(figures.perplexity.perplexity);
+    figures.summary = finite ? fmt::format("{:.4f}", figures.perplexity.perplexity) : "not finite";
+    figures.summary += fmt::format(" ({} windows)", figures.perplexity.windows);
+    if (figures.divergence.rows > 0 && std::isfinite(figures.divergence.mean)) {
       figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
                                      figures.divergence.mean, 100 * figures.divergence.same_top);
     }
@@ -276,7 +288,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
       const std::string identity =
           name == kOriginal ? job.inputs().model
                             : recipe_identity(job.config(), job.inputs(), job.recipe(name));
-      const Json settings = group.rank() == 0 ? evaluations.settings(job, t, name) : Json();
+      Json settings = group.rank() == 0 ? evaluations.settings(job, t, name) : Json();
       // The look of the group's rank 0 decides, so that all its ranks do the same.
       Json results;
       int there = 0;
@@ -289,6 +301,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
 
       if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
       if (group.size() == job.world().size()) evaluations.read(job);
+      if (group.rank() == 0) settings = evaluations.settings(job, t, name);  // of what was read
       const Evaluation& evaluation = evaluations.at(t);
       const auto start = std::chrono::steady_clock::now();
       const std::string what =
@@ -306,6 +319,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
           measure(evaluation, job.model(), job.shape(),
                   evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
                   group, job.budget(), job.monitor());
+      if (figures.stopped) return false;
       job.model_identity().join(group);
       if (group.rank() != 0) continue;
       const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

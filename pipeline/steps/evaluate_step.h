@@ -35,7 +35,8 @@ struct EvaluationFigures {
   Perplexity perplexity;
   DivergenceFigures divergence;  // rows: 0 unless the original was beside
   TaskResult task;
-  std::string summary;  // "2.3368 (486 windows)", "acc 0.994 (500 documents)"
+  bool stopped = false;  // asked to, before it was measured: the rest is empty
+  std::string summary;   // "2.3368 (486 windows)", "acc 0.994 (500 documents)"
 };
 
 // Reads and tokenizes on rank 0, for all ranks. Collective.

@@ -175,13 +175,13 @@ std::vector<EvaluationBatch> cut_batches(std::span<const ScoredSequence> sequenc
 namespace {
 
 // Runs this rank's batches through the blocks of all streams (models of one shape), side by side, and hands the last residuals of
-// each batch to `visit`, in the batches' order. The one walk of everything that is evaluated.
-void walk(const CausalLM& model, const DecoderBlock& shape, std::span<const BlockSource> streams,
+// each batch to `visit`, in the batches' order. The one walk of everything that is evaluated. False: asked to stop, it ended early.
+bool walk(const CausalLM& model, const DecoderBlock& shape, std::span<const BlockSource> streams,
           std::span<const ScoredSequence> sequences, std::span<const EvaluationBatch> batches,
           PartRange mine, Backend& backend, ActivationBudget& budget, Monitor& monitor,
           const std::function<void(const EvaluationBatch& batch, const CausalLM::Head& head,
                                    std::span<const Tensor> residuals)>& visit) {
-  if (mine.begin == mine.end) return;
+  if (mine.begin == mine.end) return true;
   std::vector<MicroBatch> pieces;  // each a shard of its own
   for (int i = mine.begin; i < mine.end; ++i) {
     const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
@@ -205,6 +205,7 @@ void walk(const CausalLM& model, const DecoderBlock& shape, std::span<const Bloc
   for (int block = 0; block < model.config().blocks; ++block) {
     for (std::size_t s = 0; s < streams.size(); ++s) {
       monitor.tick();
+      if (monitor.stop_requested()) return false;
       run_forward(shape, streams[s](block), pieces, residuals[s], backend, monitor);
     }
   }
@@ -213,11 +214,13 @@ void walk(const CausalLM& model, const DecoderBlock& shape, std::span<const Bloc
   for (const Activations& residual : residuals) from.push_back(&residual);
   BatchReader reader(std::move(pieces), std::move(from), backend);
   while (!reader.at_end()) {
+    if (monitor.stop_requested()) return false;
     const int i = reader.batch().shard;
     visit(batches[static_cast<std::size_t>(i)], head, reader.next());
     for (Activations& residual : residuals) residual.release(i);
     monitor.tick();
   }
+  return true;
 }
 
 // What all ranks have found, by rank, which is the order of the batches, whoever held what.
@@ -293,22 +296,23 @@ Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
   streams.push_back(weights);
   std::vector<Score> scores;  // of this rank's batches, in their order
   std::vector<Divergence> divergences;
-  walk(model, shape, streams, sequences, batches,
-       parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size()), backend, budget,
-       monitor,
-       [&](const EvaluationBatch& batch, const CausalLM::Head& head,
-           std::span<const Tensor> residuals) {
-         const std::size_t before = scores.size();
-         for (const std::size_t s : batch.sequences)
-           scores.resize(scores.size() + sequences[s].scored.size());
-         for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
-           const Tensor logits = logits_of(chunk, model, head, residuals.back(), backend);
-           add_scores(chunk, logits, greedy, backend, std::span(scores).subspan(before));
-           if (!reference) continue;
-           add_divergences(chunk, logits_of(chunk, model, head, residuals.front(), backend), logits,
-                           backend, divergences);
-         }
-       });
+  const bool whole =
+      walk(model, shape, streams, sequences, batches,
+           parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size()), backend,
+           budget, monitor,
+           [&](const EvaluationBatch& batch, const CausalLM::Head& head,
+               std::span<const Tensor> residuals) {
+             const std::size_t before = scores.size();
+             for (const std::size_t s : batch.sequences)
+               scores.resize(scores.size() + sequences[s].scored.size());
+             for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
+               const Tensor logits = logits_of(chunk, model, head, residuals.back(), backend);
+               add_scores(chunk, logits, greedy, backend, std::span(scores).subspan(before));
+               if (!reference) continue;
+               add_divergences(chunk, logits_of(chunk, model, head, residuals.front(), backend),
+                               logits, backend, divergences);
+             }
+           });
   const auto scored_rows = [](const ScoredSequence& sequence) {
     std::size_t rows = 0;
     for (const ScoredRows& scored : sequence.scored)
@@ -317,6 +321,8 @@ Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
     return rows;
   };
   Comparison comparison;
+  comparison.stopped = world.all_reduce_max(whole ? 0 : 1) != 0;
+  if (comparison.stopped) return comparison;
   for (const Score& score :
        sorted(gathered(scores, world), sequences, batches,
               [](const ScoredSequence& sequence) { return sequence.scored.size(); })) {

@@ -57,7 +57,7 @@ DivergenceFigures figures_of(std::span<const Divergence> rows) {
   figures.rows = std::ssize(nats);
   // A model whose output is not finite has no order of its rows.
   if (!std::isfinite(figures.mean)) {
-    figures.percentile_99 = figures.largest = figures.mean;
+    figures.percentile_99 = figures.largest = figures.same_top = figures.mean;
     return figures;
   }
   std::ranges::sort(nats);

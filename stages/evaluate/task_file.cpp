@@ -33,8 +33,7 @@ Json parse(std::string_view text, const std::string& where) {
 }
 
 TaskRecord object(Json fields, std::string where) {
-  if (!fields.is_object())
-    throw InputError(where + ": is not a JSON object, as in {\"text\": ...}");
+  if (!fields.is_object()) throw InputError(where + ": is not a JSON object, {...}");
   return {std::move(fields), std::move(where)};
 }
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -41,8 +43,10 @@ struct TaskKind {
 // Sets requests, one for each choice, behind the same context.
 void set_choices(TaskDocument& document, const TaskRecord& record, const std::string& context,
                  const std::vector<std::string>& choices, std::int64_t gold) {
-  if (choices.empty() || choices.size() > kMostChoices)
-    record.fail("there must be 1 to " + std::to_string(kMostChoices) + " choices");
+  if (choices.size() < 2 || choices.size() > kMostChoices) {
+    record.fail("there must be 2 to " + std::to_string(kMostChoices) +
+                " choices (`template: greedy` is for texts that are to be continued)");
+  }
   if (gold < 0 || gold >= std::ssize(choices)) {
     record.fail("the right answer is number " + std::to_string(gold) + ", counted from 0, of " +
                 std::to_string(choices.size()) + " choices");
@@ -223,8 +227,12 @@ std::int64_t label_of(const TaskRecord& record, const std::string& key,
   const Json& value = record.at(key);
   if (value.is_boolean()) return value.get<bool>() ? 1 : 0;
   if (value.is_string()) {
-    const auto found = std::ranges::find(words, value.get<std::string>());
+    const auto text = value.get<std::string>();
+    const auto found = std::ranges::find(words, text);
     if (found != words.end()) return found - words.begin();
+    if (text.find_first_not_of("0123456789") != std::string::npos || text.empty()) {
+      record.fail(in_quotes(key) + " must be one of " + in_quotes(words) + ", or its number");
+    }
   }
   return record.integer(key);
 }
@@ -248,6 +256,8 @@ void read_lambada(const TaskRecord& record, TaskDocument& document) {
   const std::string text = record.text("text");
   const std::size_t space = text.rfind(' ');
   const bool one_word = space == std::string::npos;
+  if (text.empty() || space + 1 == text.size())
+    record.fail("\"text\" must end with the word that is to be guessed");
   document.requests.push_back(
       {one_word ? "" : text.substr(0, space), " " + (one_word ? text : text.substr(space + 1))});
 }
@@ -377,7 +387,11 @@ const std::string kSubjectEnding = "_test.csv";
 std::vector<fs::path> subject_files(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.path().filename().string().ends_with(kSubjectEnding)) files.push_back(entry.path());
+    const std::string name = entry.path().filename().string();
+    if (!name.ends_with(kSubjectEnding)) continue;
+    if (utf8_prefix(name) != name.size())
+      throw InputError(printable_line(entry.path().string()) + ": its name is not UTF-8");
+    files.push_back(entry.path());
   }
   if (files.empty())
     throw InputError(folder.string() + ": there is no file named SUBJECT" + kSubjectEnding);
@@ -443,17 +457,23 @@ Mean mean_of(const std::vector<double>& values) {
 }
 
 void put_mean(Json& figures, const std::string& name, const Mean& mean) {
-  figures[name] = mean.mean;
-  figures[name + "_stderr"] = mean.standard_error;
+  figures[name] = number_or_null(mean.mean);
+  figures[name + "_stderr"] = number_or_null(mean.standard_error);
 }
 
-// The first of the largest, like numpy's argmax; of values among which one is not a number, that.
-std::size_t largest(const std::vector<double>& values) {
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if (std::isnan(values[i])) return i;
-  }
+// The first of the largest, like numpy's argmax; none where a value is not a number: nothing was chosen.
+std::optional<std::size_t> largest(const std::vector<double>& values) {
+  if (std::ranges::any_of(values, [](double value) { return std::isnan(value); })) return {};
   return static_cast<std::size_t>(std::ranges::max_element(values) - values.begin());
 }
+
+// 1 or 0; NaN where nothing was chosen, so that no mean is made of it.
+double score_of(std::optional<std::size_t> choice, std::size_t gold) {
+  if (!choice) return std::numeric_limits<double>::quiet_NaN();
+  return *choice == gold ? 1 : 0;
+}
+
+Json to_json(std::optional<std::size_t> choice) { return choice ? Json(*choice) : Json(); }
 
 void score_choices(Metric metric, Protocol protocol, std::span<const TaskDocument> documents,
                    const std::vector<std::vector<double>>& sums, TaskResult& result) {
@@ -464,14 +484,15 @@ void score_choices(Metric metric, Protocol protocol, std::span<const TaskDocumen
     std::vector<double> by_length;
     for (std::size_t c = 0; c < sums[d].size(); ++c)
       by_length.push_back(sums[d][c] / static_cast<double>(document.characters[c]));
-    const std::size_t choice = largest(sums[d]);
-    right.push_back(choice == document.gold ? 1 : 0);
-    right_by_length.push_back(largest(by_length) == document.gold ? 1 : 0);
+    const std::optional<std::size_t> choice = largest(sums[d]);
+    const std::optional<std::size_t> choice_by_length = largest(by_length);
+    right.push_back(score_of(choice, document.gold));
+    right_by_length.push_back(score_of(choice_by_length, document.gold));
     if (!document.subject.empty()) subjects[document.subject].push_back(right.back());
     Json& answer = result.answers[d];
     answer["gold"] = document.gold;
-    answer["choice"] = choice;
-    if (metric == Metric::kNormalizedChoices) answer["choice_norm"] = largest(by_length);
+    answer["choice"] = to_json(choice);
+    if (metric == Metric::kNormalizedChoices) answer["choice_norm"] = to_json(choice_by_length);
   }
   const Mean by_size = mean_of(right);
   if (metric != Metric::kSubjects) {
@@ -488,16 +509,20 @@ void score_choices(Metric metric, Protocol protocol, std::span<const TaskDocumen
     const Mean mean = mean_of(values);
     by_subject.mean += mean.mean / static_cast<double>(subjects.size());
     variance += mean.standard_error * mean.standard_error;
-    each[subject] = mean.mean;
+    each[subject] = number_or_null(mean.mean);
   }
   by_subject.standard_error = std::sqrt(variance) / static_cast<double>(subjects.size());
   put_mean(result.figures, "acc", protocol == Protocol::kPaper ? by_subject : by_size);
-  result.figures["acc_by_subject"] = by_subject.mean;
-  result.figures["acc_by_size"] = by_size.mean;
+  result.figures["acc_by_subject"] = number_or_null(by_subject.mean);
+  result.figures["acc_by_size"] = number_or_null(by_size.mean);
   result.figures["subjects"] = std::move(each);
 }
 
 }  // namespace
+
+std::string_view name_of(Protocol protocol) {
+  return protocol == Protocol::kPaper ? "paper" : "lm-eval";
+}
 
 const std::vector<std::string>& task_names() {
   static const std::vector<std::string> names = [] {
@@ -558,8 +583,9 @@ TaskResult score_task(const TaskOptions& options, Protocol protocol,
     double sum = 0;
     for (std::size_t d = 0; d < documents.size(); ++d) {
       const bool greedy = log_likelihoods[results[d][0]].greedy;
-      right.push_back(greedy ? 1 : 0);
-      result.answers[d]["greedy"] = greedy;
+      const bool finite = !std::isnan(sums[d][0]);
+      right.push_back(!finite ? std::numeric_limits<double>::quiet_NaN() : greedy ? 1 : 0);
+      result.answers[d]["greedy"] = finite ? Json(greedy) : Json();
       sum += sums[d][0];
     }
     put_mean(result.figures, "acc", mean_of(right));

@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -22,6 +23,7 @@ enum class Protocol {
   kLmEval,  // today's: whatever the tokenizer puts in front of a text (LLaMA: <s>) stands in front of every context
   kPaper  // that of the papers' tables (lm-eval until 2025): nothing in front; MMLU is the plain mean of its subjects
 };
+std::string_view name_of(Protocol protocol);  // "lm-eval", "paper"
 
 // What is measured. `task` names a row of the table in tasks.cpp.
 struct TaskOptions {

@@ -117,12 +117,14 @@ std::string refusal(const Served& row, const LinearScheme& scheme) {
 
 std::string refusal(const Served& row, const Recipe& recipe) {
   if (row.format == kDense) return "";  // weights as any model has them
-  // It does not read `dynamic`, where GPTQ's config has widths that differ.
+  // It does not read `dynamic`, where GPTQ's config has what differs.
   const bool mixed = std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
-    return scheme.bits != recipe.schemes.front().bits;
+    const LinearScheme& first = recipe.schemes.front();
+    return scheme.bits != first.bits || scheme.group_size != first.group_size ||
+           scheme.grid != first.grid || scheme.reordered != first.reordered;
   });
   if (mixed && row.version == kTransformers && row.format == std::string_view("gptq"))
-    return "linears of different widths";
+    return "linears of different widths or groups";
   for (const LinearScheme& scheme : recipe.schemes) {
     if (std::string why = refusal(row, scheme); !why.empty()) return why;
   }

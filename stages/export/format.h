@@ -1,5 +1,5 @@
 // What distinguishes one checkpoint format from another: the tensors that a quantized linear becomes, and the config.
-// Adding a format: one file here, one line in the table of format.cpp.
+// Adding a format: one file in formats/, one line in the table of format.cpp.
 #pragma once
 
 #include <memory>

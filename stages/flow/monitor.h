@@ -25,7 +25,7 @@ class Monitor {
 };
 
 // Does nothing: for tests and small tools.
-class NullMonitor final : public Monitor {
+class NullMonitor : public Monitor {
  public:
   void phase(const std::string&) override {}
   void tick() override {}

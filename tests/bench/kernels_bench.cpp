@@ -317,7 +317,7 @@ void time_clusters(Backend& backend, Bench& bench, const Shapes& s) {
     const Tensor gradient = random_tensor(backend, DType::kF32, rows, cols);
     Tensor sensitivity(backend, DType::kF32, rows, cols);
     backend.zero(sensitivity.view());
-    backend.add_squares({.gradient = gradient.view(), .sums = sensitivity.view()});
+    backend.add_gradient({.gradient = gradient.view(), .sum = {}, .squares = sensitivity.view()});
     Tensor tables(backend, DType::kF32, rows, 1 << kBits);
     Tensor codes(backend, DType::kU8, rows, cols);
     std::vector<ClusteredRow> report(static_cast<std::size_t>(rows));
@@ -336,8 +336,8 @@ void time_clusters(Backend& backend, Bench& bench, const Shapes& s) {
           {.codes = codes.view(), .tables = tables.view(), .sparse = {}, .w = values.view()});
     }),
                     bytes_of(codes) + bytes_of(values));
-    bench.add_bytes(shape("add_squares", rows, cols), bench.seconds([&] {
-      backend.add_squares({.gradient = gradient.view(), .sums = sensitivity.view()});
+    bench.add_bytes(shape("add_gradient, squares", rows, cols), bench.seconds([&] {
+      backend.add_gradient({.gradient = gradient.view(), .sum = {}, .squares = sensitivity.view()});
     }),
                     3 * bytes_of(gradient));
   }

@@ -170,6 +170,16 @@ evaluate: {original: false, perplexity: [{name: n, text: t, window: 64, limit: 2
     put("sums", "another-folder", f"{a}  ../a\n")
     put("sums", "not-a-line", "a\n")
 
+    # First a byte that chooses the task and the kind of file (tasks.cpp).
+    put("tasks", "choices", b"\x0c" + b'{"context": "a", "choices": ["b", "c"], "gold": 1}\n')
+    put("tasks", "greedy", b"\x0d" + b'{"context": "a", "choices": ["b"], "gold": 0}\n')
+    put("tasks", "mmlu-table", b"\x1c" + b'"a ""b""\nc",1,2,3,4,B\nq,1,2,3,4,E\n')
+    put("tasks", "truthfulqa", b"\x13" + b'[{"question": "q", "mc1_targets": {"a": 1, "b": 0}}]')
+    put("tasks", "rte-table", b"\x32" + b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")
+    put("tasks", "pages", b"\x43" + b" = a = \n b @-@ c \n")
+    put("tasks", "gold-too-large", b"\x0c" + b'{"context": "a", "choices": ["b", "c"], "gold": 18446744073709551615}\n')
+    put("tasks", "many-keys", b"\x0c" + b"{" + b", ".join(b'"%d": 0' % i for i in range(2000)) + b"}")
+
 
 if __name__ == "__main__":
     main()

@@ -28,29 +28,12 @@ TEST_P(SensitivityTest, FisherSumsAreOfTheSquaredGradientOfEachSequence) {
       const Matrix x = rounded(layout.type, random_matrix(kTokens, kIn, sequence + 10));
       Wide device_dy(backend(), dy, layout), device_x(backend(), x, layout);
       backend().matmul({.a = device_dy, .transpose_a = true, .b = device_x, .c = gradient});
-      backend().add_squares({.gradient = gradient, .sums = fisher});
+      backend().add_gradient({.gradient = gradient, .sum = {}, .squares = fisher});
       const Matrix dw = reference::product(reference::transpose(dy), x);
       for (std::size_t i = 0; i < want.values.size(); ++i)
         want.values[i] += dw.values[i] * dw.values[i];
     }
     expect_near(download(backend(), fisher), want, 1e-5);
-  }
-}
-
-TEST_P(SensitivityTest, SquaresAreRoundedOnceAndSoAreSums) {
-  for (const std::int64_t cols : {1, 8, 131, 1000}) {
-    const Matrix gradient = random_matrix(5, cols, 1, 1e-12),
-                 before = random_matrix(5, cols, 2, 1e-24);
-    Wide device(backend(), gradient, {.extra = cols % 8 == 0 ? 8 : 3}),
-        sums(backend(), before, {.extra = 8});
-    backend().add_squares({.gradient = device, .sums = sums});
-    Matrix want = before;
-    for (std::size_t i = 0; i < want.values.size(); ++i) {
-      const float g = static_cast<float>(gradient.values[i]);
-      const float square = g * g;
-      want.values[i] = static_cast<double>(static_cast<float>(before.values[i]) + square);
-    }
-    EXPECT_EQ(download(backend(), sums).values, want.values);
   }
 }
 

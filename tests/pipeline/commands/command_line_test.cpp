@@ -75,6 +75,8 @@ TEST_F(CommandLineTest, WrongUsageIsOneLineAndExitCode2) {
   EXPECT_THAT(refusal("export runs/x --format zip"), HasSubstr("zip"));
   EXPECT_THAT(refusal("evaluate runs/x --window 12"), HasSubstr("--text"));
   EXPECT_THAT(refusal("evaluate runs/x --text no-such-file"), HasSubstr("no-such-file"));
+  EXPECT_THAT(refusal("evaluate runs/x --text tests/data/tiny-world/test.txt --name ../x"),
+              HasSubstr("--name"));
   EXPECT_THAT(refusal("synth --like nothing " + at("x")), HasSubstr("nothing"));
   EXPECT_THAT(refusal("status"), HasSubstr("RUN"));
 }
@@ -237,6 +239,12 @@ TEST_F(CommandLineTest, AnotherTextIsNoPartOfTheRunsConfig) {
   EXPECT_EQ(read_text_file(folder_.path() / "run/config.yaml"), config);
   const Outcome whole = run("verify " + at("run"));
   EXPECT_EQ(whole.exit_code, 0) << whole.out;
+
+  const Outcome less = run("evaluate " + at("run") +
+                           " --recipe original --window 64 --limit 2 --text " + at("other.txt"));
+  EXPECT_EQ(less.exit_code, 0) << less.err;
+  EXPECT_THAT(less.out, AllOf(HasSubstr("limit 0, not 2"), HasSubstr("they do not compare"),
+                              HasSubstr("other: of the first 2 windows only")));
 }
 
 // Exports carry along any file of the model, so a name alone makes no run of a folder.

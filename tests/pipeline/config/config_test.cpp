@@ -247,6 +247,10 @@ TEST_F(ConfigTest, EachMistakeHasItsLine) {
        "evaluate.task_data"},
       {"evaluate: {tasks: [piqa], task_data: no}\n",
        "config.yaml:5: evaluate.tasks[0].file: there is no file \"no/piqa/valid.jsonl\", "},
+      {"evaluate: {tasks: [helaswag]}\n",
+       "config.yaml:5: evaluate.tasks[0].name: no task is called \"helaswag\" (did you mean "
+       "\"hellaswag\"?)"},
+      {"evaluate: {kl: true}\n", "config.yaml:5: evaluate.kl: is measured on the texts of"},
       {"evaluate: {tasks: [{name: mine}]}\n", "config.yaml:5: evaluate.tasks[0].file: is missing"},
       {"evaluate: {tasks: [{file: x}]}\n", "config.yaml:5: evaluate.tasks[0].name: is missing"},
       {"evaluate: {tasks: [{name: a, template: b, file: x}]}\n",

@@ -186,6 +186,32 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   }
 }
 
+// A wish to stop that one rank knows of, after some looks.
+class StopOfTheFirstRank final : public NullMonitor {
+ public:
+  explicit StopOfTheFirstRank(int looks) : looks_(looks) {}
+  bool stop_requested() override { return test_world().rank() == 0 && looks_-- <= 0; }
+
+ private:
+  int looks_;
+};
+
+TEST_F(LogLikelihoodTest, AllStopWhereOneIsAskedTo) {
+  const std::vector<ScoredSequence> all = sequences();
+  const BlockSource weights = [&](int block) {
+    return shape_->load(model_.checkpoint(), block, *backend_);
+  };
+  ActivationBudget budget(std::size_t{1} << 32, folder_.path());
+  // Before the first block, within the blocks, and at the head.
+  for (const int looks : {0, 3, static_cast<int>(model_.config().blocks)}) {
+    StopOfTheFirstRank monitor(looks);
+    const Comparison result = compare_models(model_, *shape_, {}, weights, all, Greedy::kNo,
+                                             *backend_, test_world(), budget, monitor);
+    EXPECT_TRUE(result.stopped) << looks;
+    EXPECT_TRUE(result.log_likelihoods.empty());
+  }
+}
+
 TEST_F(LogLikelihoodTest, DivergenceIsThatOfTheDefinition) {
   std::uniform_real_distribution<float> any(-20, 5);
   std::vector<float> a(1003), b(1003);

@@ -132,12 +132,16 @@ TEST_F(TasksTest, LabelsMayStandInAFileBeside) {
 
 TEST_F(TasksTest, WhatIsWrongIsNamedWithFileLineAndKey) {
   EXPECT_THAT(
-      error_of("choices", R"({"context": "c", "choices": ["a"], "gold": 1})"),
-      HasSubstr("file.jsonl:1: the right answer is number 1, counted from 0, of 1 choices"));
+      error_of("choices", R"({"context": "c", "choices": ["a", "b"], "gold": 2})"),
+      HasSubstr("file.jsonl:1: the right answer is number 2, counted from 0, of 2 choices"));
   EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["a", ""], "gold": 1})"),
               HasSubstr("file.jsonl:1: a choice is empty"));
-  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": [], "gold": 0})"),
-              HasSubstr("there must be 1 to 1000 choices"));
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["b"], "gold": 0})"),
+              HasSubstr("there must be 2 to 1000 choices (`template: greedy`"));
+  EXPECT_THAT(error_of("boolq", R"({"passage": "p", "question": "q", "answer": "maybe"})"),
+              HasSubstr("\"answer\" must be one of \"false\", \"true\", or its number"));
+  EXPECT_THAT(error_of("lambada_openai", R"({"text": "ends in a blank "})"),
+              HasSubstr("must end with the word"));
   EXPECT_THAT(error_of("choices", R"({"choices": ["a"], "gold": 0})"),
               HasSubstr("file.jsonl:1: \"context\" is missing"));
   EXPECT_THAT(error_of("greedy", R"({"context": "c", "choices": ["a", "b"], "gold": 0})"),
@@ -288,10 +292,18 @@ TEST_F(TasksTest, FiguresAreThoseOfTheHarness) {
   EXPECT_DOUBLE_EQ(greedy.figures["perplexity"].get<double>(), std::exp(1.5));
 
   sums[0].sum = NAN;
+  const TaskResult unknown = score_task({"t", "greedy", "", 0}, Protocol::kLmEval,
+                                        std::span(documents).first(2), {{0}, {1}}, sums);
+  EXPECT_TRUE(unknown.figures["acc"].is_null());
+  EXPECT_TRUE(unknown.answers[0]["greedy"].is_null());
   const TaskResult broken =
       score_task({"t", "choices", "", 0}, Protocol::kLmEval, documents, results, sums);
   EXPECT_TRUE(broken.answers[0]["log_likelihoods"][0].is_null());
-  EXPECT_EQ(broken.answers[0]["choice"], 0);
+  EXPECT_TRUE(broken.answers[0]["choice"].is_null());
+  EXPECT_TRUE(broken.figures["acc"].is_null()) << "a model without an output has no accuracy";
+  EXPECT_TRUE(broken.figures["acc_norm"].is_null());
+  EXPECT_TRUE(mmlu(Protocol::kLmEval)["acc"].is_null());
+  EXPECT_TRUE(mmlu(Protocol::kPaper)["acc_by_subject"].is_null());
 }
 
 TEST_F(TasksTest, PagesHavePerplexitiesOfWordsAndBytes) {
