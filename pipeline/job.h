@@ -111,17 +111,6 @@ void report_pin_failure(ActivationBudget& budget, Monitor& monitor);
 // The identities of all records of a run.
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
 
-// What an export depends on but the model's side files: its recipe, format and options.
-std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
-                            const std::string& format);
-
-// The steps of a run that are commands of their own, too. Collective over `group`: the world, or the team of a pipeline stage
-// while other stages quantize. Each skips what is already there and right. False if it stopped because it was asked to.
-bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
-                    const std::vector<std::string>& formats, const std::filesystem::path& output);
-// Writes RUN/report of what there is by now; prints the table where it is asked to. On one rank.
-void report_run(const std::filesystem::path& run, bool print);
-
 // Does any recipe look at calibration text? At activations of it?
 bool needs_calibration(const RunConfig& config);
 bool needs_streams(const RunConfig& config);

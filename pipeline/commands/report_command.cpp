@@ -14,6 +14,7 @@
 #include "pipeline/json_values.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
+#include "pipeline/steps/report_step.h"
 #include "stages/report/report.h"
 
 namespace roundhouse {

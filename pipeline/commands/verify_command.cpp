@@ -15,18 +15,20 @@
 #include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/run/export_note.h"
 #include "pipeline/run/hdf5_store.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/steps/export_step.h"
+#include "stages/export/sha256sums.h"
 
 namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kSums = "SHA256SUMS";
 constexpr std::size_t kMostFaults = 100;  // of one file or folder
 // A start takes exports by lengths and times, without hashing them.
 constexpr const char* kWrittenAgain =

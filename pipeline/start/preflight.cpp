@@ -8,10 +8,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "pipeline/run/export_note.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
 #include "stages/calibrate/parallel_tokenizer.h"
 #include "stages/calibrate/text_file.h"
+#include "stages/export/output_folder.h"
 #include "stages/export/side_files.h"
 
 namespace roundhouse {

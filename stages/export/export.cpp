@@ -1,11 +1,7 @@
 #include "stages/export/export.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdio>
 #include <map>
 #include <optional>
@@ -17,11 +13,12 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "base/unique.h"
 #include "base/write_guard.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
 #include "stages/export/format.h"
+#include "stages/export/output_folder.h"
+#include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
 #include "stages/store/block_record.h"
 
@@ -30,8 +27,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;  // keeps the keys of config.json in their order
-
-constexpr const char* kSums = "SHA256SUMS";
 
 // What is never cut in two: one linear, or one tensor that stays as it is.
 struct Piece {
@@ -361,50 +356,6 @@ class Exporter {
   std::optional<QuantizedBlock> block_;
 };
 
-fs::path beside(const fs::path& directory, const char* suffix) {
-  return directory.parent_path() / (directory.filename().string() + suffix);
-}
-
-// An absolute path without a slash at its end, so that a name can be added to it.
-fs::path normal(const fs::path& directory) {
-  const fs::path path = fs::absolute(directory).lexically_normal();
-  return path.has_filename() ? path : path.parent_path();
-}
-
-void sync_directory(const fs::path& directory) {
-  const Unique<int, &::close> handle(::open(directory.c_str(), O_RDONLY | O_DIRECTORY));
-  if (handle.get() < 0 || ::fsync(handle.get()) != 0) {
-    throw Error("cannot sync " + directory.string() + ": " +
-                std::generic_category().message(errno));
-  }
-}
-
-// Between the two renames a crash leaves both versions complete under other names, and none under
-// this one.
-void move_into_place(const fs::path& partial, const fs::path& directory) {
-  pass_write_guard();
-  const fs::path old = beside(directory, ".old");
-  fs::remove_all(old);
-  const bool replaces = fs::exists(directory);
-  if (replaces) fs::rename(directory, old);
-  std::error_code failure;
-  fs::rename(partial, directory, failure);
-  if (failure) {
-    std::error_code ignored;
-    if (replaces) fs::rename(old, directory, ignored);
-    throw Error("cannot rename " + partial.string() + " to " + directory.string() + ": " +
-                failure.message());
-  }
-  sync_directory(directory.parent_path());
-  fs::remove_all(old);
-}
-
-// A path that stays in the folder it is taken in.
-bool is_within(std::string_view name) {
-  const fs::path path(name);
-  return path.is_relative() && path.lexically_normal() == path && *path.begin() != "..";
-}
-
 void check_dtype(const ExportOptions& options) {
   if (!options.dtype) return;
   constexpr std::array kTypes = {DType::kF16, DType::kBF16, DType::kF32};
@@ -438,10 +389,6 @@ std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) 
   return all.dump();
 }
 
-std::string sum_line(const fs::path& directory, const std::string& name) {
-  return sha256_hex_of_file(directory / name) + "  " + name + "\n";
-}
-
 }  // namespace
 
 std::vector<std::string> export_formats() { return format_names(); }
@@ -459,17 +406,6 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options) {
     check_unquantized_values(model.config(), model.checkpoint(), *options.dtype);
 }
 
-void check_replaceable(const fs::path& path, bool known) {
-  const fs::path directory = normal(path);
-  if (!fs::exists(fs::symlink_status(directory))) return;
-  const bool ours = fs::is_directory(directory) && !fs::is_symlink(directory) &&
-                    (known || fs::is_empty(directory) || fs::exists(directory / kSums));
-  if (!ours) {
-    throw InputError(directory.string() + " exists and is not an earlier export (it has no " +
-                     kSums + "): remove it, or choose another directory");
-  }
-}
-
 bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
                        Backend&, Communicator& world, Monitor& monitor) {
@@ -477,7 +413,7 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
   check_dtype(options);
   if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
   const std::unique_ptr<ExportFormat> format = make_format(options.format);
-  const fs::path target = normal(directory);
+  const fs::path target = output_path(directory);
   const fs::path partial = beside(target, ".partial");
   const int rank = world.rank(), size = world.size();
   Exporter exporter(model, shape, recipe, store, options, *format, monitor);
@@ -542,61 +478,10 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
     for (const std::string& name : exporter.write_rest(partial)) {
       lines.push_back(sum_line(partial, name));
     }
-    std::ranges::sort(lines, {},
-                      [](const std::string& line) { return line.substr(line.find(' ')); });
-    std::string text;
-    for (const std::string& line : lines) text += line;
-    write_text_atomically(partial / kSums, text);
+    write_sums(partial, std::move(lines));
     move_into_place(partial, target);
   });
   return true;
-}
-
-std::vector<std::string> verify_checkpoint(const fs::path& directory,
-                                           const std::function<void()>& tick) {
-  constexpr int kMostBadLines =
-      10;  // named one by one: a file of weights in this one's place has thousands
-  std::vector<std::string> faults;
-  std::map<std::string, std::string> sums;  // file -> digits
-  if (!fs::is_regular_file(directory / kSums)) return {std::string(kSums) + ": missing"};
-  const std::string text = read_text_file(directory / kSums, std::size_t{64} << 20);
-  int number = 0, bad_lines = 0;
-  for (std::string_view rest = text; !rest.empty();) {
-    const std::string_view line = rest.substr(0, rest.find('\n'));
-    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
-    ++number;
-    // "DIGITS  NAME", or "DIGITS *NAME" where sha256sum was told to read in binary.
-    const std::string_view digits = line.substr(0, std::min<std::size_t>(line.size(), 64));
-    const bool well_formed = line.size() > 66 &&
-                             digits.find_first_not_of("0123456789abcdef") == digits.npos &&
-                             line[64] == ' ' && (line[65] == ' ' || line[65] == '*') &&
-                             is_within(line.substr(66)) && line.find('\0') == line.npos;
-    if (well_formed) {
-      sums[std::string(line.substr(66))] = digits;
-    } else if (++bad_lines <= kMostBadLines) {
-      faults.push_back(std::string(kSums) + ":" + std::to_string(number) +
-                       ": not a line of sha256sum");
-    }
-  }
-  if (bad_lines > kMostBadLines) {
-    faults.push_back(std::string(kSums) + ": " + std::to_string(bad_lines - kMostBadLines) +
-                     " more lines that are none of sha256sum");
-  }
-  for (const auto& [name, digits] : sums) {
-    if (!fs::is_regular_file(directory / name)) {
-      faults.push_back(name + ": missing");
-    } else if (sha256_hex_of_file(directory / name) != digits) {
-      faults.push_back(name + ": damaged");
-    }
-    tick();
-  }
-  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(directory)) {
-    if (entry.is_directory() && !entry.is_symlink()) continue;
-    const std::string name = entry.path().lexically_relative(directory).string();
-    if (name != kSums && !sums.contains(name)) faults.push_back(name + ": not listed");
-  }
-  std::ranges::sort(faults);
-  return faults;
 }
 
 }  // namespace roundhouse

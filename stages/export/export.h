@@ -2,7 +2,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -35,10 +34,6 @@ void check_exportable(const Recipe& recipe, const ModelConfig& config, const Dec
 // would leave. Reads those tensors only where the type narrows.
 void check_kept_values(const CausalLM& model, const ExportOptions& options);
 
-// Throws InputError if something lies where an export shall be that is not an earlier one: it is somebody's, and never replaced.
-// `known`: it is ours, whatever lies there.
-void check_replaceable(const std::filesystem::path& directory, bool known);
-
 // Collective over `world`. Every block must be in the store. Files are cut by size, not by rank, and each is written by one
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.
 // `directory` appears complete or not at all: everything is written beside it and renamed at the end. False if it stopped
@@ -47,11 +42,5 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
                        RunStore& store, const ExportOptions& options,
                        const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);
-
-// Checks DIRECTORY/SHA256SUMS: returns the lines that are none, and the files that are missing (the list itself may be one),
-// damaged or unlisted, each with what is wrong with it (empty: all is well).
-// tick() is called after each file.
-std::vector<std::string> verify_checkpoint(
-    const std::filesystem::path& directory, const std::function<void()>& tick = [] {});
 
 }  // namespace roundhouse

@@ -1,4 +1,4 @@
-#include "stages/export/export.h"
+#include "stages/export/sha256sums.h"
 #include "tests/fuzz/reader.h"
 
 using namespace roundhouse;

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "pipeline/run/export_note.h"
 #include "pipeline/run/output_guard.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"

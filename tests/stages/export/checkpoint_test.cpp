@@ -15,6 +15,8 @@
 #include "base/file.h"
 #include "model/checkpoint/safetensors.h"
 #include "stages/export/export.h"
+#include "stages/export/output_folder.h"
+#include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
 #include "stages/store/block_record.h"
 #include "tests/comm/mpi_world.h"

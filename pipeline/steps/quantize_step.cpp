@@ -1,0 +1,229 @@
+#include "pipeline/steps/quantize_step.h"
+
+#include <algorithm>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "base/error.h"
+#include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/snapshots.h"
+#include "pipeline/start/scratch.h"
+#include "pipeline/steps/calibrate_step.h"
+#include "pipeline/steps/products.h"
+#include "pipeline/steps/report_step.h"
+#include "pipeline/steps/work_plan.h"
+#include "pipeline/watch/peak_memory.h"
+
+namespace roundhouse {
+namespace {
+
+// Says what one finished unit was like: a line for people, an event for the journal.
+void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, double seconds,
+                 int team_size, std::size_t& most_spilled) {
+  double error = 0, norm = 0;
+  nlohmann::json linears = nlohmann::json::array();
+  for (const QuantizedLinear& linear : block.linears) {
+    nlohmann::json facts = linear.record;
+    facts["name"] = linear.name;
+    linears.push_back(facts);
+    const double relative = linear.record.value("relative_error", 0.0);
+    error += linear.record.value("error", 0.0);
+    if (relative > 0) norm += linear.record.value("error", 0.0) / relative;
+  }
+  nlohmann::json event = block.record;
+  event["event"] = "block";
+  event["recipe"] = recipe.name;
+  event["block"] = block.block;
+  event["seconds"] = seconds;
+  event["ranks"] = team_size;
+  const BitsPerWeight bits = bits_per_weight(block.linears);
+  event["bits_per_weight"] = bits.dense;
+  if (bits.sparse > 0) event["sparse_bits_per_weight"] = bits.sparse;
+  event["relative_error"] = norm > 0 ? error / norm : 0.0;
+  event["linears"] = std::move(linears);
+  event["peak_memory_mib"] = peak_memory_mib();
+  event["pinned_memory_mib"] = static_cast<double>(job.budget().pinned_bytes()) / 0x1p20;
+  const std::size_t spilled = job.budget().spilled_bytes();
+  event["spilled_memory_mib"] = static_cast<double>(spilled) / 0x1p20;
+  if (spilled > std::exchange(most_spilled, std::max(spilled, most_spilled))) {
+    job.monitor().say("activations: " + std::to_string(spilled >> 20) + " MiB of them are in " +
+                      scratch_folder(job.config()).string() +
+                      ", since memory.activations_gib has no more room");
+  }
+  job.monitor().event(event);
+
+  char text[64] = "";
+  if (norm > 0) std::snprintf(text, sizeof text, ", error %.2e", error / norm);
+  job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
+}
+
+// Blocks are made on the same kind of device as those before: another computes other last bits.
+void settle_device(Job& job, const std::vector<RecipeState>& states) {
+  const std::string mine = job.backend().computes_as();
+  std::set<std::string> now, before;
+  for (const auto& bytes : job.world().all_gather(std::as_bytes(std::span(mine)))) {
+    now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  for (const RecipeState& state : states) {
+    if (!state.complete()) before.insert(state.computed_by.begin(), state.computed_by.end());
+  }
+  std::set<std::string> all = now;
+  all.insert(before.begin(), before.end());
+  if (all.size() == 1) return;
+  const std::string what =
+      now.size() > 1
+          ? fmt::format("ranks of this job compute differently: {}", fmt::join(now, "; "))
+          : fmt::format("blocks in {} were computed by {}; this job computes by {}",
+                        job.config().run.string(), fmt::join(before, "; "), *now.begin());
+  if (!job.config().allow_other_device) {
+    throw InputError(what +
+                     ". Their results differ in their last bits. Go on where the machine is of "
+                     "that kind, use another run "
+                     "folder, or set `allow_other_device: true` to have both in one model");
+  }
+  if (!job.first()) return;
+  job.monitor().say(what + ": gone on as allow_other_device asks");
+  job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
+}
+
+// Exports and figures of recipes that have become finished while others are quantized, by the team that they were given to.
+// `doubted` gets those whose blocks are not all whole any more.
+bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
+                             RunEvaluations& evaluations, std::set<std::size_t>& doubted) {
+  for (const std::size_t index : recipes) {
+    const Recipe& recipe = job.config().recipes[index];
+    const RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), team);
+    // What is damaged is made again at the end, by all ranks together.
+    if (state.missing() > 0 || count_damaged(block_keys(recipe.name, job.blocks()), job.store(),
+                                             team, [&] { job.monitor().tick(); }) > 0) {
+      doubted.insert(index);
+      continue;
+    }
+    job.model_identity().learn(state.made_of);
+    if (!make_products(job, team, {recipe.name}, evaluations)) return false;
+  }
+  if (job.first()) report_run(job.config().run, false);
+  return true;
+}
+
+// What any team doubts is read again by all, whoever has seen it whole before. Collective over the world.
+void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
+  for (std::size_t r = 0; r < job.config().recipes.size(); ++r) {
+    if (job.world().all_reduce_max(doubted.contains(r) ? 1 : 0) == 0) continue;
+    for (const std::string& key : block_keys(job.config().recipes[r].name, job.blocks())) {
+      job.store().doubt(key);
+    }
+  }
+}
+
+}  // namespace
+
+bool quantize(Job& job, RunEvaluations& evaluations) {
+  const RunConfig& config = job.config();
+  const int blocks = job.blocks();
+  // What can be refused is refused before anything is computed.
+  job.monitor().phase("looking for finished blocks");
+  std::vector<RecipeState> states;
+  std::vector<ContentsByTensor> made_of;
+  int missing = 0;
+  for (const Recipe& recipe : config.recipes) {
+    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, job.store(),
+                                    job.world(), [&] { job.monitor().tick(); }));
+    missing += states.back().missing();
+    made_of.push_back(states.back().made_of);
+  }
+  job.model_identity().settle(made_of);
+  if (job.first()) {
+    std::vector<std::string> unfinished;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
+    }
+    remove_unused_snapshots(unfinished, job.store());
+  }
+  const int total = blocks * static_cast<int>(config.recipes.size());
+
+  if (!std::ranges::all_of(states, &RecipeState::complete)) settle_device(job, states);
+  std::optional<Samples> samples;
+  if (needs_streams(config)) samples.emplace(calibration_samples(job));
+
+  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
+                                      config.calibration.shards, blocks);
+  const Mesh mesh(job.world(), shape, blocks, job.backend());
+  if (job.first()) {
+    nlohmann::json event = {{"event", "quantize"},
+                            {"ranks", job.world().size()},
+                            {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
+                            {"device", job.backend().description()},
+                            {"traffic", mesh.traffic()},
+                            {"units", total},
+                            {"units_done", total - missing}};
+    if (!job.device().ranks.is_null()) event["gpus"] = job.device().ranks;
+    job.monitor().event(event);
+    job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
+                      std::to_string(config.recipes.size()) + " recipes, " +
+                      std::to_string(total - missing) + " of " + std::to_string(total) +
+                      " units done before; " + std::to_string(job.world().size()) +
+                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " +
+                      std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
+                      job.backend().description() +
+                      (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
+                      (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
+    if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
+    for (const Recipe& recipe : config.recipes) {
+      if (recipe.needs.widest_team == 0 || recipe.needs.widest_team >= shape.data) continue;
+      job.monitor().say(fmt::format("{}: {} of the {} ranks of a team have work most of the time",
+                                    recipe.name, recipe.needs.widest_team, shape.data));
+    }
+  }
+
+  job.model_identity().note_outside_blocks();
+  if (missing > 0) {
+    evaluations.read(job);
+    std::vector<std::string> complete;
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      if (states[r].missing() == 0) complete.push_back(config.recipes[r].name);
+    }
+    if (!make_products(job, job.world(), complete, evaluations)) return false;
+    const nlohmann::json plan = plan_work(job, states, evaluations);
+    job.monitor().plan_units(total, total - missing, plan);
+    if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
+  }
+  std::size_t most_spilled = 0;
+  std::set<std::size_t> doubted;
+  Schedule schedule{
+      .backend = job.backend(),
+      .mesh = mesh,
+      .model = job.model(),
+      .identity = job.model_identity(),
+      .shape = job.shape(),
+      .samples = samples ? &*samples : nullptr,
+      .store = job.store(),
+      .budget = job.budget(),
+      .saved_activation_bytes = job.saved_activation_bytes(),
+      .monitor = job.monitor(),
+      .interruption_hours = config.interruption_hours,
+      .on_unit =
+          [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+            report_unit(job, recipe, block, seconds, shape.data, most_spilled);
+          },
+      .on_finished =
+          [&](const std::vector<std::size_t>& recipes) {
+            return make_products_meanwhile(job, mesh.team(), recipes, evaluations, doubted);
+          },
+      .gradient_samples =
+          [&](const Needs::Gradients& gradients) { return gradient_samples(job, gradients); }};
+  const bool finished = quantize_all(schedule, config.recipes, states);
+  const Watchdog::Waiting waiting(&job.monitor().watchdog());
+  if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
+  spread_doubt(job, doubted);
+  job.model_identity().join(job.world());
+  if (job.first()) remove_unused_snapshots({}, job.store());
+  return true;
+}
+
+}  // namespace roundhouse
