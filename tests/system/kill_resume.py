@@ -34,13 +34,13 @@ calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 
 recipes:
   - {{method: rtn, bits: 4, group_size: 128}}
   - {{method: gptq, bits: 4, group_size: 128}}
-  - {{method: awq, bits: 4, group_size: -1}}
+  - {{method: awq, bits: 4, group_size: -1, grid_points: 4}}
   - {{method: signround, bits: 3, group_size: 128, iterations: 4}}
 checkpoint: {{interruption_hours: 1.0e-9}}
 threads: 1
 export: {{formats: [compressed-tensors, dense], shard_gib: 0.004}}
-evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 6}}],
-  kl: true, tasks: [{{name: facts, file: {source}/tests/data/tiny-world/tasks/facts.jsonl, limit: 8}}]}}
+evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 3}}],
+  kl: true, tasks: [{{name: facts, file: {source}/tests/data/tiny-world/tasks/facts.jsonl, limit: 4}}]}}
 """
 UNITS = 24  # 6 blocks x 4 recipes
 

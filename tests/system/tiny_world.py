@@ -31,7 +31,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="roundhouse-tiny-world-") as folder:
         run = pathlib.Path(folder) / "run"
         subprocess.run([options.mpiexec, "--oversubscribe", "--bind-to", "none", "-n", "2", options.program, "run",
-                        "configs/tiny-world.yaml", "--set", f"run={run}", "--set", f"recipes=[{RECIPES}]"],
+                        "configs/tiny-world.yaml", "--set", f"run={run}", "--set", f"recipes=[{RECIPES}]",
+                        "--set", "export.formats=[compressed-tensors]"],
                        cwd=options.source, env=environment, check=True)
         subprocess.run([options.program, "verify", run], check=True)
         perplexity = {path.stem: json.loads(path.read_text())["perplexity"]["test"] for path in (run / "results").glob("*.json")}
