@@ -16,6 +16,7 @@
 #include "pipeline/commands/commands.h"
 #include "pipeline/config/config.h"
 #include "pipeline/start/agreement.h"
+#include "pipeline/version.h"
 #include "pipeline/watch/signal_thread.h"
 #include "stages/export/engines.h"
 
@@ -318,7 +319,7 @@ int main_command(int argc, char** argv) {
     CLI::App app(
         "Roundhouse quantizes the weights of large language models, on one machine or on many.",
         "roundhouse");
-    app.set_version_flag("--version", "roundhouse " ROUNDHOUSE_VERSION);
+    app.set_version_flag("--version", version_line());
     app.require_subcommand(1);
     add_run(app, arguments);
     add_export(app, arguments);

@@ -20,6 +20,7 @@
 #include "comm/together.h"
 #include "kernels/host_memory.h"
 #include "pipeline/run/lease.h"
+#include "pipeline/version.h"
 
 namespace roundhouse {
 namespace {
@@ -105,7 +106,7 @@ void compare_facts(Communicator& world, const Facts& facts) {
 }
 
 std::string build_description() {
-  return fmt::format("{}, compiler {}, program {}", ROUNDHOUSE_VERSION, __VERSION__,
+  return fmt::format("{}, compiler {}, program {}", version_number(), __VERSION__,
                      xxh3_hex_of_file("/proc/self/exe").substr(0, 8));
 }
 

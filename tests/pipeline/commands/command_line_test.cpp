@@ -63,7 +63,9 @@ TEST_F(CommandLineTest, HelpGoesToStandardOutputWithExamples) {
     EXPECT_THAT(one.out, HasSubstr("Example")) << command;
     EXPECT_THAT(one.out, HasSubstr(std::string("  roundhouse ") + command)) << command;
   }
-  EXPECT_THAT(run("--version").out, MatchesRegex("roundhouse [0-9]+\\.[0-9]+\\.[0-9]+\n"));
+  EXPECT_THAT(run("--version").out,
+              MatchesRegex("roundhouse [0-9]+\\.[0-9]+\\.[0-9]+ \\(commit "
+                           "([0-9a-f]+(-dirty)?|unknown), [A-Za-z]+, with(out)? CUDA\\)\n"));
 }
 
 TEST_F(CommandLineTest, WrongUsageIsOneLineAndExitCode2) {

@@ -1,0 +1,17 @@
+# Writes the header OUTPUT with the commit that ROOT stands at, if it is another one than before: cmake -DROOT=... -DOUTPUT=... -P commit.cmake
+cmake_minimum_required(VERSION 3.25)
+set(commit unknown)
+if(EXISTS ${ROOT}/.git)
+  execute_process(COMMAND git describe --always --dirty --abbrev=12 --exclude=* WORKING_DIRECTORY ${ROOT}
+    OUTPUT_VARIABLE said OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+  if(NOT failed)
+    set(commit ${said})
+  endif()
+endif()
+set(text "#define ROUNDHOUSE_COMMIT \"${commit}\"\n")
+if(EXISTS ${OUTPUT})
+  file(READ ${OUTPUT} before)
+endif()
+if(NOT text STREQUAL "${before}")
+  file(WRITE ${OUTPUT} "${text}")
+endif()

@@ -1,0 +1,20 @@
+#include "pipeline/version.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernels/backend.h"
+#include "roundhouse_commit.h"
+
+namespace roundhouse {
+
+std::string version_number() { return ROUNDHOUSE_VERSION; }
+
+std::string version_line() {
+  const bool cuda = std::ranges::count(built_backends(), "cuda") > 0;
+  return fmt::format("roundhouse {} (commit {}, {}, {} CUDA)", version_number(), ROUNDHOUSE_COMMIT,
+                     ROUNDHOUSE_BUILD_KIND, cuda ? "with" : "without");
+}
+
+}  // namespace roundhouse
