@@ -7,10 +7,11 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 RANKS ?= 2
 
-# CUDA where there is a compiler for it and something to compile.
-NVCC := $(if $(wildcard kernels/*.cu),$(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null))
+# CUDA where there is a compiler for it; `make test NVCC=` leaves it out.
+NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+CUDA_ARCHITECTURES ?= 80-real;90-real;90-virtual
 ifneq ($(NVCC),)
-  cuda_options := -DROUNDHOUSE_CUDA=ON -DCMAKE_CUDA_COMPILER="$(NVCC)" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90-real;90-virtual"
+  cuda_options := -DROUNDHOUSE_CUDA=ON -DCMAKE_CUDA_COMPILER="$(NVCC)" "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 else
   cuda_options := -DROUNDHOUSE_CUDA=OFF
 endif
@@ -26,10 +27,10 @@ endif
 export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
 mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
 
-.PHONY: help dependencies configure build demo test asan cuda fuzz bench format tidy clean
+.PHONY: help dependencies lint-tools configure build demo test install ci check format-check tidy-change asan-fast asan cuda fuzz bench format tidy clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 dependencies:
 	@scripts/install_dependencies.sh
@@ -54,6 +55,37 @@ test: ## installs what tests need, builds everything and runs all tests
 	@$(MAKE) --no-print-directory configure
 	@cmake --build --preset cpu --parallel $(JOBS)
 	@ctest --preset cpu
+
+PREFIX ?= /usr/local
+install: build ## installs under PREFIX (/usr/local): bin/roundhouse, and share/roundhouse with configurations and batch scripts
+	@cmake --install build --prefix "$(PREFIX)"
+
+ci: ## what has to pass before a change goes in: formatting, clang-tidy on the change, all tests, sanitizers on the fast ones
+	@.ci/run
+
+check: ci ## that, and what takes longer: clang-tidy on all, all that the sanitizers can run, every CUDA architecture
+	@$(MAKE) --no-print-directory tidy
+	@$(MAKE) --no-print-directory asan
+	@if [[ -n "$(NVCC)" ]]; then $(MAKE) --no-print-directory cuda; else echo "make check: no nvcc here, CUDA is not compiled"; fi
+
+# One version of these for everybody: another one formats differently. Debian 12 and Ubuntu 24.04 have it.
+CLANG_TOOLS := 14
+sources := git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh'
+
+lint-tools:
+	@scripts/install_dependencies.sh --lint
+
+format-check: lint-tools ## fails where `make format` would change something
+	@$(sources) | xargs -0 clang-format-$(CLANG_TOOLS) --dry-run --Werror && echo "format-check: all sources are formatted"
+
+BASE ?= $(shell scripts/base_of_change.sh)
+tidy-change: lint-tools configure ## clang-tidy on the files that differ from BASE (where this branch left main, or the commit before), warnings are errors
+	@scripts/tidy.sh build $(JOBS) "$(BASE)"
+
+asan-fast: dependencies ## the sanitizers on the tests that take seconds: build/asan, without what needs several processes
+	@cmake --preset asan $(warnings) >/dev/null
+	@cmake --build --preset asan --parallel $(JOBS) --target fast_tests
+	@ctest --preset asan-fast
 
 asan: dependencies ## builds with address and undefined-behaviour sanitizers in build/asan and runs the tests
 	cmake --workflow --preset asan
@@ -80,11 +112,11 @@ bench: configure ## builds and runs the benchmarks: kernels, and whole blocks by
 	@build/bin/block_bench --blocks 1 --samples 8 --recipe '{"method": "awq"}'
 	@build/bin/block_bench --blocks 1 --samples 8 --recipe '{"method": "signround", "iterations": 5}'
 
-format: ## clang-format over all sources
-	@git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format -i
+format: lint-tools ## clang-format over all sources
+	@$(sources) | xargs -0 clang-format-$(CLANG_TOOLS) -i
 
-tidy: configure ## clang-tidy over all sources
-	@git ls-files -z '*.cpp' | xargs -0 -n 1 -P $(JOBS) clang-tidy --quiet -p build
+tidy: lint-tools configure ## clang-tidy on all sources, warnings are errors
+	@scripts/tidy.sh build $(JOBS)
 
 clean: ## removes build/ (never runs/)
 	rm -rf build

@@ -3,6 +3,7 @@
 #   scripts/install_dependencies.sh           to build and run
 #   scripts/install_dependencies.sh --tests   and to test: NumPy, and as root a one-machine Slurm
 #   scripts/install_dependencies.sh --fuzz    and to fuzz: Clang with libFuzzer
+#   scripts/install_dependencies.sh --lint    and to check sources: clang-format and clang-tidy, of the one version that everybody uses
 #   scripts/install_dependencies.sh --which-clang     installs nothing: the Clang that fuzzes
 # CUDA and NCCL are the cluster's own: they are never installed here.
 set -euo pipefail
@@ -10,7 +11,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build make ccache pkg-config git
   libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev
-  libyaml-cpp-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
+  libyaml-cpp-dev libcli11-dev libfmt-dev nlohmann-json3-dev
   libsentencepiece-dev libutf8proc-dev libpcre2-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev python3
 )
 wanted=()  # a test that lacks one of these is skipped and says so
@@ -45,6 +46,9 @@ case "${1-}" in
       packages+=("clang-$clang" "libclang-rt-$clang-dev" "libomp-$clang-dev")
     fi
     ;;
+  --lint)
+    packages+=(clang-format-14 clang-tidy-14)
+    ;;
   --tests)
     wanted+=(python3-numpy)
     # The Slurm test starts its daemons as root; on a machine that belongs to a cluster its own Slurm is used.
@@ -56,7 +60,7 @@ case "${1-}" in
     fi
     ;;
   *)
-    echo "usage: $0 [--tests | --fuzz | --which-clang]" >&2
+    echo "usage: $0 [--tests | --lint | --fuzz | --which-clang]" >&2
     exit 2
     ;;
 esac
