@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <roundhouse_commit.h>  // made at each build
 
 #include "kernels/backend.h"
-#include "roundhouse_commit.h"
 
 namespace roundhouse {
 
