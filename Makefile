@@ -30,7 +30,7 @@ mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
 .PHONY: help dependencies lint-tools configure build demo test install ci check format-check tidy-change asan-fast asan cuda fuzz bench format tidy clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 dependencies:
 	@scripts/install_dependencies.sh

@@ -16,6 +16,7 @@
 #include "model/model_config.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/json_values.h"
+#include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
@@ -53,8 +54,7 @@ int blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
 }
 
 Json read_results(const fs::path& run, const std::string& recipe) {
-  return read_sealed_json(results_path(run, recipe), results_key(recipe))
-      .object.value_or(Json::object());
+  return read_results(run, recipe).object.value_or(Json::object());
 }
 
 // "test 12.3456, wikitext2 8.9012, piqa 78.07 %"

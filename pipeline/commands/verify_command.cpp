@@ -17,6 +17,7 @@
 #include "pipeline/job.h"
 #include "pipeline/run/export_note.h"
 #include "pipeline/run/hdf5_store.h"
+#include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
@@ -221,7 +222,7 @@ class RunCheck {
   }
 
   Faults check_results(const std::string& name) {
-    const SealedJson results = read_sealed_json(results_path(run_, name), results_key(name));
+    const SealedJson results = read_results(run_, name);
     Faults faults;
     if (!results.object) {
       faults.push_back(results.why);

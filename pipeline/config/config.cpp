@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/file_name.h"
 #include "base/json_file.h"
 #include "pipeline/config/yaml_tree.h"
 #include "pipeline/run/run_files.h"
@@ -236,12 +237,7 @@ void apply_override(YamlNode& root, const std::string& assignment) {
 
 }  // namespace
 
-bool is_plain_name(const std::string& name) {
-  constexpr std::string_view kAllowed =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-  return !name.empty() && name.size() <= 100 && name.front() != '.' &&
-         name.find_first_not_of(kAllowed) == std::string::npos;
-}
+bool is_plain_name(const std::string& name) { return is_file_name(name); }
 
 namespace {
 

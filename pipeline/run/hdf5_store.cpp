@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/file_name.h"
 #include "base/hash.h"
 #include "base/unique.h"
 #include "base/write_guard.h"
@@ -392,15 +393,10 @@ Record read_record(std::span<std::byte> image, bool with_tensors) {
 }
 
 bool is_plain_key(const std::string& key) {
-  constexpr std::string_view kAllowed =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
+  constexpr std::size_t kLongest = 200;  // of a part
   for (std::size_t begin = 0; begin <= key.size();) {
     const std::size_t end = std::min(key.find('/', begin), key.size());
-    const std::string part = key.substr(begin, end - begin);
-    if (part.empty() || part.size() > 200 || part.front() == '.' ||
-        part.find_first_not_of(kAllowed) != std::string::npos) {
-      return false;
-    }
+    if (!is_file_name(std::string_view(key).substr(begin, end - begin), kLongest)) return false;
     begin = end + 1;
   }
   return true;

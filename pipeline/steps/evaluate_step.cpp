@@ -11,7 +11,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/json_number.h"
 #include "comm/together.h"
+#include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
 #include "pipeline/run/whole_records.h"
@@ -42,9 +44,6 @@ Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& in
           {"documents", xxh3_hex(hashes)},
           {"tokenizer", inputs.tokenizer}};
 }
-
-// JSON has no NaN: a model whose output is not finite has no perplexity.
-Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
 Json to_json(const DivergenceFigures& figures) {
   return {{"mean", number_or_null(figures.mean)},
@@ -77,9 +76,9 @@ void set_facts(Evaluation& evaluation, const Json& facts) {
 }
 
 // The figures of one recipe, or an empty object: there are none, or not of these weights.
-Json read_results(Job& job, const std::string& name, const std::string& identity) {
+Json results_of_these_weights(Job& job, const std::string& name, const std::string& identity) {
   const std::string key = results_key(name);
-  const SealedJson sealed = read_sealed_json(job.config().run / key, key);
+  const SealedJson sealed = read_results(job.config().run, name);
   if (!sealed.object) {
     if (sealed.why != "missing") job.report_damage(key, sealed.why);
     return Json::object();
@@ -293,7 +292,7 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
       Json results;
       int there = 0;
       if (group.rank() == 0) {
-        results = read_results(job, name, identity);
+        results = results_of_these_weights(job, name, identity);
         there = is_measured(job, name, task, settings, results) ? 1 : 0;
       }
       if (group.all_reduce_max(there) != 0) continue;

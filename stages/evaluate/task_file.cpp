@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json_file.h"
 #include "base/quote.h"
 
 namespace roundhouse {
@@ -13,23 +14,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kMostBytes = std::size_t{1} << 30;
-constexpr int kDeepest = 32;  // nesting of any of these files: 3
 
 std::string at_line(const std::filesystem::path& path, std::size_t line) {
   return path.string() + ":" + std::to_string(line);
-}
-
-Json parse(std::string_view text, const std::string& where) {
-  // The library takes a NUL for the end of the text.
-  if (text.find('\0') != std::string_view::npos) throw InputError(where + ": has a NUL in it");
-  try {
-    return Json::parse(text, [&](int depth, Json::parse_event_t, Json&) {
-      if (depth > kDeepest) throw InputError(where + ": is nested too deeply");
-      return true;
-    });
-  } catch (const Json::exception&) {
-    throw InputError(where + ": is not JSON");
-  }
 }
 
 TaskRecord object(Json fields, std::string where) {
@@ -41,7 +28,7 @@ std::vector<TaskRecord> read_json(std::string_view text, const std::filesystem::
   std::vector<TaskRecord> records;
   const std::size_t first = text.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && text[first] == '[') {
-    Json list = parse(text, path.string());
+    Json list = parse_ordered_json(text, path.string());
     for (std::size_t i = 0; i < list.size(); ++i) {
       records.push_back(
           object(std::move(list[i]), path.string() + ": entry " + std::to_string(i + 1)));
@@ -53,7 +40,8 @@ std::vector<TaskRecord> read_json(std::string_view text, const std::filesystem::
     const std::string_view content = text.substr(0, end);
     text.remove_prefix(std::min(end + 1, text.size()));
     if (content.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    records.push_back(object(parse(content, at_line(path, line)), at_line(path, line)));
+    records.push_back(
+        object(parse_ordered_json(content, at_line(path, line)), at_line(path, line)));
   }
   return records;
 }

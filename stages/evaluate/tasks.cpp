@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json_number.h"
 #include "base/quote.h"
 #include "model/tokenizer/utf8.h"
 #include "stages/evaluate/task_file.h"
@@ -438,8 +439,6 @@ std::vector<TaskDocument> read_pages(const TaskOptions& options) {
   return documents;
 }
 
-Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
-
 // Mean of zeros and ones, and the standard error that lm-eval gives it.
 struct Mean {
   double mean = 0, standard_error = 0;
@@ -457,8 +456,8 @@ Mean mean_of(const std::vector<double>& values) {
 }
 
 void put_mean(Json& figures, const std::string& name, const Mean& mean) {
-  figures[name] = number_or_null(mean.mean);
-  figures[name + "_stderr"] = number_or_null(mean.standard_error);
+  figures[name] = number_or_null<Json>(mean.mean);
+  figures[name + "_stderr"] = number_or_null<Json>(mean.standard_error);
 }
 
 // The first of the largest, like numpy's argmax; none where a value is not a number: nothing was chosen.
@@ -509,12 +508,12 @@ void score_choices(Metric metric, Protocol protocol, std::span<const TaskDocumen
     const Mean mean = mean_of(values);
     by_subject.mean += mean.mean / static_cast<double>(subjects.size());
     variance += mean.standard_error * mean.standard_error;
-    each[subject] = number_or_null(mean.mean);
+    each[subject] = number_or_null<Json>(mean.mean);
   }
   by_subject.standard_error = std::sqrt(variance) / static_cast<double>(subjects.size());
   put_mean(result.figures, "acc", protocol == Protocol::kPaper ? by_subject : by_size);
-  result.figures["acc_by_subject"] = number_or_null(by_subject.mean);
-  result.figures["acc_by_size"] = number_or_null(by_size.mean);
+  result.figures["acc_by_subject"] = number_or_null<Json>(by_subject.mean);
+  result.figures["acc_by_size"] = number_or_null<Json>(by_size.mean);
   result.figures["subjects"] = std::move(each);
 }
 
@@ -572,7 +571,7 @@ TaskResult score_task(const TaskOptions& options, Protocol protocol,
     Json list = Json::array();
     for (const std::size_t r : results[d]) {
       sums[d].push_back(log_likelihoods[r].sum);
-      list.push_back(number_or_null(log_likelihoods[r].sum));
+      list.push_back(number_or_null<Json>(log_likelihoods[r].sum));
     }
     answer["log_likelihoods"] = std::move(list);
     result.answers.push_back(std::move(answer));
@@ -590,7 +589,7 @@ TaskResult score_task(const TaskOptions& options, Protocol protocol,
     }
     put_mean(result.figures, "acc", mean_of(right));
     result.figures["perplexity"] =
-        number_or_null(std::exp(-sum / static_cast<double>(documents.size())));
+        number_or_null<Json>(std::exp(-sum / static_cast<double>(documents.size())));
   } else if (metric == Metric::kPages) {
     double sum = 0, words = 0, bytes = 0;
     for (std::size_t d = 0; d < documents.size(); ++d) {
@@ -598,9 +597,9 @@ TaskResult score_task(const TaskOptions& options, Protocol protocol,
       words += static_cast<double>(documents[d].words);
       bytes += static_cast<double>(documents[d].bytes);
     }
-    result.figures["word_perplexity"] = number_or_null(std::exp(-sum / words));
-    result.figures["byte_perplexity"] = number_or_null(std::exp(-sum / bytes));
-    result.figures["bits_per_byte"] = number_or_null(-sum / bytes / std::log(2.0));
+    result.figures["word_perplexity"] = number_or_null<Json>(std::exp(-sum / words));
+    result.figures["byte_perplexity"] = number_or_null<Json>(std::exp(-sum / bytes));
+    result.figures["bits_per_byte"] = number_or_null<Json>(-sum / bytes / std::log(2.0));
   } else {
     score_choices(metric, protocol, documents, sums, result);
   }

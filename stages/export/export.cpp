@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/json_file.h"
 #include "base/write_guard.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
@@ -126,7 +127,8 @@ class Exporter {
 
     if (files_.size() > 1) write("model.safetensors.index.json", index().dump(2) + "\n");
 
-    Json config = Json::parse(read_text_file(source / "config.json"));
+    Json config = parse_ordered_json(read_text_file(source / "config.json"),
+                                     (source / "config.json").string());
     const std::string dtype(torch_name_of(declared_type()));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5

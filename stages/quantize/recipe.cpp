@@ -1,8 +1,8 @@
 #include "stages/quantize/recipe.h"
 
 #include <memory>
-#include <string_view>
 
+#include "base/file_name.h"
 #include "stages/quantize/methods.h"
 #include "stages/quantize/options.h"
 
@@ -11,11 +11,7 @@ namespace {
 
 // A name becomes a folder of the run and of the export.
 void check_name(const std::string& name) {
-  constexpr std::string_view kAllowed =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
-  constexpr std::size_t kLongest = 100;
-  if (name.empty() || name.size() > kLongest || name.front() == '.' ||
-      name.find_first_not_of(kAllowed) != std::string::npos) {
+  if (!is_file_name(name)) {
     throw RecipeError{"name",
                       "must be 1 to 100 letters, digits, '-', '.' or '_', and not start with '.'"};
   }

@@ -65,14 +65,16 @@ TEST_F(TaskFileTest, TablesHaveQuotesAndColumns) {
 
 TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
   EXPECT_EQ(error_of("a.jsonl", ""), "a.jsonl: there is no document in it");
-  EXPECT_EQ(error_of("a.jsonl", "{}\n{"), "a.jsonl:2: is not JSON");
-  EXPECT_EQ(error_of("a.jsonl", "{}\n\n[1]x"), "a.jsonl:3: is not JSON");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n{"), "a.jsonl:2: not JSON (byte 2)");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n\n[1]x"), "a.jsonl:3: not JSON (byte 4)");
   EXPECT_EQ(error_of("a.jsonl", "{}\n3\n"), "a.jsonl:2: is not a JSON object, {...}");
   EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": \"\xff\"}"), "a.jsonl:2: is not UTF-8");
-  EXPECT_EQ(error_of("a.jsonl", std::string("{}\0{}", 5)), "a.jsonl:1: has a NUL in it");
+  EXPECT_EQ(error_of("a.jsonl", std::string("{}\0{}", 5)), "a.jsonl:1: not JSON: a NUL byte");
   EXPECT_EQ(
       error_of("a.jsonl", "{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}"),
-      "a.jsonl:1: is nested too deeply");
+      "a.jsonl:1: JSON nested too deeply");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": 1, \"a\": 2}"),
+            "a.jsonl:2: the key \"a\" stands twice");
   EXPECT_EQ(error_of("a.json", "[{}, 1]"), "a.json: entry 2: is not a JSON object, {...}");
   EXPECT_EQ(error_of("a.csv", "a,b\n1\n"), "a.csv:2: has 1 fields instead of 2");
   EXPECT_EQ(error_of("a.csv", "a,b\n1,\"2\n"), "a.csv:2: a quoted field does not end");
