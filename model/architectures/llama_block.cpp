@@ -23,13 +23,13 @@ LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backe
   linears_ = layout.linears;
   norm_names_ = layout.norms;
   const std::int64_t attention = config.heads * config.head_dim;
-  groups_ = {{"q_proj, k_proj, v_proj",
-              {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
-              config.hidden_size,
-              true},
-             {"o_proj", {kO}, attention, false},
-             {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
-             {"down_proj", {kDown}, config.intermediate_size, false}};
+  shared_inputs_ = {{"q_proj, k_proj, v_proj",
+                     {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
+                     config.hidden_size,
+                     true},
+                    {"o_proj", {kO}, attention, false},
+                    {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
+                    {"down_proj", {kDown}, config.intermediate_size, false}};
   scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0}});
   // With grouped queries several columns of o read one row of v.
   if (config.kv_heads == config.heads) {

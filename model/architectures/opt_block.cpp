@@ -21,13 +21,13 @@ OptBlock::OptBlock(const ModelConfig& config, std::int64_t max_length)
   prefix_ = layout.prefix;
   linears_ = layout.linears;
   norm_names_ = layout.norms;
-  groups_ = {{"q_proj, k_proj, v_proj",
-              {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
-              config.hidden_size,
-              true},
-             {"out_proj", {kOutProjection}, config.hidden_size, false},
-             {"fc1", {kFc1}, config.hidden_size, true},
-             {"fc2", {kFc2}, config.intermediate_size, false}};
+  shared_inputs_ = {{"q_proj, k_proj, v_proj",
+                     {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
+                     config.hidden_size,
+                     true},
+                    {"out_proj", {kOutProjection}, config.hidden_size, false},
+                    {"fc1", {kFc1}, config.hidden_size, true},
+                    {"fc2", {kFc2}, config.intermediate_size, false}};
   // Only a norm in front of the linears, and one with weights, can take up their scales.
   const bool norms = config.norm_first && config.affine_norms;
   if (norms) scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0, 1}});

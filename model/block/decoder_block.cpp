@@ -18,7 +18,7 @@ Tensor copy_of(const Tensor& from, Backend& backend) {
 }  // namespace
 
 void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backend& backend) const {
-  for (int group = 0; group < static_cast<int>(groups_.size()); ++group) {
+  for (int group = 0; group < static_cast<int>(shared_inputs_.size()); ++group) {
     prepare(group, weights, state, backend);
     apply(group, weights, state, backend);
   }
@@ -41,10 +41,11 @@ std::size_t DecoderBlock::saved_bytes(std::int64_t tokens, DType activation_type
 
 void DecoderBlock::prepare(int group, const BlockWeights& weights, BlockState& state,
                            Backend& backend) const {
-  require(group >= 0 && group < static_cast<int>(groups_.size()), "no such group of linears");
+  require(group >= 0 && group < static_cast<int>(shared_inputs_.size()),
+          "no such group of linears");
   require(state.residual.rows() == state.sequences * state.length,
           "rows are sequences times length");
-  const InputGroup& here = groups_[static_cast<std::size_t>(group)];
+  const SharedInput& here = shared_inputs_[static_cast<std::size_t>(group)];
   if (here.from_residual) {
     state.input = input_from_residual(group, weights, state.residual, backend);
   } else {

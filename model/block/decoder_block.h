@@ -32,7 +32,7 @@ struct LinearSpec {
   std::int64_t cols;  // inputs
 };
 
-struct InputGroup {
+struct SharedInput {
   std::string name;          // for messages: "q_proj, k_proj, v_proj"
   std::vector<int> linears;  // indices into DecoderBlock::linears()
   std::int64_t cols;         // width of the input
@@ -42,7 +42,7 @@ struct InputGroup {
 // Input columns that may be multiplied with a vector s if what makes the input is divided by s: the block's output stays
 // what it was, W x = (W diag(s)) (diag(1/s) x). What AWQ searches; its table of these sets is llm-awq's.
 struct ScaleSet {
-  int group;       // whose linears share s: an index into groups()
+  int group;       // whose linears share s: an index into shared_inputs()
   int last_group;  // the outputs of `group`, or of the module from it to here, are what a good s keeps
   std::vector<int>
       norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norm_names()
@@ -99,7 +99,7 @@ class DecoderBlock {
   virtual ~DecoderBlock() = default;
 
   const std::vector<LinearSpec>& linears() const { return linears_; }
-  const std::vector<InputGroup>& groups() const { return groups_; }
+  const std::vector<SharedInput>& shared_inputs() const { return shared_inputs_; }
   // Tensors of BlockWeights::norms, by the same index: "input_layernorm.weight". Each has hidden_size() values.
   const std::vector<std::string>& norm_names() const { return norm_names_; }
   const std::vector<ScaleSet>& scale_sets() const { return scale_sets_; }
@@ -153,7 +153,7 @@ class DecoderBlock {
 
   std::string prefix_;  // of prefix(), before the number
   std::vector<LinearSpec> linears_;
-  std::vector<InputGroup> groups_;
+  std::vector<SharedInput> shared_inputs_;
   std::vector<std::string> norm_names_;
   std::vector<ScaleSet> scale_sets_;
   std::vector<int> score_linears_;

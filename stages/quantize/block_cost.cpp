@@ -9,7 +9,8 @@ double BlockSizes::rows(int linear) const {
 double BlockSizes::weights(std::size_t first, std::size_t last) const {
   double sum = 0;
   for (std::size_t g = first; g <= last; ++g) {
-    for (const int i : block.groups()[g].linears) sum += rows(i) * cols(block.groups()[g]);
+    for (const int i : block.shared_inputs()[g].linears)
+      sum += rows(i) * cols(block.shared_inputs()[g]);
   }
   return sum;
 }

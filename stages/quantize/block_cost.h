@@ -22,10 +22,10 @@ struct BlockSizes {
   double tokens;
 
   double rows(int linear) const;
-  double cols(const InputGroup& group) const { return static_cast<double>(group.cols); }
+  double cols(const SharedInput& group) const { return static_cast<double>(group.cols); }
   double weights(std::size_t first,
                  std::size_t last) const;  // of the groups from `first` to `last`
-  double all_weights() const { return weights(0, block.groups().size() - 1); }
+  double all_weights() const { return weights(0, block.shared_inputs().size() - 1); }
   double stream_bytes() const;  // of the residual
 };
 

@@ -269,7 +269,7 @@ class Walk {
   // Whose inputs' gradient is the block's alone.
   double first_weights() const {
     double sum = 0.0;
-    for (const int i : w_.shape.groups().front().linears) {
+    for (const int i : w_.shape.shared_inputs().front().linears) {
       const LinearSpec& linear = w_.shape.linears()[static_cast<std::size_t>(i)];
       sum += static_cast<double>(linear.rows * linear.cols);
     }

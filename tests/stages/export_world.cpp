@@ -167,7 +167,7 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight,
 const LinearScheme& scheme_for(const Recipe& recipe, const DecoderBlock& shape, int block,
                                int linear) {
   std::size_t at = static_cast<std::size_t>(block);
-  for (const InputGroup& group : shape.groups()) {
+  for (const SharedInput& group : shape.shared_inputs()) {
     if (std::ranges::find(group.linears, linear) != group.linears.end()) break;
     ++at;
   }

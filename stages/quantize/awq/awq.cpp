@@ -57,8 +57,8 @@ class BlockQuantizer {
       folding.row_divisors.resize(task_.shape.linears().size());
     }
     block.linears.resize(task_.shape.linears().size());
-    for (int g = 0; g < static_cast<int>(task_.shape.groups().size()); ++g) {
-      for (const int i : task_.shape.groups()[static_cast<std::size_t>(g)].linears) {
+    for (int g = 0; g < static_cast<int>(task_.shape.shared_inputs().size()); ++g) {
+      for (const int i : task_.shape.shared_inputs()[static_cast<std::size_t>(g)].linears) {
         block.linears[static_cast<std::size_t>(i)] = quantize_linear(i, g, folding);
         task_.monitor.tick();
       }
@@ -68,7 +68,8 @@ class BlockQuantizer {
           block.record["scale_sets"].emplace_back(std::move(chosen[i].record));
       if (!record.contains("fallback")) continue;
       const int group = task_.shape.scale_sets()[i].group;
-      for (const int linear : task_.shape.groups()[static_cast<std::size_t>(group)].linears) {
+      for (const int linear :
+           task_.shape.shared_inputs()[static_cast<std::size_t>(group)].linears) {
         block.linears[static_cast<std::size_t>(linear)].record["fallback"] = record.at("fallback");
       }
     }
@@ -268,7 +269,7 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
   for (const ScaleSet& set : sets) {
     const auto first = static_cast<std::size_t>(set.group),
                last = static_cast<std::size_t>(set.last_group);
-    const InputGroup& group = sizes.block.groups()[first];
+    const SharedInput& group = sizes.block.shared_inputs()[first];
     if (first == last && group.linears.size() == 1) {
       with_gram.insert(set.group);
       cost.flops["search"] += 2 * points * sizes.weights(first, last) * sizes.cols(group);
@@ -277,11 +278,11 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     }
   }
   for (const int g : with_gram) {
-    const double n = sizes.cols(sizes.block.groups()[static_cast<std::size_t>(g)]);
+    const double n = sizes.cols(sizes.block.shared_inputs()[static_cast<std::size_t>(g)]);
     cost.flops["gram"] += sizes.tokens * n * n;
   }
   if (!settings.clip_search) return cost;
-  for (const InputGroup& group : sizes.block.groups()) {
+  for (const SharedInput& group : sizes.block.shared_inputs()) {
     const auto size = static_cast<double>(settings.scheme.group_size_for(group.cols));
     for (const int i : group.linears) {
       if (std::ranges::find(sizes.block.score_linears(), i) == sizes.block.score_linears().end()) {

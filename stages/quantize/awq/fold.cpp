@@ -94,7 +94,7 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& shape, int block,
     if (unscaled > 0) chosen[i].record["unscaled_channels"] = unscaled;
 
     for (const Dense& tensor : dense) tensor.store(folding.replaced);
-    for (const int linear : shape.groups()[static_cast<std::size_t>(set.group)].linears) {
+    for (const int linear : shape.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
       folding.column_factors[static_cast<std::size_t>(linear)] = s;
     }
     if (set.linear >= 0) folding.row_divisors[static_cast<std::size_t>(set.linear)] = s;

@@ -50,7 +50,9 @@ class Search {
   }
 
  private:
-  const InputGroup& group(int g) const { return task_.shape.groups()[static_cast<std::size_t>(g)]; }
+  const SharedInput& group(int g) const {
+    return task_.shape.shared_inputs()[static_cast<std::size_t>(g)];
+  }
   const InputStatistics& input_of(const ScaleSet& set) const {
     return statistics_.inputs[static_cast<std::size_t>(set.group)];
   }
@@ -168,7 +170,7 @@ class Search {
     for (const MicroBatch& batch : batches) {
       states.push_back(state_of(batch, std::move(reader.next().front())));
     }
-    for (int g = 0; g < static_cast<int>(task_.shape.groups().size()); ++g) {
+    for (int g = 0; g < static_cast<int>(task_.shape.shared_inputs().size()); ++g) {
       clock_.measure("forward", [&] {
         for (BlockState& state : states) {
           task_.shape.prepare(g, task_.weights, state, task_.backend);

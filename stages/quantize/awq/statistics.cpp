@@ -18,7 +18,7 @@ class InputSums {
  public:
   InputSums(const BlockTask& task, const AwqSettings& settings, int group)
       : task_(task),
-        group_(task.shape.groups()[static_cast<std::size_t>(group)]),
+        group_(task.shape.shared_inputs()[static_cast<std::size_t>(group)]),
         owner_(group % task.team.size()),
         group_size_(settings.scheme.group_size_for(group_.cols)) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
@@ -93,7 +93,7 @@ class InputSums {
   }
 
   const BlockTask& task_;
-  const InputGroup& group_;
+  const SharedInput& group_;
   int owner_;
   std::int64_t group_size_;
   std::int64_t every_ = 1;  // of how many tokens one is sampled
@@ -106,7 +106,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
                                    bool store_output, nlohmann::json& block_record,
                                    PhaseClock& clock) {
   task.monitor.phase("block " + std::to_string(task.block) + ": statistics of the inputs");
-  const int groups = static_cast<int>(task.shape.groups().size());
+  const int groups = static_cast<int>(task.shape.shared_inputs().size());
   std::vector<std::unique_ptr<InputSums>> sums;
   for (int g = 0; g < groups; ++g) {
     sums.push_back(std::make_unique<InputSums>(task, settings, g));
@@ -177,7 +177,8 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
   });
   const auto tokens = static_cast<double>(statistics.tokens);
   for (int g = 0; g < groups; ++g) {
-    const auto n = static_cast<double>(task.shape.groups()[static_cast<std::size_t>(g)].cols);
+    const auto n =
+        static_cast<double>(task.shape.shared_inputs()[static_cast<std::size_t>(g)].cols);
     if (sums[static_cast<std::size_t>(g)]->has_gram()) clock.count("gram", tokens * n * n);
   }
   return statistics;

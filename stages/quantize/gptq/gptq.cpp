@@ -23,7 +23,7 @@ class BlockQuantizer {
   BlockQuantizer(BlockTask& task, const GptqSettings& settings)
       : task_(task),
         settings_(settings),
-        groups_(task.shape.groups()),
+        groups_(task.shape.shared_inputs()),
         clock_(task.backend),
         linears_(task.shape.linears().size()) {
     require(task.residual && task.samples, "GPTQ needs samples and their activations");
@@ -48,7 +48,7 @@ class BlockQuantizer {
   }
 
  private:
-  const InputGroup& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
+  const SharedInput& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
   int group_count() const { return static_cast<int>(groups_.size()); }
   std::string text_of(int g) const {
     return "block " + std::to_string(task_.block) + ", " + group(g).name;
@@ -251,7 +251,7 @@ class BlockQuantizer {
 
   BlockTask& task_;
   const GptqSettings& settings_;
-  const std::vector<InputGroup>& groups_;
+  const std::vector<SharedInput>& groups_;
   PhaseClock clock_;
   std::vector<QuantizedLinear> linears_;
   nlohmann::json record_;
@@ -262,7 +262,7 @@ class BlockQuantizer {
 // The residual goes in for each group and out where it changes; the inputs that are no function of it are kept.
 BlockCost gptq_cost(const BlockSizes& sizes) {
   BlockCost cost{.flops = {}, .bytes_up = sizes.stream_bytes()};
-  for (const InputGroup& group : sizes.block.groups()) {
+  for (const SharedInput& group : sizes.block.shared_inputs()) {
     const double n = sizes.cols(group), kept = kBytesOfActivation * sizes.tokens * n;
     cost.flops["gram"] += sizes.tokens * n * n;
     cost.flops["factor"] += 2 * n * n * n / 3;

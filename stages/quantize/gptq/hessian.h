@@ -29,7 +29,7 @@ class HessianCollector {
 
  private:
   const BlockSite& task_;
-  const InputGroup& group_;
+  const SharedInput& group_;
   int owner_;
   PhaseClock& clock_;
   ShardMatrixSum sum_;

@@ -123,7 +123,7 @@ class LlmMq final : public Method {
   std::vector<int> ties(const DecoderBlock& shape) const {
     std::vector<int> tie(shape.linears().size());
     for (std::size_t i = 0; i < tie.size(); ++i) tie[i] = static_cast<int>(i);
-    for (const InputGroup& group : shape.groups()) {
+    for (const SharedInput& group : shape.shared_inputs()) {
       for (const int i : group.linears) {
         if (fused_) tie[static_cast<std::size_t>(i)] = group.linears.front();
       }

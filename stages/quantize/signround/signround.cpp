@@ -71,7 +71,7 @@ BlockCost signround_cost(const BlockSizes& sizes, double tuned_tokens) {
   cost.flops["target"] = cost.flops["output"] = forward * sizes.tokens;
   cost.flops["forward"] = forward * tuned_tokens;
   cost.flops["backward"] =
-      (forward + 2 * sizes.weights(1, sizes.block.groups().size() - 1)) * tuned_tokens;
+      (forward + 2 * sizes.weights(1, sizes.block.shared_inputs().size() - 1)) * tuned_tokens;
   const double batches =
       2 * kBytesOfActivation * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
   cost.bytes_up = 2 * sizes.stream_bytes() + batches;

@@ -201,7 +201,7 @@ class BlockTuner {
   // As many for the weights' gradients, and for those of the inputs but the block's own.
   double backward_flops() const {
     double inner = 0.0;
-    const auto& groups = task_.shape.groups();
+    const auto& groups = task_.shape.shared_inputs();
     for (std::size_t g = 1; g < groups.size(); ++g) {
       for (const int i : groups[g].linears) {
         const LinearSpec& linear = task_.shape.linears()[static_cast<std::size_t>(i)];

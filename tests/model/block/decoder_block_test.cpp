@@ -87,8 +87,8 @@ TEST_P(DecoderBlockTest, DescribesItsLinears) {
     EXPECT_EQ(block_->prefix(7), "model.layers.7");
   }
   EXPECT_EQ(block_->hidden_size(), kHidden);
-  ASSERT_EQ(block_->groups().size(), 4u);
-  for (const InputGroup& group : block_->groups()) {
+  ASSERT_EQ(block_->shared_inputs().size(), 4u);
+  for (const SharedInput& group : block_->shared_inputs()) {
     for (const int linear : group.linears)
       EXPECT_EQ(block_->linears()[static_cast<std::size_t>(linear)].cols, group.cols);
   }
@@ -104,13 +104,13 @@ TEST_P(DecoderBlockTest, StepsAreTheForwardPass) {
   const std::vector<float> expected = forward(ids, 2);
   BlockState state = start(ids, 2);
   for (int group = 0; group < 4; ++group) {
-    const InputGroup& spec = block_->groups()[static_cast<std::size_t>(group)];
+    const SharedInput& spec = block_->shared_inputs()[static_cast<std::size_t>(group)];
     block_->prepare(group, weights_, state, *backend_);
     EXPECT_EQ(state.input.rows(), 2 * kLength);
     EXPECT_EQ(state.input.cols(), spec.cols);
     block_->apply(group, weights_, state, *backend_);
     const bool next_needs_input =
-        group < 3 && !block_->groups()[static_cast<std::size_t>(group) + 1].from_residual;
+        group < 3 && !block_->shared_inputs()[static_cast<std::size_t>(group) + 1].from_residual;
     EXPECT_EQ(state.input.empty(), !next_needs_input) << "what is used up is freed";
   }
   EXPECT_EQ(download(state.residual, *backend_), expected);
@@ -135,7 +135,7 @@ TEST_P(DecoderBlockTest, GoesOnFromResidualAndInputAlone) {
       return to;
     };
     resumed.residual = copy_of(state.residual);
-    if (!block_->groups()[static_cast<std::size_t>(stop)].from_residual)
+    if (!block_->shared_inputs()[static_cast<std::size_t>(stop)].from_residual)
       resumed.input = copy_of(state.input);
     for (int group = stop; group < 4; ++group) {
       block_->prepare(group, weights_, resumed, *backend_);

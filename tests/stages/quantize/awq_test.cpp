@@ -57,7 +57,7 @@ class AwqTest : public testing::Test {
       for (const MicroBatch& batch : micro_batches_of_shard(world.samples(), shard)) {
         BlockState state = state_of(
             batch, task.original->load(batch.shard, batch.first_row, batch.rows(), task.backend));
-        for (std::size_t g = 0; g < task.shape.groups().size(); ++g) {
+        for (std::size_t g = 0; g < task.shape.shared_inputs().size(); ++g) {
           task.shape.prepare(static_cast<int>(g), task.weights, state, task.backend);
           const Matrix part = to_matrix(state.input, task.backend);
           if (inputs.size() <= g) inputs.emplace_back(0, part.cols);
@@ -121,7 +121,8 @@ class AwqTest : public testing::Test {
         const std::vector<float> s =
             reference::scales(reference::magnitudes(x), static_cast<double>(c) / points);
         std::vector<Matrix> trial = w;
-        for (const int linear : shape.groups()[static_cast<std::size_t>(set.group)].linears) {
+        for (const int linear :
+             shape.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
           Matrix& weights = trial[static_cast<std::size_t>(linear)];
           weights = reference::scaled_rounding(weights, s, grid);
         }
@@ -147,8 +148,8 @@ class AwqTest : public testing::Test {
     }
 
     const Folding folding = fold(world.model().checkpoint(), shape, 0, chosen);
-    for (std::size_t g = 0; g < shape.groups().size(); ++g) {
-      for (const int index : shape.groups()[g].linears) {
+    for (std::size_t g = 0; g < shape.shared_inputs().size(); ++g) {
+      for (const int index : shape.shared_inputs()[g].linears) {
         const auto i = static_cast<std::size_t>(index);
         Matrix folded = w[i], x = inputs[g];
         const auto& factors = folding.column_factors[i];

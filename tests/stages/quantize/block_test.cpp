@@ -69,7 +69,7 @@ TEST_F(QuantizeBlockTest, TrueSequentialChangesWhatComesAfterTheFirstGroup) {
   QuantizeWorld staged(*team_), once(*team_);
   const QuantizedBlock a = staged.quantize(kGptq);
   const QuantizedBlock b = once.quantize(with(kGptq, "true_sequential", false));
-  const auto& groups = staged.shape().groups();
+  const auto& groups = staged.shape().shared_inputs();
   for (const int i : groups.front().linears) {
     const auto index = static_cast<std::size_t>(i);
     EXPECT_TRUE(std::ranges::equal(a.linears[index].codes.bytes(), b.linears[index].codes.bytes()));
@@ -85,9 +85,9 @@ TEST_F(QuantizeBlockTest, ASampleThatIsNotFiniteIsLeftOutAndRecorded) {
   QuantizeWorld world(*team_, 5, 1, /*broken_samples=*/{7});
   const QuantizedBlock block = world.quantize(kGptq);
   const json& dropped = block.record.at("dropped_samples");
-  ASSERT_EQ(dropped.size(), world.shape().groups().size());
+  ASSERT_EQ(dropped.size(), world.shape().shared_inputs().size());
   for (std::size_t g = 0; g < dropped.size(); ++g) {
-    EXPECT_EQ(dropped[g].at("linears"), world.shape().groups()[g].name);
+    EXPECT_EQ(dropped[g].at("linears"), world.shape().shared_inputs()[g].name);
     EXPECT_EQ(dropped[g].at("count"), 1);
     EXPECT_EQ(dropped[g].at("samples"), json::parse("[7]"));
   }
