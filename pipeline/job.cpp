@@ -110,10 +110,10 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
       if (gradients) longest = std::max<std::int64_t>(longest, gradients->sequence_length);
     }
     longest = std::max(longest, longest_sequence(evaluations, model_->config()));
-    shape_ = make_decoder_block(model_->config(), longest, *backend_);
+    decoder_ = make_decoder_block(model_->config(), longest, *backend_);
     for (const Recipe& recipe : config_.recipes) {
       for (const std::string& format : config_.export_formats) {
-        check_exportable(recipe, model_->config(), *shape_, format);
+        check_exportable(recipe, model_->config(), *decoder_, format);
       }
     }
     shared = facts();

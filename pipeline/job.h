@@ -42,7 +42,7 @@ class Job {
   const DeviceChoice& device() const { return device_; }
   const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
   const CausalLM& model() const { return *model_; }
-  const DecoderBlock& shape() const { return *shape_; }
+  const DecoderBlock& decoder() const { return *decoder_; }
   int blocks() const { return static_cast<int>(model_->config().blocks); }
   // Precondition: a recipe needs calibration, or something is measured.
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -86,7 +86,7 @@ class Job {
   DeviceChoice device_;
   std::unique_ptr<Backend> backend_;
   std::string threads_summary_;
-  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<DecoderBlock> decoder_;
   std::unique_ptr<Tokenizer> tokenizer_;
   RunInputs inputs_;
   std::vector<Damaged> damaged_;  // rank 0: files of the run that were written anew

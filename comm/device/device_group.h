@@ -10,7 +10,7 @@
 namespace roundhouse {
 
 struct DeviceGroup {
-  std::string name;         // for messages: "the team of stage 1"
+  std::string name;         // for messages: "the team of pipeline stage 1"
   std::vector<int> peers;   // ranks that this one exchanges messages with; each names the other
   bool broadcasts = false;  // whether broadcast() will be called, on all ranks
   std::chrono::seconds deadline{300};  // for all to be connected

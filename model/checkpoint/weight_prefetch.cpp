@@ -28,10 +28,10 @@ void read_pages(std::span<const std::byte> bytes) {
 
 }  // namespace
 
-void WeightPrefetch::start(const DecoderBlock& shape, int block) {
+void WeightPrefetch::start(const DecoderBlock& decoder, int block) {
   std::vector<std::span<const std::byte>> tensors;
-  for (const LinearSpec& linear : shape.linears()) {
-    const std::string name = shape.prefix(block) + "." + linear.name + ".weight";
+  for (const LinearSpec& linear : decoder.linears()) {
+    const std::string name = decoder.prefix(block) + "." + linear.name + ".weight";
     if (checkpoint_.has(name)) tensors.push_back(checkpoint_.view(name).bytes);
   }
   thread_ = std::jthread([tensors = std::move(tensors)](const std::stop_token& stop) {

@@ -14,7 +14,7 @@ class WeightPrefetch {
   explicit WeightPrefetch(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
   // In a thread of its own; a block that is still being read is given up.
-  void start(const DecoderBlock& shape, int block);
+  void start(const DecoderBlock& decoder, int block);
 
  private:
   const Checkpoint& checkpoint_;

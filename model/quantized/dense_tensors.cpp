@@ -15,12 +15,12 @@ struct DensePlace {
   std::int64_t size;
 };
 
-std::optional<DensePlace> place_of(const std::string& name, const DecoderBlock& shape) {
-  for (std::size_t i = 0; i < shape.norm_names().size(); ++i) {
-    if (name == shape.norm_names()[i]) return DensePlace{true, i, shape.hidden_size()};
+std::optional<DensePlace> place_of(const std::string& name, const DecoderBlock& decoder) {
+  for (std::size_t i = 0; i < decoder.norm_names().size(); ++i) {
+    if (name == decoder.norm_names()[i]) return DensePlace{true, i, decoder.hidden_size()};
   }
-  for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-    const LinearSpec& linear = shape.linears()[i];
+  for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+    const LinearSpec& linear = decoder.linears()[i];
     if (name == linear.name + ".bias") return DensePlace{false, i, linear.rows};
   }
   return std::nullopt;
@@ -28,9 +28,9 @@ std::optional<DensePlace> place_of(const std::string& name, const DecoderBlock& 
 
 }  // namespace
 
-void validate(const DenseTensors& tensors, const DecoderBlock& shape) {
+void validate(const DenseTensors& tensors, const DecoderBlock& decoder) {
   for (const auto& [name, tensor] : tensors) {
-    const std::optional<DensePlace> place = place_of(name, shape);
+    const std::optional<DensePlace> place = place_of(name, decoder);
     if (!place) throw Error(name + " is no norm and no bias of this model's blocks");
     if (tensor.shape() != Shape{place->size}) throw Error(name + " has the wrong shape");
     if (tensor.type() != DType::kF32 && tensor.type() != DType::kF16 &&
@@ -41,10 +41,10 @@ void validate(const DenseTensors& tensors, const DecoderBlock& shape) {
   }
 }
 
-void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& shape,
+void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& decoder,
              Backend& backend) {
   for (const auto& [name, tensor] : tensors) {
-    const std::optional<DensePlace> place = place_of(name, shape);
+    const std::optional<DensePlace> place = place_of(name, decoder);
     require(place.has_value(), "replaced tensors are validated first");
     Tensor& target = (place->norm ? weights.norms : weights.biases).at(place->index);
     require(!target.empty(), "a tensor is replaced that the checkpoint does not have");

@@ -13,9 +13,9 @@ namespace roundhouse {
 using DenseTensors = std::map<std::string, HostTensor>;
 
 // Throws Error naming the tensor unless it is a norm or a bias of this block with its shape, F32, F16 or BF16, and finite.
-void validate(const DenseTensors& tensors, const DecoderBlock& shape);
+void validate(const DenseTensors& tensors, const DecoderBlock& decoder);
 // Puts them in the place of those in `weights`.
-void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& shape,
+void replace(BlockWeights& weights, const DenseTensors& tensors, const DecoderBlock& decoder,
              Backend& backend);
 
 }  // namespace roundhouse

@@ -35,7 +35,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
     throw InputError("--window " + std::to_string(longest) + ": the model has only " +
                      std::to_string(model.config().max_positions) + " positions");
   }
-  const auto shape = make_decoder_block(model.config(), longest, *backend);
+  const auto decoder = make_decoder_block(model.config(), longest, *backend);
   ActivationBudget budget(default_activation_bytes(session),
                           local_scratch(std::filesystem::temp_directory_path()),
                           backend->is_host_memory() ? nullptr : backend.get());
@@ -50,8 +50,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
        read_evaluations(evaluations, model.config(), *tokenizer, threads, *world, monitor)) {
     monitor.phase("evaluation on " + evaluation.name);
     const EvaluationFigures figures =
-        measure(evaluation, model, *shape, {}, original_weights(model, *shape, *backend), *backend,
-                *world, budget, monitor);
+        measure(evaluation, model, *decoder, {}, original_weights(model, *decoder, *backend),
+                *backend, *world, budget, monitor);
     if (figures.stopped) {
       monitor.say("asked to stop before " + evaluation.name + " was measured");
       return kExitStopped;

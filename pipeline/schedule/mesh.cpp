@@ -56,7 +56,7 @@ Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
   const DeviceLink link = choose_device_link(world_);
   traffic_ = link.description;
   if (shape.data > 1) {
-    const DeviceGroup group{.name = "the team of stage " + std::to_string(stage()),
+    const DeviceGroup group{.name = "the team of pipeline stage " + std::to_string(stage()),
                             .peers = all_peers(*team_),
                             .broadcasts = true};
     device_team_ = make_device_transport(link, *team_, group, copies);

@@ -164,8 +164,8 @@ double Evaluation::tokens() const {
   return tokens;
 }
 
-BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, Backend& backend) {
-  return [&](int block) { return shape.load(model.checkpoint(), block, backend); };
+BlockSource original_weights(const CausalLM& model, const DecoderBlock& decoder, Backend& backend) {
+  return [&](int block) { return decoder.load(model.checkpoint(), block, backend); };
 }
 
 std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const ModelConfig& model,
@@ -210,11 +210,11 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
 }
 
 EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& shape, const BlockSource& reference,
+                          const DecoderBlock& decoder, const BlockSource& reference,
                           const BlockSource& weights, Backend& backend, Communicator& group,
                           ActivationBudget& budget, Monitor& monitor) {
   const Comparison comparison =
-      compare_models(model, shape, reference, weights, evaluation.sequences, evaluation.greedy,
+      compare_models(model, decoder, reference, weights, evaluation.sequences, evaluation.greedy,
                      backend, group, budget, monitor);
   const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
   EvaluationFigures figures;
@@ -306,16 +306,16 @@ bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::stri
       const std::string what =
           (evaluation.is_task() ? "" : "perplexity of ") + name + " on " + task;
       job.monitor().phase(what);
-      const BlockSource original = original_weights(job.model(), job.shape(), job.backend());
+      const BlockSource original = original_weights(job.model(), job.decoder(), job.backend());
       BlockSource weights = original;
       if (name != kOriginal) {
         weights = [&](int block) {
-          return load_quantized_weights(job.model(), job.shape(), job.store(), name, block,
+          return load_quantized_weights(job.model(), job.decoder(), job.store(), name, block,
                                         job.backend());
         };
       }
       const EvaluationFigures figures =
-          measure(evaluation, job.model(), job.shape(),
+          measure(evaluation, job.model(), job.decoder(),
                   evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
                   group, job.budget(), job.monitor());
       if (figures.stopped) return false;

@@ -45,10 +45,10 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
                                          Communicator& world, JobMonitor& monitor);
 // With `reference`, the original's weights, also how far the model is from it. Collective over `group`.
 EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& shape, const BlockSource& reference,
+                          const DecoderBlock& decoder, const BlockSource& reference,
                           const BlockSource& weights, Backend& backend, Communicator& group,
                           ActivationBudget& budget, Monitor& monitor);
-BlockSource original_weights(const CausalLM& model, const DecoderBlock& shape, Backend& backend);
+BlockSource original_weights(const CausalLM& model, const DecoderBlock& decoder, Backend& backend);
 
 // What a run measures: as sequences of tokens once they are needed.
 class RunEvaluations {
@@ -71,7 +71,7 @@ class RunEvaluations {
   std::vector<nlohmann::json> settings_;
 };
 
-// Of recipe names, or kOriginal. Collective over `group`: the world, or the team of a pipeline stage while other stages quantize,
+// Of recipe names, or kOriginal. Collective over `group`: the world, or the team of a pipeline stage while other pipeline stages quantize,
 // which needs evaluations that are read. Skips what is already there and right. False if it stopped because it was asked to.
 bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                       RunEvaluations& evaluations);

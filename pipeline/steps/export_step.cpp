@@ -66,7 +66,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
       ExportOptions options = export_options(job.config(), format);
-      check_exportable(recipe, job.model().config(), job.shape(), format);
+      check_exportable(recipe, job.model().config(), job.decoder(), format);
       const Export wanted{.key = "export/" + name + "/" + format,
                           .directory = output / name / format,
                           .identity = export_identity(job, recipe, format)};
@@ -86,7 +86,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
       if (is_exported_for_all(job, group, wanted, options.replace)) continue;
       job.check_content(group, block_keys(name, job.blocks()));
       job.monitor().phase("export of " + name + " as " + format);
-      if (!export_checkpoint(job.model(), job.shape(), recipe, job.store(), options,
+      if (!export_checkpoint(job.model(), job.decoder(), recipe, job.store(), options,
                              wanted.directory, job.backend(), group, job.monitor())) {
         return false;
       }

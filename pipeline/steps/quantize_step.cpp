@@ -200,7 +200,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       .mesh = mesh,
       .model = job.model(),
       .identity = job.model_identity(),
-      .shape = job.shape(),
+      .shape = job.decoder(),
       .samples = samples ? &*samples : nullptr,
       .store = job.store(),
       .budget = job.budget(),

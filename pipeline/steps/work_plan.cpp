@@ -35,22 +35,22 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
     if (states[r].missing() == 0) continue;
     ++unfinished;
     plan["block " + recipe.name] = {
-        {"cost", block_cost(*make_method(recipe), job.shape(), config.calibration,
+        {"cost", block_cost(*make_method(recipe), job.decoder(), config.calibration,
                             !job.backend().is_host_memory())},
         {"left", states[r].missing()}};
   }
   for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
     plan[fmt::format("gradients {}x{}", size.first, size.second)] = {
-        {"cost", gradient_cost(job.shape(), size.first, size.second)},
+        {"cost", gradient_cost(job.decoder(), size.first, size.second)},
         {"left", gradient_blocks(config.recipes, states, recipes)}};
   }
   for (const std::string& format : config.export_formats) {
-    plan["export " + format] = {{"cost", export_cost(model, job.shape())}, {"left", unfinished}};
+    plan["export " + format] = {{"cost", export_cost(model, job.decoder())}, {"left", unfinished}};
   }
   for (std::size_t t = 0; t < evaluations.size(); ++t) {
     const Evaluation& evaluation = evaluations.at(t);
     plan[(evaluation.is_task() ? "task " : "perplexity ") + evaluation.name] = {
-        {"cost", perplexity_cost(model, job.shape(), evaluation.tokens())},
+        {"cost", perplexity_cost(model, job.decoder(), evaluation.tokens())},
         {"left", unfinished + (config.evaluate_original ? 1 : 0)}};
   }
   return plan;

@@ -176,7 +176,7 @@ namespace {
 
 // Runs this rank's batches through the blocks of all streams (models of one shape), side by side, and hands the last residuals of
 // each batch to `visit`, in the batches' order. The one walk of everything that is evaluated. False: asked to stop, it ended early.
-bool walk(const CausalLM& model, const DecoderBlock& shape, std::span<const BlockSource> streams,
+bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const BlockSource> streams,
           std::span<const ScoredSequence> sequences, std::span<const EvaluationBatch> batches,
           PartRange mine, Backend& backend, ActivationBudget& budget, Monitor& monitor,
           const std::function<void(const EvaluationBatch& batch, const CausalLM::Head& head,
@@ -193,7 +193,7 @@ bool walk(const CausalLM& model, const DecoderBlock& shape, std::span<const Bloc
   }
   std::vector<Activations> residuals;
   for (std::size_t s = 0; s < streams.size(); ++s)
-    residuals.emplace_back(budget, backend.activation_type(), shape.hidden_size());
+    residuals.emplace_back(budget, backend.activation_type(), decoder.hidden_size());
   for (const MicroBatch& piece : pieces) {
     const EvaluationBatch& batch = batches[static_cast<std::size_t>(piece.shard)];
     const Tensor embedded = model.embed(padded_ids(sequences, batch), batch.length, backend);
@@ -206,7 +206,7 @@ bool walk(const CausalLM& model, const DecoderBlock& shape, std::span<const Bloc
     for (std::size_t s = 0; s < streams.size(); ++s) {
       monitor.tick();
       if (monitor.stop_requested()) return false;
-      run_forward(shape, streams[s](block), pieces, residuals[s], backend, monitor);
+      run_forward(decoder, streams[s](block), pieces, residuals[s], backend, monitor);
     }
   }
   const CausalLM::Head head = model.load_head(backend);
@@ -284,7 +284,7 @@ Divergence divergence(std::span<const float> reference, std::span<const float> l
           .same_top = top == other_top ? 1 : 0};
 }
 
-Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
+Comparison compare_models(const CausalLM& model, const DecoderBlock& decoder,
                           const BlockSource& reference, const BlockSource& weights,
                           std::span<const ScoredSequence> sequences, Greedy greedy,
                           Backend& backend, Communicator& world, ActivationBudget& budget,
@@ -297,7 +297,7 @@ Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
   std::vector<Score> scores;  // of this rank's batches, in their order
   std::vector<Divergence> divergences;
   const bool whole =
-      walk(model, shape, streams, sequences, batches,
+      walk(model, decoder, streams, sequences, batches,
            parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size()), backend,
            budget, monitor,
            [&](const EvaluationBatch& batch, const CausalLM::Head& head,
@@ -333,13 +333,11 @@ Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
   return comparison;
 }
 
-std::vector<LogLikelihood> measure_log_likelihoods(const CausalLM& model, const DecoderBlock& shape,
-                                                   const BlockSource& weights,
-                                                   std::span<const ScoredSequence> sequences,
-                                                   Greedy greedy, Backend& backend,
-                                                   Communicator& world, ActivationBudget& budget,
-                                                   Monitor& monitor) {
-  return compare_models(model, shape, {}, weights, sequences, greedy, backend, world, budget,
+std::vector<LogLikelihood> measure_log_likelihoods(
+    const CausalLM& model, const DecoderBlock& decoder, const BlockSource& weights,
+    std::span<const ScoredSequence> sequences, Greedy greedy, Backend& backend, Communicator& world,
+    ActivationBudget& budget, Monitor& monitor) {
+  return compare_models(model, decoder, {}, weights, sequences, greedy, backend, world, budget,
                         monitor)
       .log_likelihoods;
 }

@@ -55,12 +55,10 @@ std::vector<EvaluationBatch> cut_batches(std::span<const ScoredSequence> sequenc
 // For each ScoredRows of each sequence, in order. Collective over `world`: every rank has all sequences; ranks share the batches,
 // and each runs its own through all blocks, one block in memory at a time. The same bits on any number of ranks.
 // Throws Error for a sequence that is empty or has rows scored that it does not have. Empty if it was asked to stop.
-std::vector<LogLikelihood> measure_log_likelihoods(const CausalLM& model, const DecoderBlock& shape,
-                                                   const BlockSource& weights,
-                                                   std::span<const ScoredSequence> sequences,
-                                                   Greedy greedy, Backend& backend,
-                                                   Communicator& world, ActivationBudget& budget,
-                                                   Monitor& monitor);
+std::vector<LogLikelihood> measure_log_likelihoods(
+    const CausalLM& model, const DecoderBlock& decoder, const BlockSource& weights,
+    std::span<const ScoredSequence> sequences, Greedy greedy, Backend& backend, Communicator& world,
+    ActivationBudget& budget, Monitor& monitor);
 
 // How far a model's distribution over the next token, q, is from the original's, p.
 struct Divergence {
@@ -77,7 +75,7 @@ struct Comparison {
   std::vector<Divergence> rows;
   bool stopped = false;  // the monitor asked a rank to: the rest is empty
 };
-Comparison compare_models(const CausalLM& model, const DecoderBlock& shape,
+Comparison compare_models(const CausalLM& model, const DecoderBlock& decoder,
                           const BlockSource& reference, const BlockSource& weights,
                           std::span<const ScoredSequence> sequences, Greedy greedy,
                           Backend& backend, Communicator& world, ActivationBudget& budget,

@@ -64,10 +64,11 @@ std::vector<std::string> dense_modules(const ModelConfig& config) {
 // Everything an export needs to know; does the work of one rank.
 class Exporter {
  public:
-  Exporter(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe, RunStore& store,
-           const ExportOptions& options, const ExportFormat& format, Monitor& monitor)
+  Exporter(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
+           RunStore& store, const ExportOptions& options, const ExportFormat& format,
+           Monitor& monitor)
       : model_(model),
-        shape_(shape),
+        decoder_(decoder),
         recipe_(recipe),
         store_(store),
         options_(options),
@@ -80,10 +81,10 @@ class Exporter {
     const ModelConfig& config = model_.config();
     for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
       const auto recorded =
-          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), shape_);
+          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), decoder_);
       for (std::size_t i = 0; i < recorded.size(); ++i) {
-        const LinearSpec& spec = shape_.linears()[i];
-        const std::string module = shape_.prefix(block) + "." + spec.name;
+        const LinearSpec& spec = decoder_.linears()[i];
+        const std::string module = decoder_.prefix(block) + "." + spec.name;
         linears_.push_back({.module = module,
                             .spec = spec,
                             .scheme = announced(recorded[i].scheme, spec, module),
@@ -189,10 +190,10 @@ class Exporter {
     const ModelConfig& config = model_.config();
     keep(tensors_before_blocks(config));
     for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
-      const std::string prefix = shape_.prefix(block) + ".";
+      const std::string prefix = decoder_.prefix(block) + ".";
       std::set<std::string> weights;
-      for (std::size_t i = 0; i < shape_.linears().size(); ++i) {
-        const LinearSpec& linear = shape_.linears()[i];
+      for (std::size_t i = 0; i < decoder_.linears().size(); ++i) {
+        const LinearSpec& linear = decoder_.linears()[i];
         weights.insert(prefix + linear.name + ".weight");
         Piece piece;
         piece.block = block;
@@ -257,13 +258,13 @@ class Exporter {
         throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) +
                     " is not quantized yet (or was damaged): run the recipe to its end first");
       }
-      QuantizedBlock loaded = block_from_record(*record, shape_);
+      QuantizedBlock loaded = block_from_record(*record, decoder_);
       if (loaded.block != block) {
         throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
                     " holds block " + std::to_string(loaded.block));
       }
       for (const auto& [name, tensor] : loaded.replaced) {
-        if (!model_.checkpoint().has(shape_.prefix(block) + "." + name)) {
+        if (!model_.checkpoint().has(decoder_.prefix(block) + "." + name)) {
           throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) + " replaces " +
                       name + ", which the original does not have");
         }
@@ -274,7 +275,7 @@ class Exporter {
   }
 
   const ExportedLinear& exported_linear(int block, std::size_t linear) const {
-    return linears_[static_cast<std::size_t>(block) * shape_.linears().size() + linear];
+    return linears_[static_cast<std::size_t>(block) * decoder_.linears().size() + linear];
   }
 
   // What the recipe announces of such a linear. Throws Error if that is nothing, where the config will speak of it.
@@ -303,12 +304,12 @@ class Exporter {
   void write_linear(SafetensorsWriter& writer, const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
     const std::string& module = exported_linear(piece.block, piece.linear).module;
-    announced(scheme_of(linear), shape_.linears()[piece.linear], module);
+    announced(scheme_of(linear), decoder_.linears()[piece.linear], module);
     std::vector<HostTensor> filled;
     try {
       filled = format_.fill(linear, piece.type);
     } catch (const Error& error) {
-      throw Error(shape_.prefix(piece.block) + "." + error.what());
+      throw Error(decoder_.prefix(piece.block) + "." + error.what());
     }
     for (std::size_t i = 0; i < filled.size(); ++i) {
       require(
@@ -322,7 +323,8 @@ class Exporter {
   HostView kept(const Piece& piece) {
     if (piece.block >= 0) {
       const DenseTensors& replaced = load_block(piece.block).replaced;
-      const auto found = replaced.find(piece.source.substr(shape_.prefix(piece.block).size() + 1));
+      const auto found =
+          replaced.find(piece.source.substr(decoder_.prefix(piece.block).size() + 1));
       if (found != replaced.end()) return found->second.view();
     }
     model_.checkpoint().note_content(piece.source);
@@ -345,7 +347,7 @@ class Exporter {
   }
 
   const CausalLM& model_;
-  const DecoderBlock& shape_;
+  const DecoderBlock& decoder_;
   const Recipe& recipe_;
   RunStore& store_;
   const ExportOptions& options_;
@@ -395,11 +397,11 @@ std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) 
 
 std::vector<std::string> export_formats() { return format_names(); }
 
-void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& shape,
+void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& decoder,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
   layout->check_schemes(recipe);
-  for (const LinearSpec& linear : shape.linears()) layout->check_size(recipe, linear);
+  for (const LinearSpec& linear : decoder.linears()) layout->check_size(recipe, linear);
 }
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {
@@ -408,17 +410,17 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options) {
     check_unquantized_values(model.config(), model.checkpoint(), *options.dtype);
 }
 
-bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
                        Backend&, Communicator& world, Monitor& monitor) {
-  check_exportable(recipe, model.config(), shape, options.format);
+  check_exportable(recipe, model.config(), decoder, options.format);
   check_dtype(options);
   if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
   const std::unique_ptr<ExportFormat> format = make_format(options.format);
   const fs::path target = output_path(directory);
   const fs::path partial = beside(target, ".partial");
   const int rank = world.rank(), size = world.size();
-  Exporter exporter(model, shape, recipe, store, options, *format, monitor);
+  Exporter exporter(model, decoder, recipe, store, options, *format, monitor);
 
   std::string schemes;  // a line for each block of this rank
   together(world, [&] {
@@ -428,7 +430,7 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const R
         throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
                     " is not quantized yet");
       }
-      schemes_from_attributes(*attributes, shape);  // so that a fault is that of this block
+      schemes_from_attributes(*attributes, decoder);  // so that a fault is that of this block
       schemes += scheme_line(block, *attributes);
       monitor.tick();
     }

@@ -27,7 +27,7 @@ struct ExportOptions {
 std::vector<std::string> export_formats();
 
 // Throws InputError, naming recipe and format, if this format cannot hold what this recipe makes: checked before any work.
-void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& shape,
+void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& decoder,
                       const std::string& format);
 
 // Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
@@ -38,7 +38,7 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options);
 // rank (file i by rank i % size), tensor by tensor; rank 0 adds index, config.json, the side files (side_files.h) and SHA256SUMS.
 // `directory` appears complete or not at all: everything is written beside it and renamed at the end. False if it stopped
 // between two files because it was asked to: nothing is left then.
-bool export_checkpoint(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options,
                        const std::filesystem::path& directory, Backend& backend,
                        Communicator& world, Monitor& monitor);

@@ -86,14 +86,14 @@ void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*>
   }
 }
 
-void run_forward(const DecoderBlock& shape, const BlockWeights& weights,
+void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
                  std::vector<MicroBatch> batches, Activations& stream, Backend& backend,
                  Monitor& monitor) {
   BatchReader reader(std::move(batches), {&stream}, backend);
   while (!reader.at_end()) {
     const MicroBatch batch = reader.batch();
     BlockState state = state_of(batch, std::move(reader.next().front()));
-    shape.forward(weights, state, backend);
+    decoder.forward(weights, state, backend);
     stream.store_behind(batch.shard, batch.first_row, state.residual.view(), backend);
     monitor.tick();
   }

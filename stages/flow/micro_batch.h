@@ -59,7 +59,7 @@ void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*>
                           const BatchWalk& walk);
 
 // Runs micro-batches of one stream through a block with these weights, in place.
-void run_forward(const DecoderBlock& shape, const BlockWeights& weights,
+void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
                  std::vector<MicroBatch> batches, Activations& stream, Backend& backend,
                  Monitor& monitor);
 // This rank's shards. With the dequantized weights of a finished block it leaves the same bits in the residual as

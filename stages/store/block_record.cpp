@@ -210,31 +210,31 @@ QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& 
 
 // Those of the linears, after what all versions have in common.
 const nlohmann::json& attributes_of_linears(const nlohmann::json& attributes,
-                                            const DecoderBlock& shape) {
+                                            const DecoderBlock& decoder) {
   const int version = attributes.at("version").get<int>();
   if (version < 1 || version > kVersion)
     throw Error("written in version " + std::to_string(version) + " of the record");
   const nlohmann::json& linears = attributes.at("linears");
-  if (!linears.is_array() || linears.size() != shape.linears().size()) {
+  if (!linears.is_array() || linears.size() != decoder.linears().size()) {
     throw Error("has " + std::to_string(linears.size()) + " linears where the model has " +
-                std::to_string(shape.linears().size()));
+                std::to_string(decoder.linears().size()));
   }
   return linears;
 }
 
-QuantizedBlock read_block(const Record& record, const DecoderBlock& shape) {
+QuantizedBlock read_block(const Record& record, const DecoderBlock& decoder) {
   const nlohmann::json& attributes = record.attributes;
-  const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+  const nlohmann::json& linears = attributes_of_linears(attributes, decoder);
   QuantizedBlock block;
   block.block = attributes.at("block").get<int>();
   if (block.block < 0) throw Error("block " + std::to_string(block.block));
   block.record = attributes.at("record");
   RecordReader reader(record);
   for (std::size_t i = 0; i < linears.size(); ++i) {
-    block.linears.push_back(read_linear(linears[i], shape.linears()[i], reader));
+    block.linears.push_back(read_linear(linears[i], decoder.linears()[i], reader));
   }
   block.replaced = reader.all_of(kReplaced);
-  validate(block.replaced, shape);
+  validate(block.replaced, decoder);
   if (!reader.all_used()) throw Error("has tensors that belong to no linear");
   return block;
 }
@@ -266,19 +266,19 @@ Record to_record(const QuantizedBlock& block) {
   return record;
 }
 
-QuantizedBlock block_from_record(const Record& record, const DecoderBlock& shape) {
+QuantizedBlock block_from_record(const Record& record, const DecoderBlock& decoder) {
   QuantizedBlock block;
-  as_error_of_record([&] { block = read_block(record, shape); });
+  as_error_of_record([&] { block = read_block(record, decoder); });
   return block;
 }
 
 std::vector<RecordedScheme> schemes_from_attributes(const nlohmann::json& attributes,
-                                                    const DecoderBlock& shape) {
+                                                    const DecoderBlock& decoder) {
   std::vector<RecordedScheme> schemes;
   as_error_of_record([&] {
-    const nlohmann::json& linears = attributes_of_linears(attributes, shape);
+    const nlohmann::json& linears = attributes_of_linears(attributes, decoder);
     for (std::size_t i = 0; i < linears.size(); ++i)
-      schemes.push_back(read_scheme(linears[i], shape.linears()[i]));
+      schemes.push_back(read_scheme(linears[i], decoder.linears()[i]));
   });
   return schemes;
 }

@@ -12,8 +12,8 @@
 namespace roundhouse {
 
 Record to_record(const QuantizedBlock& block);
-// Throws Error naming the linear if anything does not fit; `shape` says which linears must be there.
-QuantizedBlock block_from_record(const Record& record, const DecoderBlock& shape);
+// Throws Error naming the linear if anything does not fit; `decoder` says which linears must be there.
+QuantizedBlock block_from_record(const Record& record, const DecoderBlock& decoder);
 
 // How each linear is quantized, in the order of DecoderBlock::linears(), from the attributes of a record alone. These do not tell whether
 // a linear is reordered: the recipe does. A group size is in columns, also where it is the whole row. Throws Error.
@@ -22,6 +22,6 @@ struct RecordedScheme {
   std::int64_t sparse_entries = 0;
 };
 std::vector<RecordedScheme> schemes_from_attributes(const nlohmann::json& attributes,
-                                                    const DecoderBlock& shape);
+                                                    const DecoderBlock& decoder);
 
 }  // namespace roundhouse

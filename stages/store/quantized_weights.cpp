@@ -5,18 +5,18 @@
 
 namespace roundhouse {
 
-BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& decoder,
                                     RunStore& store, const std::string& recipe, int block,
                                     Backend& backend) {
   const std::string key = block_key(recipe, block);
   const auto record = store.load(key);
   if (!record) throw Error(key + ": missing or damaged; `roundhouse run` makes it again");
-  const QuantizedBlock quantized = block_from_record(*record, shape);
-  BlockWeights weights = shape.load(model.checkpoint(), block, backend, LoadLinears::kNo);
+  const QuantizedBlock quantized = block_from_record(*record, decoder);
+  BlockWeights weights = decoder.load(model.checkpoint(), block, backend, LoadLinears::kNo);
   for (std::size_t i = 0; i < quantized.linears.size(); ++i) {
     weights.linears[i] = dequantize(quantized.linears[i], backend);
   }
-  replace(weights, quantized.replaced, shape, backend);
+  replace(weights, quantized.replaced, decoder, backend);
   return weights;
 }
 

@@ -10,7 +10,7 @@
 namespace roundhouse {
 
 // Linears dequantized from the store; norms and biases from the original model, but for those that the method replaced. Throws Error if the block is missing.
-BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& shape,
+BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& decoder,
                                     RunStore& store, const std::string& recipe, int block,
                                     Backend& backend);
 

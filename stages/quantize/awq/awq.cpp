@@ -24,9 +24,9 @@ namespace {
 constexpr int kClipCandidates = 10;  // 1.00, 0.95, .., 0.55
 constexpr int kClipDivisions = 20;
 
-class BlockQuantizer {
+class AwqQuantizer {
  public:
-  BlockQuantizer(BlockTask& task, const AwqSettings& settings)
+  AwqQuantizer(BlockTask& task, const AwqSettings& settings)
       : task_(task), settings_(settings), clock_(task.backend) {
     require(task.original && task.samples, "AWQ needs samples and their activations");
     // Else storing the residual would round it, and a resumed run would have other bits.
@@ -298,8 +298,8 @@ class Awq final : public Method {
   explicit Awq(const AwqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.full_precision_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return awq_cost(shape, samples, length, settings_);
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length) const override {
+    return awq_cost(decoder, samples, length, settings_);
   }
   QuantizedBlock quantize(BlockTask& task) const override {
     return quantize_by_awq(task, settings_);
@@ -312,12 +312,12 @@ class Awq final : public Method {
 }  // namespace
 
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings) {
-  return BlockQuantizer(task, settings).run();
+  return AwqQuantizer(task, settings).run();
 }
 
-BlockCost awq_cost(const DecoderBlock& shape, int samples, int length,
+BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
                    const AwqSettings& settings) {
-  return cost_of({shape, static_cast<double>(samples) * length}, settings);
+  return cost_of({decoder, static_cast<double>(samples) * length}, settings);
 }
 
 std::unique_ptr<Method> make_awq(OptionReader& options) {

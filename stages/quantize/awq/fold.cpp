@@ -14,10 +14,10 @@ namespace {
 // A dense tensor of the checkpoint, in F32 and with its own type to go back to.
 class Dense {
  public:
-  Dense(const Checkpoint& checkpoint, const DecoderBlock& shape, int block, std::string name,
+  Dense(const Checkpoint& checkpoint, const DecoderBlock& decoder, int block, std::string name,
         std::int64_t size)
       : name_(std::move(name)), values_(static_cast<std::size_t>(size)) {
-    const HostView view = checkpoint.weight(shape.prefix(block) + "." + name_, {size});
+    const HostView view = checkpoint.weight(decoder.prefix(block) + "." + name_, {size});
     type_ = view.type;
     convert(type_, view.bytes.data(), DType::kF32, values_.data(), values_.size());
   }
@@ -49,27 +49,27 @@ bool keeps(float before, float after) {
 
 }  // namespace
 
-Folding fold(const Checkpoint& checkpoint, const DecoderBlock& shape, int block,
+Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int block,
              std::vector<ChosenScales>& chosen) {
   Folding folding;
-  folding.column_factors.resize(shape.linears().size());
-  folding.row_divisors.resize(shape.linears().size());
+  folding.column_factors.resize(decoder.linears().size());
+  folding.row_divisors.resize(decoder.linears().size());
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const ScaleSet& set = shape.scale_sets()[i];
+    const ScaleSet& set = decoder.scale_sets()[i];
     std::vector<float>& s = chosen[i].s;
     const auto size = std::ssize(s);
 
     std::vector<Dense> dense;  // what is divided, a norm's weight first
     for (const int norm : set.norms) {
-      dense.emplace_back(checkpoint, shape, block,
-                         shape.norm_names()[static_cast<std::size_t>(norm)], size);
+      dense.emplace_back(checkpoint, decoder, block,
+                         decoder.norm_names()[static_cast<std::size_t>(norm)], size);
     }
     if (set.linear >= 0) {
-      const LinearSpec& before = shape.linears()[static_cast<std::size_t>(set.linear)];
+      const LinearSpec& before = decoder.linears()[static_cast<std::size_t>(set.linear)];
       require(before.rows == size, "a scale for each row of the linear before");
       const std::string bias = before.name + ".bias";
-      if (checkpoint.has(shape.prefix(block) + "." + bias)) {
-        dense.emplace_back(checkpoint, shape, block, bias, size);
+      if (checkpoint.has(decoder.prefix(block) + "." + bias)) {
+        dense.emplace_back(checkpoint, decoder, block, bias, size);
       }
     }
 
@@ -94,7 +94,7 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& shape, int block,
     if (unscaled > 0) chosen[i].record["unscaled_channels"] = unscaled;
 
     for (const Dense& tensor : dense) tensor.store(folding.replaced);
-    for (const int linear : shape.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
+    for (const int linear : decoder.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
       folding.column_factors[static_cast<std::size_t>(linear)] = s;
     }
     if (set.linear >= 0) folding.row_divisors[static_cast<std::size_t>(set.linear)] = s;

@@ -21,7 +21,7 @@ struct Folding {
 
 // A channel whose folded norm or bias would not be finite, or 0 where it was not, keeps the scale 1: it is counted under
 // "unscaled_channels" in the set's record.
-Folding fold(const Checkpoint& checkpoint, const DecoderBlock& shape, int block,
+Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int block,
              std::vector<ChosenScales>& chosen);
 
 }  // namespace roundhouse

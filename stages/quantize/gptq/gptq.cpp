@@ -18,9 +18,9 @@ namespace roundhouse {
 namespace {
 
 // One block on its way through GPTQ.
-class BlockQuantizer {
+class GptqQuantizer {
  public:
-  BlockQuantizer(BlockTask& task, const GptqSettings& settings)
+  GptqQuantizer(BlockTask& task, const GptqSettings& settings)
       : task_(task),
         settings_(settings),
         groups_(task.shape.shared_inputs()),
@@ -285,7 +285,7 @@ class Gptq final : public Method {
     return gptq_cost({shape, static_cast<double>(samples) * length});
   }
   QuantizedBlock quantize(BlockTask& task) const override {
-    return BlockQuantizer(task, settings_).run();
+    return GptqQuantizer(task, settings_).run();
   }
 
  private:
