@@ -113,7 +113,7 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
     decoder_ = make_decoder_block(model_->config(), longest, *backend_);
     for (const Recipe& recipe : config_.recipes) {
       for (const std::string& format : config_.export_formats) {
-        check_exportable(recipe, model_->config(), *decoder_, format);
+        check_exportable(recipe, *decoder_, format);
       }
     }
     shared = facts();

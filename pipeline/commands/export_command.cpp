@@ -28,7 +28,7 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
       arguments.engines.empty() ? config.export_for : arguments.engines;
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
-      check_exportable(job.recipe(name), job.model().config(), job.decoder(), format);
+      check_exportable(job.recipe(name), job.decoder(), format);
       check_served(job.recipe(name), format, engines);
     }
   }

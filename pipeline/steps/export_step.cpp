@@ -66,7 +66,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
       ExportOptions options = export_options(job.config(), format);
-      check_exportable(recipe, job.model().config(), job.decoder(), format);
+      check_exportable(recipe, job.decoder(), format);
       const Export wanted{.key = "export/" + name + "/" + format,
                           .directory = output / name / format,
                           .identity = export_identity(job, recipe, format)};
@@ -87,7 +87,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
       job.check_content(group, block_keys(name, job.blocks()));
       job.monitor().phase("export of " + name + " as " + format);
       if (!export_checkpoint(job.model(), job.decoder(), recipe, job.store(), options,
-                             wanted.directory, job.backend(), group, job.monitor())) {
+                             wanted.directory, group, job.monitor())) {
         return false;
       }
       job.model_identity().join(group);

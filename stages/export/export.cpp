@@ -397,7 +397,7 @@ std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) 
 
 std::vector<std::string> export_formats() { return format_names(); }
 
-void check_exportable(const Recipe& recipe, const ModelConfig&, const DecoderBlock& decoder,
+void check_exportable(const Recipe& recipe, const DecoderBlock& decoder,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
   layout->check_schemes(recipe);
@@ -412,8 +412,8 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options) {
 
 bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
-                       Backend&, Communicator& world, Monitor& monitor) {
-  check_exportable(recipe, model.config(), decoder, options.format);
+                       Communicator& world, Monitor& monitor) {
+  check_exportable(recipe, decoder, options.format);
   check_dtype(options);
   if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
   const std::unique_ptr<ExportFormat> format = make_format(options.format);

@@ -27,8 +27,7 @@ struct ExportOptions {
 std::vector<std::string> export_formats();
 
 // Throws InputError, naming recipe and format, if this format cannot hold what this recipe makes: checked before any work.
-void check_exportable(const Recipe& recipe, const ModelConfig& config, const DecoderBlock& decoder,
-                      const std::string& format);
+void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, const std::string& format);
 
 // Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
 // would leave. Reads those tensors only where the type narrows.
@@ -40,7 +39,7 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options);
 // between two files because it was asked to: nothing is left then.
 bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options,
-                       const std::filesystem::path& directory, Backend& backend,
-                       Communicator& world, Monitor& monitor);
+                       const std::filesystem::path& directory, Communicator& world,
+                       Monitor& monitor);
 
 }  // namespace roundhouse

@@ -95,12 +95,11 @@ void run(char** arguments, const std::string& more) {
   round_to_nearest(model, *shape, recipe, *backend, store);
   const auto write = [&](const std::string& directory, const std::string& format, DType dtype) {
     const ExportOptions options{.format = format, .dtype = dtype};
-    export_checkpoint(model, *shape, recipe, store, options, out / directory, *backend, *world,
-                      monitor);
+    export_checkpoint(model, *shape, recipe, store, options, out / directory, *world, monitor);
   };
   for (const std::string& format : export_formats()) {
     try {
-      check_exportable(recipe, model.config(), *shape, format);
+      check_exportable(recipe, *shape, format);
     } catch (const InputError&) {
       continue;  // the readers know which must be there
     }

@@ -65,8 +65,8 @@ class ExportTest : public testing::Test {
   }
 
   bool write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
-    return export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, *backend_,
-                             world, *monitor_);
+    return export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, world,
+                             *monitor_);
   }
   bool write(const fs::path& directory, const ExportOptions& options) {
     return write(directory, options, world_);

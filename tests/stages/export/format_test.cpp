@@ -417,7 +417,7 @@ class CheckExportableTest : public testing::Test {
   static std::string refusal(const Recipe& recipe, std::int64_t rows, std::int64_t cols,
                              const std::string& format) {
     try {
-      check_exportable(recipe, {}, Shape1(rows, cols), format);
+      check_exportable(recipe, Shape1(rows, cols), format);
       return "";
     } catch (const InputError& error) {
       return error.what();

@@ -39,7 +39,7 @@ class ExportOptTest : public testing::Test {
   fs::path write(const std::string& format, DType dtype = DType::kF16) {
     const fs::path out = directory_ / format;
     export_checkpoint(*model_, *shape_, recipe_, store_, {.format = format, .dtype = dtype}, out,
-                      *backend_, *make_local_communicator(), monitor_);
+                      *make_local_communicator(), monitor_);
     return out;
   }
   // Of one sequence through blocks whose linears were rounded.
