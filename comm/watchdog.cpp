@@ -257,7 +257,7 @@ struct Watchdog::State {
   }
 
   std::string name_of(int rank) const {
-    const Identity& identity = identities[static_cast<std::size_t>(rank)];
+    const Identity& identity = identities[rank];
     return "rank " + std::to_string(rank) + " (" + identity.host.data() + ", pid " +
            std::to_string(identity.pid) + ")";
   }

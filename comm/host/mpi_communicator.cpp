@@ -127,7 +127,7 @@ class MpiTicket final : public Ticket {
                                     indices_.data(), statuses_.data());
     if (status != MPI_ERR_IN_STATUS) check_mpi(status, "testing point-to-point transfers");
     for (std::size_t i = 0; i < static_cast<std::size_t>(over); ++i) {
-      const Transfer& transfer = transfers_[static_cast<std::size_t>(indices_[i])];
+      const Transfer& transfer = transfers_[indices_[i]];
       if (status != MPI_SUCCESS && statuses_[i].MPI_ERROR != MPI_SUCCESS) {
         throw_mpi_error(statuses_[i].MPI_ERROR, describe(transfer, rank_));
       }

@@ -82,9 +82,9 @@ void CpuBackend::run(const Attention& op) {
 
   const std::int64_t blocks = (op.length + kQueries - 1) / kQueries;
   const std::int64_t sequences = tokens / op.length;
-  const std::unique_ptr<Scratch[]> scratch(new Scratch[static_cast<std::size_t>(threads_.size())]);
+  const std::unique_ptr<Scratch[]> scratch(new Scratch[threads_.size()]);
   threads_.run(sequences * op.heads * blocks, [&](std::int64_t piece, int thread) {
-    Scratch& mine = scratch[static_cast<std::size_t>(thread)];
+    Scratch& mine = scratch[thread];
     // Late queries see most keys: their blocks come first, so that threads end together.
     const std::int64_t block = blocks - 1 - piece / (sequences * op.heads);
     const std::int64_t head = piece % op.heads;

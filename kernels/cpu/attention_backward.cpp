@@ -91,9 +91,9 @@ void CpuBackend::run(const AttentionBackward& op) {
     dk = dk_aside.view();
     dv = dv_aside.view();
   }
-  const std::unique_ptr<Scratch[]> scratch(new Scratch[static_cast<std::size_t>(threads_.size())]);
+  const std::unique_ptr<Scratch[]> scratch(new Scratch[threads_.size()]);
   threads_.run(tokens / length * op.heads, [&](std::int64_t piece, int thread) {
-    Scratch& mine = scratch[static_cast<std::size_t>(thread)];
+    Scratch& mine = scratch[thread];
     const std::int64_t head = piece % op.heads;
     const std::int64_t start = piece / op.heads * length;
     const std::int64_t col = head * head_dim, kv_col = head / group * head_dim;

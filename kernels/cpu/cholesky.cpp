@@ -179,7 +179,7 @@ void copy_rows(const float* from, std::int64_t from_stride, float* to, std::int6
 void multiply_right(ThreadPool& threads, const Square& l, float* b, std::int64_t b_stride,
                     std::int64_t rows) {
   for_each_range(threads, rows, kStrip, [&](std::int64_t begin, std::int64_t end) {
-    const std::unique_ptr<float[]> own(new float[static_cast<std::size_t>(kStrip * l.n)]);
+    const std::unique_ptr<float[]> own(new float[kStrip * l.n]);
     float* const strip = own.get();
     float* const target = b + begin * b_stride;
     copy_rows(target, b_stride, strip, l.n, end - begin, l.n);
@@ -203,7 +203,7 @@ void multiply_right(ThreadPool& threads, const Square& l, float* b, std::int64_t
 void multiply_left_negated(ThreadPool& threads, const Square& l, float* b, std::int64_t b_stride,
                            std::int64_t cols) {
   for_each_range(threads, cols, kStrip, [&](std::int64_t begin, std::int64_t end) {
-    const std::unique_ptr<float[]> own(new float[static_cast<std::size_t>(kStrip * l.n)]);
+    const std::unique_ptr<float[]> own(new float[kStrip * l.n]);
     float* const strip = own.get();
     const std::int64_t width = end - begin;
     copy_rows(b + begin, b_stride, strip, width, l.n, width);

@@ -75,9 +75,9 @@ SortedRow sort_row(const float* w, const float* sensitivity, int n, bool unit_we
   for (int first = 0; first < n; first += segment) {
     Moments sum{0.0, 0.0, 0.0};
     for (int i = first; i < std::min(n, first + segment); ++i) {
-      const Item& item = space.items[static_cast<std::size_t>(i)];
+      const Item& item = space.items[i];
       const float value = value_of_key(item.key);
-      space.w[static_cast<std::size_t>(i)] = value;
+      space.w[i] = value;
       sum = sum + moments_of(value, item.sensitivity);
       space.sums[static_cast<std::size_t>(i) + 1] = before + sum;
     }
@@ -132,7 +132,7 @@ void optimal_centres(const SortedRow& row, int count, Workspace& space, double* 
   space.costs.resize(width);
   space.costs_before.resize(width);
   space.splits.assign(width * static_cast<std::size_t>(count), 0);
-  for (int i = 0; i <= n; ++i) space.costs[static_cast<std::size_t>(i)] = row.least_cost(0, i);
+  for (int i = 0; i <= n; ++i) space.costs[i] = row.least_cost(0, i);
   for (int layer = 1; layer < count - 1; ++layer) {
     space.costs.swap(space.costs_before);
     space.costs[0] = 0.0;
@@ -141,7 +141,7 @@ void optimal_centres(const SortedRow& row, int count, Workspace& space, double* 
       for (int i = step; i <= n; i += 2 * step) {
         const Split best =
             best_split(row, space.costs_before.data(), split_range(splits, i, step, n), i);
-        space.costs[static_cast<std::size_t>(i)] = best.cost;
+        space.costs[i] = best.cost;
         splits[i] = best.at;
       }
     }
@@ -154,8 +154,7 @@ void optimal_centres(const SortedRow& row, int count, Workspace& space, double* 
     } else if (layer > 0) {
       begin = space.splits[width * static_cast<std::size_t>(layer) + static_cast<std::size_t>(end)];
     }
-    centres[layer] = row.mean(
-        begin, end, static_cast<double>(row.w[static_cast<std::size_t>(std::min(begin, n - 1))]));
+    centres[layer] = row.mean(begin, end, static_cast<double>(row.w[std::min(begin, n - 1)]));
     end = begin;
   }
 }
@@ -204,7 +203,7 @@ void CpuBackend::run(const ClusterRows& op) {
   const float* const all_w = op.w.f32();
   const float* const all_sensitivities = op.sensitivity.f32();
   threads_.run(op.w.rows, [&](std::int64_t index, int thread) {
-    Workspace& space = spaces[static_cast<std::size_t>(thread)];
+    Workspace& space = spaces[thread];
     const float* const w = all_w + index * op.w.stride;
     const float* const sensitivity = all_sensitivities + index * op.sensitivity.stride;
     bool any_sensitivity = false;
@@ -231,8 +230,7 @@ void CpuBackend::run(const ClusterRows& op) {
     const double error =
         assign(w, any_sensitivity ? sensitivity : nullptr, n, table, count,
                static_cast<std::uint8_t*>(op.codes.data) + index * op.codes.stride);
-    op.rows[static_cast<std::size_t>(index)] = {error, any_sensitivity ? 0 : 1,
-                                                distinct > 0 ? 1 : 0};
+    op.rows[index] = {error, any_sensitivity ? 0 : 1, distinct > 0 ? 1 : 0};
   });
 }
 

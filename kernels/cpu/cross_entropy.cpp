@@ -54,17 +54,16 @@ double log_of_sum(double a, double b) {
 void CpuBackend::run(const CrossEntropy& op) {
   const std::int64_t rows = op.logits.rows;
   const float* const logits = op.logits.f32();
-  for_each_range(threads_, rows, rows_per_piece(op.logits.cols),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t row = begin; row < end; ++row) {
-                     const std::int32_t target = op.target[static_cast<std::size_t>(row)];
-                     const float* const x = logits + row * op.logits.stride;
-                     op.loss[static_cast<std::size_t>(row)] =
-                         target < 0 ? 0.0f
+  for_each_range(
+      threads_, rows, rows_per_piece(op.logits.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          const std::int32_t target = op.target[row];
+          const float* const x = logits + row * op.logits.stride;
+          op.loss[row] = target < 0 ? 0.0f
                                     : static_cast<float>(log_sum_exp_row(x, op.logits.cols) -
                                                          static_cast<double>(x[target]));
-                   }
-                 });
+        }
+      });
 }
 
 void CpuBackend::run(const LogSumExp& op) {

@@ -28,7 +28,7 @@ struct PackedU {
     for (std::int64_t i = 0; i < width; ++i) {
       for (std::int64_t j = i; j < width; ++j) {
         const float padding = i == j ? 1.0f : 0.0f;
-        values[static_cast<std::size_t>(((i / kSteps) * width + j) * kSteps + i % kSteps)] =
+        values[((i / kSteps) * width + j) * kSteps + i % kSteps] =
             j < u.cols ? from[i * u.stride + j] : padding;
       }
     }

@@ -221,14 +221,13 @@ double CpuBackend::run(const SquaredError& op) {
   const float* const target = op.target.f32();
   float* const dy = op.dy.f32();
   std::vector<double> of_row(static_cast<std::size_t>(op.y.rows));
-  for_each_range(threads_, op.y.rows, rows_per_piece(op.y.cols),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t row = begin; row < end; ++row) {
-                     of_row[static_cast<std::size_t>(row)] =
-                         squared_error_row(y + row * op.y.stride, target + row * op.target.stride,
-                                           op.scale, op.y.cols, dy + row * op.dy.stride);
-                   }
-                 });
+  for_each_range(
+      threads_, op.y.rows, rows_per_piece(op.y.cols), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          of_row[row] = squared_error_row(y + row * op.y.stride, target + row * op.target.stride,
+                                          op.scale, op.y.cols, dy + row * op.dy.stride);
+        }
+      });
   double sum = 0.0;
   for (const double row : of_row) sum += row;
   return sum;

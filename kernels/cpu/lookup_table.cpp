@@ -20,11 +20,9 @@ void CpuBackend::run(const DequantizeTable& op) {
                      const float* const table = tables + row * op.tables.stride;
                      require(*std::max_element(codes, codes + cols) < op.tables.cols,
                              "dequantize_table: a code beyond its table");
-                     for (std::int64_t i = 0; i < cols; ++i)
-                       w[static_cast<std::size_t>(i)] = table[codes[i]];
-                     for_each_entry(op.sparse, row, cols, [&](std::int64_t column, float value) {
-                       w[static_cast<std::size_t>(column)] += value;
-                     });
+                     for (std::int64_t i = 0; i < cols; ++i) w[i] = table[codes[i]];
+                     for_each_entry(op.sparse, row, cols,
+                                    [&](std::int64_t column, float value) { w[column] += value; });
                      convert(DType::kF32, w.data(), op.w.type, op.w.row_range(row, row + 1).data,
                              static_cast<std::size_t>(cols));
                    }

@@ -75,7 +75,7 @@ void CpuBackend::run(const UniformProduct& op) {
         const int code = static_cast<int>(code_in_unit<bits()>(words + i / kPackedUnit * bits(),
                                                                static_cast<int>(i % kPackedUnit)));
         const std::int64_t group = i / op.group_size;
-        w[static_cast<std::size_t>(i)] = value_of(code, half_to_float(scales[group]), zeros[group]);
+        w[i] = value_of(code, half_to_float(scales[group]), zeros[group]);
       }
     });
   });
@@ -87,13 +87,12 @@ void CpuBackend::run(const TableProduct& op) {
     const std::uint32_t* const words = words_of(op.packed, row);
     with_packed_bits(op.bits, [&](auto bits) {
       for (std::int64_t i = 0; i < op.x.cols; ++i) {
-        w[static_cast<std::size_t>(i)] = table[code_in_unit<bits()>(
-            words + i / kPackedUnit * bits(), static_cast<int>(i % kPackedUnit))];
+        w[i] = table[code_in_unit<bits()>(words + i / kPackedUnit * bits(),
+                                          static_cast<int>(i % kPackedUnit))];
       }
     });
-    for_each_entry(op.sparse, row, op.x.cols, [&](std::int64_t column, float value) {
-      w[static_cast<std::size_t>(column)] += value;
-    });
+    for_each_entry(op.sparse, row, op.x.cols,
+                   [&](std::int64_t column, float value) { w[column] += value; });
   });
 }
 

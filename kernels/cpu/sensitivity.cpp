@@ -66,7 +66,7 @@ void count_rows(ThreadPool& threads, std::int64_t rows, std::span<std::int64_t> 
                 const Count& count) {
   std::vector<std::vector<std::int64_t>> of_thread(static_cast<std::size_t>(threads.size()));
   threads.run(rows, [&](std::int64_t row, int thread) {
-    std::vector<std::int64_t>& mine = of_thread[static_cast<std::size_t>(thread)];
+    std::vector<std::int64_t>& mine = of_thread[thread];
     if (mine.empty()) mine.resize(counts.size());
     count(row, mine);
   });

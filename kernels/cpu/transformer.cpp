@@ -173,7 +173,7 @@ void CpuBackend::run(const CheckFinite& op) {
     for (std::int64_t row = s * op.rows_each; row < (s + 1) * op.rows_each && finite; ++row) {
       finite = all_finite(x + row * op.x.stride, op.x.cols);
     }
-    op.finite[static_cast<std::size_t>(s)] = finite ? 1 : 0;
+    op.finite[s] = finite ? 1 : 0;
   });
 }
 

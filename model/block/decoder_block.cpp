@@ -45,7 +45,7 @@ void DecoderBlock::prepare(int group, const BlockWeights& weights, BlockState& s
           "no such group of linears");
   require(state.residual.rows() == state.sequences * state.length,
           "rows are sequences times length");
-  const SharedInput& here = shared_inputs_[static_cast<std::size_t>(group)];
+  const SharedInput& here = shared_inputs_[group];
   if (here.from_residual) {
     state.input = input_from_residual(group, weights, state.residual, backend);
   } else {

@@ -14,8 +14,7 @@ void apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Matr
 }
 
 Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Backend& backend) {
-  Tensor y(backend, backend.activation_type(), x.rows(),
-           weights.linears[static_cast<std::size_t>(linear)].rows());
+  Tensor y(backend, backend.activation_type(), x.rows(), weights.linears[linear].rows());
   apply_linear(weights, linear, x, y.view(), false, backend);
   return y;
 }

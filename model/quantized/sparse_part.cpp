@@ -29,7 +29,7 @@ Row row_of(const SparsePart& sparse, std::int64_t row) {
 void SparsePart::add_row(std::int64_t row, std::span<float> values_of_row) const {
   const Row entries = row_of(*this, row);
   for (std::size_t i = 0; i < entries.columns.size(); ++i) {
-    values_of_row[static_cast<std::size_t>(entries.columns[i])] += half_to_float(entries.values[i]);
+    values_of_row[entries.columns[i]] += half_to_float(entries.values[i]);
   }
 }
 

@@ -188,7 +188,7 @@ nlohmann::json scalar_to_json(const std::string& text) {
 
 const YamlNode* YamlNode::find(const std::string& key) const {
   const auto found = std::ranges::find(keys, key);
-  return found == keys.end() ? nullptr : &items[static_cast<std::size_t>(found - keys.begin())];
+  return found == keys.end() ? nullptr : &items[found - keys.begin()];
 }
 
 YamlNode parse_yaml(const std::string& text, const std::function<std::string(int line)>& where) {

@@ -38,8 +38,7 @@ class Assignment {
       if (mover != rank) std::erase(on_[left], mover);
       on_[gpu].push_back(mover);
       const auto& seen = gpus_of(mover);
-      taken_[static_cast<std::size_t>(mover)] =
-          static_cast<int>(std::ranges::find(seen, gpu) - seen.begin());
+      taken_[mover] = static_cast<int>(std::ranges::find(seen, gpu) - seen.begin());
       if (mover == rank) return;
       gpu = std::move(left);
     }
@@ -48,12 +47,8 @@ class Assignment {
   const std::vector<int>& taken() const { return taken_; }
 
  private:
-  const std::vector<std::string>& gpus_of(int rank) const {
-    return visible_[static_cast<std::size_t>(rank)];
-  }
-  const std::string& gpu_of(int rank) const {
-    return gpus_of(rank)[static_cast<std::size_t>(taken_[static_cast<std::size_t>(rank)])];
-  }
+  const std::vector<std::string>& gpus_of(int rank) const { return visible_[rank]; }
+  const std::string& gpu_of(int rank) const { return gpus_of(rank)[taken_[rank]]; }
 
   const std::vector<std::vector<std::string>>& visible_;
   std::vector<int> taken_;
@@ -124,11 +119,11 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
       .backend = "cuda", .index = taken[own], .ranks = nlohmann::json::array(), .sharing = {}};
   std::map<std::string, int> ranks_on;
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    const std::string& gpu = visible[rank][static_cast<std::size_t>(taken[rank])];
+    const std::string& gpu = visible[rank][taken[rank]];
     ++ranks_on[gpu];
     choice.ranks.push_back({{"node", all[rank].at("node")}, {"gpu", gpu}});
   }
-  choice.sharers = ranks_on.at(visible[own][static_cast<std::size_t>(choice.index)]);
+  choice.sharers = ranks_on.at(visible[own][choice.index]);
   if (ranks_on.size() < all.size()) {
     const int most =
         std::ranges::max_element(ranks_on, {}, [](const auto& g) { return g.second; })->second;

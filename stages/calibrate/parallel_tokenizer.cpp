@@ -24,8 +24,7 @@ std::vector<std::vector<std::int32_t>> ParallelTokenizer::encode(
   threads_.run(static_cast<std::int64_t>(chunks.size()), [&](std::int64_t i, int thread) {
     const auto at = static_cast<std::size_t>(i);
     PieceCutter pieces(tokenizer_, chunks[at].text, PieceCutter::kPieceBytes, chunks[at].start);
-    while (const auto piece = pieces.next())
-      tokenizer_.append(*piece, caches_[static_cast<std::size_t>(thread)], ids[at]);
+    while (const auto piece = pieces.next()) tokenizer_.append(*piece, caches_[thread], ids[at]);
   });
   return ids;
 }

@@ -121,7 +121,7 @@ void add_scores(const HeadChunk& chunk, const Tensor& logits, Greedy greedy, Bac
     if (greedy == Greedy::kYes && score.greedy != 0) {
       score.greedy = is_greedy(logits.view().row_range(row, stop), piece.targets, backend) ? 1 : 0;
     }
-    for (; row < stop; ++row) score.sum -= static_cast<double>(loss[static_cast<std::size_t>(row)]);
+    for (; row < stop; ++row) score.sum -= static_cast<double>(loss[row]);
   }
 }
 
@@ -184,7 +184,7 @@ bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const Bl
   if (mine.begin == mine.end) return true;
   std::vector<MicroBatch> pieces;  // each a shard of its own
   for (int i = mine.begin; i < mine.end; ++i) {
-    const EvaluationBatch& batch = batches[static_cast<std::size_t>(i)];
+    const EvaluationBatch& batch = batches[i];
     pieces.push_back({.shard = i,
                       .first_sample = 0,
                       .sequences = std::ssize(batch.sequences),
@@ -195,7 +195,7 @@ bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const Bl
   for (std::size_t s = 0; s < streams.size(); ++s)
     residuals.emplace_back(budget, backend.activation_type(), decoder.hidden_size());
   for (const MicroBatch& piece : pieces) {
-    const EvaluationBatch& batch = batches[static_cast<std::size_t>(piece.shard)];
+    const EvaluationBatch& batch = batches[piece.shard];
     const Tensor embedded = model.embed(padded_ids(sequences, batch), batch.length, backend);
     for (Activations& residual : residuals) {
       residual.reserve(piece.shard, embedded.rows());
@@ -216,7 +216,7 @@ bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const Bl
   while (!reader.at_end()) {
     if (monitor.stop_requested()) return false;
     const int i = reader.batch().shard;
-    visit(batches[static_cast<std::size_t>(i)], head, reader.next());
+    visit(batches[i], head, reader.next());
     for (Activations& residual : residuals) residual.release(i);
     monitor.tick();
   }
@@ -258,8 +258,8 @@ Divergence divergence(std::span<const float> reference, std::span<const float> l
   const std::size_t n = reference.size();
   const auto top = std::ranges::max_element(reference) - reference.begin();
   const auto other_top = std::ranges::max_element(logits) - logits.begin();
-  const float most = reference[static_cast<std::size_t>(top)];
-  const float other_most = logits[static_cast<std::size_t>(other_top)];
+  const float most = reference[top];
+  const float other_most = logits[other_top];
   // In eight sums each, which the compiler keeps in vectors.
   constexpr std::size_t kSums = 8;
   double sums[kSums] = {}, other_sums[kSums] = {}, differences[kSums] = {};

@@ -31,7 +31,7 @@ BlockSum::BlockSum(const BlockSite& site, int parts)
   for (const std::vector<RowTile>& tiles : tiles_) {
     std::vector<TreeSum>& sums = sums_.emplace_back();
     for (const RowTile& tile : tiles) {
-      const std::int64_t cols = site.shape.linears()[static_cast<std::size_t>(tile.linear)].cols;
+      const std::int64_t cols = site.shape.linears()[tile.linear].cols;
       sums.push_back(make_matrix_sum(
           site.device_team, site.backend, parts, [&backend = site.backend, rows = tile.rows, cols] {
             return std::make_shared<Tensor>(backend, DType::kF32, rows, cols);

@@ -3,7 +3,7 @@
 namespace roundhouse {
 
 double BlockSizes::rows(int linear) const {
-  return static_cast<double>(block.linears()[static_cast<std::size_t>(linear)].rows);
+  return static_cast<double>(block.linears()[linear].rows);
 }
 
 double BlockSizes::weights(std::size_t first, std::size_t last) const {

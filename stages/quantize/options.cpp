@@ -124,7 +124,7 @@ Grid OptionReader::grid(Grid fallback, Grid symmetric, const std::vector<Grid>& 
     const std::string name = grid_given->is_string() ? grid_given->get<std::string>() : "";
     const auto found = std::ranges::find(names, name);
     if (found == names.end()) throw RecipeError{"grid", "must be one of " + joined(names)};
-    grid = choices[static_cast<std::size_t>(found - names.begin())];
+    grid = choices[found - names.begin()];
   }
   if (symmetric_given && symmetric_given->get<bool>() != is_symmetric(grid)) {
     throw RecipeError{"symmetric", "contradicts grid " + std::string(name_of(grid))};

@@ -41,12 +41,11 @@ void BlockGradients::begin_shard() {
 }
 
 Matrix BlockGradients::Kind::band(int linear, std::int64_t begin, std::int64_t end) {
-  return over_shards ? of_shard[static_cast<std::size_t>(linear)].view().row_range(begin, end)
-                     : Matrix();
+  return over_shards ? of_shard[linear].view().row_range(begin, end) : Matrix();
 }
 
 void BlockGradients::add(int linear, const LinearGradient& gradient) {
-  const LinearSpec& spec = site_.shape.linears()[static_cast<std::size_t>(linear)];
+  const LinearSpec& spec = site_.shape.linears()[linear];
   const std::int64_t tokens = gradient.x.rows(), length = gradient.length;
   require(length > 0 && tokens % length == 0, "a gradient is not of whole sequences");
   for (std::int64_t begin = 0; begin < spec.rows; begin += kBandRows) {
@@ -73,7 +72,7 @@ void BlockGradients::end_shard(int shard) {
 }
 
 std::vector<BlockGradients::Tile> BlockGradients::finish(int linear) {
-  const LinearSpec& spec = site_.shape.linears()[static_cast<std::size_t>(linear)];
+  const LinearSpec& spec = site_.shape.linears()[linear];
   std::vector<Tile> tiles;
   for (const RowTile& at : tiles_of_linear(spec, linear, site_.team.size())) {
     tiles.push_back(

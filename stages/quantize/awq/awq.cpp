@@ -58,8 +58,8 @@ class AwqQuantizer {
     }
     block.linears.resize(task_.shape.linears().size());
     for (int g = 0; g < static_cast<int>(task_.shape.shared_inputs().size()); ++g) {
-      for (const int i : task_.shape.shared_inputs()[static_cast<std::size_t>(g)].linears) {
-        block.linears[static_cast<std::size_t>(i)] = quantize_linear(i, g, folding);
+      for (const int i : task_.shape.shared_inputs()[g].linears) {
+        block.linears[i] = quantize_linear(i, g, folding);
         task_.monitor.tick();
       }
     }
@@ -68,9 +68,8 @@ class AwqQuantizer {
           block.record["scale_sets"].emplace_back(std::move(chosen[i].record));
       if (!record.contains("fallback")) continue;
       const int group = task_.shape.scale_sets()[i].group;
-      for (const int linear :
-           task_.shape.shared_inputs()[static_cast<std::size_t>(group)].linears) {
-        block.linears[static_cast<std::size_t>(linear)].record["fallback"] = record.at("fallback");
+      for (const int linear : task_.shape.shared_inputs()[group].linears) {
+        block.linears[linear].record["fallback"] = record.at("fallback");
       }
     }
     clock_.write(block.record);
@@ -106,7 +105,7 @@ class AwqQuantizer {
       const Tensor columns =
           upload_row(ones.empty() ? folding.column_factors[i] : ones, task_.backend);
       const Tensor rows_by = upload_row(folding.row_divisors[i], task_.backend);
-      const Tensor& grams = statistics_.inputs[static_cast<std::size_t>(group)].group_grams;
+      const Tensor& grams = statistics_.inputs[group].group_grams;
       std::map<std::int64_t, ClipCount> counts;  // by first row of this rank's tiles
       const auto folded_tile = [&](std::int64_t first, std::int64_t rows) {
         Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
@@ -278,7 +277,7 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     }
   }
   for (const int g : with_gram) {
-    const double n = sizes.cols(sizes.block.shared_inputs()[static_cast<std::size_t>(g)]);
+    const double n = sizes.cols(sizes.block.shared_inputs()[g]);
     cost.flops["gram"] += sizes.tokens * n * n;
   }
   if (!settings.clip_search) return cost;

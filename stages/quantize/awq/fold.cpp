@@ -61,11 +61,10 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
 
     std::vector<Dense> dense;  // what is divided, a norm's weight first
     for (const int norm : set.norms) {
-      dense.emplace_back(checkpoint, decoder, block,
-                         decoder.norm_names()[static_cast<std::size_t>(norm)], size);
+      dense.emplace_back(checkpoint, decoder, block, decoder.norm_names()[norm], size);
     }
     if (set.linear >= 0) {
-      const LinearSpec& before = decoder.linears()[static_cast<std::size_t>(set.linear)];
+      const LinearSpec& before = decoder.linears()[set.linear];
       require(before.rows == size, "a scale for each row of the linear before");
       const std::string bias = before.name + ".bias";
       if (checkpoint.has(decoder.prefix(block) + "." + bias)) {
@@ -94,10 +93,10 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
     if (unscaled > 0) chosen[i].record["unscaled_channels"] = unscaled;
 
     for (const Dense& tensor : dense) tensor.store(folding.replaced);
-    for (const int linear : decoder.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
-      folding.column_factors[static_cast<std::size_t>(linear)] = s;
+    for (const int linear : decoder.shared_inputs()[set.group].linears) {
+      folding.column_factors[linear] = s;
     }
-    if (set.linear >= 0) folding.row_divisors[static_cast<std::size_t>(set.linear)] = s;
+    if (set.linear >= 0) folding.row_divisors[set.linear] = s;
   }
   return folding;
 }

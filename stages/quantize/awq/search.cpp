@@ -50,11 +50,9 @@ class Search {
   }
 
  private:
-  const SharedInput& group(int g) const {
-    return task_.shape.shared_inputs()[static_cast<std::size_t>(g)];
-  }
+  const SharedInput& group(int g) const { return task_.shape.shared_inputs()[g]; }
   const InputStatistics& input_of(const ScaleSet& set) const {
-    return statistics_.inputs[static_cast<std::size_t>(set.group)];
+    return statistics_.inputs[set.group];
   }
   std::string text_of(const ScaleSet& set) const {
     return "block " + std::to_string(task_.block) + ": scales of " + group(set.group).name;
@@ -67,7 +65,7 @@ class Search {
     candidates.losses.assign(candidates.rows.size(), 0.0);
     clock_.measure("search", [&] {
       for (const int i : group(set.group).linears) {
-        const Tensor& weights = task_.weights.linears[static_cast<std::size_t>(i)];
+        const Tensor& weights = task_.weights.linears[i];
         const std::vector<double> sums = sum_over_tiles(
             task_.team, weights.rows(), candidates.rows.size(),
             [&](std::int64_t first, std::int64_t rows) {
@@ -210,7 +208,7 @@ class Search {
     for (std::size_t c = 0; c < candidates.rows.size(); ++c) {
       std::vector<Tensor> kept;
       for (const int i : linears) {
-        Tensor& weights = task_.weights.linears[static_cast<std::size_t>(i)];
+        Tensor& weights = task_.weights.linears[i];
         kept.push_back(rounded(weights, candidates.rows[c], settings_.scheme_of(i)));
         std::swap(kept.back(), weights);
       }
@@ -224,7 +222,7 @@ class Search {
         task_.monitor.tick();
       }
       for (std::size_t i = 0; i < linears.size(); ++i) {
-        std::swap(kept[i], task_.weights.linears[static_cast<std::size_t>(linears[i])]);
+        std::swap(kept[i], task_.weights.linears[linears[i]]);
       }
       candidates.losses[c] += total(sums, batches);
     }
@@ -263,7 +261,7 @@ class Search {
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
     for (int g = set.group; g <= set.last_group; ++g) {
       for (const int i : group(g).linears) {
-        const LinearSpec& spec = task_.shape.linears()[static_cast<std::size_t>(i)];
+        const LinearSpec& spec = task_.shape.linears()[i];
         clock_.count("search", 2.0 * tokens * static_cast<double>(settings_.grid_points + 1) *
                                    static_cast<double>(spec.rows * spec.cols));
       }
@@ -274,7 +272,7 @@ class Search {
     const ScaleSet& set = *candidates.set;
     std::int64_t outputs = 0;
     for (const int i : group(set.last_group).linears) {
-      outputs += task_.shape.linears()[static_cast<std::size_t>(i)].rows;
+      outputs += task_.shape.linears()[i].rows;
     }
     const auto count = static_cast<double>(statistics_.tokens * outputs);
     std::size_t best = candidates.losses.size();

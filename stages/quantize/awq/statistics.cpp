@@ -18,7 +18,7 @@ class InputSums {
  public:
   InputSums(const BlockTask& task, const AwqSettings& settings, int group)
       : task_(task),
-        group_(task.shape.shared_inputs()[static_cast<std::size_t>(group)]),
+        group_(task.shape.shared_inputs()[group]),
         owner_(group % task.team.size()),
         group_size_(settings.scheme.group_size_for(group_.cols)) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
@@ -147,7 +147,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
       }
     });
     for (std::int64_t s = 0; s < batch.sequences; ++s) {
-      if (!finite[static_cast<std::size_t>(s)]) {
+      if (!finite[s]) {
         statistics.dropped.push_back(batch.first_sample + s);
       }
     }
@@ -177,9 +177,8 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
   });
   const auto tokens = static_cast<double>(statistics.tokens);
   for (int g = 0; g < groups; ++g) {
-    const auto n =
-        static_cast<double>(task.shape.shared_inputs()[static_cast<std::size_t>(g)].cols);
-    if (sums[static_cast<std::size_t>(g)]->has_gram()) clock.count("gram", tokens * n * n);
+    const auto n = static_cast<double>(task.shape.shared_inputs()[g].cols);
+    if (sums[g]->has_gram()) clock.count("gram", tokens * n * n);
   }
   return statistics;
 }

@@ -99,8 +99,7 @@ HessianFactor factorize(const Tensor& hessian, double damping, bool by_importanc
   }
   if (by_importance) {
     std::ranges::stable_sort(factor.order, [&](std::int64_t a, std::int64_t b) {
-      return factor.diagonal[static_cast<std::size_t>(a)] >
-             factor.diagonal[static_cast<std::size_t>(b)];
+      return factor.diagonal[a] > factor.diagonal[b];
     });
   }
 

@@ -6,7 +6,7 @@ namespace roundhouse {
 
 HessianCollector::HessianCollector(const BlockSite& task, int group, PhaseClock& clock)
     : task_(task),
-      group_(task.shape.shared_inputs()[static_cast<std::size_t>(group)]),
+      group_(task.shape.shared_inputs()[group]),
       owner_(group % task.team.size()),
       clock_(clock),
       sum_(task, group_.cols, group_.cols, ShardMatrixSum::Part::kLowerTriangle) {}
@@ -21,7 +21,7 @@ void HessianCollector::add(ConstMatrix input, const MicroBatch& batch) {
         {.x = input.row_range(begin * batch.length, end * batch.length), .h = sum_.matrix()});
   });
   for (std::int64_t s = 0; s < batch.sequences; ++s) {
-    if (finite[static_cast<std::size_t>(s)] == 0) dropped_.push_back(batch.first_sample + s);
+    if (finite[s] == 0) dropped_.push_back(batch.first_sample + s);
   }
 }
 

@@ -81,10 +81,10 @@ void BatchLoader::fetch(const std::vector<int>& batch, int parts) {
     return received_[buffers++];
   };
   for (int s = 0; s < batch_size; ++s) {
-    const int sample = batch[static_cast<std::size_t>(s)];
+    const int sample = batch[s];
     const int holder = holder_of(sample);
     const int worker = rank_of_part(parts, rank_of_part(batch_size, s, parts), size);
-    Slot& slot = slots_[static_cast<std::size_t>(s)];
+    Slot& slot = slots_[s];
     if (holder == rank && worker == rank) {
       slot = {rows_of(input_, sample), rows_of(target_, sample)};
     } else if (holder == rank) {
@@ -108,7 +108,7 @@ BatchPart BatchLoader::load(int part) {
       .input = Tensor(task_.backend, input_.type(), sequences * length, input_.cols()),
       .target = Tensor(task_.backend, input_.type(), sequences * length, input_.cols())};
   for (int s = slots.begin; s < slots.end; ++s) {
-    const Slot& slot = slots_[static_cast<std::size_t>(s)];
+    const Slot& slot = slots_[s];
     require(!slot.input.empty(), "this part of a batch is another rank's");
     const std::int64_t row = (s - slots.begin) * length;
     task_.backend.upload(slot.input, loaded.input.view().row_range(row, row + length).data);
