@@ -80,6 +80,7 @@ format-check: lint-tools ## fails where `make format` would change something
 
 BASE ?= $(shell scripts/base_of_change.sh)
 tidy-change: lint-tools configure ## clang-tidy on the files that differ from BASE (where this branch left main, or the commit before), warnings are errors
+	@[[ -n "$(BASE)" ]] || { echo "make tidy-change: this is no git checkout, so nothing says what changed" >&2; exit 1; }
 	@scripts/tidy.sh build $(JOBS) "$(BASE)"
 
 asan-fast: dependencies ## the sanitizers on the tests that take seconds: build/asan, without what needs several processes
