@@ -18,6 +18,7 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/snapshots.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
