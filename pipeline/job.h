@@ -122,9 +122,8 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
 // Writes RUN/report of what there is by now; prints the table where it is asked to. On one rank.
 void report_run(const std::filesystem::path& run, bool print);
 
-// Does any recipe look at calibration text? At activations of it?
+// Does any recipe look at calibration text?
 bool needs_calibration(const RunConfig& config);
-bool needs_streams(const RunConfig& config);
 // The record of the token windows that gradients are of.
 std::string gradient_windows_key(const Needs::Gradients& gradients);
 

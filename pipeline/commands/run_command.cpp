@@ -2,7 +2,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <optional>
 #include <set>
 #include <utility>
@@ -12,11 +14,13 @@
 
 #include "base/error.h"
 #include "base/exit_code.h"
+#include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/snapshots.h"
 #include "pipeline/start/preflight.h"
@@ -46,6 +50,7 @@ Samples calibrate(Job& job, const std::string& key, const SampleOptions& options
       job.store().commit(key, *record);
       nlohmann::json event = drawn.facts;
       event["event"] = "calibration";
+      event["record"] = key;
       event["samples"] = drawn.samples.count();
       event["tokens"] = drawn.samples.length();
       job.monitor().event(event);
@@ -92,12 +97,12 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
   int unfinished = 0;
   for (std::size_t r = 0; r < states.size(); ++r) {
     const Recipe& recipe = config.recipes[r];
-    if (states[r].missing() == 0) continue;
+    if (!states[r].to_do()) continue;
     ++unfinished;
-    plan["block " + recipe.name] = {
-        {"cost", block_cost(*make_method(recipe), job.shape(), config.calibration,
-                            !job.backend().is_host_memory())},
-        {"left", states[r].missing()}};
+    plan["block " + recipe.name] = {{"cost", block_cost(*make_method(recipe), job.shape(),
+                                                        calibration_set(config, recipe.calibration),
+                                                        !job.backend().is_host_memory())},
+                                    {"left", states[r].missing()}};
   }
   for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
     plan[fmt::format("gradients {}x{}", size.first, size.second)] = {
@@ -164,7 +169,8 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
     now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
   for (const RecipeState& state : states) {
-    if (!state.complete()) before.insert(state.computed_by.begin(), state.computed_by.end());
+    if (!state.complete() && !state.failure)
+      before.insert(state.computed_by.begin(), state.computed_by.end());
   }
   std::set<std::string> all = now;
   all.insert(before.begin(), before.end());
@@ -229,37 +235,68 @@ void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
   }
 }
 
+// Why recipes cannot be made, by name: those that are not gone on with.
+using Failures = std::map<std::string, RecipeFailure>;
+
+// Has those that failed before tried again.
+void forget_all_failures(Job& job) {
+  if (job.first()) {
+    for (const Recipe& recipe : job.config().recipes) {
+      if (!forget_failures(recipe.name, job.store())) continue;
+      job.monitor().say(recipe.name + " failed before: tried again");
+      job.monitor().event({{"event", "retry"}, {"recipe", recipe.name}});
+    }
+  }
+  job.world().barrier();
+}
+
 // False if it stopped early.
-bool quantize(Job& job, RunEvaluations& evaluations) {
+bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   const RunConfig& config = job.config();
   const int blocks = job.blocks();
   // What can be refused is refused before anything is computed.
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;
   std::vector<ContentsByTensor> made_of;
-  int missing = 0;
+  int missing = 0, failed = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, job.store(),
+    states.push_back(inspect_recipe(recipe, blocks,
+                                    calibration_set(config, recipe.calibration).shards, job.store(),
                                     job.world(), [&] { job.monitor().tick(); }));
-    missing += states.back().missing();
+    if (states.back().failure) {
+      ++failed;
+      if (job.first()) {
+        const RecipeFailure& failure = *states.back().failure;
+        job.monitor().say(recipe.name + " failed before at " + failure.place() +
+                          " (run --retry-failed tries it again): " + failure.reason);
+      }
+    } else {
+      missing += states.back().missing();
+    }
     made_of.push_back(states.back().made_of);
   }
   job.model_identity().settle(made_of);
   if (job.first()) {
     std::vector<std::string> unfinished;
     for (std::size_t r = 0; r < states.size(); ++r) {
-      if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
+      if (states[r].to_do()) unfinished.push_back(config.recipes[r].name);
     }
     remove_unused_snapshots(unfinished, job.store());
   }
-  const int total = blocks * static_cast<int>(config.recipes.size());
+  const int total = blocks * (static_cast<int>(config.recipes.size()) - failed);
 
-  if (!std::ranges::all_of(states, &RecipeState::complete)) settle_device(job, states);
-  std::optional<Samples> samples;
-  if (needs_streams(config)) samples.emplace(calibrate(job, "calibration", config.calibration));
+  const auto settled = [](const RecipeState& state) { return state.complete() || state.failure; };
+  if (!std::ranges::all_of(states, settled)) settle_device(job, states);
+  std::map<std::string, Samples> samples;
+  int shards = config.calibration.shards;  // as many as any recipe has
+  for (const std::string& set : calibration_sets_in_use(config)) {
+    const SampleOptions& options = calibration_set(config, set);
+    samples.emplace(set, calibrate(job, calibration_key(set), options));
+    shards = std::max(shards, options.shards);
+  }
 
-  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
-                                      config.calibration.shards, blocks);
+  const MeshShape shape =
+      choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(), shards, blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
@@ -281,6 +318,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
                       (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
+    for (const std::string& note : config.notes) job.monitor().say(note);
     for (const Recipe& recipe : config.recipes) {
       if (recipe.needs.widest_team == 0 || recipe.needs.widest_team >= shape.data) continue;
       job.monitor().say(fmt::format("{}: {} of the {} ranks of a team have work most of the time",
@@ -308,7 +346,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       .model = job.model(),
       .identity = job.model_identity(),
       .shape = job.shape(),
-      .samples = samples ? &*samples : nullptr,
+      .samples = std::move(samples),
       .store = job.store(),
       .budget = job.budget(),
       .saved_activation_bytes = job.saved_activation_bytes(),
@@ -325,6 +363,9 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       .gradient_samples =
           [&](const Needs::Gradients& gradients) { return gradient_samples(job, gradients); }};
   const bool finished = quantize_all(schedule, config.recipes, states);
+  for (std::size_t r = 0; r < states.size(); ++r) {
+    if (states[r].failure) failures[config.recipes[r].name] = *states[r].failure;
+  }
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
   spread_doubt(job, doubted);
@@ -355,25 +396,47 @@ int stopped(Job& job) {
   return kExitStopped;
 }
 
+// For people, beside the report: what could not be made, and why.
+void print_failures(const Failures& failures, std::size_t recipes) {
+  std::size_t width = 0;
+  for (const auto& [name, failure] : failures) width = std::max(width, name.size());
+  fmt::print("\nfailed:\n");
+  for (const auto& [name, failure] : failures) {
+    fmt::print("  {:<{}}  {:<15}  {}\n", name, width, failure.place(),
+               printable_line(failure.reason));
+  }
+  fmt::print(
+      "{} of {} recipes failed, and would again; the others are done. `roundhouse run CONFIG "
+      "--retry-failed` tries them again\n",
+      failures.size(), recipes);
+  std::fflush(stdout);
+}
+
 int make_all(Job& job, RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
-  if (!quantize(job, evaluations)) return stopped(job);
+  Failures failures;
+  if (!quantize(job, evaluations, failures)) return stopped(job);
 
   // Of the last recipes, by all ranks together.
   std::vector<std::string> names = job.recipe_names();
+  std::erase_if(names, [&](const std::string& name) { return failures.contains(name); });
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
   if (!make_products(job, job.world(), names, evaluations)) return stopped(job);
 
   std::vector<std::string> records;
   for (const Recipe& recipe : config.recipes) {
+    if (failures.contains(recipe.name)) continue;
     for (std::string& key : record_keys(recipe, job.blocks())) records.push_back(std::move(key));
   }
   job.check_content(job.world(), records);
   if (job.first()) {
-    job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
+    nlohmann::json event = {{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}};
+    for (const auto& [name, failure] : failures) event["failed"].push_back(name);
+    job.monitor().event(event);
     report_run(config.run, true);
+    if (!failures.empty()) print_failures(failures, config.recipes.size());
   }
-  return kExitDone;
+  return failures.empty() ? kExitDone : kExitFailed;
 }
 
 // The exit code.
@@ -398,9 +461,10 @@ void journal_end(Job& job, int exit_code) {
 
 }  // namespace
 
-int run_command(LaunchSession& session, const RunConfig& config) {
+int run_command(LaunchSession& session, const RunConfig& config, bool retry_failed) {
   Job job(session, config, config.evaluations);
   check_beforehand(job);
+  if (retry_failed) forget_all_failures(job);
   const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);
   return exit_code;

@@ -1,5 +1,7 @@
 #include "pipeline/config/config.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "base/error.h"
@@ -32,8 +34,9 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   if (fs::equivalent(config.run, config.model, ignored)) {
     fail(top.where("run"), "run", "is the folder of the model: choose another one");
   }
-  config.recipes = read_recipes(top);
-  read_calibration(top.section("calibration"), files, config);
+  const SetOfMethod sets = read_calibrations(top, files, config);
+  read_recipes(top, sets, config);
+  check_calibrations(top, config);
 
   Section mesh = top.section("mesh");
   config.pipeline_ranks = mesh.integer("pipeline", config.pipeline_ranks, 0, kMaxRanks);
@@ -96,18 +99,39 @@ RunConfig read_run_config(const fs::path& run) {
   return config;
 }
 
+const SampleOptions& calibration_set(const RunConfig& config, const std::string& name) {
+  return name == kDefaultCalibration ? config.calibration : config.calibrations.at(name);
+}
+
+std::vector<std::string> calibration_sets_in_use(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const Recipe& recipe : config.recipes) {
+    if (recipe.needs.streams() && std::ranges::find(names, recipe.calibration) == names.end())
+      names.push_back(recipe.calibration);
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
 std::map<std::string, std::string> result_keys(const RunConfig& config) {
   std::map<std::string, std::string> keys;
+  const auto add = [&](const std::string& prefix, const SampleOptions& set) {
+    keys[prefix + ".samples"] = std::to_string(set.samples);
+    keys[prefix + ".sequence_length"] = std::to_string(set.sequence_length);
+    keys[prefix + ".seed"] = std::to_string(set.seed);
+    keys[prefix + ".shards"] = std::to_string(set.shards);
+    keys[prefix + ".drawing"] = name_of(set.drawing);
+  };
   // Without calibration text no recipe uses any of this, and a text may be added later.
-  if (!config.calibration.text.empty()) {
-    keys["calibration.samples"] = std::to_string(config.calibration.samples);
-    keys["calibration.sequence_length"] = std::to_string(config.calibration.sequence_length);
-    keys["calibration.seed"] = std::to_string(config.calibration.seed);
-    keys["calibration.shards"] = std::to_string(config.calibration.shards);
-    keys["calibration.drawing"] = name_of(config.calibration.drawing);
+  if (!config.calibration.text.empty()) add("calibration", config.calibration);
+  for (const std::string& name : calibration_sets_in_use(config)) {
+    if (name != kDefaultCalibration) add("calibrations." + name, calibration_set(config, name));
   }
-  for (const Recipe& recipe : config.recipes)
-    keys["recipes." + recipe.name] = resolved(recipe).dump();
+  for (const Recipe& recipe : config.recipes) {
+    nlohmann::json settings = resolved(recipe);
+    if (recipe.calibration != kDefaultCalibration) settings["calibration"] = recipe.calibration;
+    keys["recipes." + recipe.name] = settings.dump();
+  }
   return keys;
 }
 

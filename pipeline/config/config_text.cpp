@@ -31,10 +31,18 @@ std::string to_yaml(const RunConfig& config) {
   line("  seed: {}", config.calibration.seed);
   line("  shards: {}", config.calibration.shards);
   line("  drawing: {}", name_of(config.calibration.drawing));
+  if (!config.calibrations.empty()) line("calibrations:");
+  for (const auto& [name, set] : config.calibrations) {
+    line("  {}: {{{}samples: {}, sequence_length: {}, seed: {}, shards: {}, drawing: {}}}",
+         yaml_text(name), set.text.empty() ? "" : "text: " + yaml_text(set.text) + ", ",
+         set.samples, set.sequence_length, set.seed, set.shards, name_of(set.drawing));
+  }
   line("recipes:");
   for (const Recipe& recipe : config.recipes) {
     std::vector<std::string> pairs = {"name: " + yaml_text(recipe.name),
                                       "method: " + recipe.method};
+    if (recipe.calibration != kDefaultCalibration)
+      pairs.push_back("calibration: " + yaml_text(recipe.calibration));
     const nlohmann::json written_out = resolved(recipe);
     for (const auto& [key, value] : written_out.items()) {
       if (key != "name" && key != "method") pairs.push_back(key + ": " + value.dump());

@@ -46,6 +46,10 @@ Section Section::section(const std::string& key) {
   return {node, path_of(key), node != nullptr ? node->where : where_};
 }
 
+std::vector<std::string> Section::keys() const {
+  return given() ? node_->keys : std::vector<std::string>();
+}
+
 const std::vector<YamlNode>* Section::sequence(const std::string& key) {
   const YamlNode* node = find(key);
   if (node == nullptr) return nullptr;

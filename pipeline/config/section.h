@@ -33,6 +33,7 @@ class Section {
 
   bool given() const { return node_ != nullptr; }
   Section section(const std::string& key);
+  std::vector<std::string> keys() const;  // all that are there
   // nullptr if it is not given.
   const YamlNode* node(const std::string& key) { return find(key); }
   const std::vector<YamlNode>* sequence(const std::string& key);
@@ -66,6 +67,7 @@ class Section {
   std::filesystem::path file(const std::string& key, InputFiles files);
   void finish() const;
 
+  const std::string& path() const { return path_; }
   std::string path_of(const std::string& key) const {
     return path_.empty() ? key : path_ + "." + key;
   }

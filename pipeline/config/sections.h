@@ -1,6 +1,7 @@
 // The parts of a configuration, each read by a function of its own.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,10 +14,13 @@ namespace roundhouse {
 inline constexpr int kMaxSamples = 1'000'000;
 inline constexpr int kMaxTokens = 1 << 20;
 
-// `recipes`, at least one, all with names of their own.
-std::vector<Recipe> read_recipes(Section& top);
-// After the recipes, which say what they need of it.
-void read_calibration(Section section, InputFiles files, RunConfig& config);
+// `calibration` and `calibrations`: sets by name, and which methods look at which; those that are not named look at the default.
+using SetOfMethod = std::map<std::string, std::string>;
+SetOfMethod read_calibrations(Section& top, InputFiles files, RunConfig& config);
+// `recipes` and what `sweep` stands for: at least one, all with names of their own.
+void read_recipes(Section& top, const SetOfMethod& sets, RunConfig& config);
+// What the recipes need of the sets.
+void check_calibrations(Section& top, const RunConfig& config);
 void read_export(Section section, InputFiles files, RunConfig& config);
 void read_evaluate(Section section, InputFiles files, RunConfig& config);
 

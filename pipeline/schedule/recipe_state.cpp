@@ -49,6 +49,24 @@ void look_at_decision(const Recipe& recipe, RunStore& store, Communicator& world
   state.decision = std::move(found[kDecision]);
 }
 
+// Rank 0 reads, all ranks know.
+void look_at_failure(const Recipe& recipe, RunStore& store, Communicator& world,
+                     RecipeState& state) {
+  nlohmann::json found;
+  if (world.rank() == 0) {
+    if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store)) {
+      found = origin_of(failure->attributes);
+      found["block"] = failure->block;
+      found["reason"] = failure->reason;
+    }
+  }
+  found = nlohmann::json::parse(share(world, found.dump()));
+  if (found.is_null()) return;
+  learn_origin(recipe, found, state);
+  state.failure = RecipeFailure{.block = found["block"].get<int>(),
+                                .reason = found["reason"].get<std::string>()};
+}
+
 // Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
 RecipeState look_at_blocks(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
                            const std::function<void()>& tick) {
@@ -99,7 +117,8 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
     RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
     state.decides = shards > 0 && recipe.needs.decision;
     if (state.decides) look_at_decision(recipe, store, world, state);
-    if (state.missing() == 0 || shards == 0) return state;
+    if (shards > 0) look_at_failure(recipe, store, world, state);
+    if (!state.to_do() || shards == 0) return state;
     state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);
     // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
     std::vector<std::string> forward;

@@ -11,6 +11,7 @@
 
 #include "comm/communicator.h"
 #include "pipeline/run/model_identity.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "stages/quantize/recipe.h"
 #include "stages/store/run_store.h"
 
@@ -24,7 +25,9 @@ struct RecipeState {
   std::set<std::string> computed_by;       // Backend::computes_as() of those who made them
   bool decides = false;                    // its method decides for the whole model, which is
   std::optional<nlohmann::json> decision;  // this, if it is there
+  std::optional<RecipeFailure> failure;    // it is not gone on with
   int missing() const;                     // blocks
+  bool to_do() const { return !failure && missing() > 0; }
   bool complete() const { return missing() == 0 && (!decides || decision); }
   int first_missing() const;  // Precondition: missing() > 0
   int last_missing() const;

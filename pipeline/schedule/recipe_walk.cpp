@@ -5,6 +5,7 @@
 #include <functional>
 #include <utility>
 
+#include "base/numerical_error.h"
 #include "pipeline/schedule/unit.h"
 #include "pipeline/watch/time_left.h"
 #include "stages/flow/micro_batch.h"
@@ -12,17 +13,19 @@
 
 namespace roundhouse {
 
-RecipeWalk::RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
+RecipeWalk::RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
                        const std::vector<Recipe>& all, const RecipeState& state,
                        const nlohmann::json& decision)
     : s_(schedule),
       handover_(handover),
-      recipe_(recipe),
+      number_(number),
+      recipe_(all[number]),
       all_(all),
       state_(state),
       decision_(decision),
+      samples_(schedule.samples_of(recipe_)),
       timing_(schedule.interruption_hours),
-      method_(schedule.method_of(recipe)),
+      method_(schedule.method_of(recipe_)),
       prefetch_(schedule.model.checkpoint()) {}
 
 void RecipeWalk::skip() {
@@ -33,25 +36,33 @@ void RecipeWalk::skip() {
   if (hands_over()) handover_.send_stop();
 }
 
-bool RecipeWalk::run_independent() {
+RecipeWalk::End RecipeWalk::run_independent() {
   for (int block = own().begin; block < own().end; ++block) {
     if (state_.done[static_cast<std::size_t>(block)]) continue;
-    if (stop()) return false;
-    make_unit(block, {});
+    if (stop()) return End::kStopped;
+    if (!make_unit(block, {})) return End::kFailed;
   }
-  return true;
+  return End::kDone;
 }
 
-bool RecipeWalk::run_in_order() {
+RecipeWalk::End RecipeWalk::run_in_order() {
   const int begin = std::max(own().begin, first_block());
   const int end = std::min(own().end, last_block() + 1);
-  if (begin >= end) return true;
+  if (begin >= end) return End::kDone;
 
   Snapshots snapshots(recipe_, all_, shards(), s_.store, s_.monitor);
   StreamActivations activations = make_activations();
   if (receives()) {
     s_.monitor.phase(recipe_.name + ": waiting for the stage before");
-    if (!handover_.receive(activations, shards())) return stopped();
+    const auto start = std::chrono::steady_clock::now();
+    switch (handover_.receive(activations, shards())) {
+      case Handover::Arrival::kStopped:
+        return stopped();
+      case Handover::Arrival::kFailed:
+        return failed();
+      case Handover::Arrival::kActivations:
+        report_arrival(begin, seconds_since(start));
+    }
   } else if (begin > 0) {
     s_.monitor.phase(recipe_.name + ": reading the snapshot after block " +
                      std::to_string(begin - 1));
@@ -65,8 +76,10 @@ bool RecipeWalk::run_in_order() {
     const bool done = state_.done[static_cast<std::size_t>(block)];
     if (done) {
       run_committed(block, activations);
-    } else {
-      make_unit(block, activations);
+    } else if (!make_unit(block, activations)) {
+      s_.mesh.team().barrier();
+      if (s_.mesh.team().rank() == 0) snapshots.remove_all(samples_->shards());
+      return failed();
     }
     const double seconds = seconds_since(start);
     timing_.block_done(seconds, done ? seconds : seconds * forward_share());
@@ -74,15 +87,36 @@ bool RecipeWalk::run_in_order() {
   }
   if (end == last_block() + 1) {
     s_.mesh.team().barrier();
-    if (s_.mesh.team().rank() == 0) snapshots.remove_all(s_.samples->shards());
+    if (s_.mesh.team().rank() == 0) snapshots.remove_all(samples_->shards());
   }
   if (hands_over()) handover_.send(std::move(activations), shards());
-  return true;
+  return End::kDone;
 }
 
-bool RecipeWalk::stopped() {
+RecipeWalk::End RecipeWalk::stopped() {
   if (hands_over()) handover_.send_stop();
-  return false;
+  return End::kStopped;
+}
+
+// What this stage waited for, apart from what it works; and the bytes that came, for all ranks of the team.
+void RecipeWalk::report_arrival(int block, double seconds) {
+  if (s_.mesh.team().rank() != 0) return;
+  const std::int64_t streams =
+      (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
+  const std::int64_t bytes = streams * samples_->count() * samples_->length() *
+                             s_.shape.hidden_size() *
+                             static_cast<std::int64_t>(size_of(s_.backend.activation_type()));
+  s_.monitor.event({{"event", "handover"},
+                    {"recipe", recipe_.name},
+                    {"block", block},
+                    {"stage", s_.mesh.stage()},
+                    {"waited_seconds", seconds},
+                    {"bytes", bytes}});
+}
+
+RecipeWalk::End RecipeWalk::failed() {
+  if (hands_over()) handover_.send_failed();
+  return End::kFailed;
 }
 
 bool RecipeWalk::stop() {
@@ -97,8 +131,8 @@ StreamActivations RecipeWalk::make_activations() {
     auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
                                                      s_.shape.hidden_size());
     for (int shard = shards().begin; shard < shards().end; ++shard) {
-      const PartRange range = s_.samples->samples_of_shard(shard);
-      activations->reserve(shard, (range.end - range.begin) * s_.samples->length());
+      const PartRange range = samples_->samples_of_shard(shard);
+      activations->reserve(shard, (range.end - range.begin) * samples_->length());
     }
     return activations;
   };
@@ -109,8 +143,8 @@ StreamActivations RecipeWalk::make_activations() {
 void RecipeWalk::embed(StreamActivations& activations) {
   s_.monitor.phase(recipe_.name + ": embedding");
   for (int shard = shards().begin; shard < shards().end; ++shard) {
-    for (const MicroBatch& batch : micro_batches_of_shard(*s_.samples, shard)) {
-      const Tensor rows = s_.model.embed(s_.samples->ids(batch.first_sample, batch.sequences),
+    for (const MicroBatch& batch : micro_batches_of_shard(*samples_, shard)) {
+      const Tensor rows = s_.model.embed(samples_->ids(batch.first_sample, batch.sequences),
                                          batch.length, s_.backend);
       for (const auto& stream : activations.all()) {
         if (stream.activations)
@@ -127,7 +161,7 @@ BlockSite RecipeWalk::site(int block) const {
           .device_team = s_.mesh.device_team(),
           .shape = s_.shape,
           .block = block,
-          .samples = s_.samples,
+          .samples = samples_,
           .monitor = s_.monitor};
 }
 
@@ -142,20 +176,27 @@ BlockTask RecipeWalk::task(int block, BlockWeights& weights, const StreamActivat
           decision_};
 }
 
-void RecipeWalk::make_unit(int block, const StreamActivations& activations) {
+bool RecipeWalk::make_unit(int block, const StreamActivations& activations) {
   const auto start = std::chrono::steady_clock::now();
   s_.monitor.phase(recipe_.name + " block " + std::to_string(block));
   BlockWeights weights = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
   if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
   const double load_seconds = seconds_since(start);
   BlockTask block_task = task(block, weights, activations);
-  roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
+  try {
+    roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
+    return true;
+  } catch (const UnquantizableError& error) {  // on all ranks of the team alike
+    s_.backend.finish_downloads();
+    if (s_.mesh.team().rank() == 0) note_failure(s_, number_, recipe_.name, block, error.what());
+    return false;
+  }
 }
 
 double RecipeWalk::forward_share() const {
   SampleOptions size;
-  size.samples = static_cast<int>(s_.samples->count());
-  size.sequence_length = static_cast<int>(s_.samples->length());
+  size.samples = static_cast<int>(samples_->count());
+  size.sequence_length = static_cast<int>(samples_->length());
   const int streams =
       (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
   return streams * forward_cost(s_.shape, size) /

@@ -1,6 +1,7 @@
 // One stage's walk through one recipe.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -13,12 +14,15 @@ namespace roundhouse {
 
 class RecipeWalk {
  public:
-  RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
+  // `number`: of the recipe among all.
+  RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
              const std::vector<Recipe>& all, const RecipeState& state,
              const nlohmann::json& decision);
 
-  // Precondition: something is missing. False: stopped early.
-  bool run() { return in_order() ? run_in_order() : run_independent(); }
+  // kFailed: here or on a stage before this one; whoever found it has noted it.
+  enum class End { kDone, kFailed, kStopped };
+  // Precondition: something is missing.
+  End run() { return in_order() ? run_in_order() : run_independent(); }
 
   // In place of run() once this stage has stopped: takes what the stage before still sends (it may not have heard yet)
   // and throws it away, and tells the next one not to wait.
@@ -34,21 +38,24 @@ class RecipeWalk {
   bool in_order() const { return recipe_.needs.streams(); }
   PartRange own() const { return s_.mesh.blocks(); }
   PartRange shards() const {
-    return parts_of_rank(s_.samples->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
+    return parts_of_rank(samples_->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
   }
   int first_block() const { return state_.snapshot; }
   int last_block() const { return state_.last_missing(); }
 
-  bool run_independent();
-  bool run_in_order();
-  bool stopped();
+  End run_independent();
+  End run_in_order();
+  End stopped();
+  End failed();
+  void report_arrival(int block, double seconds);
   // The team ends at the same block: its rank 0 decides.
   bool stop();
   StreamActivations make_activations();
   void embed(StreamActivations& activations);
   BlockSite site(int block) const;
   BlockTask task(int block, BlockWeights& weights, const StreamActivations& activations);
-  void make_unit(int block, const StreamActivations& activations);
+  // False: it cannot be made, which is noted.
+  bool make_unit(int block, const StreamActivations& activations);
   // Of making a unit: what only running it forward would take, by floating-point operations.
   double forward_share() const;
   // Each stream through its own weights of the block.
@@ -58,10 +65,12 @@ class RecipeWalk {
 
   Schedule& s_;
   Handover& handover_;
+  std::size_t number_;
   const Recipe& recipe_;
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
   const nlohmann::json& decision_;
+  const Samples* samples_;  // nullptr unless it needs streams
   SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
   WeightPrefetch prefetch_;

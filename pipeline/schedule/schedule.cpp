@@ -8,13 +8,19 @@
 
 namespace roundhouse {
 
+const Samples* Schedule::samples_of(const Recipe& recipe) const {
+  const auto found = samples.find(recipe.calibration);
+  return recipe.needs.streams() && found != samples.end() ? &found->second : nullptr;
+}
+
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
-                  std::vector<RecipeState> states) {
+                  std::vector<RecipeState>& states) {
   if (!make_from_gradients(schedule, recipes, states)) return false;
   std::vector<nlohmann::json> decisions(recipes.size());
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (!recipes[r].needs.decision) continue;
-    decisions[r] = states[r].decision ? *states[r].decision : decide(schedule, recipes[r], {});
+    if (!recipes[r].needs.decision || states[r].failure) continue;
+    if (states[r].decision || decide_or_fail(schedule, r, recipes[r], {}, states[r]))
+      decisions[r] = *states[r].decision;
     const bool stop = schedule.monitor.stop_requested();
     if (schedule.mesh.world().all_reduce_max(stop ? 1 : 0) == 1) return false;
   }
@@ -23,7 +29,7 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
   schedule.monitor.on_tick([&] { handover.progress(); });
   std::vector<std::size_t> unfinished;
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (states[r].missing() > 0) unfinished.push_back(r);
+    if (states[r].to_do()) unfinished.push_back(r);
   }
   const int blocks = static_cast<int>(schedule.model.config().blocks);
   FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store,
@@ -31,18 +37,22 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
   bool finished = true;
   for (const std::size_t r : unfinished) {
     if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
-    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r], decisions[r]);
+    RecipeWalk walk(schedule, handover, r, recipes, states[r], decisions[r]);
+    RecipeWalk::End end = RecipeWalk::End::kStopped;
     if (finished) {
-      finished = walk.run();
+      end = walk.run();
     } else {
       walk.skip();
     }
-    ready.tell(r, finished);
+    finished = end != RecipeWalk::End::kStopped;
+    ready.tell(r, end == RecipeWalk::End::kDone);
   }
   handover.finish();
   {
     const Watchdog::Waiting waiting(&schedule.monitor.watchdog());
     ready.finish();
+    for (auto& [r, failure] : schedule.failures.share(schedule.mesh.world()))
+      states[r].failure = failure;
   }
   schedule.monitor.on_tick(nullptr);
   return finished;

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "model/quantized/quantized_linear.h"
 #include "pipeline/run/model_identity.h"
 #include "pipeline/schedule/mesh.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/recipe_state.h"
 #include "pipeline/watch/job_monitor.h"
 #include "stages/calibrate/samples.h"
@@ -40,7 +42,8 @@ struct Schedule {
   const CausalLM& model;
   ModelIdentity& identity;
   const DecoderBlock& shape;
-  const Samples* samples;  // nullptr: no recipe needs streams
+  std::map<std::string, Samples>
+      samples;  // by calibration set: of those whose streams recipes need
   RunStore& store;
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
@@ -57,12 +60,16 @@ struct Schedule {
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of = [](const Recipe& recipe) {
     return make_method(recipe);
   };
+  RecipeFailures failures = {};  // found on the way
+
+  const Samples* samples_of(const Recipe& recipe) const;  // nullptr: it needs no streams
 };
 
 // Collective: what recipes make of the model's gradients (gradient_recipes.h), what methods decide for the whole model
 // (Method::decide()), where that is missing, before any block; then every missing block of every recipe. False if it stopped because
-// it was asked to.
+// it was asked to. A recipe that cannot be made (UnquantizableError) is left where that was found, and its state then says so, on all
+// ranks alike; one whose state says so before is left out.
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
-                  std::vector<RecipeState> states);
+                  std::vector<RecipeState>& states);
 
 }  // namespace roundhouse
