@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "kernels/grid_point.h"
 
 namespace roundhouse {
@@ -36,14 +36,15 @@ bool is_symmetric(Grid grid) { return grid == Grid::kSymGptq || grid == Grid::kS
 GridPoint make_grid_point(Grid grid, int bits, float lo, float hi) {
   require(1 <= bits && bits <= 8, "a grid has 1 to 8 bits");
   if (!std::isfinite(lo) || !std::isfinite(hi)) {
-    throw Error("a group of weights has the range " + range_text(lo, hi) +
-                ": it holds NaN or infinity");
+    throw NumericalError("a group of weights has the range " + range_text(lo, hi) +
+                         ": it holds NaN or infinity");
   }
   require(lo <= hi, "a group of weights has its range upside down");
   const GridPoint point = grid_point_of(grid, bits, lo, hi);
   if (!is_usable(point.scale)) {
-    throw Error("a group of weights has the range " + range_text(lo, hi) + ": its scale at " +
-                std::to_string(bits) + " bits exceeds float16's largest value, 65504");
+    throw NumericalError("a group of weights has the range " + range_text(lo, hi) +
+                         ": its scale at " + std::to_string(bits) +
+                         " bits exceeds float16's largest value, 65504");
   }
   return point;
 }

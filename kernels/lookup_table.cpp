@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string>
 
+#include "base/numerical_error.h"
 #include "base/random.h"
 #include "kernels/operands.h"
 #include "kernels/row_clusters.h"
@@ -59,7 +60,7 @@ void refuse_row(std::int64_t row, const float* w, const float* sensitivity, std:
       what << "the weight is " << w[column]
            << ", which float16, the type of lookup tables, cannot hold";
     }
-    throw Error(what.str());
+    throw NumericalError(what.str());
   }
   require(false, "a row was refused that has nothing wrong");
   std::abort();

@@ -8,6 +8,7 @@
 #include "base/write_guard.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
+#include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
@@ -43,8 +44,13 @@ void guard_writes(const std::filesystem::path& run, const std::string& token) {
 }  // namespace
 
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs) {
-  store.set_identity("calibration", calibration_identity(config, inputs));
-  store.set_identity("activations", calibration_identity(config, inputs));
+  std::vector<std::string> sets = {kDefaultCalibration};
+  for (const auto& [name, set] : config.calibrations) sets.push_back(name);
+  for (const std::string& set : sets) {
+    const std::string identity = calibration_identity(config, inputs, set);
+    store.set_identity(calibration_key(set), identity);
+    store.set_identity(shared_snapshots(set), identity);
+  }
   store.set_identity("gradients", calibration_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
@@ -104,7 +110,9 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   Facts shared;
   agree(*world_, [&] {
     backend_ = make_rank_backend(device_, threads.threads);
-    std::int64_t longest = needs_streams(config_) ? config_.calibration.sequence_length : 1;
+    std::int64_t longest = 1;
+    for (const std::string& set : calibration_sets_in_use(config_))
+      longest = std::max<std::int64_t>(longest, calibration_set(config_, set).sequence_length);
     for (const Recipe& recipe : config_.recipes) {
       const auto& gradients = recipe.needs.gradients;
       if (gradients) longest = std::max<std::int64_t>(longest, gradients->sequence_length);
@@ -166,7 +174,7 @@ void Job::settle() {
   nlohmann::json view;
   if (first() && access_ == Access::kReads) {
     const RunInputs inputs = compare_with_run(config_, read_inputs(config_)).inputs;
-    view = {inputs.model, inputs.tokenizer, inputs.calibration_text, inputs.blocks, ""};
+    view = {to_json(inputs), ""};
   } else if (first()) {
     std::filesystem::create_directories(config_.run);
     lease_ = std::make_unique<Lease>(config_.run);
@@ -177,14 +185,12 @@ void Job::settle() {
     damaged_ = std::move(settled.damaged);
     const std::string torn = repair_journal(config_.run);
     if (!torn.empty()) damaged_.push_back({"journal.jsonl", torn});
-    view = {settled.inputs.model, settled.inputs.tokenizer, settled.inputs.calibration_text,
-            settled.inputs.blocks, lease_->token()};
+    view = {to_json(settled.inputs), lease_->token()};
   }
   view = nlohmann::json::parse(share(view.dump()));
-  inputs_ = {view[0].get<std::string>(), view[1].get<std::string>(), view[2].get<std::string>(),
-             view[3].get<int>()};
+  inputs_ = inputs_from_json(view[0]);
   if (access_ == Access::kHolds) {
-    const std::string token = view[4].get<std::string>();
+    const std::string token = view[1].get<std::string>();
     agree(*world_, [&] { await_lease(config_.run, token); });
     if (!first()) guard_writes(config_.run, token);
   }
@@ -215,8 +221,10 @@ void Job::check_lengths(const Evaluations& evaluations) const {
                        std::to_string(model_->config().max_positions) + " positions");
     }
   };
-  if (needs_streams(config_))
-    check("calibration.sequence_length", config_.calibration.sequence_length);
+  for (const std::string& name : calibration_sets_in_use(config_)) {
+    const SampleOptions& set = calibration_set(config_, name);
+    check(set.keys + ".sequence_length", set.sequence_length);
+  }
   for (const Recipe& recipe : config_.recipes) {
     if (!recipe.needs.gradients) continue;
     check("recipe " + recipe.name + ": gradients.sequence_length",
@@ -270,11 +278,6 @@ std::string Job::share(std::string text) { return roundhouse::share(*world_, std
 bool needs_calibration(const RunConfig& config) {
   return std::ranges::any_of(config.recipes,
                              [](const Recipe& recipe) { return recipe.needs.calibration(); });
-}
-
-bool needs_streams(const RunConfig& config) {
-  return std::ranges::any_of(config.recipes,
-                             [](const Recipe& recipe) { return recipe.needs.streams(); });
 }
 
 std::string gradient_windows_key(const Needs::Gradients& gradients) {

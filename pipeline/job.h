@@ -111,9 +111,8 @@ void report_pin_failure(ActivationBudget& budget, Monitor& monitor);
 // The identities of all records of a run.
 void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& inputs);
 
-// Does any recipe look at calibration text? At activations of it?
+// Does any recipe look at calibration text?
 bool needs_calibration(const RunConfig& config);
-bool needs_streams(const RunConfig& config);
 // The record of the token windows that gradients are of.
 std::string gradient_windows_key(const Needs::Gradients& gradients);
 

@@ -10,6 +10,7 @@
 #   75                    stopped cleanly with work left, as the time limit is near: back into the queue. If nothing was committed since
 #                         the start, it is a failure all the same
 #   2                     wrong usage, config or model: final
+#   1, said by the program  some recipes cannot be made, the others are done: final
 #   73                    another job has the run: final, and nothing is written there
 #   "bad node: N ...: why" in what the program prints (exit code 76, or another where the launcher ends all ranks): back into the
 #                         queue, without these nodes. If all of several nodes say it, it is not the nodes: final, exit code 2
@@ -147,7 +148,7 @@ word_of_the_program() {
 
 # Puts the program's word in place of `status`, srun's: that can be 0 where a task was never started, and 137 where all was done.
 settle_status() {
-  local said deadline=$((SECONDS + CONFIRM_SECONDS))
+  local deadline=$((SECONDS + CONFIRM_SECONDS))
   while said=$(word_of_the_program); [[ ! $said && $status =~ ^(0|75)$ && $SECONDS -lt $deadline && ! $terminated ]]; do
     sleep 1
   done
@@ -228,7 +229,7 @@ exit 76'
 on_each_node="sh -c $check_node roundhouse"
 
 supervise() {
-  local run=$1 status='' nodes step launches=0 warned='' terminated='' failures=0 marked='' unwritten='' notes bad_nodes at_start command
+  local run=$1 status='' said='' nodes step launches=0 warned='' terminated='' failures=0 marked='' unwritten='' notes bad_nodes at_start command
   shift
   step=''
   trap on_warning USR1
@@ -252,6 +253,9 @@ supervise() {
     elif [[ $status == 73 ]]; then
       say "not tried again: another job has $run, as stands above"
       exit 73
+    elif [[ $said == 1 ]]; then
+      say "not tried again: recipes could not be made, as stands above, and all others are done"
+      exit 1
     elif [[ $bad_nodes ]]; then
       nodes=$(tr , '\n' <<<"$bad_nodes" | wc -l)
       if [[ $nodes -gt 1 && $nodes -ge ${SLURM_JOB_NUM_NODES:-1} ]]; then

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/group_range.h"
 #include "kernels/cpu/parallel.h"
@@ -118,9 +118,9 @@ void CpuBackend::run(const FindRanges& op) {
                        const auto [least, most] = range_of(w + row * op.w.stride + first, n);
                        try {
                          (void)make_grid_point(op.grid, op.bits, least, most);
-                       } catch (const Error& e) {
-                         throw Error("row " + std::to_string(row) + ", columns from " +
-                                     std::to_string(first) + ": " + e.what());
+                       } catch (const NumericalError& e) {
+                         throw NumericalError("row " + std::to_string(row) + ", columns from " +
+                                              std::to_string(first) + ": " + e.what());
                        }
                        lo[row * op.lo.stride + group] = std::min(least, 0.0f);
                        hi[row * op.hi.stride + group] = std::max(most, 0.0f);

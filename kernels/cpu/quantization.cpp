@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/group_range.h"
 #include "kernels/cpu/parallel.h"
@@ -145,9 +145,9 @@ void CpuBackend::run(const FindGrid& op) {
           const GridPoint point = best_grid_point(op, w + row * op.w.stride + first, size);
           scales[group] = point.scale;
           zeros[group] = static_cast<std::uint8_t>(point.zero);
-        } catch (const Error& e) {
-          throw Error("row " + std::to_string(row) + ", columns from " + std::to_string(first) +
-                      ": " + e.what());
+        } catch (const NumericalError& e) {
+          throw NumericalError("row " + std::to_string(row) + ", columns from " +
+                               std::to_string(first) + ": " + e.what());
         }
       }
     }

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "kernels/cuda/block.cuh"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device.cuh"
@@ -153,8 +153,8 @@ void BadGroups::check(const ConstMatrix& w, std::int64_t group_size, std::int64_
   }
   try {
     (void)make_grid_point(grid, bits, lo, hi);
-  } catch (const Error& e) {
-    throw Error("row " + std::to_string(row) + ", columns from " + std::to_string(first) + ": " +
+  } catch (const NumericalError& e) {
+    throw NumericalError("row " + std::to_string(row) + ", columns from " + std::to_string(first) + ": " +
                 e.what());
   }
   require(false, "the GPU finds no grid for a group where the CPU does");

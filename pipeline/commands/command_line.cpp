@@ -99,6 +99,7 @@ struct Arguments {
   std::vector<std::string> folders;
   SynthArguments making;
   bool follow = false;
+  bool retry_failed = false;
 
   Command chosen;
 };
@@ -110,6 +111,8 @@ void add_run(CLI::App& app, Arguments& arguments) {
   add_list(run, "--set", arguments.overrides,
            "Put KEY=VALUE in place of what CONFIG says; may be repeated")
       ->type_name("KEY=VALUE");
+  run.add_flag("--retry-failed", arguments.retry_failed,
+               "Try recipes again that could not be made at an earlier start");
   run.footer(
       "Examples:\n"
       "  roundhouse run configs/tiny-world.yaml\n"
@@ -121,12 +124,16 @@ void add_run(CLI::App& app, Arguments& arguments) {
       "gets.\n"
       "Exit codes: 0 done, 75 stopped as asked (signal, time limit) with work left, 2 wrong "
       "input,\n"
-      "73 another job has the run, 76 a node that is named does not fit the others, 1 else.");
+      "73 another job has the run, 76 a node that is named does not fit the others, 1 else: also "
+      "where\n"
+      "recipes could not be made, which a table names, and all others are done.");
   run.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession& session) {
-      return run_command(session, agreed_config(session, [&] {
-                           return read_config(arguments.config, arguments.overrides);
-                         }));
+      return run_command(
+          session,
+          agreed_config(session,
+                        [&] { return read_config(arguments.config, arguments.overrides); }),
+          arguments.retry_failed);
     };
   });
 }

@@ -11,7 +11,8 @@
 
 namespace roundhouse {
 
-int run_command(LaunchSession& session, const RunConfig& config);
+// retry_failed: recipes that failed at an earlier start are tried again.
+int run_command(LaunchSession& session, const RunConfig& config, bool retry_failed = false);
 
 struct ExportArguments {
   std::filesystem::path run;

@@ -12,9 +12,11 @@
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/json_values.h"
+#include "pipeline/run/hdf5_store.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
 #include "pipeline/steps/report_step.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "stages/report/report.h"
 
 namespace roundhouse {
@@ -72,7 +74,8 @@ ReportRow row_of(const std::string& name, const std::filesystem::path& run,
         number_in(event, "sparse_bits_per_weight") / static_cast<double>(blocks.size());
     const nlohmann::json linears = event.value("linears", nlohmann::json::array());
     for (const nlohmann::json& linear : linears) {
-      if (integer_in(linear, "damping_tries", 0) > 1 || linear.contains("fallback"))
+      if (integer_in(linear, "damping_tries", 0) > 1 || linear.contains("fallback") ||
+          linear.contains("rounded_rows"))
         ++row.fallbacks;
     }
   }
@@ -112,9 +115,14 @@ Report make_report(const std::filesystem::path& run) {
     original.bits_per_weight = 16;
     report.rows.push_back(std::move(original));
   }
+  Hdf5Store store(run);
   for (const Recipe& recipe : config.recipes) {
     report.rows.push_back(row_of(recipe.name, run, journal, measured, report.notes));
     report.rows.back().method = recipe.method;
+    if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store)) {
+      report.notes.push_back(recipe.name + " failed at " + failure->place() + ": " +
+                             failure->reason);
+    }
   }
   note_settings(measured, report.notes);
   for (const nlohmann::json& event : journal) {

@@ -1,11 +1,19 @@
 // The main job: config -> calibrate -> quantize block by block -> export -> evaluate -> report.
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
 
 #include "base/exit_code.h"
+#include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/steps/evaluate_step.h"
 #include "pipeline/steps/products.h"
@@ -38,25 +46,59 @@ int stopped(Job& job) {
   return kExitStopped;
 }
 
+// Has those that failed before tried again.
+void forget_all_failures(Job& job) {
+  if (job.first()) {
+    for (const Recipe& recipe : job.config().recipes) {
+      if (!forget_failures(recipe.name, job.store())) continue;
+      job.monitor().say(recipe.name + " failed before: tried again");
+      job.monitor().event({{"event", "retry"}, {"recipe", recipe.name}});
+    }
+  }
+  job.world().barrier();
+}
+
+// For people, beside the report: what could not be made, and why.
+void print_failures(const Failures& failures, std::size_t recipes) {
+  std::size_t width = 0;
+  for (const auto& [name, failure] : failures) width = std::max(width, name.size());
+  fmt::print("\nfailed:\n");
+  for (const auto& [name, failure] : failures) {
+    fmt::print("  {:<{}}  {:<15}  {}\n", name, width, failure.place(),
+               printable_line(failure.reason));
+  }
+  fmt::print(
+      "{} of {} recipes failed, and would again; the others are done. `roundhouse run CONFIG "
+      "--retry-failed` tries them again\n",
+      failures.size(), recipes);
+  std::fflush(stdout);
+}
+
 int make_all(Job& job, RunEvaluations& evaluations) {
   const RunConfig& config = job.config();
-  if (!quantize(job, evaluations)) return stopped(job);
+  Failures failures;
+  if (!quantize(job, evaluations, failures)) return stopped(job);
 
   // Of the last recipes, by all ranks together.
   std::vector<std::string> names = job.recipe_names();
+  std::erase_if(names, [&](const std::string& name) { return failures.contains(name); });
   if (config.evaluate_original) names.insert(names.begin(), kOriginal);
   if (!make_products(job, job.world(), names, evaluations)) return stopped(job);
 
   std::vector<std::string> records;
   for (const Recipe& recipe : config.recipes) {
+    if (failures.contains(recipe.name)) continue;
     for (std::string& key : record_keys(recipe, job.blocks())) records.push_back(std::move(key));
   }
   job.check_content(job.world(), records);
   if (job.first()) {
-    job.monitor().event({{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}});
+    nlohmann::json event = {{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}};
+    for (const auto& [name, failure] : failures) event["failed"].push_back(name);
+    job.monitor().event(event);
     report_run(config.run, true);
+    if (!failures.empty()) print_failures(failures, config.recipes.size());
   }
-  return kExitDone;
+  return failures.empty() ? kExitDone : kExitFailed;
 }
 
 // The exit code.
@@ -81,9 +123,10 @@ void journal_end(Job& job, int exit_code) {
 
 }  // namespace
 
-int run_command(LaunchSession& session, const RunConfig& config) {
+int run_command(LaunchSession& session, const RunConfig& config, bool retry_failed) {
   Job job(session, config, config.evaluations);
   check_beforehand(job);
+  if (retry_failed) forget_all_failures(job);
   const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);
   return exit_code;

@@ -17,11 +17,14 @@
 #include "pipeline/commands/commands.h"
 #include "pipeline/json_values.h"
 #include "pipeline/run/results.h"
+#include "pipeline/run/hdf5_store.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/watch/progress_line.h"
 #include "pipeline/watch/time_left.h"
+#include "pipeline/watch/whereabouts.h"
 #include "stages/store/run_store.h"
 
 namespace roundhouse {
@@ -44,12 +47,11 @@ int blocks_of(const RunConfig& config, const std::vector<Json>& journal) {
   return blocks;
 }
 
-int blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
-  int done = 0;
+std::vector<bool> blocks_done(const fs::path& run, const std::string& recipe, int blocks) {
+  std::vector<bool> done;
   std::error_code ignored;
-  for (int block = 0; block < blocks; ++block) {
-    if (fs::exists(run / (block_key(recipe, block) + ".h5"), ignored)) ++done;
-  }
+  for (int block = 0; block < blocks; ++block)
+    done.push_back(fs::exists(run / (block_key(recipe, block) + ".h5"), ignored));
   return done;
 }
 
@@ -81,6 +83,7 @@ std::string figures_of(const Json& results) {
 struct LastJob {
   std::string device;
   int ranks = 0;
+  int stages = 1;           // of its pipeline
   double unit_seconds = 0;  // mean of its units, each on one team
   int units = 0;
   std::optional<double> left;  // seconds, by TimeLeft
@@ -111,6 +114,7 @@ LastJob last_job(const std::vector<Json>& journal) {
       job = {};
       job.device = text_in(event, "device");
       job.ranks = integer_in(event, "ranks", 0);
+      job.stages = std::max(1, integer_in(event.value("mesh", Json::object()), "pipeline", 1));
       time_left = TimeLeft();
     } else if (kind == "plan") {
       time_left = TimeLeft(event.value("work", Json::object()));
@@ -135,6 +139,31 @@ std::string describe(const Json& event) {
   return text;
 }
 
+// "14:32 UTC"; days ahead with the date.
+std::string clock_time(double seconds) {
+  const auto whole = static_cast<std::time_t>(seconds);
+  std::tm date{};
+  ::gmtime_r(&whole, &date);
+  char text[32] = "";
+  const bool soon = seconds - static_cast<double>(std::time(nullptr)) < 86400;
+  (void)std::strftime(text, sizeof text, soon ? "%H:%M UTC" : "%Y-%m-%d %H:%M UTC", &date);
+  return text;
+}
+
+// What each stage is at, by what is committed.
+std::string describe(const std::vector<RecipeProgress>& recipes, int stages) {
+  const std::vector<StageProgress> all = whereabouts(recipes, stages);
+  std::string text;
+  for (std::size_t stage = 0; stage < all.size(); ++stage) {
+    const StageProgress& at = all[stage];
+    if (at.recipe.empty()) continue;
+    text += (stages > 1 ? fmt::format("stage {}: ", stage) : "now: ") +
+            (at.waits ? "waits for " : "") + fmt::format("{} block {}", at.recipe, at.block) +
+            (at.next.empty() ? "" : ", next " + at.next) + "\n";
+  }
+  return text;
+}
+
 struct Picture {
   std::string text;
   bool done;  // the last job said so
@@ -152,28 +181,43 @@ Picture look(const fs::path& run) {
                         printable_line(job.device));
   text += "\n";
 
+  Hdf5Store store(run);
   std::size_t width = std::string(kOriginal).size();
   for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
+  std::vector<RecipeProgress> progress;
   for (const Recipe& recipe : config.recipes) {
-    const int done = blocks_done(run, recipe.name, blocks);
+    progress.push_back({.name = recipe.name,
+                        .in_order = recipe.needs.streams(),
+                        .done = blocks_done(run, recipe.name, blocks)});
+    const auto done = std::ranges::count(progress.back().done, true);
     std::error_code ignored;
     const bool undecided =
         recipe.needs.decision && !fs::exists(run / (decision_key(recipe.name) + ".h5"), ignored);
-    text +=
-        fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
-                    blocks > 0 ? std::to_string(blocks) : "?", undecided ? "not decided yet  " : "",
-                    figures_of(read_results(run, recipe.name)));
+    const std::optional<RecipeFailure> failure = find_failure(recipe.name, store);
+    progress.back().failed = failure.has_value();
+    const std::string note =
+        failure     ? "failed at " + failure->place() + ": " + printable_line(failure->reason)
+        : undecided ? "not decided yet  "
+                    : "";
+    text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
+                        blocks > 0 ? std::to_string(blocks) : "?", note,
+                        failure ? "" : figures_of(read_results(run, recipe.name)));
   }
   if (const std::string original = figures_of(read_results(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
   }
   if (job.units > 0) {
     text += fmt::format("{} a block", format_duration(job.unit_seconds));
-    if (job.left && *job.left > 0) text += fmt::format(", {} left", format_duration(*job.left));
+    if (job.left && *job.left > 0) {
+      text += fmt::format(", {} left, done about {}", format_duration(*job.left),
+                          clock_time(seconds_of(text_in(job.last_event, "time")) + *job.left));
+    }
     text += "\n";
   }
+  const std::string last = text_in(job.last_event, "event");
+  if (job.ranks > 0 && last != "done" && last != "stopped") text += describe(progress, job.stages);
   if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
-  return {text, text_in(job.last_event, "event") == "done"};
+  return {text, last == "done"};
 }
 
 }  // namespace

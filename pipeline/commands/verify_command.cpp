@@ -24,6 +24,7 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/steps/export_step.h"
 #include "stages/export/sha256sums.h"
+#include "pipeline/schedule/recipe_failure.h"
 
 namespace roundhouse {
 namespace {
@@ -155,8 +156,15 @@ class RunCheck {
   }
 
   void list_expected() {
-    if (needs_streams(*config_)) records_.insert("calibration");
+    for (const std::string& set : calibration_sets_in_use(*config_))
+      records_.insert(calibration_key(set));
     for (const Recipe& recipe : config_->recipes) {
+      if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store_)) {
+        verdict_.look(
+            run_ / "recipes" / recipe.name, " (`roundhouse run --retry-failed` tries it again)",
+            [&] { return Faults{"failed at " + failure->place() + ": " + failure->reason}; });
+        continue;
+      }
       if (recipe.needs.gradients) records_.insert(gradient_windows_key(*recipe.needs.gradients));
       const int blocks = found_.identity ? found_.identity->inputs.blocks : 0;
       for (const std::string& key : record_keys(recipe, blocks)) records_.insert(key);

@@ -36,8 +36,10 @@ struct Evaluations {
 struct RunConfig {
   // What changes the result. Hashed into every file; a resume that differs is refused.
   std::filesystem::path model;
-  SampleOptions calibration;
-  std::vector<Recipe> recipes;  // each hashed by itself: they may be added to a run or taken out
+  SampleOptions calibration;                          // the set named kDefaultCalibration
+  std::map<std::string, SampleOptions> calibrations;  // further sets, by name
+  std::vector<Recipe> recipes;     // each hashed by itself: they may be added to a run or taken out
+  std::vector<std::string> notes;  // for people: what was made of a sweep
 
   // What changes where, how fast and what for.
   std::filesystem::path run;  // the run's folder
@@ -62,6 +64,11 @@ struct RunConfig {
   Evaluations evaluations;
   bool evaluate_original = true;
 };
+
+// Of a recipe, or of any set by its name.
+const SampleOptions& calibration_set(const RunConfig& config, const std::string& name);
+// Sets whose activations some recipe looks at.
+std::vector<std::string> calibration_sets_in_use(const RunConfig& config);
 
 // Fit to be part of a path below the run's folder: letters, digits, '-', '.' and '_', not '.' first, 100 at most.
 bool is_plain_name(const std::string& name);

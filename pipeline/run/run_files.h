@@ -15,6 +15,10 @@ inline std::filesystem::path answers_path(const std::filesystem::path& run,
                                           const std::string& recipe, const std::string& task) {
   return run / "results" / recipe / (task + ".jsonl");
 }
+// The record of a calibration set's token windows: "calibration" of the default, "calibration-awq".
+inline std::string calibration_key(const std::string& set) {
+  return set == "default" ? "calibration" : "calibration-" + set;
+}
 inline constexpr const char* kReportFile = "report.json";  // hashes of the files in RUN/report
 inline constexpr const char* kOriginal = "original";  // the unquantized model among the results
 

@@ -60,6 +60,7 @@ void write_all(int descriptor, std::string_view text, const fs::path& path) {
 constexpr const char* kIdentity = "identity.json";
 constexpr const char* kJournal = "journal.jsonl";
 constexpr const char* kText = "calibration.text";
+constexpr const char* kOtherTexts = "calibrations.text";
 constexpr const char* kTokenizer = "tokenizer";
 
 void write_if_other(const fs::path& path, const std::string& text) {
@@ -105,12 +106,13 @@ std::string model_line(const RunInputs& inputs) {
   return std::string(kVersion) + "\nmodel " + inputs.model + "\n";
 }
 
-std::string calibration_text(const RunConfig& config, const RunInputs& inputs) {
+std::string calibration_text(const RunConfig& config, const RunInputs& inputs,
+                             const std::string& set) {
   std::string text = model_line(inputs) + kTokenizer + " " + inputs.tokenizer + "\n" + kText + " " +
-                     inputs.calibration_text + "\n";
-  for (const auto& [key, value] : result_keys(config)) {
-    if (key.starts_with("calibration.")) text += key + " " + value + "\n";
-  }
+                     inputs.text_of(set) + "\n";
+  RunConfig alone;  // whatever the set is called, its keys are those of the default
+  alone.calibration = calibration_set(config, set);
+  for (const auto& [key, value] : result_keys(alone)) text += key + " " + value + "\n";
   return text;
 }
 
@@ -126,9 +128,14 @@ std::vector<std::string> compare(const RunIdentity& before, const RunConfig& con
     other.push_back("tokenizer: its files in " + config.model.string() +
                     " are not those that the run began with");
   }
-  const std::string& text = before.inputs.calibration_text;
-  if (!text.empty() && !inputs.calibration_text.empty() && text != inputs.calibration_text) {
-    other.push_back("calibration.text: " + config.calibration.text.string() +
+  std::vector<std::string> sets = {kDefaultCalibration};
+  for (const auto& [name, set] : config.calibrations) sets.push_back(name);
+  for (const std::string& set : sets) {
+    const std::string& was = before.inputs.text_of(set);
+    const std::string& is = inputs.text_of(set);
+    if (was.empty() || is.empty() || was == is) continue;
+    const SampleOptions& options = calibration_set(config, set);
+    other.push_back(options.keys + ".text: " + options.text.string() +
                     " does not hold the text that the run began with");
   }
   return other;
@@ -136,14 +143,48 @@ std::vector<std::string> compare(const RunIdentity& before, const RunConfig& con
 
 }  // namespace
 
+const std::string& RunInputs::text_of(const std::string& set) const {
+  static const std::string none;
+  if (set == kDefaultCalibration) return calibration_text;
+  const auto found = other_texts.find(set);
+  return found != other_texts.end() ? found->second : none;
+}
+
+nlohmann::json to_json(const RunInputs& inputs) {
+  nlohmann::json json = {{"model", inputs.model},
+                         {kTokenizer, inputs.tokenizer},
+                         {kText, inputs.calibration_text},
+                         {"blocks", inputs.blocks}};
+  if (!inputs.other_texts.empty()) json[kOtherTexts] = inputs.other_texts;
+  return json;
+}
+
+RunInputs inputs_from_json(const nlohmann::json& json) {
+  RunInputs inputs;
+  inputs.model = json.at("model").get<std::string>();
+  inputs.tokenizer = json.at(kTokenizer).get<std::string>();
+  inputs.calibration_text = json.at(kText).get<std::string>();
+  inputs.blocks = json.at("blocks").get<int>();
+  if (json.contains(kOtherTexts))
+    inputs.other_texts = json.at(kOtherTexts).get<std::map<std::string, std::string>>();
+  return inputs;
+}
+
 RunInputs read_inputs(const RunConfig& config) {
   RunInputs inputs{.model = model_fingerprint(config.model),
                    .tokenizer = tokenizer_content(config.model),
                    .calibration_text = {},
                    .blocks = static_cast<int>(read_model_config(config.model).blocks)};
-  const fs::path& text = config.calibration.text;
-  std::error_code ignored;
-  if (!text.empty() && fs::exists(text, ignored)) inputs.calibration_text = xxh3_hex_of_file(text);
+  std::map<fs::path, std::string> hashes;  // sets may share a text
+  const auto hash_of = [&](const fs::path& text) -> std::string {
+    std::error_code ignored;
+    if (text.empty() || !fs::exists(text, ignored)) return "";
+    std::string& hash = hashes[text];
+    if (hash.empty()) hash = xxh3_hex_of_file(text);
+    return hash;
+  };
+  inputs.calibration_text = hash_of(config.calibration.text);
+  for (const auto& [name, set] : config.calibrations) inputs.other_texts[name] = hash_of(set.text);
   return inputs;
 }
 
@@ -153,10 +194,7 @@ FoundIdentity read_identity(const fs::path& run) {
   try {
     const nlohmann::json& json = *sealed.object;
     RunIdentity identity;
-    identity.inputs.model = json.at("model").get<std::string>();
-    identity.inputs.tokenizer = json.at(kTokenizer).get<std::string>();
-    identity.inputs.calibration_text = json.at(kText).get<std::string>();
-    identity.inputs.blocks = json.at("blocks").get<int>();
+    identity.inputs = inputs_from_json(json);
     identity.keys = json.at("keys").get<std::map<std::string, std::string>>();
     identity.config = json.at("config").get<std::string>();
     return {std::move(identity), ""};
@@ -177,6 +215,11 @@ Settled compare_with_run(const RunConfig& config, RunInputs inputs) {
     }
     if (inputs.calibration_text.empty())
       inputs.calibration_text = before.identity->inputs.calibration_text;
+    // Of sets that are gone, too: they may come back.
+    for (const auto& [name, text] : before.identity->inputs.other_texts) {
+      std::string& now = inputs.other_texts[name];
+      if (now.empty()) now = text;
+    }
     const fs::path yaml = config.run / "config.yaml";
     std::error_code ignored;
     const bool whole =
@@ -197,13 +240,10 @@ Settled settle_config(const RunConfig& config, RunInputs given) {
     keys.insert(before.identity->keys.begin(), before.identity->keys.end());
   const std::string text = to_yaml(config);
   write_if_other(config.run / "config.yaml", text);
-  write_sealed_json(config.run / kIdentity, kIdentity,
-                    {{"model", inputs.model},
-                     {kTokenizer, inputs.tokenizer},
-                     {kText, inputs.calibration_text},
-                     {"blocks", inputs.blocks},
-                     {"keys", keys},
-                     {"config", xxh3_hex(text)}});
+  nlohmann::json identity = to_json(inputs);
+  identity["keys"] = keys;
+  identity["config"] = xxh3_hex(text);
+  write_sealed_json(config.run / kIdentity, kIdentity, identity);
   return settled;
 }
 
@@ -233,13 +273,18 @@ std::string model_fingerprint(const fs::path& model) {
 
 std::string recipe_identity(const RunConfig& config, const RunInputs& inputs,
                             const Recipe& recipe) {
-  const std::string base =
-      recipe.needs.calibration() ? calibration_text(config, inputs) : model_line(inputs);
+  const std::string& set = recipe.calibration;
+  std::string base =
+      recipe.needs.calibration() ? calibration_text(config, inputs, set) : model_line(inputs);
+  // Gradients are of the default set's text.
+  if (recipe.needs.gradients && set != kDefaultCalibration)
+    base += calibration_text(config, inputs, kDefaultCalibration);
   return xxh3_hex(base + resolved(recipe).dump());
 }
 
-std::string calibration_identity(const RunConfig& config, const RunInputs& inputs) {
-  return xxh3_hex(calibration_text(config, inputs));
+std::string calibration_identity(const RunConfig& config, const RunInputs& inputs,
+                                 const std::string& set) {
+  return xxh3_hex(calibration_text(config, inputs, set));
 }
 
 Journal::Journal(const fs::path& run, int rank)

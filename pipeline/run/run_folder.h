@@ -21,6 +21,9 @@ struct RunInputs {
   std::string
       calibration_text;  // of the file; empty: there is none in the config, or the file is gone
   int blocks = 0;        // of the model
+  std::map<std::string, std::string> other_texts =
+      {};  // the same of further calibration sets, by name
+  const std::string& text_of(const std::string& set) const;
 };
 RunInputs read_inputs(const RunConfig& config);
 
@@ -55,7 +58,12 @@ std::string model_fingerprint(const std::filesystem::path& model);
 
 // What the records of a recipe, and the calibration record, depend on.
 std::string recipe_identity(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe);
-std::string calibration_identity(const RunConfig& config, const RunInputs& inputs);
+// Of a calibration set: what it holds counts, not what it is called.
+std::string calibration_identity(const RunConfig& config, const RunInputs& inputs,
+                                 const std::string& set = kDefaultCalibration);
+// As text and back, from one rank to another.
+nlohmann::json to_json(const RunInputs& inputs);
+RunInputs inputs_from_json(const nlohmann::json& json);  // throws nlohmann::json::exception
 
 // RUN/journal.jsonl: each event is one line, appended by a single write() under a lock, so that
 // ranks on several nodes may share it. Adds "time" (ISO 8601, UTC), "rank", "host" and, under Slurm, "job" (its id), of which no

@@ -6,7 +6,7 @@
 #include <optional>
 #include <set>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "comm/together.h"
 #include "pipeline/schedule/gradient_schedule.h"
 #include "pipeline/schedule/unit.h"
@@ -36,6 +36,7 @@ std::vector<nlohmann::json> look_at_statistics(const Recipe& recipe, int blocks,
 
 // A recipe that takes part in a walk.
 struct User {
+  std::size_t number;  // among all recipes
   const Recipe& recipe;
   RecipeState& state;
   std::unique_ptr<Method> method;
@@ -44,6 +45,7 @@ struct User {
 
   bool makes_blocks() const { return recipe.needs.gradients->use == Use::kBlock; }
   bool done(int block) const {
+    if (state.failure) return true;
     const auto at = static_cast<std::size_t>(block);
     return makes_blocks() ? state.done[at] : !statistics[at].is_null();
   }
@@ -63,12 +65,14 @@ class Walk {
     }
     if (std::ranges::find(done, false) != done.end() && !walk(done)) return false;
     for (User& user : users_) {
+      if (user.state.failure) continue;
       if (user.makes_blocks()) {
         user.state.done.assign(user.state.done.size(), true);
         continue;
       }
-      user.state.decision = decide(
-          s_, user.recipe, look_at_statistics(user.recipe, blocks, s_.store, s_.mesh.world()));
+      (void)decide_or_fail(s_, user.number, user.recipe,
+                           look_at_statistics(user.recipe, blocks, s_.store, s_.mesh.world()),
+                           user.state);
       if (stop_requested()) return false;
     }
     return true;
@@ -102,6 +106,11 @@ class Walk {
                      BlockGradients& gradients) { take(site, weights, gradients); }},
         done);
     tell_lengths();
+    for (auto& [number, failure] : s_.failures.share(s_.mesh.world())) {
+      for (User& user : users_) {
+        if (user.number == number) user.state.failure = failure;
+      }
+    }
     return finished;
   }
 
@@ -115,10 +124,16 @@ class Walk {
       if (user.done(site.block)) continue;
       BlockTask task{site,      s_.model.checkpoint(),     weights,       nullptr, nullptr,
                      s_.budget, s_.saved_activation_bytes, user.decision, &sums};
-      if (user.makes_blocks()) {
-        make_unit(s_, user.recipe, *user.method, task, std::chrono::steady_clock::now(), 0.0);
-      } else {
-        make_statistics(user, task, made);
+      try {
+        if (user.makes_blocks()) {
+          make_unit(s_, user.recipe, *user.method, task, std::chrono::steady_clock::now(), 0.0);
+        } else {
+          make_statistics(user, task, made);
+        }
+      } catch (const UnquantizableError& error) {  // on all ranks of the team alike
+        user.state.failure = RecipeFailure{.block = site.block, .reason = error.what()};
+        if (site.team.rank() == 0)
+          note_failure(s_, user.number, user.recipe.name, site.block, error.what());
       }
       s_.monitor.tick();
     }
@@ -168,7 +183,7 @@ class Walk {
         if (s_.mesh.team().rank() != 0 || user.done(block)) continue;
         const std::string key = user.makes_blocks() ? block_key(user.recipe.name, block)
                                                     : statistics_key(user.recipe.name, block);
-        lengths[key] = s_.store.bytes(key);
+        if (const std::uint64_t bytes = s_.store.bytes(key); bytes > 0) lengths[key] = bytes;
       }
     }
     const std::string text = lengths.dump();
@@ -206,6 +221,7 @@ GradientUsers gradient_users(const std::vector<Recipe>& recipes,
   for (std::size_t r = 0; r < recipes.size(); ++r) {
     const auto& gradients = recipes[r].needs.gradients;
     if (!gradients) continue;
+    if (states[r].failure) continue;
     const bool waits =
         gradients->use == Use::kBlock ? states[r].missing() > 0 : !states[r].decision.has_value();
     if (waits) users[{gradients->samples, gradients->sequence_length}].push_back(r);
@@ -225,7 +241,8 @@ bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,
   for (const auto& [size, members] : all) {
     std::vector<User> users;
     for (const std::size_t r : members) {
-      users.push_back({.recipe = recipes[r],
+      users.push_back({.number = r,
+                       .recipe = recipes[r],
                        .state = states[r],
                        .method = schedule.method_of(recipes[r]),
                        .decision = {},
@@ -235,8 +252,8 @@ bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,
         user.statistics = look_at_statistics(
             user.recipe, static_cast<int>(schedule.model.config().blocks), schedule.store, world);
       } else if (user.recipe.needs.decision) {
-        if (!user.state.decision) user.state.decision = decide(schedule, user.recipe, {});
-        user.decision = *user.state.decision;
+        if (user.state.decision || decide_or_fail(schedule, r, user.recipe, {}, user.state))
+          user.decision = *user.state.decision;
         if (world.all_reduce_max(schedule.monitor.stop_requested() ? 1 : 0) == 1) return false;
       }
     }

@@ -42,20 +42,27 @@ void Handover::send(StreamActivations activations, PartRange shards) {
   progress();
 }
 
+void Handover::send_failed() { send_header(kFailed); }
+
 void Handover::send_stop() {
   if (stop_sent_) return;
-  finish();
   stop_sent_ = true;
-  header_ = kStopped;
+  send_header(kStopped);
+}
+
+void Handover::send_header(std::int64_t header) {
+  finish();
+  header_ = header;
   ticket_ = mesh_.world().start(
       std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
 }
 
-bool Handover::receive(const StreamActivations& into, PartRange shards) {
-  if (upstream_stopped_) return false;
+Handover::Arrival Handover::receive(const StreamActivations& into, PartRange shards) {
+  if (upstream_stopped_) return Arrival::kStopped;
   const std::int64_t header = receive_header();
   upstream_stopped_ = header == kStopped;
-  if (upstream_stopped_) return false;
+  if (upstream_stopped_) return Arrival::kStopped;
+  if (header == kFailed) return Arrival::kFailed;
   require(header == kActivations, "a stage received something else than activations");
   const std::vector<std::span<std::byte>> all = shards_of(into, shards);
   const Watchdog::Waiting waiting(&monitor_.watchdog());
@@ -66,7 +73,7 @@ bool Handover::receive(const StreamActivations& into, PartRange shards) {
     for (const std::span<std::byte> shard : all) receives.push_back({shard, mesh_.previous_rank()});
     mesh_.world().start({}, receives)->wait();
   }
-  return true;
+  return Arrival::kActivations;
 }
 
 void Handover::progress() {

@@ -14,7 +14,8 @@ namespace roundhouse {
 
 // At most one set at a time is on its way out: it is a second copy of a stage's activations.
 //
-// Each set is announced by one number: kActivations, or kStopped when the stage before ends early; after that nothing comes.
+// Each set is announced by one number: kActivations; kFailed where there is none, since the recipe cannot be made; or kStopped when the stage
+// before ends early; after that nothing comes.
 class Handover {
  public:
   Handover(const Mesh& mesh, Memory& memory, JobMonitor& monitor)
@@ -22,9 +23,11 @@ class Handover {
 
   // To the next stage, all streams shard by shard. Returns once the set before has arrived.
   void send(StreamActivations activations, PartRange shards);
+  void send_failed();
   void send_stop();
-  // False if the stage before has stopped. `into` has room for the shards.
-  bool receive(const StreamActivations& into, PartRange shards);
+  enum class Arrival { kActivations, kFailed, kStopped };
+  // `into` has room for the shards.
+  Arrival receive(const StreamActivations& into, PartRange shards);
 
   void progress();
   void finish();
@@ -32,7 +35,9 @@ class Handover {
  private:
   static constexpr std::int64_t kActivations = 1;
   static constexpr std::int64_t kStopped = 2;
+  static constexpr std::int64_t kFailed = 3;
 
+  void send_header(std::int64_t header);
   std::int64_t receive_header();
   void release();
 

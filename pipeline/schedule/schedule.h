@@ -15,9 +15,8 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
-#include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -26,7 +25,8 @@
 #include "model/quantized/quantized_linear.h"
 #include "pipeline/run/model_identity.h"
 #include "pipeline/schedule/mesh.h"
-#include "pipeline/schedule/snapshots.h"
+#include "pipeline/schedule/recipe_failure.h"
+#include "pipeline/schedule/recipe_state.h"
 #include "pipeline/watch/job_monitor.h"
 #include "stages/calibrate/samples.h"
 #include "stages/flow/activations.h"
@@ -36,34 +36,14 @@
 
 namespace roundhouse {
 
-// The state of one recipe in the store. The same on every rank.
-struct RecipeState {
-  std::vector<bool> done;    // by block
-  int snapshot = 0;          // blocks before the newest usable snapshot; 0: start at the embedding
-  ContentsByTensor made_of;  // what the done blocks say that they were made of
-  std::set<std::string> computed_by;       // Backend::computes_as() of those who made them
-  bool decides = false;                    // its method decides for the whole model, which is
-  std::optional<nlohmann::json> decision;  // this, if it is there
-  int missing() const;                     // blocks
-  bool complete() const { return missing() == 0 && (!decides || decision); }
-  int first_missing() const;  // Precondition: missing() > 0
-  int last_missing() const;
-};
-
-// Collective: ranks share the reading. What one has seen, the others expect to see. shards: of the calibration, for what makes
-// blocks. Of blocks that are done only their attributes are read, but for those that are to be run forward, and of snapshots: what is
-// damaged of these is removed. 0: nothing is going to be made, and nothing else is looked at.
-RecipeState inspect_recipe(
-    const Recipe& recipe, int blocks, int shards, RunStore& store, Communicator& world,
-    const std::function<void()>& tick = [] {});
-
 struct Schedule {
   Backend& backend;
   const Mesh& mesh;
   const CausalLM& model;
   ModelIdentity& identity;
   const DecoderBlock& shape;
-  const Samples* samples;  // nullptr: no recipe needs streams
+  std::map<std::string, Samples>
+      samples;  // by calibration set: of those whose streams recipes need
   RunStore& store;
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
@@ -80,12 +60,16 @@ struct Schedule {
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of = [](const Recipe& recipe) {
     return make_method(recipe);
   };
+  RecipeFailures failures = {};  // found on the way
+
+  const Samples* samples_of(const Recipe& recipe) const;  // nullptr: it needs no streams
 };
 
 // Collective: what recipes make of the model's gradients (gradient_recipes.h), what methods decide for the whole model
 // (Method::decide()), where that is missing, before any block; then every missing block of every recipe. False if it stopped because
-// it was asked to.
+// it was asked to. A recipe that cannot be made (UnquantizableError) is left where that was found, and its state then says so, on all
+// ranks alike; one whose state says so before is left out.
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
-                  std::vector<RecipeState> states);
+                  std::vector<RecipeState>& states);
 
 }  // namespace roundhouse

@@ -34,7 +34,8 @@ int place_of(const std::string& key) {
 std::set<int> places_in(const std::string& folder, RunStore& store) {
   std::set<int> places;
   for (const std::string& key : store.keys(folder)) {
-    if (const int place = place_of(key); place > 0) places.insert(place);
+    const int place = place_of(key);
+    if (place > 0 && key.starts_with(folder + "/" + std::string(kAfter))) places.insert(place);
   }
   return places;
 }
@@ -45,10 +46,11 @@ struct Part {
   std::string_view stream;  // the tensor's name
   Activations* activations;
 };
-std::vector<Part> parts_of(const std::string& recipe, int place, int shard,
+std::vector<Part> parts_of(const Recipe& recipe, int place, int shard,
                            const StreamActivations& activations) {
-  return {{snapshot_key(recipe, place, shard), "residual", activations.quantized.get()},
-          {shared_snapshot_key(place, shard), "original", activations.full_precision.get()}};
+  return {{snapshot_key(recipe.name, place, shard), "residual", activations.quantized.get()},
+          {shared_snapshot_key(recipe.calibration, place, shard), "original",
+           activations.full_precision.get()}};
 }
 
 }  // namespace
@@ -118,7 +120,8 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
   if (world.rank() == 0) {
     listed = places_in(folder_of(recipe.name), store);
     // The stream that all share is enough for a method that looks at no other, whoever wrote it.
-    if (!recipe.needs.quantized_stream) listed.merge(places_in("activations", store));
+    if (!recipe.needs.quantized_stream)
+      listed.merge(places_in(shared_snapshots(recipe.calibration), store));
   }
   auto candidates =
       nlohmann::json::parse(share(world, nlohmann::json(listed).dump())).get<std::vector<int>>();
@@ -129,7 +132,8 @@ int find_snapshot(const Recipe& recipe, int first_missing, int shards, RunStore&
     std::vector<std::string> keys;
     for (int shard = 0; shard < shards; ++shard) {
       if (recipe.needs.quantized_stream) keys.push_back(snapshot_key(recipe.name, place, shard));
-      if (recipe.needs.full_precision_stream) keys.push_back(shared_snapshot_key(place, shard));
+      if (recipe.needs.full_precision_stream)
+        keys.push_back(shared_snapshot_key(recipe.calibration, place, shard));
     }
     if (!all_whole(keys, store, world)) continue;
     // A shared one goes with the last recipe that has one of its own there, be it empty.
@@ -148,7 +152,7 @@ Snapshots::Snapshots(const Recipe& recipe, const std::vector<Recipe>& all, PartR
 
 void Snapshots::write(int blocks_done, const StreamActivations& activations, Communicator& team) {
   for (int shard = shards_.begin; shard < shards_.end; ++shard) {
-    for (const Part& part : parts_of(recipe_.name, blocks_done, shard, activations)) {
+    for (const Part& part : parts_of(recipe_, blocks_done, shard, activations)) {
       // The recipe's own says that it uses the shared one, so it comes first, and always.
       const bool shared = part.stream == "original";
       if (shared && (!part.activations || store_.bytes(part.key) > 0)) continue;
@@ -166,7 +170,7 @@ void Snapshots::write(int blocks_done, const StreamActivations& activations, Com
 
 void Snapshots::load(int blocks_done, const StreamActivations& activations) {
   for (int shard = shards_.begin; shard < shards_.end; ++shard) {
-    for (const Part& part : parts_of(recipe_.name, blocks_done, shard, activations)) {
+    for (const Part& part : parts_of(recipe_, blocks_done, shard, activations)) {
       if (part.activations) load_shard(part.key, part.stream, *part.activations, shard, store_);
     }
     monitor_.tick();
@@ -183,9 +187,9 @@ void Snapshots::remove(int place, PartRange shards) {
     store_.remove(snapshot_key(recipe_.name, place, shard));
     const bool used = std::ranges::any_of(all_, [&](const Recipe& other) {
       return store_.bytes(snapshot_key(other.name, place, shard)) > 0 &&
-             other.needs.full_precision_stream;
+             other.needs.full_precision_stream && other.calibration == recipe_.calibration;
     });
-    if (!used) store_.remove(shared_snapshot_key(place, shard));
+    if (!used) store_.remove(shared_snapshot_key(recipe_.calibration, place, shard));
   }
 }
 

@@ -2,7 +2,8 @@
 // missing one are run forward from the embedding on.
 //
 //   recipes/RECIPE/activations/after-0008/shard-03    the quantized stream of a recipe; empty for one that has none
-//   activations/after-0008/shard-03                   the full-precision stream, which all recipes share
+//   activations/after-0008/shard-03                   the full-precision stream, which all recipes of a calibration set share (of
+//                                                     another than the default: activations/of-SET/..)
 //
 // The first stands for the recipe's use of the second: what no recipe uses any more is removed.
 #pragma once

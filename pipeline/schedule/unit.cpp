@@ -2,11 +2,26 @@
 
 #include <utility>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "comm/together.h"
+#include "model/architectures/tensor_names.h"
 #include "stages/store/block_record.h"
 
 namespace roundhouse {
+
+namespace {
+
+// Of the model's files, for one rank.
+std::int64_t bytes_of_block(const CausalLM& model, int block) {
+  std::int64_t bytes = 0;
+  for (const TensorInfo& tensor : tensors_of_block(model.config(), block)) {
+    if (model.checkpoint().has(tensor.name))
+      bytes += std::ssize(model.checkpoint().view(tensor.name).bytes);
+  }
+  return bytes;
+}
+
+}  // namespace
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -19,6 +34,8 @@ void with_place_named(const std::string& place, const std::function<void()>& wor
     throw;
   } catch (const BadNodeError&) {
     throw;
+  } catch (const UnquantizableError& error) {
+    throw UnquantizableError(place + ": " + error.what());
   } catch (const InputError& error) {
     throw InputError(place + ": " + error.what());
   } catch (const Error& error) {
@@ -43,7 +60,36 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   phases["load"] = load_seconds;
   phases["commit"] = seconds_since(commit_start);
   result.record["phases"] = std::move(phases);
+  result.record["read_bytes"] = bytes_of_block(schedule.model, task.block);
   schedule.on_unit(recipe, result, seconds_since(start));
+}
+
+void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
+                  const std::string& what) {
+  RecipeFailure failure{.block = block, .reason = what};
+  const std::string place = name + (block >= 0 ? ", block " + std::to_string(block) : "") + ": ";
+  if (failure.reason.starts_with(place)) failure.reason.erase(0, place.size());
+  if (block >= 0) failure.attributes[kMadeOf] = contents_of_block(schedule.model, block);
+  failure.attributes[kComputedBy] = schedule.backend.computes_as();
+  schedule.monitor.event(
+      {{"event", "recipe_failed"}, {"recipe", name}, {"block", block}, {"reason", failure.reason}});
+  schedule.monitor.say(name + " failed at " + failure.place() +
+                       " and is not gone on with: " + failure.reason);
+  schedule.failures.add(recipe, name, std::move(failure), schedule.store);
+}
+
+bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,
+                    const std::vector<nlohmann::json>& statistics, RecipeState& state) {
+  try {
+    state.decision = decide(schedule, recipe, statistics);
+    return true;
+  } catch (const UnquantizableError& error) {  // on all ranks alike
+    state.failure = RecipeFailure{.reason = error.what()};
+    if (schedule.mesh.world().rank() == 0) {
+      note_failure(schedule, number, recipe.name, RecipeFailure::kWholeModel, error.what());
+    }
+    return false;
+  }
 }
 
 nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
@@ -54,7 +100,7 @@ nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
                  .world = world,
                  .model = schedule.model,
                  .shape = schedule.shape,
-                 .samples = schedule.samples,
+                 .samples = schedule.samples_of(recipe),
                  .monitor = schedule.monitor,
                  .statistics = std::move(statistics)};
   nlohmann::json decision;

@@ -27,6 +27,14 @@ void with_place_named(const std::string& place, const std::function<void()>& wor
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
                std::chrono::steady_clock::time_point start, double load_seconds);
 
+// On one rank: block `block` of a recipe (its number and name), or what it decides for the whole model, cannot be made, as an
+// UnquantizableError said. Goes to the store, the journal and Schedule::failures.
+void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
+                  const std::string& what);
+// Collective over the world: decide(), into the state; or the state's failure, and false.
+bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,
+                    const std::vector<nlohmann::json>& statistics, RecipeState& state);
+
 // Collective over the world: has the method decide, and commits what it decided. `statistics`: see ModelTask.
 nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
                       std::vector<nlohmann::json> statistics);

@@ -22,6 +22,7 @@ Samples calibrate(Job& job, const std::string& key, const SampleOptions& options
       job.store().commit(key, *record);
       nlohmann::json event = drawn.facts;
       event["event"] = "calibration";
+      event["record"] = key;
       event["samples"] = drawn.samples.count();
       event["tokens"] = drawn.samples.length();
       job.monitor().event(event);
@@ -40,8 +41,8 @@ Samples calibrate(Job& job, const std::string& key, const SampleOptions& options
 
 }  // namespace
 
-Samples calibration_samples(Job& job) {
-  return calibrate(job, "calibration", job.config().calibration);
+Samples calibration_samples(Job& job, const std::string& set) {
+  return calibrate(job, calibration_key(set), calibration_set(job.config(), set));
 }
 
 Samples gradient_samples(Job& job, const Needs::Gradients& gradients) {

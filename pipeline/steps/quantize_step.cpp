@@ -1,7 +1,7 @@
 #include "pipeline/steps/quantize_step.h"
 
 #include <algorithm>
-#include <optional>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -70,7 +70,8 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
     now.emplace(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
   for (const RecipeState& state : states) {
-    if (!state.complete()) before.insert(state.computed_by.begin(), state.computed_by.end());
+    if (!state.complete() && !state.failure)
+      before.insert(state.computed_by.begin(), state.computed_by.end());
   }
   std::set<std::string> all = now;
   all.insert(before.begin(), before.end());
@@ -123,36 +124,51 @@ void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
 
 }  // namespace
 
-bool quantize(Job& job, RunEvaluations& evaluations) {
+bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   const RunConfig& config = job.config();
   const int blocks = job.blocks();
   // What can be refused is refused before anything is computed.
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;
   std::vector<ContentsByTensor> made_of;
-  int missing = 0;
+  int missing = 0, failed = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks, config.calibration.shards, job.store(),
+    states.push_back(inspect_recipe(recipe, blocks,
+                                    calibration_set(config, recipe.calibration).shards, job.store(),
                                     job.world(), [&] { job.monitor().tick(); }));
-    missing += states.back().missing();
+    if (states.back().failure) {
+      ++failed;
+      if (job.first()) {
+        const RecipeFailure& failure = *states.back().failure;
+        job.monitor().say(recipe.name + " failed before at " + failure.place() +
+                          " (run --retry-failed tries it again): " + failure.reason);
+      }
+    } else {
+      missing += states.back().missing();
+    }
     made_of.push_back(states.back().made_of);
   }
   job.model_identity().settle(made_of);
   if (job.first()) {
     std::vector<std::string> unfinished;
     for (std::size_t r = 0; r < states.size(); ++r) {
-      if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
+      if (states[r].to_do()) unfinished.push_back(config.recipes[r].name);
     }
     remove_unused_snapshots(unfinished, job.store());
   }
-  const int total = blocks * static_cast<int>(config.recipes.size());
+  const int total = blocks * (static_cast<int>(config.recipes.size()) - failed);
 
-  if (!std::ranges::all_of(states, &RecipeState::complete)) settle_device(job, states);
-  std::optional<Samples> samples;
-  if (needs_streams(config)) samples.emplace(calibration_samples(job));
+  const auto settled = [](const RecipeState& state) { return state.complete() || state.failure; };
+  if (!std::ranges::all_of(states, settled)) settle_device(job, states);
+  std::map<std::string, Samples> samples;
+  int shards = config.calibration.shards;  // as many as any recipe has
+  for (const std::string& set : calibration_sets_in_use(config)) {
+    samples.emplace(set, calibration_samples(job, set));
+    shards = std::max(shards, calibration_set(config, set).shards);
+  }
 
-  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
-                                      config.calibration.shards, blocks);
+  const MeshShape shape =
+      choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(), shards, blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
@@ -174,6 +190,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
                       (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
+    for (const std::string& note : config.notes) job.monitor().say(note);
     for (const Recipe& recipe : config.recipes) {
       if (recipe.needs.widest_team == 0 || recipe.needs.widest_team >= shape.data) continue;
       job.monitor().say(fmt::format("{}: {} of the {} ranks of a team have work most of the time",
@@ -201,7 +218,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       .model = job.model(),
       .identity = job.model_identity(),
       .shape = job.decoder(),
-      .samples = samples ? &*samples : nullptr,
+      .samples = std::move(samples),
       .store = job.store(),
       .budget = job.budget(),
       .saved_activation_bytes = job.saved_activation_bytes(),
@@ -218,6 +235,9 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       .gradient_samples =
           [&](const Needs::Gradients& gradients) { return gradient_samples(job, gradients); }};
   const bool finished = quantize_all(schedule, config.recipes, states);
+  for (std::size_t r = 0; r < states.size(); ++r) {
+    if (states[r].failure) failures[config.recipes[r].name] = *states[r].failure;
+  }
   const Watchdog::Waiting waiting(&job.monitor().watchdog());
   if (job.world().all_reduce_min(finished ? 1 : 0) == 0) return false;
   spread_doubt(job, doubted);

@@ -32,10 +32,10 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
   int unfinished = 0;
   for (std::size_t r = 0; r < states.size(); ++r) {
     const Recipe& recipe = config.recipes[r];
-    if (states[r].missing() == 0) continue;
+    if (!states[r].to_do()) continue;
     ++unfinished;
     plan["block " + recipe.name] = {
-        {"cost", block_cost(*make_method(recipe), job.decoder(), config.calibration,
+        {"cost", block_cost(*make_method(recipe), job.decoder(), calibration_set(config, recipe.calibration),
                             !job.backend().is_host_memory())},
         {"left", states[r].missing()}};
   }

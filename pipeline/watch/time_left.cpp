@@ -42,6 +42,17 @@ TimeLeft::TimeLeft(const nlohmann::json& plan) {
 }
 
 void TimeLeft::finished(const nlohmann::json& event) {
+  if (text_in(event, "event") == "recipe_failed") {
+    // Nothing more is made of it.
+    for (auto& [kind, work] : works_) {
+      if (kind == "block " + text_in(event, "recipe")) {
+        work.left = 0;
+      } else if (!kind.starts_with("block ") && !kind.starts_with("gradients ")) {
+        work.left = std::max(0, work.left - 1);
+      }
+    }
+    return;
+  }
   const auto found = works_.find(kind_of(event));
   if (found == works_.end()) return;
   Work& work = found->second;

@@ -27,7 +27,8 @@ void for_each_finite_run(const std::vector<std::uint8_t>& finite, Visit visit) {
 }
 
 // Collective. `dropped`: samples that this rank left out; `linears`: what for, in messages. Says so, adds them to the block's
-// record, and returns the number of samples that were used. Throws Error on every rank if more than a tenth were left out.
+// record, and returns the number of samples that were used. Throws UnquantizableError on every rank if more than a
+// tenth were left out.
 std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
                             const std::vector<std::int64_t>& dropped, nlohmann::json& block_record);
 

@@ -69,7 +69,8 @@ class Method {
   virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
   // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
-  // asked for them, with the bits that DecoderBlock::forward() with those weights would give.
+  // asked for them, with the bits that DecoderBlock::forward() with those weights would give. Where the numbers allow no result it throws
+  // UnquantizableError (base/numerical_error.h), as decide() and statistics() do, on all ranks alike: the run then goes on without the recipe.
   virtual QuantizedBlock quantize(BlockTask& task) const = 0;
 };
 

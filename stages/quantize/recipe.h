@@ -12,14 +12,17 @@
 
 namespace roundhouse {
 
+inline constexpr const char* kDefaultCalibration = "default";
+
 struct Recipe {
   std::string name;    // "gptq-w4g128": follows from the rest or given; fit to be a folder's name
   std::string method;  // a key of the table in methods.cpp
   nlohmann::json options;  // an object: all that the method takes, every option written out
   Needs needs;             // of the method with these options, as are:
-  std::vector<LinearScheme> schemes;  // all that a linear may become; at least one
+  std::vector<LinearScheme> schemes;              // all that a linear may become; at least one
   // For messages, where it comes from a config: "run.yaml:7: recipes[0].bits" by key, and "run.yaml:6: recipes[0]" by "".
   std::map<std::string, std::string> where = {};
+  std::string calibration = kDefaultCalibration;  // which of the run's calibration sets it looks at
 };
 
 // From an object with `method`, `name` and the method's own keys. Completes the name: method, bits, group ("w4g128", "w4" for a

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/numerical_error.h"
+#include "stages/flow/numerical_failures.h"
 
 namespace roundhouse {
 void TileReader::take(std::span<std::byte> to) {
@@ -81,10 +83,13 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 
 void with_rows_named(const std::string& linear, std::int64_t first,
                      const std::function<void()>& work) {
+  const std::string place = linear + ", rows from " + std::to_string(first) + ": ";
   try {
     work();
+  } catch (const NumericalError& error) {
+    throw NumericalError(place + error.what());
   } catch (const Error& error) {
-    throw Error(linear + ", rows from " + std::to_string(first) + ": " + error.what());
+    throw Error(place + error.what());
   }
 }
 
@@ -95,9 +100,12 @@ void share_tiles(Communicator& team, std::int64_t rows,
   const auto rows_in = [&](std::int64_t tile) {
     return std::min(kTileRows, rows - tile * kTileRows);
   };
+  NumericalFailures failures;
   if (team.size() == 1) {
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
-      const TileBytes bytes = make(tile * kTileRows, rows_in(tile));
+      TileBytes bytes;
+      failures.run(tile, [&] { bytes = make(tile * kTileRows, rows_in(tile)); });
+      failures.agree(team);
       TileReader reader(bytes);
       take(tile * kTileRows, reader);
       require(reader.at_end(), "of a tile not all was taken");
@@ -106,8 +114,9 @@ void share_tiles(Communicator& team, std::int64_t rows,
   }
   TileBytes mine;  // this rank's tiles, in order
   for (std::int64_t tile = team.rank(); tile < tiles; tile += team.size()) {
-    append(mine, make(tile * kTileRows, rows_in(tile)));
+    failures.run(tile, [&] { append(mine, make(tile * kTileRows, rows_in(tile))); });
   }
+  failures.agree(team);
   const std::vector<TileBytes> messages = team.all_gather(mine);
   mine = {};
   std::vector<TileReader> readers(messages.begin(), messages.end());
@@ -143,6 +152,7 @@ SolveError solve_in_tiles(
         bytes.take(std::as_writable_bytes(std::span(&error, 1)));
         total.error += error.error;
         total.norm += error.norm;
+        total.rounded_rows += error.rounded_rows;
         const std::int64_t rows = std::min(kTileRows, linear.rows - first);
         for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
           bytes.take(rows_of(*part, first, rows));

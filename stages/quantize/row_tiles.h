@@ -18,6 +18,7 @@ namespace roundhouse {
 struct SolveError {
   double error = 0;
   double norm = 0;
+  std::int64_t rounded_rows = 0;  // to nearest, where the method would have done worse than zeros
 };
 
 // What one tile's solver fills: rows [first, first + rows) of codes, scales and zeros, in host memory.
@@ -63,7 +64,7 @@ class TileReader {
 std::span<std::byte> rows_of(HostTensor& matrix, std::int64_t first, std::int64_t rows);
 
 // Cuts [0, rows) into tiles, makes those of this rank (tile t belongs to rank t % team.size()), and takes all of them, in order, on
-// every rank of the team. Collective.
+// every rank of the team. Collective. Where `make` throws a NumericalError on any rank, all throw an UnquantizableError.
 void share_tiles(Communicator& team, std::int64_t rows,
                  const std::function<TileBytes(std::int64_t first, std::int64_t rows)>& make,
                  const std::function<void(std::int64_t first, TileReader& bytes)>& take);

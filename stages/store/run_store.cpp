@@ -12,14 +12,26 @@ std::string block_key(const std::string& recipe, int block) {
 
 std::string decision_key(const std::string& recipe) { return "recipes/" + recipe + "/decision"; }
 
-std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
-  return "recipes/" + recipe + "/" + shared_snapshot_key(blocks_done, shard);
+namespace {
+
+std::string place_of_shard(int blocks_done, int shard) {
+  char name[48];
+  std::snprintf(name, sizeof name, "/after-%04d/shard-%02d", blocks_done, shard);
+  return name;
 }
 
-std::string shared_snapshot_key(int blocks_done, int shard) {
-  char name[64];
-  std::snprintf(name, sizeof name, "activations/after-%04d/shard-%02d", blocks_done, shard);
-  return name;
+}  // namespace
+
+std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
+  return "recipes/" + recipe + "/activations" + place_of_shard(blocks_done, shard);
+}
+
+std::string shared_snapshots(const std::string& set) {
+  return set == "default" ? "activations" : "activations/of-" + set;
+}
+
+std::string shared_snapshot_key(const std::string& set, int blocks_done, int shard) {
+  return shared_snapshots(set) + place_of_shard(blocks_done, shard);
 }
 
 }  // namespace roundhouse

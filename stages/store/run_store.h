@@ -1,11 +1,12 @@
 // What a run remembers. A record is a few named tensors and some JSON, committed as a whole or not at all.
 //
 // Keys are paths inside the run and carry recipe, block and shard, never a rank:
-//   calibration                                        token ids
+//   calibration                                        token ids, of the default set; of others calibration-SET
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
 //   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
-//   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
+//   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes of the default calibration
+//   activations/of-SET/after-0008/shard-03             and for those of another set
 //   gradients/100x512/at-0008/shard-03                 gradient of the model's loss at the input of block 8
 #pragma once
 
@@ -57,6 +58,8 @@ class RunStore {
 std::string block_key(const std::string& recipe, int block);
 std::string decision_key(const std::string& recipe);
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
-std::string shared_snapshot_key(int blocks_done, int shard);
+// `set`: of the calibration's sets; "default" is the one without a name.
+std::string shared_snapshot_key(const std::string& set, int blocks_done, int shard);
+std::string shared_snapshots(const std::string& set);  // their folder
 
 }  // namespace roundhouse

@@ -28,11 +28,11 @@ def main():
         text = (source / "configs/llama-2-70b.yaml").read_text()
         for old, new in (("2048", "128"), ("samples: 512", "samples: 16"), ("/models/Llama-2-70b-hf", str(model)),
                          ("/data/calibration.jsonl", str(model / "calibration.jsonl")),
-                         ("/data/wikitext-2-raw/wiki.test.raw", str(folder / "rows.txt")), (", rows: true", ", limit: 2, rows: true"),
-                         ("formats: [compressed-tensors, gptq]", "formats: []")):
+                         ("/data/wikitext-2-raw/wiki.test.raw", str(folder / "rows.txt")), (", rows: true", ", limit: 2, rows: true")):
             assert old in text, f"{old} is not in configs/llama-2-70b.yaml"
             text = text.replace(old, new)
-        text = re.sub(r"  - \{method: (gptq|rtn, bits: 3).*\n", "", text)
+        text, sweeps = re.subn(r"(?s)\nsweep:\n.*?\n\n", "\nrecipes: [{method: rtn, bits: 4}]\n\n", text)
+        assert sweeps == 1, text
         (folder / "config.yaml").write_text(text)
         lines = (model / "test.txt").read_text().split(". ")[:400]
         (folder / "rows.txt").write_text("".join(f" {line} \n \n" for line in lines))

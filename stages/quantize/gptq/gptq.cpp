@@ -205,9 +205,6 @@ class GptqQuantizer {
       share(factor, group(g).cols, owner, task_.team, task_.device_team, task_.backend,
             task_.monitor);
     });
-    if (factor.status == FactorStatus::kNotFinite) {
-      throw Error(group(g).name + ": the Hessian is not finite: the inputs are beyond float32");
-    }
     report(g, factor);
     const auto n = static_cast<double>(group(g).cols);
     clock_.count("factor", factor.tries * 2.0 * n * n * n / 3.0);
@@ -220,6 +217,7 @@ class GptqQuantizer {
         QuantizedLinear& linear = linears_[index];
         linear = solve_gptq(spec, task_.weights.linears[index], settings_, factor, task_.team,
                             task_.backend);
+        report_rounded(linear);
         task_.weights.linears[index] = dequantize(linear, task_.backend);
       });
       clock_.count("solve", static_cast<double>(spec.rows) * n * n);
@@ -230,7 +228,9 @@ class GptqQuantizer {
   void report(int g, const HessianFactor& factor) {
     if (task_.team.rank() != 0 || factor.tries == 1) return;
     std::string line = text_of(g) + ": the Hessian is not positive definite";
-    if (factor.status == FactorStatus::kNotPositiveDefinite) {
+    if (factor.status == FactorStatus::kNotFinite) {
+      line = text_of(g) + ": the Hessian is not finite: rounded to nearest instead";
+    } else if (factor.status == FactorStatus::kNotPositiveDefinite) {
       line += ", whatever the damping: rounded to nearest instead";
     } else {
       line += "; damping raised to " + nlohmann::json(factor.damping).dump();
@@ -239,6 +239,14 @@ class GptqQuantizer {
       }
     }
     task_.monitor.say(line);
+  }
+
+  void report_rounded(const QuantizedLinear& linear) {
+    const auto rows = linear.record.value("rounded_rows", std::int64_t{0});
+    if (task_.team.rank() != 0 || rows == 0) return;
+    task_.monitor.say("block " + std::to_string(task_.block) + ", " + linear.name + ": " +
+                      std::to_string(rows) + " of " + std::to_string(linear.rows) +
+                      " rows would be further off than zeros: rounded to nearest instead");
   }
 
   void count_forward(int g) {

@@ -1,6 +1,8 @@
 #include "stages/quantize/gptq/solve.h"
 
 #include <algorithm>
+#include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -16,7 +18,7 @@ class TileSolver {
   TileSolver(const QuantizedLinear& linear, const GptqSettings& settings,
              const HessianFactor& factor, Backend& backend);
 
-  TileResult solve(Tensor weights);
+  TileResult solve(const Tensor& weights);
 
  private:
   // Scale and zero point of each (row, group).
@@ -28,6 +30,8 @@ class TileSolver {
   void find_grids(ConstMatrix w, std::int64_t group_size, Matrix scales, Matrix zeros);
   Tensor gather_columns(const Tensor& from, const Tensor& columns);
   void solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tensor& row_loss);
+  void replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss, const Tensor& norms,
+                                TileResult& result);
 
   const QuantizedLinear& linear_;
   const GptqSettings& settings_;
@@ -129,7 +133,7 @@ void TileSolver::solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tens
   }
 }
 
-TileResult TileSolver::solve(Tensor weights) {
+TileResult TileSolver::solve(const Tensor& weights) {
   const std::int64_t rows = weights.rows(), cols = weights.cols(), groups = linear_.groups();
   Tensor norms(backend_, DType::kF32, rows, 1);
   backend_.row_errors({.w = weights.view(),
@@ -145,14 +149,79 @@ TileResult TileSolver::solve(Tensor weights) {
     find_grids(gather_columns(weights, alive_).view(), linear_.group_size, grids.scales.view(),
                grids.zeros.view());
   }
-  weights = gather_columns(weights, in_order_);
+  Tensor updated = gather_columns(weights, in_order_);
 
   Tensor codes(backend_, DType::kU8, rows, cols);
   Tensor row_loss(backend_, DType::kF32, rows, 1);
   backend_.zero(row_loss.view());
-  solve_columns(weights, grids, codes, row_loss);
-  return download_tile(gather_columns(codes, back_), grids.scales, grids.zeros, row_loss, norms,
-                       backend_);
+  solve_columns(updated, grids, codes, row_loss);
+  TileResult result = download_tile(gather_columns(codes, back_), grids.scales, grids.zeros,
+                                    row_loss, norms, backend_);
+  replace_worse_than_zeros(weights, row_loss, norms, result);
+  return result;
+}
+
+// Where errors add up instead of cancelling (little damping, columns not by importance), a row may end further from its outputs than if
+// all its weights were 0. Its codes are then those of rounding to nearest, on grids of the weights themselves.
+void TileSolver::replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss,
+                                          const Tensor& norms, TileResult& result) {
+  const std::int64_t rows = weights.rows(), groups = linear_.groups();
+  const auto host = [&](const Tensor& column) {
+    std::vector<float> values(static_cast<std::size_t>(rows));
+    backend_.download(column.f32(), std::as_writable_bytes(std::span(values)));
+    return values;
+  };
+  const std::vector<float> loss = host(row_loss), norm = host(norms);
+  std::vector<std::int64_t> worse;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    if (!(loss[at] <= norm[at])) worse.push_back(row);
+  }
+  if (worse.empty()) return;
+
+  // In the order in which groups are runs of columns: that of the checkpoint, or that of the factor.
+  const Tensor w = gather_columns(weights, fixed_grids_ ? alive_ : in_order_);
+  Tensor scales(backend_, DType::kF32, rows, groups), zeros(backend_, DType::kU8, rows, groups);
+  Tensor codes(backend_, DType::kU8, rows, w.cols());
+  find_grids(w.view(), linear_.group_size, scales.view(), zeros.view());
+  backend_.round_to_grid({.w = w.view(),
+                          .group_size = linear_.group_size,
+                          .bits = settings_.scheme.bits,
+                          .scales = scales.view(),
+                          .zeros = zeros.view(),
+                          .codes = codes.view()});
+  Tensor value(backend_, DType::kF32, rows, w.cols());
+  backend_.dequantize({.codes = codes.view(),
+                       .group_size = linear_.group_size,
+                       .scales = scales.view(),
+                       .zeros = zeros.view(),
+                       .group_of_column = {},
+                       .w = value.view()});
+  if (!fixed_grids_) {
+    codes = gather_columns(codes, back_);
+    value = gather_columns(value, back_);
+  }
+  Tensor errors(backend_, DType::kF32, rows, 1);
+  backend_.row_errors({.w = weights.view(),
+                       .value = value.view(),
+                       .column_weights = importance_.view(),
+                       .sums = errors.view()});
+  const std::vector<float> error = host(errors);
+  TileResult rounded = download_tile(codes, scales, zeros, errors, norms, backend_);
+  for (const std::int64_t row : worse) {
+    const auto at = static_cast<std::size_t>(row);
+    result.error.error += static_cast<double>(error[at]) - static_cast<double>(loss[at]);
+    for (const auto part : {&TileResult::codes, &TileResult::scales, &TileResult::zeros}) {
+      std::ranges::copy(rows_of(rounded.*part, row, 1), rows_of(result.*part, row, 1).begin());
+    }
+  }
+  result.error.rounded_rows = std::ssize(worse);
+  if (std::isfinite(result.error.error)) return;
+  result.error.error = 0;  // a loss that is no number leaves no sum to take it from
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    result.error.error += static_cast<double>(loss[at] <= norm[at] ? loss[at] : error[at]);
+  }
 }
 
 // The group of each column where groups are not runs of the checkpoint's columns.
@@ -193,6 +262,8 @@ QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
                    {"diagonal_floor", factor.diagonal_floor},
                    {"dead_columns", std::ranges::count(factor.dead, std::uint8_t{1})}};
   if (!factored) linear.record["fallback"] = "rtn";
+  if (factor.status == FactorStatus::kNotFinite) linear.record["hessian"] = "not finite";
+  if (error.rounded_rows > 0) linear.record["rounded_rows"] = error.rounded_rows;
   return linear;
 }
 

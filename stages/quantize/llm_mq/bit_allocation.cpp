@@ -5,7 +5,7 @@
 #include <limits>
 #include <map>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 
 namespace roundhouse {
 namespace {
@@ -109,7 +109,7 @@ std::vector<Item> items_of(const std::vector<WidthCosts>& linears,
     items.resize(std::max(items.size(), item_of[i] + 1));
     for (std::size_t choice = 0; choice < kChoices; ++choice) {
       if (!std::isfinite(linears[i].sensitivity[choice])) {
-        throw Error(linears[i].name + ": its sensitivity at " + std::to_string(kWidths[choice]) +
+        throw UnquantizableError(linears[i].name + ": its sensitivity at " + std::to_string(kWidths[choice]) +
                     " bits is not finite");
       }
       require(linears[i].memory[choice] >= 0, "memory is not negative");
@@ -178,7 +178,7 @@ BitAllocation allocate_bits(const std::vector<WidthCosts>& linears, const std::v
   std::int64_t least_rest = 0;  // memory of the items still to come
   for (const Item& item : items) least_rest += item.least_memory();
   if (least_rest > budget) {
-    throw Error("the linears take at least " + std::to_string(least_rest) +
+    throw UnquantizableError("the linears take at least " + std::to_string(least_rest) +
                 " bits of memory, and the budget is " + std::to_string(budget));
   }
   const LagrangianBound bound(items, budget);

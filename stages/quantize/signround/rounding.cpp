@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "stages/flow/numerical_failures.h"
 
 namespace roundhouse {
 
@@ -20,6 +21,8 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
   original_ = std::move(task.weights.linears);
   task.weights.linears.clear();
   const auto all_tiles = tiles_of_block(task);
+  NumericalFailures failures;
+  std::int64_t place = 0;  // of a tile in the block
   for (std::size_t i = 0; i < all_tiles.size(); ++i) {
     const LinearSpec& spec = task.shape.linears()[i];
     task.weights.linears.emplace_back(backend, backend.activation_type(), spec.rows, spec.cols);
@@ -28,6 +31,7 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
         static_cast<std::size_t>(std::min(kTileRows, spec.rows) * linear.groups()), 1.0f);
     auto& tiles = tiles_.emplace_back();
     for (const RowTile& at : all_tiles[i]) {
+      ++place;
       if (at.owner != task.team.rank()) {
         tiles.push_back(nullptr);
         continue;
@@ -45,13 +49,15 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
                                               .rounding = {}});
       const ConstMatrix w =
           std::as_const(original_[i]).view().row_range(at.first, at.first + at.rows);
-      with_rows_named(spec.name, at.first, [&] {
-        backend.find_ranges({.w = w,
-                             .group_size = linear.group_size,
-                             .grid = scheme.grid,
-                             .bits = scheme.bits,
-                             .lo = tile->lo.view(),
-                             .hi = tile->hi.view()});
+      failures.run(place, [&] {
+        with_rows_named(spec.name, at.first, [&] {
+          backend.find_ranges({.w = w,
+                               .group_size = linear.group_size,
+                               .grid = scheme.grid,
+                               .bits = scheme.bits,
+                               .lo = tile->lo.view(),
+                               .hi = tile->hi.view()});
+        });
       });
       backend.zero(tile->v.view());
       const auto one_each =
@@ -71,6 +77,7 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
     }
     backend.sync();  // `ones` ends here
   }
+  failures.agree(task.team);
 }
 
 LearnedBlock::~LearnedBlock() = default;

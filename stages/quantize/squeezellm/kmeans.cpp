@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 
 namespace roundhouse {
 namespace {
@@ -21,7 +21,7 @@ void check_finite(const Tensor& m, const char* what, Backend& backend) {
   backend.check_finite({.x = m.view(), .rows_each = 1, .finite = finite});
   for (std::size_t row = 0; row < finite.size(); ++row) {
     if (finite[row] != 0) continue;
-    throw Error("row " + std::to_string(row) + ": a " + what + " is not finite");
+    throw NumericalError("row " + std::to_string(row) + ": a " + what + " is not finite");
   }
 }
 

@@ -395,10 +395,167 @@ TEST_F(ConfigTest, DifferencesNameKeysThatBothHave) {
   EXPECT_TRUE(differences(result_keys(before), result_keys(before)).empty());
 }
 
+// Sets beside the default take from it what they do not say.
+TEST_F(ConfigTest, CalibrationSetsHaveNames) {
+  const std::string text = "model: " + at("model") + "\nrun: " + at("run") + R"(
+calibrations:
+  default: {text: )" + at("text.jsonl") +
+                           R"(, samples: 64, sequence_length: 128, seed: 7}
+  awq: {samples: 9, drawing: packed, methods: [awq]}
+  long: {sequence_length: 512}
+recipes:
+  - {method: rtn}
+  - {method: gptq}
+  - {method: awq}
+  - {method: awq, calibration: default}
+  - {method: awq, calibration: long, name: mine}
+  - {method: gptq, calibration: long}
+  - {method: llm-mq, calibration: awq}
+)";
+  const RunConfig config = read(text);
+  const SampleOptions& awq = calibration_set(config, "awq");
+  EXPECT_EQ(awq.samples, 9);
+  EXPECT_EQ(awq.sequence_length, 128);
+  EXPECT_EQ(awq.seed, 7u);
+  EXPECT_EQ(awq.shards, 9);
+  EXPECT_EQ(awq.drawing, Drawing::kPacked);
+  EXPECT_EQ(awq.keys, "calibrations.awq");
+  EXPECT_EQ(calibration_set(config, "default").samples, 64);
+  std::vector<std::string> names, sets;
+  for (const Recipe& recipe : config.recipes) {
+    names.push_back(recipe.name);
+    sets.push_back(recipe.calibration);
+  }
+  EXPECT_THAT(
+      names, testing::ElementsAre("rtn-w4g128", "gptq-w4g128", "awq-w4g128",
+                                  "awq-w4g128-calibration-default", "mine",
+                                  "gptq-w4g128-calibration-long", "llm-mq-w4g128-calibration-awq"));
+  EXPECT_THAT(sets,
+              testing::ElementsAre("default", "default", "awq", "default", "long", "long", "awq"));
+  EXPECT_THAT(calibration_sets_in_use(config), testing::ElementsAre("awq", "default", "long"));
+
+  const std::string written = to_yaml(config);
+  EXPECT_EQ(to_yaml(read(written)), written);
+  EXPECT_EQ(result_keys(read(written)), result_keys(config));
+  // What a recipe looks at may not change behind its blocks.
+  const RunConfig other = read(text, {"recipes.1.calibration=awq", "recipes.1.name=gptq-w4g128"});
+  EXPECT_THAT(differences(result_keys(config), result_keys(other)),
+              testing::ElementsAre(HasSubstr("recipes.gptq-w4g128: was {")));
+}
+
+TEST_F(ConfigTest, MistakesInCalibrationSetsAreNamed) {
+  const auto of = [&](const std::string& sets, const std::string& recipes = "[{method: gptq}]") {
+    return error("model: " + at("model") + "\nrun: " + at("run") + "\n" + sets +
+                 "\nrecipes: " + recipes + "\n");
+  };
+  const std::string text = "text: " + at("text.jsonl");
+  EXPECT_EQ(
+      of("calibrations: {default: {" + text + "}}\ncalibration: {samples: 4}"),
+      "config.yaml:3: calibrations.default: stands beside `calibration`, which is the same set");
+  EXPECT_EQ(of("calibration: {" + text + "}", "[{method: gptq, calibration: awq}]"),
+            "config.yaml:4: recipes[0].calibration: there is no set 'awq' in calibrations: it has "
+            "default");
+  EXPECT_EQ(
+      of("calibrations: {default: {" + text + "}, a: {methods: [gptq]}, b: {methods: [gptq]}}"),
+      "config.yaml:3: calibrations.b.methods: gptq looks at the set 'a' already");
+  EXPECT_EQ(of("calibrations: {default: {" + text + "}, a/b: {}}"),
+            "config.yaml:3: calibrations.a/b: a set's name has to be one of a file");
+  EXPECT_EQ(of("calibrations: {a: {samples: 3}}", "[{method: gptq, calibration: a}]"),
+            "config.yaml:3: calibrations.a.text: is missing: recipe 'gptq-w4g128-calibration-a' "
+            "needs calibration text");
+  EXPECT_EQ(of("calibrations: {default: {" + text + "}, a: {sample: 3}}"),
+            "config.yaml:3: calibrations.a: unknown key 'sample' (did you mean 'samples'?)");
+}
+
+std::vector<std::string> names_of(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const Recipe& recipe : config.recipes) names.push_back(recipe.name);
+  return names;
+}
+
+TEST_F(ConfigTest, ASweepStandsForItsProducts) {
+  const auto sweep = [&](const std::string& what) {
+    return read("model: " + at("model") + "\nrun: " + at("run") +
+                "\ncalibration: {text: " + at("text.jsonl") + "}\nsweep: " + what + "\n");
+  };
+  EXPECT_THAT(names_of(sweep("{methods: [rtn, gptq], bits: [4, 3], group_size: 64}")),
+              testing::ElementsAre("rtn-w4g64", "rtn-w3g64", "gptq-w4g64", "gptq-w3g64"));
+  EXPECT_THAT(names_of(sweep("{bits: [4, 3], methods: [rtn, gptq], "
+                             "except: [{method: gptq, bits: 3}]}")),
+              testing::ElementsAre("rtn-w4g128", "gptq-w4g128", "rtn-w3g128"));
+  EXPECT_THAT(names_of(sweep("[{method: gptq, damping: [0.01, 0.1]}, {method: rtn, bits: [2]}]")),
+              testing::ElementsAre("gptq-w4g128", "gptq-w4g128-damping-0.1", "rtn-w2g128"));
+  // SqueezeLLM has no groups: one recipe a width, and a note.
+  const RunConfig mixed =
+      sweep("{methods: [rtn, squeezellm], bits: [4, 3], group_size: [-1, 128]}");
+  EXPECT_THAT(names_of(mixed), testing::ElementsAre("rtn-w4", "rtn-w4g128", "rtn-w3", "rtn-w3g128",
+                                                    "squeezellm-w4", "squeezellm-w3"));
+  EXPECT_THAT(mixed.notes,
+              testing::ElementsAre("sweep: squeezellm has no group_size, which counts for the "
+                                   "other methods only",
+                                   "sweep: 6 recipes"));
+  // What the run keeps is the list.
+  const std::string written = to_yaml(mixed);
+  EXPECT_THAT(written, testing::Not(HasSubstr("sweep")));
+  EXPECT_EQ(names_of(read(written)), names_of(mixed));
+  const RunConfig both = read(with("sweep: {method: rtn, bits: [3, 2]}\n"));
+  EXPECT_THAT(names_of(both), testing::ElementsAre("gptq-w4g128", "rtn-w3g128", "rtn-w2g128"));
+}
+
+TEST_F(ConfigTest, MistakesInASweepAreNamed) {
+  const auto of = [&](const std::string& what) { return error(with("sweep: " + what + "\n")); };
+  EXPECT_EQ(of("{methods: [rtn, squeezellm], bits: [8, 4]}"),
+            "config.yaml:5: sweep.bits: must be 2, 3 or 4 (of the combination {method: squeezellm, "
+            "bits: 8}; `except` takes one out of a sweep)");
+  EXPECT_EQ(of("{methods: [rtn, awq], group_siez: [64]}"),
+            "config.yaml:5: sweep: unknown key 'group_siez' (did you mean 'group_size'?)");
+  EXPECT_EQ(of("{methods: [rtn], bits: [4, 3], except: {bits: 2}}"),
+            "config.yaml:5: sweep.except: {bits: 2} is none of the combinations");
+  EXPECT_EQ(of("{bits: [4]}"), "config.yaml:5: sweep.methods: is missing");
+  EXPECT_EQ(of("{methods: [rtn], bits: []}"), "config.yaml:5: sweep.bits: is an empty list");
+  EXPECT_EQ(of("{methods: [rtn], bits: [4, 4]}"),
+            "config.yaml:5: sweep.bits: 4 stands there twice");
+  EXPECT_THAT(of("{methods: [rtm], bits: 4}"), HasSubstr("sweep.methods: 'rtm' is not one of rtn"));
+  EXPECT_EQ(of("{methods: [rtn], name: a}"),
+            "config.yaml:5: sweep.name: recipes of a sweep are named after what they are");
+  EXPECT_THAT(of("{methods: [gptq], bits: [4]}"), HasSubstr("a second recipe named 'gptq-w4g128'"));
+  EXPECT_EQ(of("{methods: rtn, bits: 4, except: {bits: 4}}"),
+            "config.yaml:5: sweep: `except` leaves no recipe");
+}
+
+// The sweep of the papers' models is whole: six methods, every width.
+TEST_F(ConfigTest, TheSweepOfThePapersIsWhole) {
+  const RunConfig config =
+      read_config(source_folder() / "configs/llama-2-70b.yaml",
+                  {"model=" + at("model"), "calibration.text=" + at("text.jsonl"),
+                   "evaluate.perplexity.0.text=" + at("other.txt")});
+  std::map<std::string, int> recipes;
+  for (const Recipe& recipe : config.recipes) {
+    ++recipes[recipe.method];
+    const bool as_awq = recipe.method == "awq" || recipe.method == "llm-mq";
+    EXPECT_EQ(recipe.calibration, as_awq ? "awq" : kDefaultCalibration) << recipe.name;
+  }
+  EXPECT_EQ(recipes, (std::map<std::string, int>{{"rtn", 4},
+                                                 {"gptq", 4},
+                                                 {"awq", 4},
+                                                 {"signround", 4},
+                                                 {"squeezellm", 6},
+                                                 {"llm-mq", 8}}));
+  const std::vector<std::string> names = names_of(config);
+  for (const char* width : {"w4", "w4g128", "w3g128", "w2g128"}) {
+    for (const char* method : {"rtn", "gptq", "awq", "signround"})
+      EXPECT_THAT(names, testing::Contains(std::string(method) + "-" + width));
+  }
+  for (const char* name : {"squeezellm-w2", "squeezellm-w3-sparse", "llm-mq-w2.2g128"})
+    EXPECT_THAT(names, testing::Contains(name));
+  EXPECT_EQ(calibration_set(config, "awq").samples, 65);
+  EXPECT_EQ(calibration_set(config, "awq").text, config.calibration.text);
+}
+
 TEST_F(ConfigTest, TheConfigsOfTheProjectAreRight) {
   const std::filesystem::path before = std::filesystem::current_path();
   std::filesystem::current_path(source_folder());
-  for (const char* name : {"configs/demo.yaml", "configs/tiny-world.yaml"}) {
+  for (const char* name : {"configs/demo.yaml", "configs/tiny-world.yaml", "configs/sweep.yaml"}) {
     EXPECT_NO_THROW(read_config(name, {})) << name;
   }
   std::filesystem::current_path(before);

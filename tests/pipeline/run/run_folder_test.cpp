@@ -170,6 +170,40 @@ TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
   EXPECT_EQ(calibration_identity(base, inputs()), calibration_identity(elsewhere, inputs()));
 }
 
+// What a set holds counts, not its name; a run without further sets has the identities that it always had.
+TEST_F(RunFolderTest, CalibrationSetsHaveIdentities) {
+  RunConfig one = config();
+  RunConfig two = one;
+  two.calibrations["small"] = one.calibration;
+  two.calibrations["small"].samples = 65;
+  two.calibrations["same"] = one.calibration;
+  RunInputs texts = inputs();
+  texts.other_texts = {{"small", "c00"}, {"same", "c00"}};
+  const Recipe& gptq = one.recipes[1];
+  EXPECT_EQ(recipe_identity(two, texts, gptq), recipe_identity(one, inputs(), gptq));
+  EXPECT_EQ(calibration_identity(two, texts), calibration_identity(one, inputs()));
+  Recipe small = gptq, same = gptq;
+  small.calibration = "small";
+  same.calibration = "same";
+  EXPECT_NE(recipe_identity(two, texts, small), recipe_identity(two, texts, gptq));
+  EXPECT_EQ(recipe_identity(two, texts, same), recipe_identity(two, texts, gptq));
+  texts.other_texts["same"] = "c01";
+  EXPECT_NE(recipe_identity(two, texts, same), recipe_identity(two, texts, gptq));
+  EXPECT_EQ(recipe_identity(one, inputs(), gptq), "470c6bc8d4ed6c4a566c8c8313e3c09f");
+
+  two.recipes.push_back(small);
+  two.recipes.back().name = "small";
+  settle_config(two, texts);
+  EXPECT_EQ(read_identity(two.run).identity->inputs.other_texts, texts.other_texts);
+  RunInputs other = texts;
+  other.other_texts["small"] = "c02";
+  EXPECT_THAT(message_of([&] { settle_config(two, other); }),
+              HasSubstr("does not hold the text that the run began with"));
+  two.calibrations["small"].samples = 64;
+  EXPECT_THAT(message_of([&] { settle_config(two, texts); }),
+              HasSubstr("calibrations.small.samples: was 65, is 64"));
+}
+
 TEST_F(RunFolderTest, TheFingerprintFollowsTheModelsFiles) {
   const fs::path source = source_folder() / "tests/data/tiny-world";
   const fs::path copy = folder_.path() / "model";

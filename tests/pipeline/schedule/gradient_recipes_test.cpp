@@ -109,7 +109,7 @@ class Walker {
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
-                      .samples = nullptr,
+                      .samples = {},
                       .store = store,
                       .budget = budget,
                       .saved_activation_bytes = std::size_t{1} << 30,

@@ -71,7 +71,7 @@ TEST_F(HandoverTest, WhatAStagePassesOnArrivesWhileItWaits) {
   for (int number = 1; number <= 3; ++number) {
     StreamActivations activations = item(mesh.stage() == 0 ? number : 0);
     if (mesh.stage() > 0) {
-      ASSERT_TRUE(handover.receive(activations, {0, 1}));
+      ASSERT_EQ(handover.receive(activations, {0, 1}), Handover::Arrival::kActivations);
       for (const std::byte value : activations.quantized->bytes(0))
         ASSERT_EQ(value, static_cast<std::byte>(number));
     }
@@ -86,7 +86,7 @@ TEST_F(HandoverTest, WhatAStagePassesOnArrivesWhileItWaits) {
     }
   }
   if (mesh.stage() < last) handover.send_stop();
-  EXPECT_TRUE(mesh.stage() == 0 || !handover.receive({}, {0, 1}));
+  EXPECT_TRUE(mesh.stage() == 0 || handover.receive({}, {0, 1}) == Handover::Arrival::kStopped);
   handover.finish();
 }
 

@@ -4,13 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "base/error.h"
 #include "base/file.h"
+#include "base/numerical_error.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "pipeline/run/hdf5_store.h"
 #include "pipeline/run/model_identity.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/recipe_failure.h"
+#include "stages/quantize/row_tiles.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
@@ -50,6 +52,13 @@ class Walker {
     method_of_ = [method = std::move(method)](const Recipe&) { return method(); };
   }
 
+  void make(std::vector<Recipe> made,
+            std::function<std::unique_ptr<Method>(const Recipe&)> method_of) {
+    recipes_ = std::move(made);
+    method_of_ = std::move(method_of);
+  }
+  const std::vector<RecipeState>& states() const { return states_; }  // after run()
+
   // Everything that is missing in the store; false if stopped.
   bool run(
       RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr,
@@ -57,9 +66,9 @@ class Walker {
     const Mesh mesh(world_, shape, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
-    std::vector<RecipeState> states;
+    states_.clear();
     for (const Recipe& recipe : recipes_) {
-      states.push_back(inspect_recipe(recipe, kBlocks, kShards, store, world_));
+      states_.push_back(inspect_recipe(recipe, kBlocks, kShards, store, world_));
     }
     int units = 0;
     Schedule schedule{.backend = *backend_,
@@ -67,7 +76,7 @@ class Walker {
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
-                      .samples = &samples_,
+                      .samples = {{kDefaultCalibration, samples_}},
                       .store = store,
                       .budget = budget,
                       .saved_activation_bytes = std::size_t{1} << 30,
@@ -88,7 +97,7 @@ class Walker {
                           },
                       .gradient_samples = {}};
     if (method_of_) schedule.method_of = method_of_;
-    return quantize_all(schedule, recipes_, states);
+    return quantize_all(schedule, recipes_, states_);
   }
 
  private:
@@ -99,6 +108,7 @@ class Walker {
   NullMonitor quiet_;
   ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
   std::vector<Recipe> recipes_ = recipes();
+  std::vector<RecipeState> states_;
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
@@ -174,23 +184,203 @@ TEST(ScheduleTest, SameBytesOnEveryMesh) {
   }
 }
 
-// A message of days of work: which recipe, block and linear it was.
-TEST(ScheduleTest, WhatCannotBeQuantizedIsNamed) {
-  if (test_world().size() > 1) GTEST_SKIP() << "the others would wait for the rank that fails";
-  const TemporaryFolder folder;
-  const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
-  Tensors tensors = formula_tensors(config, DType::kF32);
-  tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>()[0] = 1e30f;
-  write_model(folder.path(), config, tensors);
-  Hdf5Store store(folder.path());
-  std::string said = "nothing";
-  try {
-    (void)Walker(test_world(), 0, folder.path()).run(store, {1, 1});
-  } catch (const Error& error) {
-    said = error.what();
+// A weight that no scale can hold: each recipe is given up at the block that has it, which is named.
+TEST(FailureTest, WhatCannotBeQuantizedIsNamed) {
+  Communicator& world = test_world();
+  const SharedFolder model(world);
+  if (world.rank() == 0) {
+    const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+    Tensors tensors = formula_tensors(config, DType::kF32);
+    tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>()[0] = 1e30f;
+    write_model(model.path(), config, tensors);
   }
-  EXPECT_THAT(said, testing::MatchesRegex(
-                        "gptq-w4g128, block 3: self_attn.o_proj, rows from 0: .*float16.*"));
+  world.barrier();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world, 0, model.path());
+    EXPECT_TRUE(walker.run(store, {pipeline, world.size() / pipeline}));
+    for (const RecipeState& state : walker.states()) {
+      ASSERT_TRUE(state.failure);
+      EXPECT_EQ(state.failure->block, 3);
+      EXPECT_THAT(state.failure->reason,
+                  testing::MatchesRegex("self_attn.o_proj, rows from 0: .*float16.*"));
+    }
+  }
+}
+
+// GPTQ until block 3, of which the second and the third tile of rows cannot be made: other ranks find that, or one.
+class FailingMethod final : public Method {
+ public:
+  static Recipe recipe() {
+    Recipe recipe = parse_recipe({{"method", "gptq"}, {"bits", 3}, {"group_size", 128}});
+    recipe.name = "failing";
+    return recipe;
+  }
+  Needs needs() const override { return gptq_->needs(); }
+  std::vector<LinearScheme> schemes() const override { return gptq_->schemes(); }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    if (task.block == 3) {
+      share_tiles(
+          task.team, 3 * kTileRows,
+          [&](std::int64_t first, std::int64_t) -> TileBytes {
+            if (first > 0) throw NumericalError("tile " + std::to_string(first / kTileRows));
+            return {};
+          },
+          [](std::int64_t, TileReader&) {});
+    }
+    return gptq_->quantize(task);
+  }
+
+ private:
+  std::unique_ptr<Method> gptq_ = make_method(recipe());
+};
+
+std::vector<Recipe> recipes_and_a_failing_one() {
+  std::vector<Recipe> all = recipes();
+  all.insert(all.begin() + 1, FailingMethod::recipe());
+  return all;
+}
+
+std::unique_ptr<Method> method_or_failing(const Recipe& recipe) {
+  if (recipe.name == "failing") return std::make_unique<FailingMethod>();
+  return make_method(recipe);
+}
+
+void expect_failure(const Walker& walker) {
+  for (std::size_t r = 0; r < walker.states().size(); ++r) {
+    const auto& failure = walker.states()[r].failure;
+    ASSERT_EQ(failure.has_value(), r == 1);
+    if (!failure) continue;
+    EXPECT_EQ(failure->block, 3);
+    EXPECT_EQ(failure->reason, "tile 1") << "the first, whoever had it";
+  }
+}
+
+// A recipe that cannot be made is left, the others have the bytes that they have without it, and a later start leaves it alone
+// until it is told to forget.
+TEST(FailureTest, TheOthersGoOnOnEveryMesh) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    walker.make(recipes_and_a_failing_one(), method_or_failing);
+    std::vector<std::size_t> taken;
+    EXPECT_TRUE(walker.run(store, shape, nullptr,
+                           [&](const Mesh&, const std::vector<std::size_t>& finished) {
+                             taken.insert(taken.end(), finished.begin(), finished.end());
+                             return true;
+                           }));
+    world.barrier();
+    expect_failure(walker);
+    EXPECT_THAT(taken, testing::Not(testing::Contains(1u)));
+    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline;
+    EXPECT_TRUE(store.has(block_key("failing", 2)));
+    EXPECT_FALSE(store.has(block_key("failing", 3)));
+    EXPECT_TRUE(store.has(failure_key("failing", 3)));
+    EXPECT_TRUE(store.keys("recipes/failing/activations").empty()) << "snapshots go";
+
+    int made = 0;
+    EXPECT_TRUE(walker.run(store, shape, [&](JobMonitor&, int units) { made = units; }));
+    EXPECT_EQ(world.all_reduce_max(made), 0);
+    expect_failure(walker);
+
+    world.barrier();
+    if (world.rank() == 0) {
+      EXPECT_TRUE(forget_failures("failing", store));
+    }
+    world.barrier();
+    walker.make(recipes_and_a_failing_one(),
+                [](const Recipe& recipe) { return make_method(recipe); });
+    EXPECT_TRUE(walker.run(store, shape, [&](JobMonitor&, int units) { made = units; }));
+    world.barrier();
+    for (const RecipeState& state : walker.states()) EXPECT_FALSE(state.failure);
+    EXPECT_EQ(contents(store, {FailingMethod::recipe()}).size(), std::size_t{kBlocks});
+    EXPECT_EQ(contents(store), expected);
+  }
+}
+
+// Wherever a run is cut off around a failure, it goes on to the same end.
+TEST(FailureTest, ResumesAroundAFailureAtAnyWrite) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  const auto expected = undisturbed();
+  Walker walker(test_world());
+  walker.make(recipes_and_a_failing_one(), method_or_failing);
+  // 6 blocks and 5 snapshots of 4 shards; then 3 blocks, 3 snapshots and the failure.
+  for (int n = 20; n <= 50; n += 3) {
+    MemoryStore store;
+    store.fail_at_write(n);
+    EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
+    store.fail_at_write(0);
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    expect_failure(walker);
+    EXPECT_EQ(contents(store), expected) << "after a failure at write " << n;
+  }
+}
+
+// One rank asks to stop after its second unit, of whichever recipe; the next start ends as if nothing had been.
+TEST(FailureTest, StopsTogetherAroundAFailure) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const MeshShape shape{pipeline, world.size() / pipeline};
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    std::vector<Recipe> all = recipes_and_a_failing_one();
+    walker.make(all, method_or_failing);
+    (void)walker.run(store, shape, [&](JobMonitor& monitor, int units) {
+      if (units == 4) monitor.watchdog().request_stop();
+    });
+    world.barrier();
+    EXPECT_TRUE(walker.run(store, shape));
+    world.barrier();
+    expect_failure(walker);
+    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline;
+  }
+}
+
+// What a method cannot decide for the whole model, before any block.
+class UndecidedMethod final : public Method {
+ public:
+  Needs needs() const override { return {.decision = true}; }
+  std::vector<LinearScheme> schemes() const override { return {{.bits = 4}}; }
+  nlohmann::json decide(ModelTask&) const override { throw UnquantizableError("no bits fit"); }
+  QuantizedBlock quantize(BlockTask&) const override { throw Error("nothing was decided"); }
+};
+
+TEST(FailureTest, WhatCannotBeDecidedIsLeftToo) {
+  Communicator& world = test_world();
+  const auto expected = undisturbed();
+  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
+    if (world.size() % pipeline != 0) continue;
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    Walker walker(world);
+    std::vector<Recipe> all = recipes();
+    Recipe undecided = all[1];
+    undecided.name = "undecided";
+    undecided.needs = {.decision = true};
+    all.insert(all.begin(), undecided);
+    walker.make(all, [](const Recipe& recipe) -> std::unique_ptr<Method> {
+      if (recipe.name == "undecided") return std::make_unique<UndecidedMethod>();
+      return make_method(recipe);
+    });
+    for (int start = 0; start < 2; ++start) {
+      EXPECT_TRUE(walker.run(store, {pipeline, world.size() / pipeline}));
+      world.barrier();
+      ASSERT_TRUE(walker.states()[0].failure);
+      EXPECT_EQ(walker.states()[0].failure->place(), "the whole model");
+      EXPECT_THAT(walker.states()[0].failure->reason, testing::EndsWith("no bits fit"));
+      EXPECT_EQ(contents(store), expected);
+    }
+  }
 }
 
 // While a recipe is under way there is one, of its last block; afterwards there is none, and no folder.

@@ -95,7 +95,8 @@ TEST_F(SnapshotsTest, TheFullPrecisionStreamIsStoredOnce) {
   gptq.remove_all(kShards);
   awq.write(4, streams(false, true, 7), *world_);
   EXPECT_EQ(store_.keys("activations"),
-            (std::vector<std::string>{shared_snapshot_key(4, 0), shared_snapshot_key(4, 1)}));
+            (std::vector<std::string>{shared_snapshot_key("default", 4, 0),
+                                      shared_snapshot_key("default", 4, 1)}));
   awq.remove_all(kShards);
   EXPECT_TRUE(std::filesystem::is_empty(folder_.path() / "run")) << "no folder is left behind";
 }

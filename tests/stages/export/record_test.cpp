@@ -286,7 +286,8 @@ TEST(RunStoreTest, KeysCarryBlocksAndShards) {
   EXPECT_EQ(block_key("gptq-w4g128", 7), "recipes/gptq-w4g128/block-0007");
   EXPECT_EQ(snapshot_key("gptq-w4g128", 8, 3),
             "recipes/gptq-w4g128/activations/after-0008/shard-03");
-  EXPECT_EQ(shared_snapshot_key(8, 3), "activations/after-0008/shard-03");
+  EXPECT_EQ(shared_snapshot_key("default", 8, 3), "activations/after-0008/shard-03");
+  EXPECT_EQ(shared_snapshot_key("awq", 8, 3), "activations/of-awq/after-0008/shard-03");
 }
 
 TEST(MemoryStoreTest, KeepsRecords) {

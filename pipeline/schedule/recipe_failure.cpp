@@ -1,0 +1,79 @@
+#include "pipeline/schedule/recipe_failure.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <span>
+#include <utility>
+
+namespace roundhouse {
+namespace {
+
+constexpr const char* kFailed = "failed";
+
+std::string prefix_of(const std::string& recipe) { return "recipes/" + recipe + "/failed-"; }
+
+std::vector<std::string> failure_keys(const std::string& recipe, RunStore& store) {
+  std::vector<std::string> keys = store.keys("recipes/" + recipe);
+  std::erase_if(keys, [&](const std::string& key) { return !key.starts_with(prefix_of(recipe)); });
+  return keys;
+}
+
+}  // namespace
+
+std::string RecipeFailure::place() const {
+  return block == kWholeModel ? "the whole model" : "block " + std::to_string(block);
+}
+
+std::string failure_key(const std::string& recipe, int block) {
+  if (block == RecipeFailure::kWholeModel) return prefix_of(recipe) + "model";
+  char number[16];
+  std::snprintf(number, sizeof number, "%04d", block);
+  return prefix_of(recipe) + number;
+}
+
+std::optional<RecipeFailure> find_failure(const std::string& recipe, RunStore& store) {
+  std::optional<RecipeFailure> first;
+  for (const std::string& key : failure_keys(recipe, store)) {
+    std::optional<nlohmann::json> attributes = store.attributes(key);
+    if (!attributes || !attributes->contains(kFailed)) continue;
+    const nlohmann::json& failed = attributes->at(kFailed);
+    const int block = failed.value("block", RecipeFailure::kWholeModel);
+    if (first && first->block <= block) continue;
+    first = RecipeFailure{
+        .block = block, .reason = failed.value("reason", ""), .attributes = *attributes};
+  }
+  return first;
+}
+
+bool forget_failures(const std::string& recipe, RunStore& store) {
+  const std::vector<std::string> keys = failure_keys(recipe, store);
+  for (const std::string& key : keys) store.remove(key);
+  return !keys.empty();
+}
+
+void RecipeFailures::add(std::size_t recipe, const std::string& name, RecipeFailure failure,
+                         RunStore& store) {
+  Record record;
+  record.attributes = std::move(failure.attributes);
+  record.attributes[kFailed] = {{"block", failure.block}, {"reason", failure.reason}};
+  store.commit(failure_key(name, failure.block), record);
+  found_.push_back({recipe, failure.block, failure.reason});
+}
+
+std::vector<std::pair<std::size_t, RecipeFailure>> RecipeFailures::share(
+    Communicator& world) const {
+  std::map<std::size_t, RecipeFailure> first;
+  const std::string text = found_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
+    const char* const begin = reinterpret_cast<const char*>(part.data());
+    for (const nlohmann::json& each : nlohmann::json::parse(begin, begin + part.size())) {
+      RecipeFailure failure{.block = each[1].get<int>(), .reason = each[2].get<std::string>()};
+      const auto [at, added] = first.emplace(each[0].get<std::size_t>(), failure);
+      if (!added && failure.block < at->second.block) at->second = failure;
+    }
+  }
+  return {first.begin(), first.end()};
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,36 @@
+#include "pipeline/watch/whereabouts.h"
+
+#include <algorithm>
+
+#include "comm/tree_sum.h"
+
+namespace roundhouse {
+namespace {
+
+StageProgress progress_of(const std::vector<RecipeProgress>& recipes, int stage, int stages) {
+  StageProgress progress;
+  for (const RecipeProgress& recipe : recipes) {
+    const PartRange own = parts_of_rank(static_cast<int>(recipe.done.size()), stage, stages);
+    const auto begin = recipe.done.begin() + own.begin, end = recipe.done.begin() + own.end;
+    const auto missing = std::find(begin, end, false);
+    if (recipe.failed || missing == end) continue;
+    if (!progress.recipe.empty()) {
+      progress.next = recipe.name;
+      break;
+    }
+    progress.recipe = recipe.name;
+    progress.block = static_cast<int>(missing - recipe.done.begin());
+    progress.waits = recipe.in_order && std::find(recipe.done.begin(), begin, false) != begin;
+  }
+  return progress;
+}
+
+}  // namespace
+
+std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipes, int stages) {
+  std::vector<StageProgress> all;
+  for (int stage = 0; stage < stages; ++stage) all.push_back(progress_of(recipes, stage, stages));
+  return all;
+}
+
+}  // namespace roundhouse

@@ -1,0 +1,26 @@
+// Who is at what, and what comes next: of every stage of a pipeline, by what is committed.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace roundhouse {
+
+struct RecipeProgress {
+  std::string name;
+  bool in_order = false;   // a block begins when those before it are done
+  bool failed = false;     // it is not gone on with
+  std::vector<bool> done;  // by block
+};
+
+struct StageProgress {
+  std::string recipe;  // empty: this stage has done its part of all
+  int block = 0;       // that it makes, or that it waits for
+  bool waits = false;  // for the stage before: blocks before its own are missing
+  std::string next;    // the recipe after; empty: none
+};
+
+// By stage. Recipes are gone through in this order by all stages; stages share the blocks as a mesh does.
+std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipes, int stages);
+
+}  // namespace roundhouse

@@ -1,0 +1,46 @@
+#include "pipeline/watch/whereabouts.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace roundhouse {
+namespace {
+
+RecipeProgress recipe(const std::string& name, int done, bool in_order = true) {
+  RecipeProgress progress{.name = name, .in_order = in_order, .done = std::vector<bool>(6)};
+  std::fill_n(progress.done.begin(), done, true);
+  return progress;
+}
+
+TEST(WhereaboutsTest, StagesFollowEachOther) {
+  const auto stages =
+      whereabouts({recipe("a", 6), recipe("b", 4), recipe("c", 1), recipe("d", 0)}, 2);
+  ASSERT_EQ(stages.size(), 2u);
+  EXPECT_EQ(stages[0].recipe, "c");
+  EXPECT_EQ(stages[0].block, 1);
+  EXPECT_FALSE(stages[0].waits);
+  EXPECT_EQ(stages[0].next, "d");
+  EXPECT_EQ(stages[1].recipe, "b");
+  EXPECT_EQ(stages[1].block, 4);
+  EXPECT_FALSE(stages[1].waits);
+  EXPECT_EQ(stages[1].next, "c");
+}
+
+TEST(WhereaboutsTest, AStageWaitsForBlocksBeforeItsOwn) {
+  EXPECT_TRUE(whereabouts({recipe("a", 2)}, 2)[1].waits);
+  EXPECT_EQ(whereabouts({recipe("a", 2)}, 2)[1].block, 3);
+  EXPECT_FALSE(whereabouts({recipe("a", 2, false)}, 2)[1].waits) << "its blocks stand alone";
+}
+
+TEST(WhereaboutsTest, WhatFailedIsPassedOver) {
+  RecipeProgress failed = recipe("a", 2);
+  failed.failed = true;
+  const auto stages = whereabouts({failed, recipe("b", 0)}, 1);
+  EXPECT_EQ(stages[0].recipe, "b");
+  EXPECT_EQ(stages[0].next, "");
+  EXPECT_EQ(whereabouts({failed, recipe("b", 6)}, 1)[0].recipe, "");
+}
+
+}  // namespace
+}  // namespace roundhouse
