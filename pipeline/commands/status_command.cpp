@@ -55,7 +55,7 @@ std::vector<bool> blocks_done(const fs::path& run, const std::string& recipe, in
   return done;
 }
 
-Json read_results(const fs::path& run, const std::string& recipe) {
+Json results_of(const fs::path& run, const std::string& recipe) {
   return read_results(run, recipe).object.value_or(Json::object());
 }
 
@@ -201,9 +201,9 @@ Picture look(const fs::path& run) {
                     : "";
     text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
                         blocks > 0 ? std::to_string(blocks) : "?", note,
-                        failure ? "" : figures_of(read_results(run, recipe.name)));
+                        failure ? "" : figures_of(results_of(run, recipe.name)));
   }
-  if (const std::string original = figures_of(read_results(run, kOriginal)); !original.empty()) {
+  if (const std::string original = figures_of(results_of(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
   }
   if (job.units > 0) {
