@@ -206,15 +206,15 @@ Picture look(const fs::path& run) {
   if (const std::string original = figures_of(results_of(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
   }
+  const std::string last = text_in(job.last_event, "event");
   if (job.units > 0) {
     text += fmt::format("{} a block", format_duration(job.unit_seconds));
-    if (job.left && *job.left > 0) {
+    if (last != "done" && job.left && *job.left > 0) {
       text += fmt::format(", {} left, done about {}", format_duration(*job.left),
                           clock_time(seconds_of(text_in(job.last_event, "time")) + *job.left));
     }
     text += "\n";
   }
-  const std::string last = text_in(job.last_event, "event");
   if (job.ranks > 0 && last != "done" && last != "stopped") text += describe(progress, job.stages);
   if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
   return {text, last == "done"};

@@ -5,6 +5,7 @@
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
+#include "stages/flow/numerical_failures.h"
 #include "stages/store/block_record.h"
 
 namespace roundhouse {
@@ -19,6 +20,15 @@ std::int64_t bytes_of_block(const CausalLM& model, int block) {
       bytes += std::ssize(model.checkpoint().view(tensor.name).bytes);
   }
   return bytes;
+}
+
+// A block that is none (a value that its type cannot hold) is the method's last word on these numbers.
+Record to_valid_record(const QuantizedBlock& block) {
+  try {
+    return to_record(block);
+  } catch (const Error& error) {
+    throw NumericalError(error.what());
+  }
 }
 
 }  // namespace
@@ -46,14 +56,22 @@ void with_place_named(const std::string& place, const std::function<void()>& wor
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
                std::chrono::steady_clock::time_point start, double load_seconds) {
   QuantizedBlock result;
-  with_place_named(recipe.name + ", block " + std::to_string(task.block),
-                   [&] { result = method.quantize(task); });
+  Record record;
+  nlohmann::json phases;
+  std::chrono::steady_clock::time_point commit_start;
+  with_place_named(recipe.name + ", block " + std::to_string(task.block), [&] {
+    result = method.quantize(task);
+    NumericalFailures failures;
+    if (task.team.rank() == 0) {
+      // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
+      phases = std::exchange(result.record["phases"], nullptr);
+      result.record.erase("phases");
+      commit_start = std::chrono::steady_clock::now();
+      failures.run(0, [&] { record = to_valid_record(result); });
+    }
+    failures.agree(task.team);  // whether it may be committed
+  });
   if (task.team.rank() != 0) return;
-  // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
-  nlohmann::json phases = std::exchange(result.record["phases"], nullptr);
-  result.record.erase("phases");
-  const auto commit_start = std::chrono::steady_clock::now();
-  Record record = to_record(result);
   record.attributes[kMadeOf] = contents_of_block(schedule.model, task.block);
   record.attributes[kComputedBy] = schedule.backend.computes_as();
   schedule.store.commit(block_key(recipe.name, task.block), record);

@@ -452,19 +452,20 @@ TEST_F(ConfigTest, MistakesInCalibrationSetsAreNamed) {
   EXPECT_EQ(
       of("calibrations: {default: {" + text + "}}\ncalibration: {samples: 4}"),
       "config.yaml:3: calibrations.default: stands beside `calibration`, which is the same set");
-  EXPECT_EQ(of("calibration: {" + text + "}", "[{method: gptq, calibration: awq}]"),
-            "config.yaml:4: recipes[0].calibration: there is no set 'awq' in calibrations: it has "
-            "default");
+  EXPECT_EQ(
+      of("calibration: {" + text + "}", "[{method: gptq, calibration: awq}]"),
+      "config.yaml:4: recipes[0].calibration: there is no set \"awq\" in calibrations: it has "
+      "default");
   EXPECT_EQ(
       of("calibrations: {default: {" + text + "}, a: {methods: [gptq]}, b: {methods: [gptq]}}"),
-      "config.yaml:3: calibrations.b.methods: gptq looks at the set 'a' already");
+      "config.yaml:3: calibrations.b.methods: gptq looks at the set \"a\" already");
   EXPECT_EQ(of("calibrations: {default: {" + text + "}, a/b: {}}"),
             "config.yaml:3: calibrations.a/b: a set's name has to be one of a file");
   EXPECT_EQ(of("calibrations: {a: {samples: 3}}", "[{method: gptq, calibration: a}]"),
-            "config.yaml:3: calibrations.a.text: is missing: recipe 'gptq-w4g128-calibration-a' "
+            "config.yaml:3: calibrations.a.text: is missing: recipe \"gptq-w4g128-calibration-a\" "
             "needs calibration text");
   EXPECT_EQ(of("calibrations: {default: {" + text + "}, a: {sample: 3}}"),
-            "config.yaml:3: calibrations.a: unknown key 'sample' (did you mean 'samples'?)");
+            "config.yaml:3: calibrations.a: unknown key \"sample\" (did you mean \"samples\"?)");
 }
 
 std::vector<std::string> names_of(const RunConfig& config) {
@@ -508,17 +509,19 @@ TEST_F(ConfigTest, MistakesInASweepAreNamed) {
             "config.yaml:5: sweep.bits: must be 2, 3 or 4 (of the combination {method: squeezellm, "
             "bits: 8}; `except` takes one out of a sweep)");
   EXPECT_EQ(of("{methods: [rtn, awq], group_siez: [64]}"),
-            "config.yaml:5: sweep: unknown key 'group_siez' (did you mean 'group_size'?)");
+            "config.yaml:5: sweep: unknown key \"group_siez\" (did you mean \"group_size\"?)");
   EXPECT_EQ(of("{methods: [rtn], bits: [4, 3], except: {bits: 2}}"),
             "config.yaml:5: sweep.except: {bits: 2} is none of the combinations");
   EXPECT_EQ(of("{bits: [4]}"), "config.yaml:5: sweep.methods: is missing");
   EXPECT_EQ(of("{methods: [rtn], bits: []}"), "config.yaml:5: sweep.bits: is an empty list");
   EXPECT_EQ(of("{methods: [rtn], bits: [4, 4]}"),
             "config.yaml:5: sweep.bits: 4 stands there twice");
-  EXPECT_THAT(of("{methods: [rtm], bits: 4}"), HasSubstr("sweep.methods: 'rtm' is not one of rtn"));
+  EXPECT_THAT(of("{methods: [rtm], bits: 4}"),
+              HasSubstr("sweep.methods: \"rtm\" is not one of rtn"));
   EXPECT_EQ(of("{methods: [rtn], name: a}"),
             "config.yaml:5: sweep.name: recipes of a sweep are named after what they are");
-  EXPECT_THAT(of("{methods: [gptq], bits: [4]}"), HasSubstr("a second recipe named 'gptq-w4g128'"));
+  EXPECT_THAT(of("{methods: [gptq], bits: [4]}"),
+              HasSubstr("a second recipe named \"gptq-w4g128\""));
   EXPECT_EQ(of("{methods: rtn, bits: 4, except: {bits: 4}}"),
             "config.yaml:5: sweep: `except` leaves no recipe");
 }

@@ -312,7 +312,7 @@ TEST(FailureTest, ResumesAroundAFailureAtAnyWrite) {
   Walker walker(test_world());
   walker.make(recipes_and_a_failing_one(), method_or_failing);
   // 6 blocks and 5 snapshots of 4 shards; then 3 blocks, 3 snapshots and the failure.
-  for (int n = 20; n <= 50; n += 3) {
+  for (int n = 20; n <= 50; n += 5) {
     MemoryStore store;
     store.fail_at_write(n);
     EXPECT_THROW(walker.run(store, {1, 1}), Error) << "write " << n;
