@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -27,14 +28,12 @@ namespace {
 class RecipeWalk {
  public:
   RecipeWalk(Schedule& schedule, Handover& handover, const Recipe& recipe,
-             const std::vector<Recipe>& all, const RecipeState& state,
-             const nlohmann::json& decision)
+             const std::vector<Recipe>& all, const RecipeState& state)
       : s_(schedule),
         handover_(handover),
         recipe_(recipe),
         all_(all),
         state_(state),
-        decision_(decision),
         timing_(schedule.interruption_hours),
         method_(schedule.method_of(recipe)),
         prefetch_(schedule.model.checkpoint()) {}
@@ -174,7 +173,7 @@ class RecipeWalk {
             activations.full_precision.get(),
             s_.budget,
             s_.saved_activation_bytes,
-            decision_};
+            state_.decision ? *state_.decision : nothing_decided_};
   }
 
   void make_unit(int block, const StreamActivations& activations) {
@@ -235,7 +234,7 @@ class RecipeWalk {
   const Recipe& recipe_;
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
-  const nlohmann::json& decision_;
+  const nlohmann::json nothing_decided_;
   SnapshotTiming timing_;
   std::unique_ptr<Method> method_;
   WeightPrefetch prefetch_;
@@ -250,11 +249,15 @@ void learn_origin(const Recipe& recipe, const nlohmann::json& record, RecipeStat
                      in_quotes(tensor) + ". Use another run folder");
   }
   state.computed_by.insert(record[kComputedBy].get<std::string>());
+  if (const auto decision = record[kDecidedAs].get<std::string>(); !decision.empty()) {
+    state.decided_as.insert(decision);
+  }
 }
 
 nlohmann::json origin_of(const nlohmann::json& attributes) {
   return {{kMadeOf, attributes.value(kMadeOf, nlohmann::json::object())},
-          {kComputedBy, attributes.value(kComputedBy, "")}};
+          {kComputedBy, attributes.value(kComputedBy, "")},
+          {kDecidedAs, attributes.value(kDecidedAs, "")}};
 }
 
 // Rank 0 reads, all ranks know.
@@ -274,6 +277,25 @@ void look_at_decision(const Recipe& recipe, RunStore& store, Communicator& world
   learn_origin(recipe, found, state);
   store.expect(key, found["bytes"].get<std::uint64_t>());
   state.decision = std::move(found[kDecision]);
+}
+
+// What a block's gradients were made into, in place of the block. Rank 0 reads, all ranks know.
+void look_at_statistics(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
+                        RecipeState& state) {
+  nlohmann::json found = nlohmann::json::array();
+  for (int block = 0; world.rank() == 0 && block < blocks; ++block) {
+    const std::optional<Record> record = store.load(statistics_key(recipe.name, block));
+    nlohmann::json& of_block = found.emplace_back();
+    if (!record) continue;
+    of_block = origin_of(record->attributes);
+    of_block[kStatistics] = record->attributes.at(kStatistics);
+  }
+  found = nlohmann::json::parse(share(world, found.dump()));
+  for (nlohmann::json& of_block : found) {
+    if (!of_block.is_null()) learn_origin(recipe, of_block, state);
+    state.statistics.push_back(of_block.is_null() ? nlohmann::json()
+                                                  : std::move(of_block[kStatistics]));
+  }
 }
 
 // Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
@@ -326,6 +348,11 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
     RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
     state.decides = shards > 0 && recipe.needs.decision;
     if (state.decides) look_at_decision(recipe, store, world, state);
+    check_decision(recipe, state);
+    if (state.decides && !state.decision && recipe.needs.gradients &&
+        recipe.needs.gradients->use == Needs::Gradients::Use::kStatistics) {
+      look_at_statistics(recipe, blocks, store, world, state);
+    }
     if (state.missing() == 0 || shards == 0) return state;
     state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);
     // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
@@ -340,11 +367,16 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
 
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   std::vector<RecipeState> states) {
+  std::vector<std::size_t> made_of_gradients;
+  for (const auto& [size, users] : gradient_users(recipes, states)) {
+    std::ranges::copy_if(users, std::back_inserter(made_of_gradients), [&](std::size_t r) {
+      return recipes[r].needs.makes_blocks_of_gradients();
+    });
+  }
   if (!make_from_gradients(schedule, recipes, states)) return false;
-  std::vector<nlohmann::json> decisions(recipes.size());
   for (std::size_t r = 0; r < recipes.size(); ++r) {
     if (!recipes[r].needs.decision) continue;
-    decisions[r] = states[r].decision ? *states[r].decision : decide(schedule, recipes[r], {});
+    if (!states[r].decision) decide(schedule, recipes[r], {}, states[r]);
     const bool stop = schedule.monitor.stop_requested();
     if (schedule.mesh.world().all_reduce_max(stop ? 1 : 0) == 1) return false;
   }
@@ -356,12 +388,12 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
     if (states[r].missing() > 0) unfinished.push_back(r);
   }
   const int blocks = static_cast<int>(schedule.model.config().blocks);
-  FinishedRecipes ready(schedule.mesh, blocks, recipes, unfinished, schedule.store,
-                        [&] { schedule.monitor.tick(); });
+  FinishedRecipes ready(schedule.mesh, blocks, recipes, made_of_gradients, unfinished,
+                        schedule.store, [&] { schedule.monitor.tick(); });
   bool finished = true;
   for (const std::size_t r : unfinished) {
     if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
-    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r], decisions[r]);
+    RecipeWalk walk(schedule, handover, recipes[r], recipes, states[r]);
     if (finished) {
       finished = walk.run();
     } else {

@@ -18,6 +18,7 @@ struct Recipe {
   nlohmann::json options;  // an object: all that the method takes, every option written out
   Needs needs;             // of the method with these options, as are:
   std::vector<LinearScheme> schemes;  // all that a linear may become; at least one
+  bool one_scheme_an_input = true;    // Method::one_scheme_an_input()
   // For messages, where it comes from a config: "run.yaml:7: recipes[0].bits" by key, and "run.yaml:6: recipes[0]" by "".
   std::map<std::string, std::string> where = {};
 };

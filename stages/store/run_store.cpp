@@ -12,6 +12,12 @@ std::string block_key(const std::string& recipe, int block) {
 
 std::string decision_key(const std::string& recipe) { return "recipes/" + recipe + "/decision"; }
 
+std::string statistics_key(const std::string& recipe, int block) {
+  char name[48];
+  std::snprintf(name, sizeof name, "/statistics/block-%04d", block);
+  return "recipes/" + recipe + name;
+}
+
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard) {
   return "recipes/" + recipe + "/" + shared_snapshot_key(blocks_done, shard);
 }
