@@ -26,13 +26,14 @@ def recipes():
                 if method == "signround":
                     recipe["iterations"] = 5
                 made.append(recipe)
-    # Linears of different widths; lookup tables, which the packed formats do not hold.
-    gradients = {"samples": 16, "sequence_length": 256}
+    # Linears of different widths; lookup tables, which the packed formats do not hold. Their scales are AWQ's, which is there.
+    gradients = {"samples": 16, "sequence_length": 128}
     for symmetric in (True, False):
         for tie in ("fused", "none"):
             made.append({"method": "llm-mq", "bits": 3.0, "group_size": 128, "symmetric": symmetric, "tie": tie, "outliers": 0,
-                         "gradients": gradients})
-    made.append({"method": "llm-mq", "bits": 2.4, "group_size": 128, "symmetric": False, "outliers": 0.5, "gradients": gradients})
+                         "scale_search": False, "gradients": gradients})
+    made.append({"method": "llm-mq", "bits": 2.4, "group_size": 128, "symmetric": False, "outliers": 0.5, "scale_search": False,
+                 "gradients": gradients})
     for sparse in (False, True):
         made.append({"method": "squeezellm", "bits": 3, "sparse": sparse, "gradients": gradients})
     for recipe in made:

@@ -54,7 +54,7 @@ recipes:
   - {{method: squeezellm, bits: 3, gradients: {{samples: 10, sequence_length: 128}}}}
   - {{method: squeezellm, bits: 4, sparse: true, gradients: {{samples: 10, sequence_length: 128}}}}
   - {{method: llm-mq, bits: 2.6, group_size: 64, grid_points: 3, gradients: {{samples: 10, sequence_length: 128}}}}
-  - {{method: llm-mq, bits: 3.2, score: fisher, tie: none, outliers: 0, grid_points: 3, gradients: {{samples: 6, sequence_length: 64}}}}
+  - {{name: fisher-w3.2, method: llm-mq, bits: 3.2, score: fisher, tie: none, outliers: 0, grid_points: 3, gradients: {{samples: 6, sequence_length: 64}}}}
 checkpoint: {{interruption_hours: 1.0e-9}}
 threads: 1
 export: {{formats: [dense], shard_gib: 0.004}}

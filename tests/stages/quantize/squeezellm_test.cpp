@@ -126,7 +126,8 @@ TEST_F(SqueezeLlmTest, RowsWithoutFisherInformationCountAllWeightsAlikeAndAreRec
   std::fill(fisher_[1].begin(), fisher_[1].end(), 1.0f);
   const QuantizedBlock ones = quantize({{"bits", 4}});
   const auto row_of = [&](const QuantizedBlock& b, std::size_t row) {
-    const auto values = DequantizedRows(b.linears[1]).values(static_cast<std::int64_t>(row));
+    DequantizedRows rows(b.linears[1]);
+    const auto values = rows.values(static_cast<std::int64_t>(row));
     return std::vector<float>(values.begin(), values.end());
   };
   EXPECT_EQ(row_of(block, 3), row_of(ones, 3));
