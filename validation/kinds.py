@@ -26,6 +26,16 @@ def recipes():
                 if method == "signround":
                     recipe["iterations"] = 5
                 made.append(recipe)
+    # Linears of different widths; lookup tables, which the packed formats do not hold. Their scales are AWQ's, which is there.
+    gradients = {"samples": 16, "sequence_length": 128}
+    for symmetric in (True, False):
+        for tie in ("fused", "none"):
+            made.append({"method": "llm-mq", "bits": 3.0, "group_size": 128, "symmetric": symmetric, "tie": tie, "outliers": 0,
+                         "scale_search": False, "gradients": gradients})
+    made.append({"method": "llm-mq", "bits": 2.4, "group_size": 128, "symmetric": False, "outliers": 0.5, "scale_search": False,
+                 "gradients": gradients})
+    for sparse in (False, True):
+        made.append({"method": "squeezellm", "bits": 3, "sparse": sparse, "gradients": gradients})
     for recipe in made:
         recipe["name"] = name_of(recipe)
     return made
@@ -33,23 +43,31 @@ def recipes():
 
 def name_of(recipe):
     parts = [recipe["method"], f"w{recipe['bits']}"]
-    parts.append("row" if recipe["group_size"] == -1 else f"g{recipe['group_size']}")
-    parts.append("sym" if recipe["symmetric"] else "asym")
-    if "act_order" in recipe:
-        parts.append(recipe["act_order"])
+    if "group_size" in recipe:
+        parts.append("row" if recipe["group_size"] == -1 else f"g{recipe['group_size']}")
+        parts.append("sym" if recipe["symmetric"] else "asym")
+    parts += [recipe[key] for key in ("act_order", "tie") if key in recipe]
+    if recipe.get("sparse") or recipe.get("outliers"):
+        parts.append("sparse")
     return "-".join(parts)
 
 
 def holds(form, recipe):
     """Whether the format can: else the program refuses."""
+    if recipe["method"] == "squeezellm" or recipe.get("outliers"):
+        return form == "dense"
     if recipe.get("act_order") == "dynamic":
         return form in ("gptq", "dense")
     return form != "awq" or recipe["bits"] == 4
 
 
 def yaml_of(recipe):
-    values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in recipe.items()}
-    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
+    def text(value):
+        if isinstance(value, dict):
+            return yaml_of(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return "{" + ", ".join(f"{key}: {text(value)}" for key, value in recipe.items()) + "}"
 
 
 def verdict(result, ours):

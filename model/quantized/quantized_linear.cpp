@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "base/error.h"
 
@@ -16,7 +17,26 @@ Tensor upload_as_is(Backend& backend, const HostTensor& host, std::int64_t rows,
   return tensor;
 }
 
-// By the host: what the device's own kernel does not know.
+Tensor dequantize_table(const QuantizedLinear& q, Backend& backend) {
+  const Tensor codes = upload_as_is(backend, q.codes, q.rows, q.cols);
+  const Tensor tables = Tensor::upload(backend, q.table.view(), DType::kF32);
+  Tensor starts, columns, values;
+  SparseRows sparse;
+  if (q.sparse.entries() > 0) {
+    starts = upload_as_is(backend, q.sparse.offsets, 1, q.rows + 1);
+    columns = upload_as_is(backend, q.sparse.columns, 1, q.sparse.entries());
+    values = Tensor::upload(backend, q.sparse.values.view(), DType::kF32);
+    sparse = {std::as_const(starts).view(), std::as_const(columns).view(),
+              std::as_const(values).view()};
+  }
+  Tensor w(backend, backend.activation_type(), q.rows, q.cols);
+  backend.dequantize_table(
+      {.codes = codes.view(), .tables = tables.view(), .sparse = sparse, .w = w.view()});
+  backend.sync();
+  return w;
+}
+
+// By the host, row by row: a uniform grid with a sparse part, for which there is no kernel.
 Tensor dequantize_on_host(const QuantizedLinear& q, Backend& backend) {
   // Bands of about 64 MB, so that a linear of the largest models is not held in float32 as a whole.
   const std::int64_t band = std::max<std::int64_t>(1, (std::int64_t{1} << 24) / q.cols);
@@ -147,7 +167,8 @@ std::span<const float> DequantizedRows::values(std::int64_t row) {
 }
 
 Tensor dequantize(const QuantizedLinear& q, Backend& backend) {
-  if (q.has_table() || !q.sparse.empty()) return dequantize_on_host(q, backend);
+  if (q.has_table()) return dequantize_table(q, backend);
+  if (!q.sparse.empty()) return dequantize_on_host(q, backend);
   const Tensor codes = upload_as_is(backend, q.codes, q.rows, q.cols);
   const Tensor zeros = upload_as_is(backend, q.zeros, q.rows, q.groups());
   const Tensor scales = Tensor::upload(backend, q.scales.view(), DType::kF32);

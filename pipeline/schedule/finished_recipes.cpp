@@ -10,6 +10,7 @@ namespace roundhouse {
 
 // Notes go between the first ranks of the teams, which also commit the blocks.
 FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector<Recipe>& recipes,
+                                 const std::vector<std::size_t>& finished,
                                  const std::vector<std::size_t>& unfinished, RunStore& store,
                                  std::function<void()> tick)
     : mesh_(mesh),
@@ -21,6 +22,10 @@ FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector
       comm_(mesh.world().split(0, mesh.world().rank())) {
   const int stages = mesh.shape().pipeline;
   int next = 0;
+  for (const std::size_t recipe : finished) {
+    if (next == mesh.stage()) finished_.push_back(recipe);
+    next = (next + 1) % stages;
+  }
   for (const std::size_t recipe : unfinished) {
     keeper_[recipe] = next;
     next = (next + 1) % stages;
@@ -77,7 +82,7 @@ std::vector<std::size_t> FinishedRecipes::take() {
     }
     if (whole) ready.push_back({kept.recipe, std::move(lengths)});
   }
-  std::vector<std::size_t> recipes;
+  std::vector<std::size_t> recipes = std::exchange(finished_, {});
   for (const nlohmann::json& each : nlohmann::json::parse(share(mesh_.team(), ready.dump()))) {
     const auto recipe = each[0].get<std::size_t>();
     recipes.push_back(recipe);

@@ -1,6 +1,6 @@
 // Which recipes are finished on all stages of the pipeline, so that they can be exported and measured while others are still
 // being quantized. Each recipe is given to one stage, in turns: its team makes what is to be made of it between two of its own
-// recipes, and the other stages go on meanwhile.
+// recipes, and the other stages go on meanwhile. Recipes that all ranks have finished together come first.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,10 @@ namespace roundhouse {
 // machine may not see them at once.
 class FinishedRecipes {
  public:
-  // Collective over the mesh's world. `unfinished`: of the recipes, those that are to be made; the same on every rank.
+  // Collective over the mesh's world. Of the recipes, `finished`: those that all ranks have just made, and know the records of;
+  // `unfinished`: those that are to be made. The same on every rank.
   FinishedRecipes(const Mesh& mesh, int blocks, const std::vector<Recipe>& recipes,
+                  const std::vector<std::size_t>& finished,
                   const std::vector<std::size_t>& unfinished, RunStore& store,
                   std::function<void()> tick);
 
@@ -52,6 +54,7 @@ class FinishedRecipes {
   std::function<void()> tick_;
   std::vector<int> keeper_;             // by recipe: a stage; -1: it is not to be made
   std::unique_ptr<Communicator> comm_;  // so that notes do not mix with activations
+  std::vector<std::size_t> finished_;   // at the start, and given to this stage: not taken yet
   std::vector<Kept> kept_;              // by this stage, not taken yet
   std::vector<std::unique_ptr<Note>> sent_;
   nlohmann::json told_ = nlohmann::json::object();  // length by key, of this stage's records

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <optional>
 #include <set>
 
 #include "base/numerical_error.h"
@@ -15,24 +13,6 @@ namespace roundhouse {
 namespace {
 
 using Use = Needs::Gradients::Use;
-constexpr const char* kStatistics = "statistics";
-
-std::string statistics_key(const std::string& recipe, int block) {
-  char name[48];
-  std::snprintf(name, sizeof name, "/statistics/block-%04d", block);
-  return "recipes/" + recipe + name;
-}
-
-// Those that are there, by block; rank 0 reads, all ranks know. Null: missing.
-std::vector<nlohmann::json> look_at_statistics(const Recipe& recipe, int blocks, RunStore& store,
-                                               Communicator& world) {
-  nlohmann::json found = nlohmann::json::array();
-  for (int block = 0; world.rank() == 0 && block < blocks; ++block) {
-    const std::optional<Record> record = store.load(statistics_key(recipe.name, block));
-    found.push_back(record ? record->attributes.at(kStatistics) : nlohmann::json());
-  }
-  return nlohmann::json::parse(share(world, found.dump())).get<std::vector<nlohmann::json>>();
-}
 
 // A recipe that takes part in a walk.
 struct User {
@@ -40,21 +20,25 @@ struct User {
   const Recipe& recipe;
   RecipeState& state;
   std::unique_ptr<Method> method;
-  nlohmann::json decision;
-  std::vector<nlohmann::json> statistics;  // by block; of those who ask for them
 
   bool makes_blocks() const { return recipe.needs.gradients->use == Use::kBlock; }
   bool done(int block) const {
     if (state.failure) return true;
     const auto at = static_cast<std::size_t>(block);
-    return makes_blocks() ? state.done[at] : !statistics[at].is_null();
+    return makes_blocks() ? state.done[at] : !state.statistics[at].is_null();
   }
 };
 
 class Walk {
  public:
-  Walk(Schedule& schedule, int samples, int length, std::vector<User> users)
-      : s_(schedule), samples_(samples), length_(length), users_(std::move(users)) {}
+  // `others`: names of recipes that need no walk of this size any more.
+  Walk(Schedule& schedule, int samples, int length, std::vector<User> users,
+       const std::vector<std::string>& others)
+      : s_(schedule),
+        samples_(samples),
+        length_(length),
+        users_(std::move(users)),
+        others_(others) {}
 
   // False: stopped.
   bool run() {
@@ -70,9 +54,8 @@ class Walk {
         user.state.done.assign(user.state.done.size(), true);
         continue;
       }
-      (void)decide_or_fail(s_, user.number, user.recipe,
-                           look_at_statistics(user.recipe, blocks, s_.store, s_.mesh.world()),
-                           user.state);
+      share_statistics(user);
+      (void)decide_or_fail(s_, user.number, user.recipe, user.state.statistics, user.state);
       if (stop_requested()) return false;
     }
     return true;
@@ -83,7 +66,42 @@ class Walk {
     return s_.mesh.world().all_reduce_max(s_.monitor.stop_requested() ? 1 : 0) == 1;
   }
 
+  // Those that this team made, on all ranks.
+  void share_statistics(User& user) {
+    nlohmann::json mine = nlohmann::json::object();
+    for (const int block : taken_) {
+      const nlohmann::json& of_block = user.state.statistics[static_cast<std::size_t>(block)];
+      if (s_.mesh.team().rank() == 0) mine[std::to_string(block)] = of_block;
+    }
+    const std::string text = mine.dump();
+    for (const auto& part : s_.mesh.world().all_gather(std::as_bytes(std::span(text)))) {
+      const char* const begin = reinterpret_cast<const char*>(part.data());
+      const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
+      for (const auto& [block, statistics] : theirs.items())
+        user.state.statistics[std::stoul(block)] = statistics;
+    }
+  }
+
+  // What is going to happen, and for whom: a recipe that was added to a run cannot use the walk of those before it.
+  void announce(const std::vector<bool>& done) const {
+    if (s_.mesh.world().rank() != 0) return;
+    const auto joined = [](const std::vector<std::string>& names) {
+      std::string text;
+      for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+      return text;
+    };
+    std::vector<std::string> names;
+    for (const User& user : users_) names.push_back(user.recipe.name);
+    std::string line = "gradients of " + std::to_string(samples_) + " x " +
+                       std::to_string(length_) + " tokens: a walk through the model, for " +
+                       std::to_string(std::ranges::count(done, false)) + " blocks of " +
+                       joined(names);
+    if (!others_.empty()) line += " (" + joined(others_) + " had one before)";
+    s_.monitor.say(line);
+  }
+
   bool walk(const std::vector<bool>& done) {
+    announce(done);
     const Samples samples = s_.gradient_samples(*users_.front().recipe.needs.gradients);
     GradientSums wanted;
     for (const User& user : users_) {
@@ -122,11 +140,12 @@ class Walk {
     std::map<std::string, nlohmann::json> made;  // statistics, by their settings
     for (User& user : users_) {
       if (user.done(site.block)) continue;
-      BlockTask task{site,      s_.model.checkpoint(),     weights,       nullptr, nullptr,
-                     s_.budget, s_.saved_activation_bytes, user.decision, &sums};
+      BlockTask task{site,      s_.model.checkpoint(),     weights,           nullptr, nullptr,
+                     s_.budget, s_.saved_activation_bytes, decision_of(user), &sums};
       try {
         if (user.makes_blocks()) {
           make_unit(s_, user.recipe, *user.method, task, std::chrono::steady_clock::now(), 0.0);
+          if (site.team.rank() == 0) committed_.push_back(block_key(user.recipe.name, site.block));
         } else {
           make_statistics(user, task, made);
         }
@@ -138,54 +157,41 @@ class Walk {
       s_.monitor.tick();
     }
     site.team.barrier();
-    report(site);
+    taken_.push_back(site.block);
   }
 
-  void make_statistics(const User& user, BlockTask& task,
-                       std::map<std::string, nlohmann::json>& made) {
+  const nlohmann::json& decision_of(const User& user) const {
+    return user.makes_blocks() && user.state.decision ? *user.state.decision : nothing_decided_;
+  }
+
+  void make_statistics(User& user, BlockTask& task, std::map<std::string, nlohmann::json>& made) {
+    const auto start = std::chrono::steady_clock::now();
     const std::string settings = user.recipe.method + " " + user.method->statistics_settings();
     if (!made.contains(settings)) {
       with_place_named(user.recipe.name + ", block " + std::to_string(task.block),
                        [&] { made[settings] = user.method->statistics(task); });
     }
     if (task.team.rank() != 0) return;
+    user.state.statistics[static_cast<std::size_t>(task.block)] = made[settings];
     Record record;
     record.attributes = {{kStatistics, made[settings]},
                          {kMadeOf, contents_of_block(s_.model, task.block)},
                          {kComputedBy, s_.backend.computes_as()}};
     const std::string key = statistics_key(user.recipe.name, task.block);
     s_.store.commit(key, record);
+    committed_.push_back(key);
     s_.monitor.event({{"event", "statistics"},
                       {"recipe", user.recipe.name},
                       {"block", task.block},
+                      {"seconds", seconds_since(start)},
+                      {"ranks", task.team.size()},
                       {"statistics", made[settings]}});
-  }
-
-  void report(const BlockSite& site) {
-    const auto now = std::chrono::steady_clock::now();
-    if (last_ && site.team.rank() == 0) {
-      s_.monitor.event({{"event", "gradients_block"},
-                        {"samples", samples_},
-                        {"length", length_},
-                        {"block", site.block},
-                        {"seconds", std::chrono::duration<double>(now - *last_).count()},
-                        {"ranks", site.team.size()}});
-    }
-    last_ = now;
-    taken_.push_back(site.block);
   }
 
   // What a team's first rank has committed the others expect to see.
   void tell_lengths() {
     nlohmann::json lengths = nlohmann::json::object();
-    for (const User& user : users_) {
-      for (const int block : taken_) {
-        if (s_.mesh.team().rank() != 0 || user.done(block)) continue;
-        const std::string key = user.makes_blocks() ? block_key(user.recipe.name, block)
-                                                    : statistics_key(user.recipe.name, block);
-        if (const std::uint64_t bytes = s_.store.bytes(key); bytes > 0) lengths[key] = bytes;
-      }
-    }
+    for (const std::string& key : committed_) lengths[key] = s_.store.bytes(key);
     const std::string text = lengths.dump();
     for (const auto& part : s_.mesh.world().all_gather(std::as_bytes(std::span(text)))) {
       const char* const begin = reinterpret_cast<const char*>(part.data());
@@ -199,8 +205,10 @@ class Walk {
   Schedule& s_;
   int samples_, length_;
   std::vector<User> users_;
-  std::optional<std::chrono::steady_clock::time_point> last_;
-  std::vector<int> taken_;  // blocks, by this rank's team
+  const std::vector<std::string>& others_;
+  const nlohmann::json nothing_decided_;
+  std::vector<int> taken_;              // blocks, by this rank's team
+  std::vector<std::string> committed_;  // records, by this rank
 };
 
 // On one rank.
@@ -211,6 +219,19 @@ void remove_unused_gradients(const GradientUsers& users, RunStore& store) {
     const std::size_t at = key.find("/at-");
     if (at != key.npos && !used.contains(key.substr(0, at))) store.remove(key);
   }
+}
+
+// Recipes that ask for gradients of this size, and are none of those who wait for them.
+std::vector<std::string> with_gradients_made(const std::vector<Recipe>& recipes,
+                                             const std::pair<int, int>& size,
+                                             const std::vector<std::size_t>& waiting) {
+  std::vector<std::string> names;
+  for (std::size_t r = 0; r < recipes.size(); ++r) {
+    const auto& gradients = recipes[r].needs.gradients;
+    if (!gradients || std::pair(gradients->samples, gradients->sequence_length) != size) continue;
+    if (std::ranges::find(waiting, r) == waiting.end()) names.push_back(recipes[r].name);
+  }
+  return names;
 }
 
 }  // namespace
@@ -244,20 +265,15 @@ bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,
       users.push_back({.number = r,
                        .recipe = recipes[r],
                        .state = states[r],
-                       .method = schedule.method_of(recipes[r]),
-                       .decision = {},
-                       .statistics = {}});
+                       .method = schedule.method_of(recipes[r])});
       User& user = users.back();
-      if (!user.makes_blocks()) {
-        user.statistics = look_at_statistics(
-            user.recipe, static_cast<int>(schedule.model.config().blocks), schedule.store, world);
-      } else if (user.recipe.needs.decision) {
-        if (user.state.decision || decide_or_fail(schedule, r, user.recipe, {}, user.state))
-          user.decision = *user.state.decision;
+      if (user.makes_blocks() && user.recipe.needs.decision) {
+        if (!user.state.decision) (void)decide_or_fail(schedule, r, user.recipe, {}, user.state);
         if (world.all_reduce_max(schedule.monitor.stop_requested() ? 1 : 0) == 1) return false;
       }
     }
-    if (!Walk(schedule, size.first, size.second, std::move(users)).run()) return false;
+    const std::vector<std::string> others = with_gradients_made(recipes, size, members);
+    if (!Walk(schedule, size.first, size.second, std::move(users), others).run()) return false;
   }
   return true;
 }

@@ -21,9 +21,8 @@ GradientUsers gradient_users(const std::vector<Recipe>& recipes,
 std::string gradient_folder(int samples, int length);  // "gradients/100x512", of a walk's snapshots
 
 // Collective: all of it that is missing; then the decisions of those that wait for statistics. States are brought up to date. False if
-// it stopped because it was asked to. Snapshots of walks that nobody waits for are removed. To the journal, as a block's gradients
-// have been used: {"event": "gradients_block", "samples", "length", "block", "seconds", "ranks"} (not of a walk's first block,
-// whose time is that of the way there).
+// it stopped because it was asked to. Snapshots of walks that nobody waits for are removed. To the journal, besides what a walk says:
+// {"event": "statistics", "recipe", "block", "seconds", "ranks", "statistics"}.
 bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,
                          std::vector<RecipeState>& states);
 

@@ -128,9 +128,9 @@ class Stage {
         .take = s_.take,
         .block_done = [&](int block, Activations* gradient) { return leave(block, gradient); }};
     const bool finished = walk_gradients(walk);
-    if (!finished && own_.begin > first_ && !gradient_sent_) {
-      messages_.send_stop(s_.mesh.previous_rank());
-    }
+    // In place of the first shard's gradient: a rank without shards is sent nothing.
+    const bool awaited = own_.begin > first_ && shards_.begin < shards_.end;
+    if (!finished && awaited && !gradient_sent_) messages_.send_stop(s_.mesh.previous_rank());
     messages_.finish();
     return finished;
   }

@@ -23,11 +23,15 @@ void learn_origin(const Recipe& recipe, const nlohmann::json& record, RecipeStat
                      in_quotes(tensor) + ". Use another run folder");
   }
   state.computed_by.insert(record[kComputedBy].get<std::string>());
+  if (const auto decision = record[kDecidedAs].get<std::string>(); !decision.empty()) {
+    state.decided_as.insert(decision);
+  }
 }
 
 nlohmann::json origin_of(const nlohmann::json& attributes) {
   return {{kMadeOf, attributes.value(kMadeOf, nlohmann::json::object())},
-          {kComputedBy, attributes.value(kComputedBy, "")}};
+          {kComputedBy, attributes.value(kComputedBy, "")},
+          {kDecidedAs, attributes.value(kDecidedAs, "")}};
 }
 
 // Rank 0 reads, all ranks know.
@@ -65,6 +69,25 @@ void look_at_failure(const Recipe& recipe, RunStore& store, Communicator& world,
   learn_origin(recipe, found, state);
   state.failure = RecipeFailure{.block = found["block"].get<int>(),
                                 .reason = found["reason"].get<std::string>()};
+}
+
+// What a block's gradients were made into, in place of the block. Rank 0 reads, all ranks know.
+void look_at_statistics(const Recipe& recipe, int blocks, RunStore& store, Communicator& world,
+                        RecipeState& state) {
+  nlohmann::json found = nlohmann::json::array();
+  for (int block = 0; world.rank() == 0 && block < blocks; ++block) {
+    const std::optional<Record> record = store.load(statistics_key(recipe.name, block));
+    nlohmann::json& of_block = found.emplace_back();
+    if (!record) continue;
+    of_block = origin_of(record->attributes);
+    of_block[kStatistics] = record->attributes.at(kStatistics);
+  }
+  found = nlohmann::json::parse(share(world, found.dump()));
+  for (nlohmann::json& of_block : found) {
+    if (!of_block.is_null()) learn_origin(recipe, of_block, state);
+    state.statistics.push_back(of_block.is_null() ? nlohmann::json()
+                                                  : std::move(of_block[kStatistics]));
+  }
 }
 
 // Seals and attributes of a recipe's blocks. Each rank reads its share; what it found counts for all.
@@ -117,6 +140,11 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
     RecipeState state = look_at_blocks(recipe, blocks, store, world, tick);
     state.decides = shards > 0 && recipe.needs.decision;
     if (state.decides) look_at_decision(recipe, store, world, state);
+    check_decision(recipe, state);
+    if (state.decides && !state.decision && recipe.needs.gradients &&
+        recipe.needs.gradients->use == Needs::Gradients::Use::kStatistics) {
+      look_at_statistics(recipe, blocks, store, world, state);
+    }
     if (shards > 0) look_at_failure(recipe, store, world, state);
     if (!state.to_do() || shards == 0) return state;
     state.snapshot = find_snapshot(recipe, state.first_missing(), shards, store, world);

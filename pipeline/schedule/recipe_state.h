@@ -25,6 +25,8 @@ struct RecipeState {
   std::set<std::string> computed_by;       // Backend::computes_as() of those who made them
   bool decides = false;                    // its method decides for the whole model, which is
   std::optional<nlohmann::json> decision;  // this, if it is there
+  std::set<std::string> decided_as;        // which decisions the done blocks were made by
+  std::vector<nlohmann::json> statistics;  // that it is to decide by, by block; null: missing
   std::optional<RecipeFailure> failure;    // it is not gone on with
   int missing() const;                     // blocks
   bool to_do() const { return !failure && missing() > 0; }
@@ -35,7 +37,8 @@ struct RecipeState {
 
 // Collective: ranks share the reading. What one has seen, the others expect to see. shards: of the calibration, for what makes
 // blocks. Of blocks that are done only their attributes are read, but for those that are to be run forward, and of snapshots: what is
-// damaged of these is removed. 0: nothing is going to be made, and nothing else is looked at.
+// damaged of these is removed. 0: nothing is going to be made, and nothing else is looked at. Throws InputError where its records do
+// not belong together.
 RecipeState inspect_recipe(
     const Recipe& recipe, int blocks, int shards, RunStore& store, Communicator& world,
     const std::function<void()>& tick = [] {});

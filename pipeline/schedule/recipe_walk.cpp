@@ -14,15 +14,13 @@
 namespace roundhouse {
 
 RecipeWalk::RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
-                       const std::vector<Recipe>& all, const RecipeState& state,
-                       const nlohmann::json& decision)
+                       const std::vector<Recipe>& all, const RecipeState& state)
     : s_(schedule),
       handover_(handover),
       number_(number),
       recipe_(all[number]),
       all_(all),
       state_(state),
-      decision_(decision),
       samples_(schedule.samples_of(recipe_)),
       timing_(schedule.interruption_hours),
       method_(schedule.method_of(recipe_)),
@@ -173,7 +171,7 @@ BlockTask RecipeWalk::task(int block, BlockWeights& weights, const StreamActivat
           activations.full_precision.get(),
           s_.budget,
           s_.saved_activation_bytes,
-          decision_};
+          state_.decision ? *state_.decision : nothing_decided_};
 }
 
 bool RecipeWalk::make_unit(int block, const StreamActivations& activations) {

@@ -16,8 +16,7 @@ class RecipeWalk {
  public:
   // `number`: of the recipe among all.
   RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
-             const std::vector<Recipe>& all, const RecipeState& state,
-             const nlohmann::json& decision);
+             const std::vector<Recipe>& all, const RecipeState& state);
 
   // kFailed: here or on a stage before this one; whoever found it has noted it.
   enum class End { kDone, kFailed, kStopped };
@@ -69,7 +68,7 @@ class RecipeWalk {
   const Recipe& recipe_;
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
-  const nlohmann::json& decision_;
+  const nlohmann::json nothing_decided_;
   const Samples* samples_;  // nullptr unless it needs streams
   SnapshotTiming timing_;
   std::unique_ptr<Method> method_;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/hash.h"
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
@@ -74,12 +75,28 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   if (task.team.rank() != 0) return;
   record.attributes[kMadeOf] = contents_of_block(schedule.model, task.block);
   record.attributes[kComputedBy] = schedule.backend.computes_as();
+  if (recipe.needs.decision) record.attributes[kDecidedAs] = identity_of(task.decision);
   schedule.store.commit(block_key(recipe.name, task.block), record);
   phases["load"] = load_seconds;
   phases["commit"] = seconds_since(commit_start);
   result.record["phases"] = std::move(phases);
   result.record["read_bytes"] = bytes_of_block(schedule.model, task.block);
   schedule.on_unit(recipe, result, seconds_since(start));
+}
+
+std::string identity_of(const nlohmann::json& decision) { return xxh3_hex(decision.dump()); }
+
+void check_decision(const Recipe& recipe, const RecipeState& state) {
+  if (!state.decision) return;
+  const std::string mine = identity_of(*state.decision);
+  for (const std::string& theirs : state.decided_as) {
+    if (theirs == mine) continue;
+    throw InputError(
+        "recipes/" + recipe.name +
+        ": its blocks were made by another decision for the whole model than " +
+        decision_key(recipe.name) +
+        ".h5, as on another kind of device: remove the folder to make the recipe again");
+  }
 }
 
 void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
@@ -99,7 +116,7 @@ void note_failure(Schedule& schedule, std::size_t recipe, const std::string& nam
 bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,
                     const std::vector<nlohmann::json>& statistics, RecipeState& state) {
   try {
-    state.decision = decide(schedule, recipe, statistics);
+    decide(schedule, recipe, statistics, state);
     return true;
   } catch (const UnquantizableError& error) {  // on all ranks alike
     state.failure = RecipeFailure{.reason = error.what()};
@@ -110,8 +127,8 @@ bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe
   }
 }
 
-nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
-                      std::vector<nlohmann::json> statistics) {
+void decide(Schedule& schedule, const Recipe& recipe, std::vector<nlohmann::json> statistics,
+            RecipeState& state) {
   Communicator& world = schedule.mesh.world();
   schedule.monitor.phase(recipe.name + ": deciding for the whole model");
   ModelTask task{.backend = schedule.backend,
@@ -124,8 +141,10 @@ nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
   nlohmann::json decision;
   with_place_named(recipe.name, [&] { decision = schedule.method_of(recipe)->decide(task); });
   require(decision.is_object(), "what a method decides is an object");
+  state.decision = nlohmann::json::parse(share(world, decision.dump()));
+  check_decision(recipe, state);
   Record record;
-  record.attributes = {{kDecision, decision},
+  record.attributes = {{kDecision, *state.decision},
                        {kMadeOf, schedule.identity.contents_of_model()},
                        {kComputedBy, schedule.backend.computes_as()}};
   const std::string key = decision_key(recipe.name);
@@ -135,9 +154,8 @@ nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
     schedule.store.commit(key, record);
     bytes = schedule.store.bytes(key);
   });
-  const auto shared = nlohmann::json::parse(share(world, nlohmann::json{decision, bytes}.dump()));
-  schedule.store.expect(key, shared[1].get<std::uint64_t>());
-  return shared[0];
+  schedule.store.expect(
+      key, nlohmann::json::parse(share(world, nlohmann::json(bytes).dump())).get<std::uint64_t>());
 }
 
 }  // namespace roundhouse

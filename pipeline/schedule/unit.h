@@ -16,6 +16,11 @@ namespace roundhouse {
 inline constexpr const char* kMadeOf = "made_of";          // tensor name -> hash of what it held
 inline constexpr const char* kComputedBy = "computed_by";  // Backend::computes_as()
 inline constexpr const char* kDecision = "decision";       // of a decision's record
+inline constexpr const char* kStatistics = "statistics";   // of a record of statistics
+inline constexpr const char* kDecidedAs =
+    "decided_as";  // of a block: identity_of() the decision that it was made by
+
+std::string identity_of(const nlohmann::json& decision);
 
 double seconds_since(std::chrono::steady_clock::time_point start);
 
@@ -31,12 +36,16 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
 // UnquantizableError said. Goes to the store, the journal and Schedule::failures.
 void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
                   const std::string& what);
-// Collective over the world: decide(), into the state; or the state's failure, and false.
+// Collective over the world: decide(); or the state's failure, and false.
 bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,
                     const std::vector<nlohmann::json>& statistics, RecipeState& state);
 
-// Collective over the world: has the method decide, and commits what it decided. `statistics`: see ModelTask.
-nlohmann::json decide(Schedule& schedule, const Recipe& recipe,
-                      std::vector<nlohmann::json> statistics);
+// Collective over the world: has the method decide, commits what it decided, and makes it the state's decision. `statistics`: see
+// ModelTask. Throws InputError if blocks that are there were made by another one, which is then not committed.
+void decide(Schedule& schedule, const Recipe& recipe, std::vector<nlohmann::json> statistics,
+            RecipeState& state);
+
+// The same InputError, if a recipe's blocks do not all say that they were made by its decision.
+void check_decision(const Recipe& recipe, const RecipeState& state);
 
 }  // namespace roundhouse

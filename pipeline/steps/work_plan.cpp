@@ -10,16 +10,34 @@
 namespace roundhouse {
 namespace {
 
-// Blocks whose gradients any of these recipes waits for.
-int gradient_blocks(const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states,
-                    const std::vector<std::size_t>& users) {
-  int count = 0;
+// Whether a recipe waits for the gradients of a block.
+bool waits_for(const Recipe& recipe, const RecipeState& state, std::size_t block) {
+  return recipe.needs.makes_blocks_of_gradients() ? !state.done[block]
+                                                  : state.statistics[block].is_null();
+}
+
+// A walk goes forward to the last block whose gradients any of these recipes waits for, and back to the first one. Where it goes on
+// from a snapshot beyond, it is a little longer.
+void plan_walk(Job& job, const std::vector<RecipeState>& states, std::pair<int, int> size,
+               const std::vector<std::size_t>& users, nlohmann::json& plan) {
+  const std::vector<Recipe>& recipes = job.config().recipes;
+  std::vector<std::size_t> wanted;  // blocks
   for (std::size_t block = 0; block < states.front().done.size(); ++block) {
-    count += std::ranges::any_of(users, [&](std::size_t r) {
-      return !recipes[r].needs.makes_blocks_of_gradients() || !states[r].done[block];
-    });
+    const auto waits = [&](std::size_t r) { return waits_for(recipes[r], states[r], block); };
+    if (std::ranges::any_of(users, waits)) wanted.push_back(block);
   }
-  return count;
+  for (const std::size_t r : users) {
+    if (recipes[r].needs.makes_blocks_of_gradients()) continue;
+    plan["statistics " + recipes[r].name] = {
+        {"cost", statistics_cost(job.decoder())},
+        {"left", std::ranges::count_if(states[r].statistics, &nlohmann::json::is_null)}};
+  }
+  if (wanted.empty()) return;
+  const std::string name = fmt::format("gradients {}x{}", size.first, size.second);
+  plan[name + " forward"] = {{"cost", gradient_forward_cost(job.decoder(), size.first, size.second)},
+                             {"left", wanted.back() + 1}};
+  plan[name] = {{"cost", gradient_cost(job.decoder(), size.first, size.second)},
+                {"left", wanted.back() + 1 - wanted.front()}};
 }
 
 }  // namespace
@@ -40,9 +58,7 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
         {"left", states[r].missing()}};
   }
   for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
-    plan[fmt::format("gradients {}x{}", size.first, size.second)] = {
-        {"cost", gradient_cost(job.decoder(), size.first, size.second)},
-        {"left", gradient_blocks(config.recipes, states, recipes)}};
+    plan_walk(job, states, size, recipes, plan);
   }
   for (const std::string& format : config.export_formats) {
     plan["export " + format] = {{"cost", export_cost(model, job.decoder())}, {"left", unfinished}};

@@ -27,9 +27,11 @@ std::string kind_of(const nlohmann::json& event) {
   if (kind == "block") return kind + " " + text_in(event, "recipe");
   if (kind == "export") return kind + " " + text_in(event, "format");
   if (kind == "perplexity" || kind == "task") return kind + " " + text_in(event, "name");
-  if (kind == "gradients_block") {
+  if (kind == "statistics") return kind + " " + text_in(event, "recipe");
+  if (kind == "gradients_forward" || kind == "gradients_block") {
     return "gradients " + std::to_string(integer_in(event, "samples", 0)) + "x" +
-           std::to_string(integer_in(event, "length", 0));
+           std::to_string(integer_in(event, "length", 0)) +
+           (kind == "gradients_forward" ? " forward" : "");
   }
   return "";
 }
@@ -93,8 +95,17 @@ double forward_cost(const DecoderBlock& shape, const SampleOptions& samples) {
   return 2 * weights_of(shape) * samples.samples * samples.sequence_length;
 }
 
+double gradient_forward_cost(const DecoderBlock& shape, int samples, int length) {
+  return forward_cost(shape, {.text = {}, .samples = samples, .sequence_length = length});
+}
+
 double gradient_cost(const DecoderBlock& shape, int samples, int length) {
-  return 4 * forward_cost(shape, {.text = {}, .samples = samples, .sequence_length = length});
+  return 3 * gradient_forward_cost(shape, samples, length);
+}
+
+double statistics_cost(const DecoderBlock& shape) {
+  // A grid, rounding and products in double for each of three widths: about what as many operations of matrix products take.
+  return 6e4 * weights_of(shape);
 }
 
 double export_cost(const ModelConfig& model, const DecoderBlock& shape) {

@@ -21,8 +21,8 @@ class TimeLeft {
   // `plan`: by kind of work {"cost": of a piece, in floating-point operations, "left": pieces}; kinds are what kind_of() says.
   explicit TimeLeft(const nlohmann::json& plan = nlohmann::json::object());
 
-  // A finished piece, as the journal has it: {"event": "block", "gradients_block", "export", "perplexity" or "task", "seconds": .., "ranks": ..}. Others are
-  // passed over.
+  // A finished piece, as the journal has it: {"event": "block", "gradients_forward", "gradients_block", "statistics", "export", "perplexity" or
+  // "task", "seconds": .., "ranks": ..}. Others are passed over.
   void finished(const nlohmann::json& event);
   // After `elapsed` seconds of the whole job on this plan; nothing while no piece is finished.
   std::optional<double> seconds(double elapsed) const;
@@ -36,7 +36,7 @@ class TimeLeft {
   std::map<std::string, Work> works_;
 };
 
-// "block gptq-w4g128", "gradients 100x512", "export dense", "perplexity test", "task piqa"; empty: an event that is no piece of work.
+// "block gptq-w4g128", "gradients 100x512", "gradients 100x512 forward", "statistics llm-mq-w2.6g128", "export dense", "perplexity test", "task piqa"; empty: an event that is no piece of work.
 std::string kind_of(const nlohmann::json& event);
 
 // What a piece costs: the operations of the methods (Method::cost()), of forward passes, and so many for each
@@ -44,8 +44,11 @@ std::string kind_of(const nlohmann::json& event);
 double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device);
 double forward_cost(const DecoderBlock& shape, const SampleOptions& samples);  // of one stream
-// Of a walk through gradients, for each block: forward twice, and backward.
+// Of a walk through gradients, for each block: on the way there, and back, where a block is run forward again, then backward. What is
+// made of the gradients is not in it.
+double gradient_forward_cost(const DecoderBlock& shape, int samples, int length);
 double gradient_cost(const DecoderBlock& shape, int samples, int length);
+double statistics_cost(const DecoderBlock& shape);  // of a block
 double export_cost(const ModelConfig& model, const DecoderBlock& shape);
 double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens);
 

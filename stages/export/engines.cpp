@@ -125,6 +125,10 @@ std::string refusal(const Served& row, const Recipe& recipe) {
   });
   if (mixed && row.version == kTransformers && row.format == std::string_view("gptq"))
     return "linears of different widths or groups";
+  // One matrix for q, k, v, and one for gate, up.
+  const bool fuses = row.version == kVllm || row.version == kSglang;
+  if (mixed && fuses && !recipe.one_scheme_an_input)
+    return "different widths of linears with a common input, which it fuses,";
   for (const LinearScheme& scheme : recipe.schemes) {
     if (std::string why = refusal(row, scheme); !why.empty()) return why;
   }
@@ -148,7 +152,7 @@ bool is_served(const Recipe& recipe, const std::string& format,
          });
 }
 
-// What can be done: other formats, or another grid or order.
+// What can be done: other formats, or another grid, order or tie.
 std::string instead(const Recipe& recipe, const std::string& format,
                     const std::vector<std::string>& engines) {
   std::vector<std::string> ways;
@@ -161,6 +165,9 @@ std::string instead(const Recipe& recipe, const std::string& format,
   changed = recipe;
   for (LinearScheme& scheme : changed.schemes) scheme.reordered = false;
   if (is_served(changed, format, engines)) ways.emplace_back("act_order: static in the recipe");
+  changed = recipe;
+  changed.one_scheme_an_input = true;
+  if (is_served(changed, format, engines)) ways.emplace_back("tie: fused in the recipe");
   return ways.empty() ? "" : "; use " + joined(ways);
 }
 

@@ -4,6 +4,8 @@
 
 namespace roundhouse {
 
+bool Method::one_scheme_an_input() const { return true; }
+
 nlohmann::json Method::decide(ModelTask&) const {
   throw Error("this method has nothing to decide for the whole model");
 }

@@ -56,6 +56,8 @@ class Method {
   virtual Needs needs() const = 0;
   // Everything that a linear of the model may become: at least one.
   virtual std::vector<LinearScheme> schemes() const = 0;
+  // Whether linears with a common input (q, k, v; gate, up), which engines fuse, always become the same of these.
+  virtual bool one_scheme_an_input() const;
   // Collective over all ranks, once a recipe, before the first block and only where needs().decision: what holds for the whole
   // model, such as the bits of each linear. An object, the same on every rank and on any number of them; it is committed to the
   // run's store, and whoever resumes reads it there.

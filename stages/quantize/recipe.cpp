@@ -45,6 +45,7 @@ Recipe parse_recipe(const nlohmann::json& object) {
   recipe.options = reader.resolved();
   recipe.needs = method->needs();
   recipe.schemes = method->schemes();
+  recipe.one_scheme_an_input = method->one_scheme_an_input();
   if (!named) recipe.name = recipe.method + reader.name_suffix();
   check_name(recipe.name);
   return recipe;

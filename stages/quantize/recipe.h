@@ -19,7 +19,8 @@ struct Recipe {
   std::string method;  // a key of the table in methods.cpp
   nlohmann::json options;  // an object: all that the method takes, every option written out
   Needs needs;             // of the method with these options, as are:
-  std::vector<LinearScheme> schemes;              // all that a linear may become; at least one
+  std::vector<LinearScheme> schemes;  // all that a linear may become; at least one
+  bool one_scheme_an_input = true;    // Method::one_scheme_an_input()
   // For messages, where it comes from a config: "run.yaml:7: recipes[0].bits" by key, and "run.yaml:6: recipes[0]" by "".
   std::map<std::string, std::string> where = {};
   std::string calibration = kDefaultCalibration;  // which of the run's calibration sets it looks at

@@ -1,7 +1,9 @@
 #include "stages/sensitivity/gradient_walk.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -100,9 +102,9 @@ class Walk {
 
   void bring_input(int shard, Activations& into) {
     if (w_.ends.receive_input) {
-      w_.ends.receive_input(shard, into);
+      wait_for_others([&] { w_.ends.receive_input(shard, into); });
     } else {
-      embed(shard, into);
+      clock_.measure("input", [&] { embed(shard, into); });
     }
   }
 
@@ -119,6 +121,7 @@ class Walk {
     inputs_.push_back(make_activations());
     for (int block = w_.blocks.begin; block < w_.blocks.end; ++block) {
       say(block, "forward");
+      const Timer timer(*this);
       const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
       load(block);
       if (!last) prefetch_.start(w_.shape, block + 1);
@@ -127,7 +130,7 @@ class Walk {
       for (int shard = shards_.begin; shard < shards_.end; ++shard) {
         if (first) {
           reserve(input, shard);
-          clock_.measure("input", [&] { bring_input(shard, input); });
+          bring_input(shard, input);
         }
         reserve(*output, shard);
         if (last && !output_wanted()) continue;
@@ -137,6 +140,7 @@ class Walk {
       if (!last || output_wanted()) {
         clock_.count("forward", 2.0 * tokens() * weights_of_block());
       }
+      tell_block("gradients_forward", block, timer.seconds());
       if (last) {
         gradient_ = std::move(output);
       } else {
@@ -184,6 +188,8 @@ class Walk {
     say(block, "backward");
     const bool from_end = block + 1 == w_.blocks.end, to_end = block == w_.blocks.begin;
     const bool from_loss = from_end && ends_with_loss();
+    if (from_end && !from_loss && !gradient_comes()) return false;
+    const Timer timer(*this);
     const bool input_wanted = block > back_to() || (to_end && w_.ends.send_gradient);
     const BlockSite here = site(block);
     Activations& input = *inputs_.back();
@@ -195,8 +201,8 @@ class Walk {
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
       if (from_loss) {
         clock_.measure("loss", [&] { losses.push_back(differentiate_loss(shard, head)); });
-      } else if (from_end && !receive_gradient(shard)) {
-        return false;
+      } else if (from_end && shard > shards_.begin) {
+        require(receive_gradient(shard), "of a gradient some shards came, and others did not");
       }
       clock_.measure("backward", [&] {
         differentiate_block(shard, input, gradients ? &*gradients : nullptr, input_wanted);
@@ -208,6 +214,7 @@ class Walk {
     inputs_.pop_back();
     if (from_loss) finish_losses(here, losses);
     count(block, gradients.has_value(), input_wanted);
+    tell_block("gradients_block", block, timer.seconds());
     if (gradients) {
       say(block, "sums");
       clock_.measure("take", [&] { w_.take(here, weights_, *gradients); });
@@ -241,8 +248,46 @@ class Walk {
 
   bool receive_gradient(int shard) {
     bool comes = false;
-    clock_.measure("input", [&] { comes = w_.ends.receive_gradient(shard, *gradient_); });
+    wait_for_others([&] { comes = w_.ends.receive_gradient(shard, *gradient_); });
     return comes;
+  }
+
+  // Whether the gradient of the team's output comes, all of it or nothing. Receives that of this rank's first shard; a rank without
+  // one hears of it from the others.
+  bool gradient_comes() {
+    const bool comes = shards_.begin == shards_.end || receive_gradient(shards_.begin);
+    return w_.team.all_reduce_min(comes ? 1 : 0) == 1;
+  }
+
+  void wait_for_others(const std::function<void()>& receive) {
+    const auto start = std::chrono::steady_clock::now();
+    clock_.measure("input", receive);
+    waited_ += std::chrono::steady_clock::now() - start;
+  }
+
+  // Seconds of work, without those in which it waits for the stage before or after.
+  class Timer {
+   public:
+    explicit Timer(const Walk& walk)
+        : walk_(walk), start_(std::chrono::steady_clock::now()), waited_(walk.waited_) {}
+    double seconds() const {
+      const auto all = std::chrono::steady_clock::now() - start_;
+      return std::chrono::duration<double>(all - (walk_.waited_ - waited_)).count();
+    }
+
+   private:
+    const Walk& walk_;
+    std::chrono::steady_clock::time_point start_;
+    std::chrono::steady_clock::duration waited_;
+  };
+  void tell_block(const char* event, int block, double seconds) {
+    if (w_.team.rank() != 0) return;
+    w_.monitor.event({{"event", event},
+                      {"block", block},
+                      {"samples", w_.samples.count()},
+                      {"length", w_.samples.length()},
+                      {"seconds", seconds},
+                      {"ranks", w_.team.size()}});
   }
 
   // The whole team's floating-point operations: those of the linears and of the head, two a weight and token and product.
@@ -290,6 +335,7 @@ class Walk {
   PartRange shards_;
   WeightPrefetch prefetch_;
   PhaseClock clock_;
+  std::chrono::steady_clock::duration waited_ = {};
   Save save_;
   BlockWeights weights_;
   std::vector<std::unique_ptr<Activations>> inputs_;  // of the blocks from the first on

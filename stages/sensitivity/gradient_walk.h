@@ -22,7 +22,8 @@ struct WalkEnds {
   using Move = std::function<void(int shard, Activations& of_shard)>;
   Move receive_input = {};  // of the first block, into the shard; none: the embedding
   Move send_output = {};    // of the last block; none: nobody asks for it
-  // Of the last block's output; none: the model ends here, and its loss begins the gradient. False: it will not come.
+  // Of the last block's output; none: the model ends here, and its loss begins the gradient. False: it will not come, and then that
+  // of no other shard of the team either.
   std::function<bool(int shard, Activations& of_shard)> receive_gradient = {};
   Move send_gradient = {};            // of the first block's input; none: nobody asks for it
   std::function<void()> finish = {};  // what is still being sent lives until here
@@ -53,8 +54,10 @@ struct GradientWalk {
 };
 
 // Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not
-// finite. To the journal, from the team's rank 0: {"event": "loss", "mean": nats a token, ...} where the model ends, and
-// {"event": "gradients", "blocks": [first, end], "phases": ..., "flops": ...} (stages/flow/phase_clock.h) in the end.
+// finite. To the journal, from the team's rank 0: {"event": "loss", "mean": nats a token, ...} where the model ends; for each
+// block {"event": "gradients_forward" or, on the way back and without take(), "gradients_block", "block", "samples", "length",
+// "seconds", "ranks"}; and {"event": "gradients", "blocks": [first, end], "phases": ..., "flops": ...} (stages/flow/phase_clock.h) in
+// the end.
 bool walk_gradients(const GradientWalk& walk);
 
 }  // namespace roundhouse

@@ -12,6 +12,12 @@ std::string block_key(const std::string& recipe, int block) {
 
 std::string decision_key(const std::string& recipe) { return "recipes/" + recipe + "/decision"; }
 
+std::string statistics_key(const std::string& recipe, int block) {
+  char name[48];
+  std::snprintf(name, sizeof name, "/statistics/block-%04d", block);
+  return "recipes/" + recipe + name;
+}
+
 namespace {
 
 std::string place_of_shard(int blocks_done, int shard) {

@@ -4,6 +4,7 @@
 //   calibration                                        token ids, of the default set; of others calibration-SET
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
 //   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
+//   recipes/RECIPE/statistics/block-0007               what it decides by: made of the gradients of a block
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
 //   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes of the default calibration
 //   activations/of-SET/after-0008/shard-03             and for those of another set
@@ -57,6 +58,7 @@ class RunStore {
 
 std::string block_key(const std::string& recipe, int block);
 std::string decision_key(const std::string& recipe);
+std::string statistics_key(const std::string& recipe, int block);
 std::string snapshot_key(const std::string& recipe, int blocks_done, int shard);
 // `set`: of the calibration's sets; "default" is the one without a name.
 std::string shared_snapshot_key(const std::string& set, int blocks_done, int shard);

@@ -85,6 +85,26 @@ TEST(EnginesTest, TransformersDoesNotReadTheWidthsOfSingleLinearsInGptq) {
   EXPECT_EQ(refusal(mixed, "compressed-tensors", {"transformers"}), "served");
 }
 
+// vLLM and SGLang have one matrix for q, k and v, and one for gate and up.
+TEST(EnginesTest, EnginesThatFuseLinearsWantThemAlike) {
+  const auto llm_mq = [](const char* tie) {
+    return parse_recipe(
+        {{"method", "llm-mq"}, {"bits", 3.0}, {"tie", tie}, {"outliers", 0}, {"symmetric", true}});
+  };
+  EXPECT_EQ(refusal(llm_mq("fused"), "compressed-tensors", {"vllm", "transformers"}), "served");
+  EXPECT_THAT(refusal(llm_mq("none"), "compressed-tensors", {"vllm"}),
+              AllOf(HasSubstr("vLLM 0.33.0 refuses different widths"), HasSubstr("it fuses"),
+                    HasSubstr("'dense'"), HasSubstr("tie: fused in the recipe")));
+  EXPECT_EQ(refusal(llm_mq("none"), "compressed-tensors", {"transformers"}), "served");
+  EXPECT_EQ(refusal(llm_mq("none"), "gptq", {"gptqmodel"}), "served");
+  EXPECT_EQ(refusal(llm_mq("none"), "dense", {"vllm", "sglang"}), "served");
+  Recipe wide = llm_mq("none");
+  for (LinearScheme& scheme : wide.schemes) scheme.bits = scheme.bits == 4 ? 8 : 4;
+  EXPECT_THAT(refusal(wide, "compressed-tensors", {"sglang"}),
+              AllOf(HasSubstr("SGLang 0.5.23 refuses different widths"),
+                    HasSubstr("tie: fused in the recipe")));
+}
+
 TEST(EnginesTest, AFormatThatAnEngineDoesNotReadIsRefused) {
   EXPECT_THAT(refusal(recipe(4, true), "compressed-tensors", {"gptqmodel"}),
               AllOf(HasSubstr("GPTQModel 7.7.0 does not read this format"), HasSubstr("'gptq'")));

@@ -3,7 +3,8 @@ exported files and its results must have the bits of the undisturbed run on one 
 
 kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N]
 
-The case `reference` makes the reference; the others read it.
+The case `reference` makes the reference; the others read it. `gradients-reference`, `-meshes` and `-kills` are the same of the methods that
+start from the model's gradients.
 """
 import argparse
 import collections
@@ -43,6 +44,22 @@ evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test
   kl: true, tasks: [{{name: facts, file: {source}/tests/data/tiny-world/tasks/facts.jsonl, limit: 4}}]}}
 """
 UNITS = 24  # 6 blocks x 4 recipes
+
+# SqueezeLLM and LLM-MQ: a walk for three recipes, another one for the fourth, and decisions for the whole model.
+GRADIENTS_CONFIG = """
+model: {source}/tests/data/tiny-world
+run: {run}
+calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 8, sequence_length: 128, seed: 7, shards: 4}}
+recipes:
+  - {{method: squeezellm, bits: 3, gradients: {{samples: 10, sequence_length: 128}}}}
+  - {{method: squeezellm, bits: 4, sparse: true, gradients: {{samples: 10, sequence_length: 128}}}}
+  - {{method: llm-mq, bits: 2.6, group_size: 64, grid_points: 3, gradients: {{samples: 10, sequence_length: 128}}}}
+  - {{name: fisher-w3.2, method: llm-mq, bits: 3.2, score: fisher, tie: none, outliers: 0, grid_points: 3, gradients: {{samples: 6, sequence_length: 64}}}}
+checkpoint: {{interruption_hours: 1.0e-9}}
+threads: 1
+export: {{formats: [dense], shard_gib: 0.004}}
+evaluate: {{perplexity: [{{name: test, text: {source}/tests/data/tiny-world/test.txt, window: 256, limit: 4}}]}}
+"""
 
 
 class Failure(Exception):
@@ -93,7 +110,10 @@ class World:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="roundhouse-system-"))
         self.run = self.folder / "run"
         self.config = self.folder / "config.yaml"
-        self.config.write_text(CONFIG.format(source=self.source, run=self.run))
+        gradients = options.case.startswith("gradients")
+        self.exports, self.results = (4, 5) if gradients else (8, 10)
+        config = GRADIENTS_CONFIG if gradients else CONFIG
+        self.config.write_text(config.format(source=self.source, run=self.run))
         self.starts = 0
         self.environment = dict(os.environ, OMPI_MCA_btl_vader_single_copy_mechanism="none")
         if os.geteuid() == 0:
@@ -190,8 +210,8 @@ def reference(world):
     products = world.products()
     exports = [path for path in products if path.endswith("SHA256SUMS")]
     results = [path for path in products if path.startswith("results/")]
-    check(len(exports) == 8, f"8 exports expected, not {exports}")
-    check(len(results) == 10, f"results and answers of 4 recipes and the original expected, not {results}")
+    check(len(exports) == world.exports, f"{world.exports} exports expected, not {exports}")
+    check(len(results) == world.results, f"{world.results} results and answers expected, not {results}")
     world.verify()
     size = sum(path.stat().st_size for path in world.run.rglob("*") if path.is_file())
     world.reference_file.write_text(json.dumps({"products": products, "seconds": seconds, "bytes": size}))
@@ -213,9 +233,9 @@ def meshes(world):
 
 
 def durable(world):
-    """When each file that a resume keeps was finished: blocks, exports and results."""
+    """When each file that a resume keeps was finished: blocks, exports and results, and what methods make of gradients."""
     times = {}
-    for pattern in ("recipes/*/block-*.h5", "export/*/*/SHA256SUMS", "results/*.json"):
+    for pattern in ("recipes/*/block-*.h5", "recipes/*/decision.h5", "recipes/*/statistics/block-*.h5", "export/*/*/SHA256SUMS", "results/*.json"):
         for path in world.run.glob(pattern):
             times[path] = path.stat().st_mtime
     return times
@@ -500,7 +520,7 @@ def architectures(world):
 
 
 CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "signals": signals, "damage": damage, "config": config,
-         "lock": lock, "disk-full": disk_full}
+         "lock": lock, "disk-full": disk_full, "gradients-reference": reference, "gradients-meshes": meshes, "gradients-kills": kills}
 
 
 def main():

@@ -45,6 +45,7 @@ class LlmMq final : public Method {
     for (const int bits : kWidths) schemes.push_back(awq_.scheme_at(bits));
     return schemes;
   }
+  bool one_scheme_an_input() const override { return fused_; }
   BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
     return awq_cost(shape, samples, length, awq_);
   }

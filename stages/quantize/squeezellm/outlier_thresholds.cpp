@@ -22,15 +22,14 @@ class Thresholds {
                               task.world.size())) {}
 
   nlohmann::json find(double percent) {
-    for_each_linear("quartiles", [&](const LinearSpec& spec, const Tensor& weights, std::size_t) {
-      quartiles_.push_back(quartiles(spec, weights));
-    });
     std::int64_t weights = 0;  // of the model
     for (const LinearSpec& spec : task_.shape.linears())
       weights += spec.rows * spec.cols * task_.model.config().blocks;
     OutlierFactor factor(sensitive_rank(weights, percent));
     while (!factor.done()) {
-      for_each_linear("outliers", [&](const LinearSpec&, const Tensor& matrix, std::size_t n) {
+      for_each_linear("outliers", [&](const LinearSpec& spec, const Tensor& matrix, std::size_t n) {
+        // The first candidates are the same for all matrices: they are counted as soon as a matrix has its quartiles.
+        if (n == quartiles_.size()) quartiles_.push_back(quartiles(spec, matrix));
         const std::vector<float> thresholds = factor.thresholds(quartiles_[n]);
         for_each_tile(matrix, [&](const Tensor& w) {
           task_.backend.count_large({.w = w.view(),

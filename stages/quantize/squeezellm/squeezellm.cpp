@@ -23,6 +23,9 @@ struct Shares {  // in percent, of what is kept beside the tables
   double outliers = 0.0;
 };
 
+// Sorting a row and k-means in it, for each weight: about what as many operations of matrix products take.
+constexpr double kClusterFlops = 1e5;
+
 // What a rank makes of its rows of one linear.
 struct SolvedTile {
   std::int64_t first;  // row
@@ -157,6 +160,10 @@ class SqueezeLlm final : public Method {
     return {.gradients = gradients_, .decision = shares_.outliers > 0.0};
   }
   std::vector<LinearScheme> schemes() const override { return {scheme()}; }
+  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+    const BlockSizes sizes{shape, static_cast<double>(samples) * length};
+    return {.flops = {{"clusters", kClusterFlops * sizes.all_weights()}}};
+  }
 
   nlohmann::json decide(ModelTask& task) const override {
     return find_outlier_thresholds(task, shares_.outliers);

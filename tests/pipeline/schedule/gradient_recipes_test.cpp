@@ -94,8 +94,12 @@ class Walker {
  public:
   explicit Walker(Communicator& world) : world_(world) { identity_.note_outside_blocks(); }
 
+  void make(const std::vector<Recipe>& recipes) { recipes_ = recipes; }
+
+  // `order` gets what was made on this rank: units by recipe, and what was given to be exported as "finished RECIPE".
   bool run(RunStore& store, MeshShape shape,
            std::function<void(JobMonitor&, int)> on_unit = nullptr) {
+    order.clear();
     const Mesh mesh(world_, shape, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
@@ -116,11 +120,17 @@ class Walker {
                       .monitor = monitor,
                       .interruption_hours = 0,
                       .on_unit =
-                          [&](const Recipe&, const QuantizedBlock&, double) {
+                          [&](const Recipe& recipe, const QuantizedBlock&, double) {
                             ++units;
+                            order.push_back(recipe.name);
                             if (on_unit) on_unit(monitor, units);
                           },
-                      .on_finished = [](const std::vector<std::size_t>&) { return true; },
+                      .on_finished =
+                          [&](const std::vector<std::size_t>& finished) {
+                            for (const std::size_t r : finished)
+                              order.push_back("finished " + recipes_[r].name);
+                            return true;
+                          },
                       .gradient_samples =
                           [&](const Needs::Gradients& gradients) {
                             ++walks;
@@ -140,6 +150,7 @@ class Walker {
   }
 
   int walks = 0, statistics = 0;
+  std::vector<std::string> order;
   const CausalLM& model() const { return model_; }
   Backend& backend() { return *backend_; }
   const DecoderBlock& shape() const { return *shape_; }
@@ -243,6 +254,78 @@ TEST(GradientRecipesTest, NothingIsWalkedWhereNothingIsMissing) {
   // The block, and the gradients before blocks 3, 4 and 5.
   EXPECT_EQ(whole.store.writes() - before, 1 + 3 * kShards);
   EXPECT_EQ(contents(whole.store), whole.contents);
+}
+
+// What a walk has finished does not wait for the other recipes; each goes to one team.
+TEST(GradientRecipesTest, RecipesOfAWalkAreGivenAwayBeforeOthersAreMade) {
+  Communicator& world = test_world();
+  const SharedFolder folder(world);
+  Hdf5Store store(folder.path());
+  Walker walker(world);
+  EXPECT_TRUE(walker.run(store, {world.size(), 1}));
+  int given = 0;
+  for (const char* name : {"squeezellm-w3", "squeezellm-w4-sparse"}) {
+    const auto at = std::ranges::find(walker.order, std::string("finished ") + name);
+    given += at != walker.order.end();
+    EXPECT_EQ(std::ranges::find(walker.order.begin(), at, "rtn-w3g128"), at)
+        << name << " waits for a recipe that is no part of the walk";
+  }
+  EXPECT_EQ(world.all_reduce_sum(given), 2);
+}
+
+// A recipe that is added to a run has a walk of its own, which makes what it waits for and nothing else.
+TEST(GradientRecipesTest, RecipesThatAreAddedLaterHaveAWalkOfTheirOwn) {
+  const auto& expected = undisturbed().contents;
+  Communicator& world = test_world();
+  const SharedFolder folder(world);
+  Hdf5Store store(folder.path());
+  Walker walker(world);
+  std::vector<Recipe> some = recipes();
+  some.erase(some.begin() + 2);  // squeezellm-w4-sparse
+  some.pop_back();               // "two"
+  walker.make(some);
+  EXPECT_TRUE(walker.run(store, {1, world.size()}));
+  EXPECT_EQ(walker.walks, 1);
+  walker.make(recipes());
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  const bool done = walker.run(store, {world.size(), 1});
+  const std::string said =
+      testing::internal::GetCapturedStdout() + testing::internal::GetCapturedStderr();
+  EXPECT_TRUE(done);
+  EXPECT_EQ(walker.walks, 2);
+  if (world.rank() == 0) {
+    EXPECT_THAT(said,
+                testing::HasSubstr("gradients of 6 x 24 tokens: a walk through the model, for "
+                                   "6 blocks of squeezellm-w4-sparse, two (squeezellm-w3, one "
+                                   "had one before)"));
+  }
+  EXPECT_EQ(std::ranges::count(walker.order, "squeezellm-w3"), 0);
+  world.barrier();
+  EXPECT_EQ(contents(store), expected);
+}
+
+// What was made of gradients by another kind of device, or of another model, is seen before anything is made of it.
+TEST(GradientRecipesTest, StatisticsSayWhatTheyWereMadeOfAndBy) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  Walker walker(test_world());
+  MemoryStore store;
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  store.remove(decision_key("one"));
+  const auto look = [&] {
+    return inspect_recipe(Deciding::recipe("one"), kBlocks, kShards, store, test_world());
+  };
+  EXPECT_EQ(look().computed_by.size(), 1);
+  const std::string key = statistics_key("one", 3);
+  auto record = store.load(key);
+  ASSERT_TRUE(record);
+  record->attributes["computed_by"] = "another kind";
+  store.commit(key, *record);
+  EXPECT_TRUE(look().computed_by.contains("another kind"));
+  record->attributes["made_of"]["model.layers.3.mlp.up_proj.weight"] = "another";
+  store.commit(key, *record);
+  EXPECT_THAT([&] { (void)look(); }, testing::ThrowsMessage<InputError>(
+                                         testing::HasSubstr("model.layers.3.mlp.up_proj.weight")));
 }
 
 TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {

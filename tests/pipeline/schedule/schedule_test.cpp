@@ -628,6 +628,35 @@ TEST(DecisionTest, SaysWhatItWasMadeOf) {
       testing::ThrowsMessage<InputError>(testing::HasSubstr(tensor)));
 }
 
+// A decision that is made again may turn out otherwise, on another kind of device: blocks of both do not mix.
+TEST(DecisionTest, BlocksOfAnotherDecisionAreRefused) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  Walker walker(test_world());
+  int decided = 0;
+  walker.make(Deciding::recipe(), [&] { return std::make_unique<Deciding>(decided); });
+  MemoryStore store;
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  store.damage(block_key("deciding", 4));
+  auto record = store.load(block_key("deciding", 2));
+  ASSERT_TRUE(record);
+  record->attributes["decided_as"] = "otherwise";
+  store.commit(block_key("deciding", 2), *record);
+  const auto refused = [&] {
+    const int before = store.writes();
+    EXPECT_THAT(
+        [&] {
+          (void)walker.run(store, {1, 1});
+        },
+        testing::ThrowsMessage<InputError>(testing::AllOf(testing::HasSubstr("recipes/deciding"),
+                                                          testing::HasSubstr("another decision"),
+                                                          testing::HasSubstr("remove"))));
+    EXPECT_EQ(store.writes(), before);
+  };
+  refused();
+  store.damage(decision_key("deciding"));  // it is decided anew, and then compared
+  refused();
+}
+
 TEST(DecisionTest, WhatCannotBeDecidedNamesTheRecipe) {
   if (test_world().size() > 1) GTEST_SKIP() << "one rank says it all";
   struct Undecided final : Method {

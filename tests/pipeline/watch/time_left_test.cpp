@@ -50,6 +50,45 @@ TEST(TimeLeftTest, TeamsWorkSideBySide) {
   EXPECT_NEAR(left.seconds(2).value(), 2, 1e-9);
 }
 
+// From the first block on that is run forward, long before any block of a recipe is made.
+TEST(TimeLeftTest, AWalkThroughGradientsIsKnownFromItsFirstBlockOn) {
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto shape = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
+  const auto method = make_method(parse_recipe({{"method", "squeezellm"}, {"bits", 3}}));
+  const double forward = gradient_forward_cost(*shape, 100, 512);
+  const double backward = gradient_cost(*shape, 100, 512);
+  const double block = block_cost(*method, *shape, {}, false);
+  constexpr double kRate = 1e12;  // operations a second
+  TimeLeft left(nlohmann::json{{"gradients 100x512 forward", {{"cost", forward}, {"left", 32}}},
+                               {"gradients 100x512", {{"cost", backward}, {"left", 32}}},
+                               {"block squeezellm-w3", {{"cost", block}, {"left", 32}}}});
+  double elapsed = 0;
+  const auto expect_rest = [&](int forwards, int backwards, int blocks) {
+    const double rest = (forwards * forward + backwards * backward + blocks * block) / kRate;
+    EXPECT_NEAR(left.seconds(elapsed).value(), rest, 1e-6 * rest);
+  };
+  const auto piece = [&](nlohmann::json event, double cost) {
+    event["seconds"] = cost / kRate;
+    event["ranks"] = 1;
+    left.finished(event);
+    elapsed += cost / kRate;
+  };
+  const nlohmann::json size = {{"samples", 100}, {"length", 512}};
+  const auto of_walk = [&](const char* event) {
+    nlohmann::json all = size;
+    all["event"] = event;
+    return all;
+  };
+  piece(of_walk("gradients_forward"), forward);
+  expect_rest(31, 32, 32);
+  for (int i = 1; i < 32; ++i) piece(of_walk("gradients_forward"), forward);
+  expect_rest(0, 32, 32);
+  piece(of_walk("gradients_block"), backward);
+  expect_rest(0, 31, 32);
+  piece({{"event", "block"}, {"recipe", "squeezellm-w3"}}, block);
+  expect_rest(0, 31, 31);
+}
+
 TEST(TimeLeftTest, MethodsCostWhatTheyCompute) {
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto shape = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
@@ -64,6 +103,7 @@ TEST(TimeLeftTest, MethodsCostWhatTheyCompute) {
   const double signround = cost({{"method", "signround"}, {"iterations", 200}});
   EXPECT_GT(rtn, 0);
   EXPECT_GT(gptq, 5 * rtn);
+  EXPECT_GT(cost({{"method", "squeezellm"}}), 50 * rtn) << "sorting, and k-means in each row";
   EXPECT_GT(signround, 5 * gptq);
 }
 
