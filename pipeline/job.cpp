@@ -82,7 +82,8 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
   for (const std::string& warning : tokenizer.warnings()) monitor.say("warning: " + warning);
 }
 
-Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access)
+Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access,
+         const std::function<void(Job&)>& before_claim)
     : config_(std::move(config)), access_(access), world_(session.world()) {
   agree(*world_, [&] {
     raise_open_files();
@@ -125,6 +126,10 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
       check_kept_values(*model_, export_options(config_, config_.export_formats.front()));
   }
 
+  text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
+  monitor_ = std::make_unique<JobMonitor>(*world_, nullptr, config_.stall_seconds,
+                                          config_.time_limit_minutes, config_.silence_seconds);
+  if (before_claim) before_claim(*this);
   settle();
   const std::string agreed = describe_agreement(*world_, shared);
   const std::size_t budget = config_.activation_memory_gib > 0
@@ -135,11 +140,8 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
-  text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   journal_ = std::make_unique<Journal>(config_.run, world_->rank());
-  Journal* const events = access_ == Access::kHolds ? journal_.get() : nullptr;
-  monitor_ = std::make_unique<JobMonitor>(*world_, events, config_.stall_seconds,
-                                          config_.time_limit_minutes, config_.silence_seconds);
+  if (access_ == Access::kHolds) monitor_->write_to(journal_.get());
   if (first()) {
     if (world_->size() > 1) monitor_->say(agreed);
     if (tokenizer_) say_tokenizer(*tokenizer_, *monitor_);
@@ -169,7 +171,8 @@ void Job::settle() {
     view = {inputs.model, inputs.tokenizer, inputs.calibration_text, inputs.blocks, ""};
   } else if (first()) {
     std::filesystem::create_directories(config_.run);
-    lease_ = std::make_unique<Lease>(config_.run);
+    lease_ =
+        std::make_unique<Lease>(config_.run, LeaseOptions{.tick = [this] { monitor_->tick(); }});
     guard_writes(config_.run, lease_->token());
     const RunInputs inputs = read_inputs(config_);
     check_records_without_identity(config_, inputs);
@@ -185,7 +188,7 @@ void Job::settle() {
              view[3].get<int>()};
   if (access_ == Access::kHolds) {
     const std::string token = view[4].get<std::string>();
-    agree(*world_, [&] { await_lease(config_.run, token); });
+    agree(*world_, [&] { await_lease(config_.run, token, 30, [this] { monitor_->tick(); }); });
     if (!first()) guard_writes(config_.run, token);
   }
   store_ = std::make_unique<Hdf5Store>(config_.run);

@@ -18,6 +18,7 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
@@ -250,6 +251,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
       if (states[r].missing() > 0) unfinished.push_back(config.recipes[r].name);
     }
     remove_unused_snapshots(unfinished, job.store());
+    remove_unused_progress(unfinished, job.store());
   }
   const int total = blocks * static_cast<int>(config.recipes.size());
 
@@ -332,7 +334,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
   return true;
 }
 
-// Refuses what cannot end well, before any work is done.
+// Refuses what cannot end well, before any work is done and the run folder has its settings.
 void check_beforehand(Job& job) {
   job.monitor().phase("looking at texts, disk and memory");
   agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
@@ -398,8 +400,7 @@ void journal_end(Job& job, int exit_code) {
 }  // namespace
 
 int run_command(LaunchSession& session, const RunConfig& config) {
-  Job job(session, config, config.evaluations);
-  check_beforehand(job);
+  Job job(session, config, config.evaluations, Job::Access::kHolds, check_beforehand);
   const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);
   return exit_code;

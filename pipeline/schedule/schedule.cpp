@@ -15,6 +15,7 @@
 #include "pipeline/schedule/finished_recipes.h"
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/handover.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
 #include "pipeline/watch/time_left.h"
 #include "stages/flow/micro_batch.h"
@@ -36,6 +37,7 @@ class RecipeWalk {
         state_(state),
         decision_(decision),
         timing_(schedule.interruption_hours),
+        progress_timing_(schedule.interruption_hours),
         method_(schedule.method_of(recipe)),
         prefetch_(schedule.model.checkpoint()) {}
 
@@ -184,6 +186,9 @@ class RecipeWalk {
     if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
     const double load_seconds = seconds_since(start);
     BlockTask block_task = task(block, weights, activations);
+    StoredProgress progress(recipe_.name, block, s_.store, s_.mesh.team(), s_.monitor,
+                            progress_timing_, [&] { return origin_of_block(s_, block); });
+    block_task.progress = &progress;
     roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
   }
 
@@ -236,7 +241,8 @@ class RecipeWalk {
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
   const nlohmann::json& decision_;
-  SnapshotTiming timing_;
+  SnapshotTiming timing_;           // of the activations between blocks
+  SnapshotTiming progress_timing_;  // of what is learned inside one
   std::unique_ptr<Method> method_;
   WeightPrefetch prefetch_;
 };

@@ -4,12 +4,18 @@
 
 #include "base/error.h"
 #include "comm/together.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "stages/store/block_record.h"
 
 namespace roundhouse {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+nlohmann::json origin_of_block(const Schedule& schedule, int block) {
+  return {{kMadeOf, contents_of_block(schedule.model, block)},
+          {kComputedBy, schedule.backend.computes_as()}};
 }
 
 void with_place_named(const std::string& place, const std::function<void()>& work) {
@@ -37,9 +43,9 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   result.record.erase("phases");
   const auto commit_start = std::chrono::steady_clock::now();
   Record record = to_record(result);
-  record.attributes[kMadeOf] = contents_of_block(schedule.model, task.block);
-  record.attributes[kComputedBy] = schedule.backend.computes_as();
+  record.attributes.update(origin_of_block(schedule, task.block));
   schedule.store.commit(block_key(recipe.name, task.block), record);
+  if (task.progress) remove_progress(recipe.name, task.block, schedule.store);
   phases["load"] = load_seconds;
   phases["commit"] = seconds_since(commit_start);
   result.record["phases"] = std::move(phases);

@@ -17,6 +17,9 @@ inline constexpr const char* kMadeOf = "made_of";          // tensor name -> has
 inline constexpr const char* kComputedBy = "computed_by";  // Backend::computes_as()
 inline constexpr const char* kDecision = "decision";       // of a decision's record
 
+// What a block that is made now is made of and by: attributes of its record.
+nlohmann::json origin_of_block(const Schedule& schedule, int block);
+
 double seconds_since(std::chrono::steady_clock::time_point start);
 
 // Methods name the linear; which block of which recipe it is one of is said here: an Error of `work` begins with the place.

@@ -1,11 +1,13 @@
 #include "stages/evaluate/task_file.h"
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/quote.h"
+#include "stages/calibrate/text_file.h"
 
 namespace roundhouse {
 namespace {
@@ -14,6 +16,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kMostBytes = std::size_t{1} << 30;
 constexpr int kDeepest = 32;  // nesting of any of these files: 3
+constexpr std::size_t kMostKeys =
+    1000;  // of an object; looking one up takes a time proportional to them
 
 std::string at_line(const std::filesystem::path& path, std::size_t line) {
   return path.string() + ":" + std::to_string(line);
@@ -22,9 +26,20 @@ std::string at_line(const std::filesystem::path& path, std::size_t line) {
 Json parse(std::string_view text, const std::string& where) {
   // The library takes a NUL for the end of the text.
   if (text.find('\0') != std::string_view::npos) throw InputError(where + ": has a NUL in it");
+  std::vector<std::set<std::string>> keys;  // of the objects that the parser is in
   try {
-    return Json::parse(text, [&](int depth, Json::parse_event_t, Json&) {
+    return Json::parse(text, [&](int depth, Json::parse_event_t event, Json& value) {
       if (depth > kDeepest) throw InputError(where + ": is nested too deeply");
+      if (event == Json::parse_event_t::object_start) keys.emplace_back();
+      if (event == Json::parse_event_t::object_end) keys.pop_back();
+      if (event != Json::parse_event_t::key) return true;
+      // Which of two values is meant nobody can say: readers differ.
+      const auto& key = value.get_ref<const std::string&>();
+      if (!keys.back().insert(key).second)
+        throw InputError(where + ": has the key " + in_quotes(key) + " twice");
+      if (keys.back().size() > kMostKeys)
+        throw InputError(where + ": an object has more than " + std::to_string(kMostKeys) +
+                         " keys");
       return true;
     });
   } catch (const Json::exception&) {
@@ -183,6 +198,8 @@ std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
                                        const std::vector<std::string>& columns) {
   const std::string content = read_text_file(path, kMostBytes);
   std::string_view text = content;
+  if (const std::string other = other_format(text); !other.empty())
+    throw InputError(path.string() + ": is " + other + ", not JSON or a table in UTF-8");
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
   if (const std::size_t good = utf8_prefix(text); good < text.size()) {
     const auto line = std::ranges::count(text.substr(0, good), '\n') + 1;

@@ -5,6 +5,7 @@
 //   recipes/RECIPE/block-0007                          one quantized block: the unit of progress
 //   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
+//   recipes/RECIPE/progress/block-0007/step-000120/... what a method has made so far of a block
 //   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes
 //   gradients/100x512/at-0008/shard-03                 gradient of the model's loss at the input of block 8
 #pragma once
