@@ -1,13 +1,15 @@
 """Whole runs of the bundled model. However a run went - on any number of ranks, killed, stopped, damaged, out of disk - its
 exported files and its results must have the bits of the undisturbed run on one rank.
 
-kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N]
+kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N] [--stages N]
 
-The case `reference` makes the reference; the others read it.
+The case `reference` makes the reference; the others read it. With --stages `kills` takes one mesh, of so many pipeline stages of a rank
+each, and says what each of them loses.
 """
 import argparse
 import collections
 import ctypes
+import datetime
 import hashlib
 import json
 import os
@@ -89,7 +91,7 @@ class World:
         self.program, self.mpiexec = options.program.resolve(), options.mpiexec
         self.source, self.reference_file = options.source.resolve(), options.reference
         self.random = random.Random(options.seed)
-        self.kills, self.seed = options.kills, options.seed
+        self.kills, self.seed, self.stages = options.kills, options.seed, options.stages
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="roundhouse-system-"))
         self.run = self.folder / "run"
         self.config = self.folder / "config.yaml"
@@ -226,6 +228,7 @@ class LostTime:
 
     def __init__(self):
         self.lost, self.restart, self.places = [], [], collections.Counter()
+        self.by_stage = collections.defaultdict(list)
 
     def killed(self, world, began):
         kept = [time for time in durable(world).values() if time > began]
@@ -239,6 +242,14 @@ class LostTime:
                 pass  # the line that the kill tore
         last = next((event["event"] for event in reversed(events) if event["event"] != "phase"), "nothing")
         self.places[last] += 1
+        # A stage of one rank: since its last block in this job. Stages that had none yet waited for the one before.
+        blocks = {}
+        for event in events:
+            at = datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
+            if event["event"] == "block" and at > began:
+                blocks[event["rank"]] = at
+        for rank, at in blocks.items():
+            self.by_stage[rank].append(max(0.0, time.time() - at))
 
     def ended(self, world, before, began):
         new = [time for path, time in durable(world).items() if before.get(path) != time]
@@ -248,9 +259,11 @@ class LostTime:
     def __str__(self):
         def figures(values):
             return f"median {statistics.median(values):.1f} s, at most {max(values):.1f} s" if values else "none"
+        stages = "".join(f"\nlost by stage {stage} since its last block: {figures(lost)}"
+                         for stage, lost in sorted(self.by_stage.items()))
         places = ", ".join(f"{count} after {place!r}" for place, count in self.places.most_common())
         return (f"lost by a kill: {figures(self.lost)}; from a start to its first new file: {figures(self.restart)}\n"
-                f"last event of the journal before the kill: {places}")
+                f"last event of the journal before the kill: {places}{stages}")
 
 
 def kills(world):
@@ -262,6 +275,8 @@ def kills(world):
         before = durable(world)
         ranks = world.random.choice((1, 2, 3, 4))
         data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
+        if world.stages:
+            ranks, data = world.stages, 1
         settings = {"mesh__pipeline": ranks // data, "mesh__data": data} if data else {}
         delay = world.random.uniform(0.05, longest)
         whole = world.random.random() < 0.3
@@ -511,6 +526,7 @@ def main():
     parser.add_argument("--reference", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stages", type=int, default=0)
     parser.add_argument("case", choices=CASES)
     options = parser.parse_args()
 
