@@ -37,8 +37,8 @@ std::string CpuBackend::description() const {
 
 // Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
 std::string CpuBackend::computes_as() const {
-#if defined( \
-    __clang__)  // 16 does not know the levels by name: what the processors that have them are told by
+#if defined(__clang__)
+  // Clang 16 does not know the levels by name here: by what only processors of that level have.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
                   __builtin_cpu_supports("fma");
   const bool v4 = v3 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
