@@ -98,7 +98,10 @@ class BlockTuner {
     BatchLoader loader(task_, input, *task_.original);
     int begin = 0;
     if (task_.progress) clock_.measure("resume", [&] { begin = resume(learned); });
-    for (int i = 0; i < begin; ++i) (void)sampler.next();
+    for (int i = 0; i < begin; ++i) {
+      (void)sampler.next();
+      count_step();  // the record is of the whole block, whoever made it
+    }
     for (int i = begin; i < settings_.iterations; ++i) {
       say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
       clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
@@ -218,9 +221,7 @@ class BlockTuner {
       });
       task_.monitor.tick();
     }
-    const double tokens = static_cast<double>(batch_size_) * static_cast<double>(length);
-    count("forward", forward_flops() * tokens);
-    count("backward", backward_flops() * tokens);
+    count_step();
 
     std::vector<std::vector<std::byte>> messages;
     clock_.measure("loss",
@@ -264,6 +265,12 @@ class BlockTuner {
       }
     }
     return forward_flops() + 2.0 * inner;
+  }
+  void count_step() {
+    const double tokens =
+        static_cast<double>(batch_size_) * static_cast<double>(task_.samples->length());
+    count("forward", forward_flops() * tokens);
+    count("backward", backward_flops() * tokens);
   }
   double all_tokens() const {
     return static_cast<double>(task_.samples->count() * task_.samples->length());
