@@ -129,7 +129,7 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   monitor_ = std::make_unique<JobMonitor>(*world_, nullptr, config_.stall_seconds,
                                           config_.time_limit_minutes, config_.silence_seconds);
-  if (before_claim) before_claim(*this);
+  if (before_claim) check_unclaimed(before_claim);
   settle();
   const std::string agreed = describe_agreement(*world_, shared);
   const std::size_t budget = config_.activation_memory_gib > 0
@@ -162,6 +162,19 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
 }
 
 Job::~Job() { set_write_guard({}); }
+
+// A folder that cannot be made is refused first, and one that was made for a start that is refused goes again.
+void Job::check_unclaimed(const std::function<void(Job&)>& check) {
+  const bool made =
+      first() && access_ == Access::kHolds && std::filesystem::create_directories(config_.run);
+  try {
+    check(*this);
+  } catch (...) {
+    std::error_code ignored;
+    if (made) std::filesystem::remove(config_.run, ignored);
+    throw;
+  }
+}
 
 // What the run is of: rank 0 looks, all ranks know.
 void Job::settle() {

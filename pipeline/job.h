@@ -74,6 +74,7 @@ class Job {
 
  private:
   void check_lengths(const Evaluations& evaluations) const;
+  void check_unclaimed(const std::function<void(Job&)>& check);
   void settle();
   Facts facts() const;  // that all ranks have to share
 

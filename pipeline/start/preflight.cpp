@@ -132,9 +132,7 @@ std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& mo
 
 void check_disk(const RunConfig& config, const ModelConfig& model) {
   std::error_code error;
-  fs::path folder = fs::absolute(config.run, error);  // or what it will be made in
-  while (folder.has_relative_path() && !fs::exists(folder, error)) folder = folder.parent_path();
-  const fs::space_info space = fs::space(folder, error);
+  const fs::space_info space = fs::space(config.run, error);
   if (error || space.capacity == 0) return;  // a file system that does not say
   check_disk(config.run, least_bytes_written(config, model), bytes_below(config.run),
              space.available);

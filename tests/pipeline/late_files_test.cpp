@@ -11,13 +11,13 @@ namespace {
 
 class LateFilesTest : public testing::Test {
  protected:
-  // A whole run; rank 1 sees blocks so late.
+  // A whole run, whose evaluation has a batch for each rank; rank 1 sees blocks so late.
   Outcome quantize(double seconds) const {
     const std::string config = at("config.yaml");
     write_text_atomically(config, "model: tests/data/tiny-world\nrun: " + at("run") +
                                       "\nrecipes: [{method: rtn}]\ndevice: cpu\nthreads: 1\n"
                                       "evaluate: {original: false, perplexity: [{name: test, text: "
-                                      "tests/data/tiny-world/test.txt, window: 64, limit: 2}]}\n");
+                                      "tests/data/tiny-world/test.txt, window: 512, limit: 8}]}\n");
     return run_program(folder_.path(), "run " + config,
                        "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
                        "OMPI_MCA_btl_vader_single_copy_mechanism=none " ROUNDHOUSE_MPIEXEC

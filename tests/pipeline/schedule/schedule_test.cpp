@@ -79,7 +79,7 @@ class Walker {
                             ++units;
                             // For the journal, where "time" is the date.
                             const nlohmann::json& phases = block.record.at("phases");
-                            EXPECT_GT(phases.value("solve", 0.0) + phases.value("step", 0.0), 0);
+                            EXPECT_GT(phases.value("solve", 0.0) + phases.value("gather", 0.0), 0);
                             EXPECT_GT(phases.at("commit").get<double>(), 0);
                             EXPECT_FALSE(block.record.contains("time"));
                             if (on_unit) on_unit(monitor, units);
