@@ -1,10 +1,9 @@
 """Whole runs of the bundled model. However a run went - on any number of ranks, killed, stopped, damaged, out of disk - its
 exported files and its results must have the bits of the undisturbed run on one rank.
 
-kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N] [--stages N]
+kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N]
 
-The case `reference` makes the reference; the others read it. With --stages `kills` takes one mesh, of so many pipeline stages of a rank
-each, and says what each of them loses.
+The case `reference` makes the reference; the others read it. `stages`, which is no test, measures what each pipeline stage loses by a kill.
 """
 import argparse
 import collections
@@ -91,7 +90,7 @@ class World:
         self.program, self.mpiexec = options.program.resolve(), options.mpiexec
         self.source, self.reference_file = options.source.resolve(), options.reference
         self.random = random.Random(options.seed)
-        self.kills, self.seed, self.stages = options.kills, options.seed, options.stages
+        self.kills, self.seed = options.kills, options.seed
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="roundhouse-system-"))
         self.run = self.folder / "run"
         self.config = self.folder / "config.yaml"
@@ -228,7 +227,6 @@ class LostTime:
 
     def __init__(self):
         self.lost, self.restart, self.places = [], [], collections.Counter()
-        self.by_stage = collections.defaultdict(list)
 
     def killed(self, world, began):
         kept = [time for time in durable(world).values() if time > began]
@@ -242,14 +240,6 @@ class LostTime:
                 pass  # the line that the kill tore
         last = next((event["event"] for event in reversed(events) if event["event"] != "phase"), "nothing")
         self.places[last] += 1
-        # A stage of one rank: since its last block in this job. Stages that had none yet waited for the one before.
-        blocks = {}
-        for event in events:
-            at = datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
-            if event["event"] == "block" and at > began:
-                blocks[event["rank"]] = at
-        for rank, at in blocks.items():
-            self.by_stage[rank].append(max(0.0, time.time() - at))
 
     def ended(self, world, before, began):
         new = [time for path, time in durable(world).items() if before.get(path) != time]
@@ -259,11 +249,9 @@ class LostTime:
     def __str__(self):
         def figures(values):
             return f"median {statistics.median(values):.1f} s, at most {max(values):.1f} s" if values else "none"
-        stages = "".join(f"\nlost by stage {stage} since its last block: {figures(lost)}"
-                         for stage, lost in sorted(self.by_stage.items()))
         places = ", ".join(f"{count} after {place!r}" for place, count in self.places.most_common())
         return (f"lost by a kill: {figures(self.lost)}; from a start to its first new file: {figures(self.restart)}\n"
-                f"last event of the journal before the kill: {places}{stages}")
+                f"last event of the journal before the kill: {places}")
 
 
 def kills(world):
@@ -275,8 +263,6 @@ def kills(world):
         before = durable(world)
         ranks = world.random.choice((1, 2, 3, 4))
         data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
-        if world.stages:
-            ranks, data = world.stages, 1
         settings = {"mesh__pipeline": ranks // data, "mesh__data": data} if data else {}
         delay = world.random.uniform(0.05, longest)
         whole = world.random.random() < 0.3
@@ -308,6 +294,45 @@ def kills(world):
     world.verify()
     print(f"{killed} kills, {finished + 1} runs finished in spite of them: same bits")
     print(times)
+
+
+def stages(world):
+    """Three recipes of GPTQ on 2 and on 4 stages of a rank each, killed as a whole at random moments and started again."""
+    settings = {"recipes": "[{method: gptq, bits: 4}, {method: gptq, bits: 3}, {method: gptq, bits: 2}]",
+                "export": "{formats: []}", "evaluate": "{original: false}"}
+    for count in (2, 4):
+        world.clear()
+        lost, blocks, restarts, killed = collections.defaultdict(list), [], [], 0
+        while killed < world.kills:
+            before = len(world.blocks())
+            began = time.time()
+            job = world.start(count, mesh__pipeline=count, mesh__data=1, **settings)
+            while len(world.blocks()) == before and job.process.poll() is None:
+                time.sleep(0.01)
+            restarts.append(time.time() - began)
+            time.sleep(world.random.uniform(0, 3 * statistics.median(blocks or [1.0])))
+            ended = job.process.poll() is not None
+            kill(descendants(job.process.pid))
+            at = time.time()
+            job.wait(60)
+            last = {}
+            for line in (world.run / "journal.jsonl").read_text(errors="replace").splitlines():
+                event = json.loads(line) if line.endswith("}") else {}
+                when = datetime.datetime.fromisoformat(event.get("time", "1970-01-01T00:00:00Z").replace("Z", "+00:00")).timestamp()
+                if event.get("event") == "block" and when > began:
+                    last[event["rank"]] = when
+                    blocks.append(event["seconds"])
+            if ended:
+                world.clear()
+                continue
+            killed += 1
+            for stage, when in last.items():
+                lost[stage].append(at - when)
+        print(f"{count} stages, {killed} kills; a block takes {statistics.median(blocks):.2f} s in the median; "
+              f"from a start to its first new block: median {statistics.median(restarts):.1f} s, at most {max(restarts):.1f} s")
+        for stage, seconds in sorted(lost.items()):
+            print(f"  stage {stage}: since its last block median {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s "
+                  f"({len(seconds)} kills with work of it in flight)", flush=True)
 
 
 def signals(world):
@@ -514,7 +539,7 @@ def architectures(world):
         print(f"{name}: same bits on 1 to 4 ranks and after kills, {len(expected)} files", flush=True)
 
 
-CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "signals": signals, "damage": damage, "config": config,
+CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "stages": stages, "signals": signals, "damage": damage, "config": config,
          "lock": lock, "disk-full": disk_full}
 
 
@@ -526,7 +551,6 @@ def main():
     parser.add_argument("--reference", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--stages", type=int, default=0)
     parser.add_argument("case", choices=CASES)
     options = parser.parse_args()
 
