@@ -233,7 +233,7 @@ TEST_F(CommandLineTest, ARefusedStartClaimsNothing) {
   const Outcome many = quantize(drawn + " --set calibration.sequence_length=256");
   EXPECT_EQ(many.exit_code, 2) << many.err;
   EXPECT_FALSE(fs::exists(folder_.path() / "run/calibration.h5"));
-  const Outcome fewer = quantize(drawn + " --set calibration.sequence_length=8");
+  const Outcome fewer = quantize(drawn + " --set calibration.sequence_length=4");
   EXPECT_EQ(fewer.exit_code, 0) << fewer.err;
 }
 
