@@ -88,7 +88,8 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
   for (const std::string& warning : tokenizer.warnings()) monitor.say("warning: " + warning);
 }
 
-Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access)
+Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access,
+         const std::function<void(Job&)>& before_claim)
     : config_(std::move(config)), access_(access), world_(session.world()) {
   agree(*world_, [&] {
     raise_open_files();
@@ -133,6 +134,10 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
       check_kept_values(*model_, export_options(config_, config_.export_formats.front()));
   }
 
+  text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
+  monitor_ = std::make_unique<JobMonitor>(*world_, nullptr, config_.stall_seconds,
+                                          config_.time_limit_minutes, config_.silence_seconds);
+  if (before_claim) check_unclaimed(before_claim);
   settle();
   const std::string agreed = describe_agreement(*world_, shared);
   const std::size_t budget = config_.activation_memory_gib > 0
@@ -143,11 +148,8 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   saved_activation_bytes_ = config_.saved_activation_gib > 0
                                 ? static_cast<std::size_t>(config_.saved_activation_gib * 0x1p30)
                                 : backend_->available_bytes() / 4;
-  text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);
   journal_ = std::make_unique<Journal>(config_.run, world_->rank());
-  Journal* const events = access_ == Access::kHolds ? journal_.get() : nullptr;
-  monitor_ = std::make_unique<JobMonitor>(*world_, events, config_.stall_seconds,
-                                          config_.time_limit_minutes, config_.silence_seconds);
+  if (access_ == Access::kHolds) monitor_->write_to(journal_.get());
   if (first()) {
     if (world_->size() > 1) monitor_->say(agreed);
     if (tokenizer_) say_tokenizer(*tokenizer_, *monitor_);
@@ -169,6 +171,19 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
 
 Job::~Job() { set_write_guard({}); }
 
+// A folder that cannot be made is refused first, and one that was made for a start that is refused goes again.
+void Job::check_unclaimed(const std::function<void(Job&)>& check) {
+  const bool made =
+      first() && access_ == Access::kHolds && std::filesystem::create_directories(config_.run);
+  try {
+    check(*this);
+  } catch (...) {
+    std::error_code ignored;
+    if (made) std::filesystem::remove(config_.run, ignored);
+    throw;
+  }
+}
+
 // What the run is of: rank 0 looks, all ranks know.
 void Job::settle() {
   nlohmann::json view;
@@ -177,7 +192,8 @@ void Job::settle() {
     view = {to_json(inputs), ""};
   } else if (first()) {
     std::filesystem::create_directories(config_.run);
-    lease_ = std::make_unique<Lease>(config_.run);
+    lease_ =
+        std::make_unique<Lease>(config_.run, LeaseOptions{.tick = [this] { monitor_->tick(); }});
     guard_writes(config_.run, lease_->token());
     const RunInputs inputs = read_inputs(config_);
     check_records_without_identity(config_, inputs);
@@ -191,7 +207,7 @@ void Job::settle() {
   inputs_ = inputs_from_json(view[0]);
   if (access_ == Access::kHolds) {
     const std::string token = view[1].get<std::string>();
-    agree(*world_, [&] { await_lease(config_.run, token); });
+    agree(*world_, [&] { await_lease(config_.run, token, 30, [this] { monitor_->tick(); }); });
     if (!first()) guard_writes(config_.run, token);
   }
   store_ = std::make_unique<Hdf5Store>(config_.run);

@@ -1,6 +1,7 @@
 // What every command that computes needs: the ranks, a device, the model, the run's store, and somebody watching.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,9 +31,10 @@ class Job {
   enum class Access { kHolds, kReads };
   // Collective. Reads and checks the model, takes the run's lease (rank 0), without which no rank writes, and settles its config;
   // throws InputError or Error before any work is done. `evaluations`: what will be measured, the config's own or others, which do
-  // not become part of the run's config.
+  // not become part of the run's config. `before_claim`, on every rank: called before anything is written into the run's folder;
+  // there are no store, inputs, journal and events yet.
   Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations,
-      Access access = Access::kHolds);
+      Access access = Access::kHolds, const std::function<void(Job&)>& before_claim = {});
   ~Job();
 
   const RunConfig& config() const { return config_; }
@@ -72,6 +74,7 @@ class Job {
 
  private:
   void check_lengths(const Evaluations& evaluations) const;
+  void check_unclaimed(const std::function<void(Job&)>& check);
   void settle();
   Facts facts() const;  // that all ranks have to share
 

@@ -37,9 +37,17 @@ std::string CpuBackend::description() const {
 
 // Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
 std::string CpuBackend::computes_as() const {
-  const char* const level = __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
-                            : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
-                                                                  : "x86-64";
+#if defined(__clang__)
+  // Clang 16 does not know the levels by name here: by what only processors of that level have.
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("fma");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  const bool v3 = __builtin_cpu_supports("x86-64-v3");
+  const bool v4 = __builtin_cpu_supports("x86-64-v4");
+#endif
+  const char* const level = v4 ? "x86-64-v4" : v3 ? "x86-64-v3" : "x86-64";
   return std::string("CPU ") + level + ", " + sgemm_library() + ", GCC " + __VERSION__;
 }
 

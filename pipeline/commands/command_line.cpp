@@ -227,6 +227,8 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       throw CLI::ValidationError(
           "--name", in_quotes(name) + " is not a name of letters, digits, '-', '_' and '.'");
     }
+    if (name == kAverage)
+      throw CLI::ValidationError("--name", "reports call the mean of all tasks " + in_quotes(name));
     if (text->count() == 0 && task->count() == 0 && (!name.empty() || arguments.limit > 0))
       throw CLI::RequiredError("--text or --task");
     if (text->count() > 0) {

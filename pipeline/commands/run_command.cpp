@@ -24,7 +24,7 @@
 namespace roundhouse {
 namespace {
 
-// Refuses what cannot end well, before any work is done.
+// Refuses what cannot end well, before any work is done and the run folder has its settings.
 void check_beforehand(Job& job) {
   job.monitor().phase("looking at texts, disk and memory");
   agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
@@ -124,8 +124,7 @@ void journal_end(Job& job, int exit_code) {
 }  // namespace
 
 int run_command(LaunchSession& session, const RunConfig& config, bool retry_failed) {
-  Job job(session, config, config.evaluations);
-  check_beforehand(job);
+  Job job(session, config, config.evaluations, Job::Access::kHolds, check_beforehand);
   if (retry_failed) forget_all_failures(job);
   const int exit_code = make_until_whole(job);
   journal_end(job, exit_code);

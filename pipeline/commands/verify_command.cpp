@@ -144,7 +144,7 @@ class RunCheck {
       const fs::path file = run_ / "report" / name;
       if (!fs::is_regular_file(file)) {
         faults.push_back("report/" + name + ": missing");
-      } else if (xxh3_hex_of_file(file) != hash) {
+      } else if (xxh3_hex_of_file(file) != hash.get<std::string>()) {
         faults.push_back("report/" + name + ": damaged");
       }
     }
@@ -273,7 +273,7 @@ class RunCheck {
       const fs::path file = answers_path(run_, name, task);
       if (!fs::is_regular_file(file)) {
         faults.push_back(file.lexically_relative(run_).string() + ": missing");
-      } else if (xxh3_hex_of_file(file) != hash) {
+      } else if (xxh3_hex_of_file(file) != hash.get<std::string>()) {
         faults.push_back(file.lexically_relative(run_).string() + ": damaged");
       }
     }

@@ -16,6 +16,9 @@ void check_task_name(const std::string& name, const std::string& where, const st
                      std::set<std::string>& names) {
   if (!is_plain_name(name))
     fail(where, path, "must be letters, digits, '-', '.' or '_', not " + in_quotes(name));
+  if (name == kAverage)
+    fail(where, path,
+         "reports call the mean of all tasks " + in_quotes(name) + ": take another name");
   if (!names.insert(name).second) {
     fail(where, path,
          "a second task named " + in_quotes(name) + ": give one of them another `name:`");

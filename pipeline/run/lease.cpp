@@ -241,6 +241,7 @@ struct Lease::State {
                         std::chrono::duration<double>(options.patience).count(), holder_of(found)));
         said = true;
       }
+      options.tick();
       std::this_thread::sleep_for(
           std::clamp<Clock::duration>(waited / 4, milliseconds(5), milliseconds(1000)));
       const std::optional<Found> now = read_lease(found.path);

@@ -28,6 +28,7 @@ struct LeaseOptions {
   // Called by the thread if the run was lost to another job. Empty: abort_job(kExitInUse, why).
   std::function<void(const std::string& why)> on_lost = {};
   std::function<void(const std::string& line)> say = {};  // told before it waits; empty: stderr
+  std::function<void()> tick = [] {};                     // called while it waits
 };
 
 class Lease {

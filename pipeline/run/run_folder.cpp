@@ -116,6 +116,18 @@ std::string calibration_text(const RunConfig& config, const RunInputs& inputs,
   return text;
 }
 
+// Has anything been made with the run's settings? What every start writes does not count.
+bool has_products(const fs::path& run) {
+  std::error_code ignored;
+  for (fs::recursive_directory_iterator at(run, ignored), end; !ignored && at != end;
+       at.increment(ignored)) {
+    const fs::path path = at->path().lexically_relative(run);
+    if (path.extension() == ".h5" || *path.begin() == "export" || *path.begin() == "results")
+      return true;
+  }
+  return false;
+}
+
 // What differs, in words.
 std::vector<std::string> compare(const RunIdentity& before, const RunConfig& config,
                                  const RunInputs& inputs) {
@@ -208,6 +220,7 @@ Settled compare_with_run(const RunConfig& config, RunInputs inputs) {
   const FoundIdentity before = read_identity(config.run);
   if (before.identity) {
     const std::vector<std::string> other = compare(*before.identity, config, inputs);
+    if (!other.empty() && !has_products(config.run)) return {std::move(inputs), {}};
     if (!other.empty()) {
       throw InputError(fmt::format(
           "{} was made with other settings: {}. Use another run folder, or put the old {} back",
@@ -236,7 +249,8 @@ Settled settle_config(const RunConfig& config, RunInputs given) {
   const RunInputs& inputs = settled.inputs;
   std::map<std::string, std::string> keys = result_keys(config);
   // A recipe that was taken out and comes back must still be the same one.
-  if (const FoundIdentity before = read_identity(config.run); before.identity)
+  if (const FoundIdentity before = read_identity(config.run);
+      before.identity && has_products(config.run))
     keys.insert(before.identity->keys.begin(), before.identity->keys.end());
   const std::string text = to_yaml(config);
   write_if_other(config.run / "config.yaml", text);

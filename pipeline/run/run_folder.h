@@ -46,7 +46,8 @@ struct Settled {
   RunInputs inputs;              // with the text that the run began with, if its file is gone
   std::vector<Damaged> damaged;  // identity.json, config.yaml: written anew
 };
-// Throws InputError naming what differs from what the run was made with, and what to do. Writes nothing.
+// Throws InputError naming what differs from what the run was made with, and what to do. Writes nothing. Where nothing is made yet (no
+// record, export or result) other settings are as good.
 Settled compare_with_run(const RunConfig& config, RunInputs inputs);
 // First start: writes RUN/config.yaml (resolved) and RUN/identity.json {inputs, result keys}, sealed. Later: compare_with_run().
 // A damaged one is written anew: records carry their own identity.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/numerical_error.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
 #include "pipeline/watch/time_left.h"
 #include "stages/flow/micro_batch.h"
@@ -23,6 +24,7 @@ RecipeWalk::RecipeWalk(Schedule& schedule, Handover& handover, std::size_t numbe
       state_(state),
       samples_(schedule.samples_of(recipe_)),
       timing_(schedule.interruption_hours),
+      progress_timing_(schedule.interruption_hours),
       method_(schedule.method_of(recipe_)),
       prefetch_(schedule.model.checkpoint()) {}
 
@@ -181,6 +183,9 @@ bool RecipeWalk::make_unit(int block, const StreamActivations& activations) {
   if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
   const double load_seconds = seconds_since(start);
   BlockTask block_task = task(block, weights, activations);
+  StoredProgress progress(recipe_.name, block, s_.store, s_.mesh.team(), s_.monitor,
+                          progress_timing_, [&] { return origin_of_block(s_, block); });
+  block_task.progress = &progress;
   try {
     roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
     return true;

@@ -70,7 +70,8 @@ class RecipeWalk {
   const RecipeState& state_;
   const nlohmann::json nothing_decided_;
   const Samples* samples_;  // nullptr unless it needs streams
-  SnapshotTiming timing_;
+  SnapshotTiming timing_;           // of the activations between blocks
+  SnapshotTiming progress_timing_;  // of what is learned inside one
   std::unique_ptr<Method> method_;
   WeightPrefetch prefetch_;
 };

@@ -65,7 +65,7 @@ bool SnapshotTiming::due(double bytes) const {
 }
 
 void SnapshotTiming::written(double bytes, double seconds) {
-  since_ = lost_ = 0;
+  restart();
   if (bytes > 0 && seconds > 0) bytes_per_second_ = bytes / seconds;
 }
 

@@ -34,6 +34,7 @@ class SnapshotTiming {
   void block_done(double seconds, double forward_seconds);
   bool due(double bytes) const;  // of this rank, while all write at once
   void written(double bytes, double seconds);
+  void restart() { since_ = lost_ = 0; }  // what was done so far is safe
 
  private:
   double between_;

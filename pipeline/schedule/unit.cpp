@@ -6,6 +6,7 @@
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "stages/flow/numerical_failures.h"
 #include "stages/store/block_record.h"
 
@@ -36,6 +37,11 @@ Record to_valid_record(const QuantizedBlock& block) {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+nlohmann::json origin_of_block(const Schedule& schedule, int block) {
+  return {{kMadeOf, contents_of_block(schedule.model, block)},
+          {kComputedBy, schedule.backend.computes_as()}};
 }
 
 void with_place_named(const std::string& place, const std::function<void()>& work) {
@@ -73,10 +79,10 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
     failures.agree(task.team);  // whether it may be committed
   });
   if (task.team.rank() != 0) return;
-  record.attributes[kMadeOf] = contents_of_block(schedule.model, task.block);
-  record.attributes[kComputedBy] = schedule.backend.computes_as();
+  record.attributes.update(origin_of_block(schedule, task.block));
   if (recipe.needs.decision) record.attributes[kDecidedAs] = identity_of(task.decision);
   schedule.store.commit(block_key(recipe.name, task.block), record);
+  if (task.progress) remove_progress(recipe.name, task.block, schedule.store);
   phases["load"] = load_seconds;
   phases["commit"] = seconds_since(commit_start);
   result.record["phases"] = std::move(phases);

@@ -22,6 +22,9 @@ inline constexpr const char* kDecidedAs =
 
 std::string identity_of(const nlohmann::json& decision);
 
+// What a block that is made now is made of and by: attributes of its record.
+nlohmann::json origin_of_block(const Schedule& schedule, int block);
+
 double seconds_since(std::chrono::steady_clock::time_point start);
 
 // Methods name the linear; which block of which recipe it is one of is said here: an Error of `work` begins with the place.

@@ -145,7 +145,8 @@ void raise_open_files() {
   }
 }
 
-void await_lease(const fs::path& run, const std::string& token, double patience_seconds) {
+void await_lease(const fs::path& run, const std::string& token, double patience_seconds,
+                 const std::function<void()>& tick) {
   using Clock = std::chrono::steady_clock;
   const auto deadline = Clock::now() + std::chrono::duration<double>(patience_seconds);
   for (auto pause = std::chrono::milliseconds(10);;
@@ -167,6 +168,7 @@ void await_lease(const fs::path& run, const std::string& token, double patience_
           fmt::format("{} is not the folder that rank 0 has taken ({})", run.string(), why));
     }
     std::this_thread::sleep_for(pause);
+    tick();
   }
 }
 

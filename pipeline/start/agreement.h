@@ -43,7 +43,8 @@ void raise_open_files();
 
 // Waits until this rank sees the lease with this token in the run's folder: a network file system may show it late. Throws Error after
 // `patience_seconds`: then it is another folder.
-void await_lease(const std::filesystem::path& run, const std::string& token,
-                 double patience_seconds = 30);
+void await_lease(
+    const std::filesystem::path& run, const std::string& token, double patience_seconds = 30,
+    const std::function<void()>& tick = [] {});
 
 }  // namespace roundhouse

@@ -197,6 +197,13 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
       TaskSequences encoded = encoder.encode(evaluation.documents, tick);
       evaluation.sequences = std::move(encoded.sequences);
       evaluation.results = std::move(encoded.results);
+      if (encoded.cut > 0) {
+        monitor.say(
+            fmt::format("warning: {}: {} of {} documents are longer than the {} tokens that the "
+                        "model reads: the rest of their beginning is left out",
+                        task.name, encoded.cut, evaluation.documents.size(), model.max_positions));
+        monitor.event({{"event", "cut"}, {"task", task.name}, {"documents", encoded.cut}});
+      }
     }
   }
   const Watchdog::Waiting waiting(&monitor.watchdog());

@@ -12,6 +12,7 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/snapshots.h"
+#include "pipeline/schedule/stored_progress.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/calibrate_step.h"
 #include "pipeline/steps/products.h"
@@ -155,6 +156,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
       if (states[r].to_do()) unfinished.push_back(config.recipes[r].name);
     }
     remove_unused_snapshots(unfinished, job.store());
+    remove_unused_progress(unfinished, job.store());
   }
   const int total = blocks * (static_cast<int>(config.recipes.size()) - failed);
 

@@ -193,6 +193,8 @@ bool JobMonitor::stop_requested() {
   return stop;
 }
 
+void JobMonitor::write_to(Journal* journal) const { state_->journal = journal; }
+
 Watchdog& JobMonitor::watchdog() { return state_->watchdog; }
 
 void JobMonitor::on_tick(std::function<void()> callback) { state_->callback = std::move(callback); }

@@ -34,6 +34,7 @@ class JobMonitor final : public Monitor {
   bool stop_requested() override;
 
   Watchdog& watchdog();
+  void write_to(Journal* journal) const;  // events, from here on
   // Called by every tick(): lets transfers under way make progress.
   void on_tick(std::function<void()> callback);
 

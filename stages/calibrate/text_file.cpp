@@ -93,6 +93,11 @@ std::string TextFile::where(std::size_t begin) const {
 }
 
 void TextFile::refuse_other_formats() const {
+  if (const std::string other = other_format(content()); !other.empty())
+    throw InputError(path_.string() + ": is " + other + ", not JSON lines or plain text in UTF-8");
+}
+
+std::string other_format(std::string_view content) {
   struct Format {
     std::string_view magic, name;
   };
@@ -107,10 +112,10 @@ void TextFile::refuse_other_formats() const {
                                     {"\xfe\xff"sv, "UTF-16"}}) {
     // Letters alone may begin a text.
     const bool letters = name == "a bzip2 file" || name == "a Parquet file";
-    if (!content().starts_with(magic) || (letters && is_utf8(content().substr(0, 4096)))) continue;
-    throw InputError(path_.string() + ": is " + std::string(name) +
-                     ", not JSON lines or plain text in UTF-8");
+    if (!content.starts_with(magic) || (letters && is_utf8(content.substr(0, 4096)))) continue;
+    return std::string(name);
   }
+  return {};
 }
 
 void TextFile::find_lines(const std::function<void()>& tick) {

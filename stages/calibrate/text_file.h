@@ -14,6 +14,9 @@
 
 namespace roundhouse {
 
+// What a file is that is neither JSON nor text in UTF-8: "a gzip file", "UTF-16"; empty: nothing known.
+std::string other_format(std::string_view content);
+
 class TextFile {
  public:
   // Checks all of it: that it is UTF-8, and of JSON lines that each is an object with a string "text". Its name (.jsonl,

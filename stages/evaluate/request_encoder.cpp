@@ -102,8 +102,11 @@ TaskSequences RequestEncoder::encode(std::span<const TaskDocument> documents,
         own.push_back(asked.size());
         asked.emplace_back(s, 0);
       }
+      bool cut = false;
       for (const TextRequest& request : document.requests) {
-        ScoredSequence sequence = sequence_of(encode(request));
+        const TokenPair pair = encode(request);
+        cut = cut || std::ssize(pair.context) + std::ssize(pair.continuation) - 1 > max_length_;
+        ScoredSequence sequence = sequence_of(pair);
         // Answers that are one token ask the same of the model.
         auto same = encoded.sequences.begin() + static_cast<std::ptrdiff_t>(before);
         while (same != encoded.sequences.end() && same->ids != sequence.ids) ++same;
@@ -116,6 +119,7 @@ TaskSequences RequestEncoder::encode(std::span<const TaskDocument> documents,
           same->scored.push_back(std::move(sequence.scored[0]));
         }
       }
+      if (cut) ++encoded.cut;
     } catch (const InputError& error) {
       throw InputError(document.where + ": " + error.what());
     }

@@ -1,12 +1,14 @@
 #include "stages/evaluate/task_file.h"
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
 #include "base/quote.h"
+#include "stages/calibrate/text_file.h"
 
 namespace roundhouse {
 namespace {
@@ -171,6 +173,8 @@ std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
                                        const std::vector<std::string>& columns) {
   const std::string content = read_text_file(path, kMostBytes);
   std::string_view text = content;
+  if (const std::string other = other_format(text); !other.empty())
+    throw InputError(path.string() + ": is " + other + ", not JSON or a table in UTF-8");
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
   if (const std::size_t good = utf8_prefix(text); good < text.size()) {
     const auto line = std::ranges::count(text.substr(0, good), '\n') + 1;

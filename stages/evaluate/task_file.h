@@ -26,7 +26,8 @@ struct TaskRecord {
 
 // By the file's name: .csv (RFC 4180) and .tsv (tabs, no quotes) have a first row of column names; only where `columns` are given, and that
 // row of a CSV file does not end with the last of them, it is a document. Values of tables are texts. Everything else is JSON: an array, or an
-// object a line. Throws InputError naming the file, and the line: not UTF-8, not JSON, not an object, a row of another length,
+// object a line. Throws InputError naming the file, and the line: a compressed file or another format, not UTF-8, not
+// JSON, a key that stands in an object twice or more than 1000 of them, not an object, a row of another length,
 // longer than 1 GiB, or no document at all.
 std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
                                        const std::vector<std::string>& columns = {});

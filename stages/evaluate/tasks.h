@@ -33,6 +33,9 @@ struct TaskOptions {
   int limit = 0;               // documents at most (mmlu: of each subject); 0: all
 };
 
+// What reports call the mean of accuracies: no task has this name.
+inline constexpr std::string_view kAverage = "average";
+
 const std::vector<std::string>& task_names();
 // Where a task's file may be within a folder of data sets, best first; empty: nowhere.
 const std::vector<std::string>& task_files(const std::string& task);
@@ -65,6 +68,7 @@ std::vector<TaskDocument> read_task(const TaskOptions& options);
 struct TaskSequences {
   std::vector<ScoredSequence> sequences;
   std::vector<std::vector<std::size_t>> results;  // by document
+  std::size_t cut = 0;  // documents of which the model does not read the beginning
 };
 
 // Splits context and continuation as lm-eval does: white space at the end of a context belongs to the continuation, whose tokens are

@@ -15,6 +15,7 @@
 #include "stages/flow/activations.h"
 #include "stages/flow/block_site.h"
 #include "stages/quantize/block_cost.h"
+#include "stages/quantize/block_progress.h"
 #include "stages/quantize/needs.h"
 #include "stages/sensitivity/block_gradients.h"
 
@@ -48,6 +49,8 @@ struct BlockTask : BlockSite {
   const nlohmann::json& decision;  // what decide() returned; null if the method does not decide
   // Where the method makes something of them, and then weights are left as they are: other methods are given them after it.
   const SummedGradients* gradients = nullptr;
+  // For methods that work on one block for many minutes; nullptr: nothing is kept of a block that is not finished.
+  BlockProgress* progress = nullptr;
 };
 
 class Method {

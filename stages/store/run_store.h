@@ -6,6 +6,7 @@
 //   recipes/RECIPE/decision                            what its method decided for the whole model, if it does
 //   recipes/RECIPE/statistics/block-0007               what it decides by: made of the gradients of a block
 //   recipes/RECIPE/activations/after-0008/shard-03     snapshot of a shard's residual after 8 blocks
+//   recipes/RECIPE/progress/block-0007/step-000120/... what a method has made so far of a block
 //   activations/after-0008/shard-03                    the same of the full-precision stream, for all recipes of the default calibration
 //   activations/of-SET/after-0008/shard-03             and for those of another set
 //   gradients/100x512/at-0008/shard-03                 gradient of the model's loss at the input of block 8

@@ -86,8 +86,9 @@ class QuantizeWorld {
     return {site,    model_.checkpoint(),  weights_,        residual_.get(), original_.get(),
             budget_, std::size_t{1} << 30, nothing_decided_};
   }
-  QuantizedBlock quantize(const nlohmann::json& recipe) {
+  QuantizedBlock quantize(const nlohmann::json& recipe, BlockProgress* progress = nullptr) {
     BlockTask work = task();
+    work.progress = progress;
     return make_method(parse_recipe(recipe))->quantize(work);
   }
   void forward() { run_forward(task(), weights_, *residual_); }

@@ -4,11 +4,12 @@ exported files and its results must have the bits of the undisturbed run on one 
 kill_resume.py --program FILE --source FOLDER --mpiexec FILE --reference FILE CASE [--seed N] [--kills N]
 
 The case `reference` makes the reference; the others read it. `gradients-reference`, `-meshes` and `-kills` are the same of the methods that
-start from the model's gradients.
+start from the model's gradients. `stages`, which is no test, measures what each pipeline stage loses by a kill.
 """
 import argparse
 import collections
 import ctypes
+import datetime
 import hashlib
 import json
 import os
@@ -315,6 +316,45 @@ def kills(world):
     print(times)
 
 
+def stages(world):
+    """Three recipes of GPTQ on 2 and on 4 stages of a rank each, killed as a whole at random moments and started again."""
+    settings = {"recipes": "[{method: gptq, bits: 4}, {method: gptq, bits: 3}, {method: gptq, bits: 2}]",
+                "export": "{formats: []}", "evaluate": "{original: false}"}
+    for count in (2, 4):
+        world.clear()
+        lost, blocks, restarts, killed = collections.defaultdict(list), [], [], 0
+        while killed < world.kills:
+            before = len(world.blocks())
+            began = time.time()
+            job = world.start(count, mesh__pipeline=count, mesh__data=1, **settings)
+            while len(world.blocks()) == before and job.process.poll() is None:
+                time.sleep(0.01)
+            restarts.append(time.time() - began)
+            time.sleep(world.random.uniform(0, 3 * statistics.median(blocks or [1.0])))
+            ended = job.process.poll() is not None
+            kill(descendants(job.process.pid))
+            at = time.time()
+            job.wait(60)
+            last = {}
+            for line in (world.run / "journal.jsonl").read_text(errors="replace").splitlines():
+                event = json.loads(line) if line.endswith("}") else {}
+                when = datetime.datetime.fromisoformat(event.get("time", "1970-01-01T00:00:00Z").replace("Z", "+00:00")).timestamp()
+                if event.get("event") == "block" and when > began:
+                    last[event["rank"]] = when
+                    blocks.append(event["seconds"])
+            if ended:
+                world.clear()
+                continue
+            killed += 1
+            for stage, when in last.items():
+                lost[stage].append(at - when)
+        print(f"{count} stages, {killed} kills; a block takes {statistics.median(blocks):.2f} s in the median; "
+              f"from a start to its first new block: median {statistics.median(restarts):.1f} s, at most {max(restarts):.1f} s")
+        for stage, seconds in sorted(lost.items()):
+            print(f"  stage {stage}: since its last block median {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s "
+                  f"({len(seconds)} kills with work of it in flight)", flush=True)
+
+
 def signals(world):
     def stop(number, ranks, everyone):
         world.clear()
@@ -519,7 +559,7 @@ def architectures(world):
         print(f"{name}: same bits on 1 to 4 ranks and after kills, {len(expected)} files", flush=True)
 
 
-CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "signals": signals, "damage": damage, "config": config,
+CASES = {"reference": reference, "meshes": meshes, "architectures": architectures, "kills": kills, "stages": stages, "signals": signals, "damage": damage, "config": config,
          "lock": lock, "disk-full": disk_full, "gradients-reference": reference, "gradients-meshes": meshes, "gradients-kills": kills}
 
 

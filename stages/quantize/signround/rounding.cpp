@@ -141,11 +141,7 @@ void LearnedBlock::keep() {
   for (const auto& tiles : tiles_) {
     for (const auto& tile : tiles) {
       if (!tile) continue;
-      if (tile->codes.empty()) {
-        tile->codes = Tensor(backend, DType::kU8, tile->v.rows(), tile->v.cols());
-        tile->scales = Tensor(backend, DType::kF32, tile->alpha.rows(), tile->alpha.cols());
-        tile->zeros = Tensor(backend, DType::kU8, tile->alpha.rows(), tile->alpha.cols());
-      }
+      make_room_to_keep(*tile);
       backend.round_learned({.rounding = tile->rounding,
                              .values = {},
                              .codes = tile->codes.view(),
@@ -153,6 +149,77 @@ void LearnedBlock::keep() {
                              .zeros = tile->zeros.view()});
     }
   }
+}
+
+std::vector<RowTile> LearnedBlock::own_tiles() const {
+  std::vector<RowTile> own;
+  for (const auto& tiles : tiles_) {
+    for (const auto& tile : tiles) {
+      if (tile) own.push_back(tile->at);
+    }
+  }
+  return own;
+}
+
+double LearnedBlock::bytes() const {
+  double bytes = 0;
+  for (const auto& tiles : tiles_) {
+    for (const auto& tile : tiles) {
+      for (const Part& part : tile ? parts_of(*tile) : std::vector<Part>())
+        bytes += static_cast<double>(part.tensor->bytes());
+    }
+  }
+  return bytes;
+}
+
+Record LearnedBlock::save(const RowTile& at) const {
+  Record record;
+  for (const Part& part : parts_of(tile_at(at))) {
+    HostTensor values(part.tensor->type(), {part.tensor->rows(), part.tensor->cols()});
+    task_.backend.download(std::as_const(*part.tensor).view().data, values.bytes());
+    record.tensors.emplace(part.name, std::move(values));
+  }
+  return record;
+}
+
+void LearnedBlock::restore(const RowTile& at, const Record& record) {
+  Tile& tile = tile_at(at);
+  if (record.tensors.contains("codes")) make_room_to_keep(tile);
+  for (const Part& part : parts_of(tile)) {
+    const auto found = record.tensors.find(part.name);
+    if (found == record.tensors.end() || found->second.type() != part.tensor->type() ||
+        found->second.bytes().size() != part.tensor->bytes()) {
+      throw Error(
+          "what was learned of it before does not fit; remove the folder `progress` of the recipe "
+          "and "
+          "start the run again");
+    }
+    task_.backend.upload(found->second.bytes(), part.tensor->view().data);
+  }
+  task_.backend.sync();  // `record` may end here
+}
+
+LearnedBlock::Tile& LearnedBlock::tile_at(const RowTile& at) const {
+  return *tiles_[static_cast<std::size_t>(at.linear)]
+                [static_cast<std::size_t>(at.first / kTileRows)];
+}
+
+// What the next steps depend on, and what was kept so far. The rest of a tile follows from the weights.
+std::vector<LearnedBlock::Part> LearnedBlock::parts_of(Tile& tile) {
+  std::vector<Part> parts = {{"v", &tile.v}, {"alpha", &tile.alpha}, {"beta", &tile.beta}};
+  if (!tile.codes.empty()) {
+    parts.push_back({"codes", &tile.codes});
+    parts.push_back({"scales", &tile.scales});
+    parts.push_back({"zeros", &tile.zeros});
+  }
+  return parts;
+}
+
+void LearnedBlock::make_room_to_keep(Tile& tile) const {
+  if (!tile.codes.empty()) return;
+  tile.codes = Tensor(task_.backend, DType::kU8, tile.v.rows(), tile.v.cols());
+  tile.scales = Tensor(task_.backend, DType::kF32, tile.alpha.rows(), tile.alpha.cols());
+  tile.zeros = Tensor(task_.backend, DType::kU8, tile.alpha.rows(), tile.alpha.cols());
 }
 
 std::vector<QuantizedLinear> LearnedBlock::finish() {

@@ -13,6 +13,7 @@
 #include "stages/flow/block_sum.h"
 #include "stages/quantize/method.h"
 #include "stages/quantize/row_tiles.h"
+#include "stages/store/run_store.h"
 
 namespace roundhouse {
 
@@ -29,12 +30,26 @@ class LearnedBlock {
   void step(BlockSum gradient, float rate, float range_rate);
   // Keeps the codes of the last round(). They replace what was kept before.
   void keep();
+  // For BlockProgress: this rank's tiles, how many bytes they are at most, and what was learned of one, and back. Throws Error where it
+  // does not fit.
+  std::vector<RowTile> own_tiles() const;
+  double bytes() const;
+  Record save(const RowTile& at) const;
+  void restore(const RowTile& at, const Record& record);
   // Collective: the linears as kept, and their dequantized weights in the task. Frees the rest. Record of a linear: "error" and
   // "relative_error" as in rtn.h.
   std::vector<QuantizedLinear> finish();
 
  private:
   struct Tile;
+  struct Part {  // of what is saved of a tile
+    const char* name;
+    Tensor* tensor;
+  };
+  static std::vector<Part> parts_of(Tile& tile);
+  Tile& tile_at(const RowTile& at) const;
+  void make_room_to_keep(Tile& tile) const;
+
   BlockTask& task_;
   LinearScheme scheme_;
   std::vector<Tensor> original_;

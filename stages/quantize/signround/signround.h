@@ -18,6 +18,8 @@
 //
 // As in auto-round today, current and best take twice the rate at 2 and 3 bits from 1000 iterations on.
 //
+// Where steps take long, what is learned is kept every few minutes (block_progress.h), and a resume goes on from there.
+//
 // Options, all with the preset's value unless given: iterations, batch_size (8), learning_rate, minmax_learning_rate
 // (learning_rate), minmax_tuning, quantized_input (false: blocks are tuned on the full-precision stream), best_loss (false: the
 // last iteration's codes), samples (the first so many of the run's), sampling, seed, grid or symmetric.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "comm/together.h"
 #include "model/block/linear.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
@@ -15,6 +16,8 @@
 
 namespace roundhouse {
 namespace {
+
+constexpr const char* kTuning = "tuning";  // attribute of what is saved
 
 // A copy of this rank's shards, within the same budget.
 Activations copy_of(const BlockTask& task, Activations& from) {
@@ -93,7 +96,13 @@ class BlockTuner {
     BatchSampler sampler(settings_.sampling, samples_, settings_.batch_size, settings_.seed,
                          task_.block);
     BatchLoader loader(task_, input, *task_.original);
-    for (int i = 0; i < settings_.iterations; ++i) {
+    int begin = 0;
+    if (task_.progress) clock_.measure("resume", [&] { begin = resume(learned); });
+    for (int i = 0; i < begin; ++i) {
+      (void)sampler.next();
+      count_step();  // the record is of the whole block, whoever made it
+    }
+    for (int i = begin; i < settings_.iterations; ++i) {
       say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
       clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
       clock_.measure("round", [&] { learned.round(); });
@@ -123,7 +132,56 @@ class BlockTuner {
       if (last && (!settings_.best_loss || !first_finite_)) {
         clock_.measure("keep", [&] { learned.keep(); });
       }
+      if (!last && task_.progress && task_.progress->due(learned.bytes()))
+        clock_.measure("save", [&] { save(i + 1, learned); });
     }
+  }
+
+  // One part a tile, whoever has it.
+  static std::string part_of(const RowTile& at) {
+    return "linear-" + std::to_string(at.linear) + "-row-" + std::to_string(at.first);
+  }
+
+  void save(int step, const LearnedBlock& learned) {
+    say("saving step " + std::to_string(step));
+    const std::vector<RowTile> own = learned.own_tiles();
+    std::vector<std::string> names;
+    for (const RowTile& at : own) names.push_back(part_of(at));
+    task_.progress->write(step, names, [&](std::size_t i) {
+      Record record = learned.save(own[i]);
+      record.attributes[kTuning] = {{"best_iteration", best_iteration_}, {"skipped", skipped_}};
+      if (first_finite_) {
+        record.attributes[kTuning]["first"] = *first_finite_;
+        record.attributes[kTuning]["best"] = best_loss_;
+      }
+      return record;
+    });
+  }
+
+  // Steps that were done before: 0, or as many as were saved.
+  int resume(LearnedBlock& learned) {
+    std::vector<std::string> names;
+    for (const auto& tiles : tiles_of_block(task_)) {
+      for (const RowTile& at : tiles) names.push_back(part_of(at));
+    }
+    const std::optional<int> step = task_.progress->newest(names);
+    if (!step) return 0;
+    say("reading step " + std::to_string(*step));
+    std::string tuning;  // the team's rank 0 has the first tile
+    for (const RowTile& at : learned.own_tiles()) {
+      const Record record = task_.progress->load(*step, part_of(at));
+      learned.restore(at, record);
+      tuning = record.attributes.at(kTuning).dump();
+      task_.monitor.tick();
+    }
+    const auto state = nlohmann::json::parse(share(task_.team, std::move(tuning)));
+    best_iteration_ = state.at("best_iteration").get<int>();
+    skipped_ = state.at("skipped").get<int>();
+    if (state.contains("first")) {
+      first_finite_ = state.at("first").get<double>();
+      best_loss_ = state.at("best").get<double>();
+    }
+    return *step;
   }
 
   // Forward and backward through this rank's parts of the batch. Returns the whole batch's loss.
@@ -163,9 +221,7 @@ class BlockTuner {
       });
       task_.monitor.tick();
     }
-    const double tokens = static_cast<double>(batch_size_) * static_cast<double>(length);
-    count("forward", forward_flops() * tokens);
-    count("backward", backward_flops() * tokens);
+    count_step();
 
     std::vector<std::vector<std::byte>> messages;
     clock_.measure("loss",
@@ -209,6 +265,12 @@ class BlockTuner {
       }
     }
     return forward_flops() + 2.0 * inner;
+  }
+  void count_step() {
+    const double tokens =
+        static_cast<double>(batch_size_) * static_cast<double>(task_.samples->length());
+    count("forward", forward_flops() * tokens);
+    count("backward", backward_flops() * tokens);
   }
   double all_tokens() const {
     return static_cast<double>(task_.samples->count() * task_.samples->length());

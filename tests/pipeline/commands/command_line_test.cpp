@@ -199,7 +199,7 @@ TEST_F(CommandLineTest, EvaluationTextsAreJudgedBeforeTheFirstBlock) {
     const Outcome outcome =
         quantize("--set 'evaluate.perplexity=[{text: " + at(name) + ", window: 64}]'");
     EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
-    EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << "blocks were quantized";
+    EXPECT_FALSE(fs::exists(folder_.path() / "run")) << "the run was begun";
     return outcome.err;
   };
   EXPECT_THAT(refused("short.txt", "The red ball is in the box."),
@@ -218,6 +218,25 @@ TEST_F(CommandLineTest, EvaluationTextsAreJudgedBeforeTheFirstBlock) {
   EXPECT_THAT(refused("latin.txt", "th\xe9 end"), HasSubstr("latin.txt:1: is not UTF-8"));
   EXPECT_THAT(refusal("evaluate tests/data/tiny-world --window 64 --text " + at("lines.txt")),
               HasSubstr("lines.txt: JSON lines"));
+}
+
+// What is refused leaves nothing behind that would refuse the same start with its settings put right.
+TEST_F(CommandLineTest, ARefusedStartClaimsNothing) {
+  write_text_atomically(folder_.path() / "bad.jsonl", "{\"ctx\": 3}\n");
+  const Outcome task = quantize("--set 'evaluate.tasks=[{name: own, file: " + at("bad.jsonl") +
+                                ", template: hellaswag}]'");
+  EXPECT_EQ(task.exit_code, 2) << task.err;
+  EXPECT_FALSE(fs::exists(folder_.path() / "run"));
+  // Found only when windows are drawn, which takes a while: settings are written by then, and bind nobody.
+  write_text_atomically(folder_.path() / "few.jsonl",
+                        "{\"text\": \"The red ball is in the box.\"}\n");
+  const std::string drawn = "--set calibration.text=" + at("few.jsonl") +
+                            " --set 'recipes=[{method: gptq}]' --set calibration.samples=2";
+  const Outcome many = quantize(drawn + " --set calibration.sequence_length=256");
+  EXPECT_EQ(many.exit_code, 2) << many.err;
+  EXPECT_FALSE(fs::exists(folder_.path() / "run/calibration.h5"));
+  const Outcome fewer = quantize(drawn + " --set calibration.sequence_length=4");
+  EXPECT_EQ(fewer.exit_code, 0) << fewer.err;
 }
 
 TEST_F(CommandLineTest, StandardOutputThatIsFullIsAnError) {

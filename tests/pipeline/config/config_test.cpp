@@ -588,6 +588,10 @@ TEST_F(ConfigTest, TasksFindTheirFilesAndAreWrittenOut) {
   EXPECT_EQ(evaluations.tasks[3].task, "piqa");
   const std::string written = to_yaml(config);
   EXPECT_EQ(to_yaml(read(written)), written);
+  EXPECT_EQ(
+      error(with("evaluate: {tasks: [{name: average, file: " + at("other.txt") + "}]}\n")),
+      "config.yaml:5: evaluate.tasks[0].name: reports call the mean of all tasks \"average\": "
+      "take another name");
   // A text and a task cannot have one name.
   EXPECT_EQ(
       error(with("evaluate: {perplexity: [{text: " + at("other.txt") +

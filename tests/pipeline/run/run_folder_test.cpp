@@ -43,6 +43,11 @@ class RunFolderTest : public testing::Test {
   static RunInputs inputs(const std::string& model = "f00") {
     return {.model = model, .tokenizer = "t00", .calibration_text = "c00", .blocks = 6};
   }
+  // Something that settings of the run were used for.
+  static void make_product(const RunConfig& run) {
+    std::filesystem::create_directories(run.run / "recipes/some");
+    write_text_atomically(run.run / "recipes/some/block-0000.h5", "");
+  }
   TemporaryFolder folder_;
 };
 
@@ -62,6 +67,7 @@ TEST_F(RunFolderTest, SettlesAndResumes) {
 TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
   RunConfig first = config();
   settle_config(first, inputs());
+  make_product(first);
   RunConfig other = first;
   other.calibration.seed = 43;
   EXPECT_EQ(message_of([&] { settle_config(other, inputs()); }),
@@ -77,9 +83,23 @@ TEST_F(RunFolderTest, RefusesOtherSettingsAndSaysWhich) {
   EXPECT_THROW(settle_config(other, inputs()), InputError);
 }
 
+// A start that ended before it made anything holds nobody to its settings: what was wrong in them can be put right.
+TEST_F(RunFolderTest, WhereNothingWasMadeNewSettingsAreTaken) {
+  RunConfig first = config();
+  first.calibration.samples = 1000000;
+  settle_config(first, inputs());
+  RunConfig other = config();
+  EXPECT_NO_THROW(settle_config(other, inputs("f01")));
+  EXPECT_EQ(read_run_config(other.run).calibration.samples, other.calibration.samples);
+  EXPECT_EQ(read_identity(other.run).identity->inputs.model, inputs("f01").model);
+  make_product(other);
+  EXPECT_THROW(settle_config(first, inputs("f01")), InputError);
+}
+
 TEST_F(RunFolderTest, RecipesMayComeAndGoButNotChange) {
   RunConfig both = config();
   settle_config(both, inputs());
+  make_product(both);
   RunConfig one = both;
   one.recipes.pop_back();
   settle_config(one, inputs());
@@ -127,6 +147,7 @@ TEST_F(RunFolderTest, ADamagedConfigIsSeenAndWrittenAnew) {
 TEST_F(RunFolderTest, ContentDecidesAndPathsDoNot) {
   const RunConfig first = config();
   settle_config(first, inputs());
+  make_product(first);
   RunConfig moved = first;
   moved.calibration.text = "/elsewhere/other-name.jsonl";
   EXPECT_NO_THROW(settle_config(moved, inputs()));

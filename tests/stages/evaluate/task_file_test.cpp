@@ -76,6 +76,18 @@ TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
   EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": 1, \"a\": 2}"),
             "a.jsonl:2: the key \"a\" stands twice");
   EXPECT_EQ(error_of("a.json", "[{}, 1]"), "a.json: entry 2: is not a JSON object, {...}");
+  EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": 1, \"b\": {\"a\": 2}, \"a\": 1}"),
+            "a.jsonl:2: has the key \"a\" twice");
+  EXPECT_EQ(error_of("a.jsonl", "[{\"b\": [{\"a\": 1}, {\"a\": 2}]}]"), "none");
+  std::string many = "{\"k0\": 0";
+  for (int i = 1; i <= 200000; ++i) many += ", \"k" + std::to_string(i) + "\": 0";
+  EXPECT_EQ(error_of("a.jsonl", many + "}"), "a.jsonl:1: an object has more than 1000 keys");
+  for (const char* name : {"a.jsonl", "a.csv", "a.tsv"}) {
+    EXPECT_EQ(error_of(name, "\x1f\x8b\x08"),
+              std::string(name) + ": is a gzip file, not JSON or a table in UTF-8");
+    EXPECT_EQ(error_of(name, std::string("\xff\xfe{\0}\0", 6)),
+              std::string(name) + ": is UTF-16, not JSON or a table in UTF-8");
+  }
   EXPECT_EQ(error_of("a.csv", "a,b\n1\n"), "a.csv:2: has 1 fields instead of 2");
   EXPECT_EQ(error_of("a.csv", "a,b\n1,\"2\n"), "a.csv:2: a quoted field does not end");
   EXPECT_EQ(error_of("a.csv", "a,b\n1,\"2\"3\n"), "a.csv:2: text behind a quoted field");

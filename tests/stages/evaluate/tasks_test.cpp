@@ -204,6 +204,13 @@ TEST_F(TasksTest, LongInputsLoseTheirBeginning) {
   EXPECT_EQ(encoded.sequences[0].ids, (std::vector<std::int32_t>{ids.end() - 5, ids.end()}));
   EXPECT_EQ(encoded.sequences[0].scored[0].targets, pair.continuation);
   EXPECT_EQ(encoded.sequences[0].scored[0].first_row, 5 - std::ssize(pair.continuation));
+  EXPECT_EQ(encoded.cut, 1u) << "documents, not requests";
+  document.requests.pop_back();
+  for (const std::int64_t more : {-1, 0}) {  // its tokens are as many as fit
+    model.max_positions = std::ssize(ids) + more;
+    const RequestEncoder wide(*tokenizer, model, Protocol::kLmEval);
+    EXPECT_EQ(wide.encode(std::span(&document, 1), [] {}).cut, more < 0 ? 1u : 0u);
+  }
   model.max_positions = 1;
   const RequestEncoder tiny(*tokenizer, model, Protocol::kLmEval);
   EXPECT_THROW((void)tiny.encode({"The cat is", " in the house of glass."}), InputError);
