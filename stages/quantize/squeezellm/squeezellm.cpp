@@ -157,6 +157,22 @@ class SqueezeLlm final : public Method {
     return {.gradients = gradients_, .decision = shares_.outliers > 0.0};
   }
   std::vector<LinearScheme> schemes() const override { return {scheme()}; }
+  // Beside the gradients, which gradient_cost() has.
+  BlockCost cost(const DecoderBlock& shape, int, int) const override {
+    const BlockSizes sizes{shape, 0};
+    BlockCost cost;
+    cost.rounded = sizes.all_weights();
+    cost.clustered = sizes.all_weights();
+    cost.cuts["solve"] = sizes.tiles();
+    double rows = 0;
+    for (const LinearSpec& linear : shape.linears()) rows += static_cast<double>(linear.rows);
+    const double entries = (shares_.sensitive + shares_.outliers) / 100 * sizes.all_weights();
+    cost.traffic.gathered = sizes.all_weights() +
+                            rows * (sizeof(ClusteredRow) + 4 + 2.0 * (1 << bits_)) +
+                            28.0 * sizes.tile_count() + 8 * entries;
+    cost.traffic.rounds = 8 * static_cast<double>(shape.linears().size());
+    return cost;
+  }
 
   nlohmann::json decide(ModelTask& task) const override {
     return find_outlier_thresholds(task, shares_.outliers);
