@@ -121,8 +121,8 @@ double positive(const nlohmann::json& value, const std::string& where, bool zero
 }  // namespace
 
 double DeviceRates::rate_of(const std::string& method, const std::string& phase) const {
-  for (const std::string& name : {method + "." + phase, phase}) {
-    if (const auto found = phases.find(name); found != phases.end()) return found->second;
+  for (const std::string& key : {method + "." + phase, phase}) {
+    if (const auto found = phases.find(key); found != phases.end()) return found->second;
   }
   return works_in_f32(phase) ? f32 : matmul;
 }
