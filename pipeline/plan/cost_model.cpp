@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 constexpr double kTokensOfUnseenText = 341'000;
 constexpr double kBytesOfToken = 4;
 // A record's seal, groups and attributes: HDF5's own structures, and of each data set its header.
-constexpr double kBytesOfRecord = 7500, kBytesOfDataset = 530, kBytesOfLinearAttributes = 420;
+constexpr double kBytesOfRecord = 200, kBytesOfDataset = 560, kBytesOfLinearAttributes = 170;
 
 double elements(const TensorInfo& tensor) {
   double count = 1;
@@ -370,7 +370,8 @@ double CostModel::record_bytes(std::size_t r) const {
         percent =
             options["sparse"].value("sensitive", 0.05) + options["sparse"].value("outliers", 0.4);
       }
-      bytes += 4 * rows + 6 * percent / 100 * rows * static_cast<double>(spec.cols);
+      bytes += 3 * kBytesOfDataset + 4 * rows +
+               6 * percent / 100 * rows * static_cast<double>(spec.cols);
     }
   }
   return bytes;
@@ -442,17 +443,21 @@ MemoryUse CostModel::memory(std::size_t r) const {
     const int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
     double bytes = weights_ * activation + memory.weights * activation + memory.by_tiles / team() +
                    std::max(alive * memory.summed, memory.whole);
+    if (!needs.calibration()) return bytes;
+    // What a micro-batch has on its way through a block, or what is saved of one for the way back.
     const auto batch = static_cast<double>(micro_batch_sequences(length) * length);
-    bytes += batch * activation *
-             static_cast<double>(4 * job_.model.hidden_size + 3 * job_.model.intermediate_size);
+    double passing =
+        batch * activation *
+        static_cast<double>(3 * job_.model.hidden_size + 2 * job_.model.intermediate_size);
     if (memory.saved_sequences > 0) {
       const auto saved = static_cast<double>(job_.shape.saved_bytes(
           memory.saved_sequences * length, rates.is_host ? DType::kF32 : DType::kBF16));
       const double budget = job_.config.saved_activation_gib > 0
                                 ? job_.config.saved_activation_gib * 0x1p30
                                 : (rates.is_host ? rates.host_bytes : rates.device_bytes) / 4;
-      bytes += saved <= budget ? saved : saved / 2;
+      passing = std::max(passing, saved <= budget ? saved : saved / 2);
     }
+    bytes += passing;
     return bytes;
   };
   double computing = working(costs_[r].memory, samples.sequence_length);

@@ -441,7 +441,7 @@ std::string plan_text(const json& plan) {
        clock(number(plan, "seconds")), 100 * number(plan, "utilisation"));
   line("");
   line("{:<28} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}", "recipe", "units", "a unit",
-       "a team", "quantized", "device", "host", "record");
+       "of teams", "quantized", "device", "host", "record");
   for (const json& recipe : plan["recipes"]) {
     line("{:<28} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}", word(recipe, "name"),
          recipe["units"].get<int>(), clock(number(recipe, "unit_seconds")),

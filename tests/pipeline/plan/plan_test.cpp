@@ -51,9 +51,10 @@ class PlanTest : public testing::Test {
 TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
   const std::string settings =
       " configs/tiny-world.yaml --set run=" + (folder_.path() / "run").string() +
-      " --set calibration.samples=32 --set evaluate.perplexity=[] --set threads=1 --set device=cpu"
-      " --set 'recipes=[{method: rtn}, {method: gptq, bits: 3}, {method: awq, bits: 4}, "
-      "{method: signround, bits: 4, iterations: 2}]'";
+      " --set calibration.samples=16 --set calibration.sequence_length=256 --set threads=1"
+      " --set device=cpu --set evaluate.perplexity=[] --set evaluate.original=false"
+      " --set 'recipes=[{method: rtn}, {method: gptq, bits: 3}, "
+      "{method: awq, bits: 4, grid_points: 2}, {method: signround, bits: 4, iterations: 2}]'";
   const json plan = planned(settings);
   ASSERT_EQ(run("run" + settings).exit_code, 0);
 

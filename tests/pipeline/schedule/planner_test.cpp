@@ -238,7 +238,11 @@ TEST(PlannerTest, AlsoWhereBlocksWithinAreMissing) {
   for_each_mesh([](MeshShape shape) {
     const SharedFolder folder(test_world());
     Hdf5Store store(folder.path());
-    Walker walker(all_kinds(), kNever);
+    Walker walker(recipes_of({{{"method", "gptq"}},
+                              {{"method", "rtn"}},
+                              {{"method", "squeezellm"},
+                               {"gradients", {{"samples", 6}, {"sequence_length", kLength}}}}}),
+                  kNever);
     walker.run(store, shape);
     test_world().barrier();
     if (test_world().rank() == 0) {
