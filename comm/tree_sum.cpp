@@ -68,6 +68,18 @@ int rank_of_part(int parts, int part, int ranks) {
   return part < in_longer ? part / (each + 1) : longer + (part - in_longer) / each;
 }
 
+int partial_sums_of_rank(int parts, int rank, int ranks) {
+  return static_cast<int>(subtrees_of(parts_of_rank(parts, rank, ranks), parts).size());
+}
+
+int most_partial_sums(int parts, int rank, int ranks) {
+  const PartRange run = parts_of_rank(parts, rank, ranks);
+  std::size_t most = 0;
+  for (int end = run.begin; end < run.end; ++end)
+    most = std::max(most, subtrees_of({run.begin, end}, parts).size() + 1);
+  return static_cast<int>(most);
+}
+
 struct TreeSum::Node {
   int begin;
   int end;

@@ -30,6 +30,11 @@ struct PartRange {
 PartRange parts_of_rank(int parts, int rank, int ranks);
 int rank_of_part(int parts, int part, int ranks);
 
+// How many partial sums a rank is left with once it has added what it can, and how many it has at the same time at most until
+// then.
+int partial_sums_of_rank(int parts, int rank, int ranks);
+int most_partial_sums(int parts, int rank, int ranks);
+
 // What the tree needs of a partial sum: its memory, of the transport's kind.
 class Summand {
  public:

@@ -6,6 +6,7 @@
 #include "base/hash.h"
 #include "base/json_file.h"
 #include "base/write_guard.h"
+#include "comm/counted_communicator.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
 #include "pipeline/run/run_files.h"
@@ -90,7 +91,7 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
 
 Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access,
          const std::function<void(Job&)>& before_claim)
-    : config_(std::move(config)), access_(access), world_(session.world()) {
+    : config_(std::move(config)), access_(access), world_(count_bytes(session.world(), sent_)) {
   agree(*world_, [&] {
     raise_open_files();
     model_ = std::make_unique<CausalLM>(config_.model);

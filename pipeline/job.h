@@ -1,6 +1,8 @@
 // What every command that computes needs: the ranks, a device, the model, the run's store, and somebody watching.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -39,6 +41,8 @@ class Job {
 
   const RunConfig& config() const { return config_; }
   Communicator& world() { return *world_; }
+  // Between hosts, by this rank: comm/counted_communicator.h.
+  std::uint64_t sent_bytes() const { return sent_; }
   bool first() const { return world_->rank() == 0; }
   Backend& backend() { return *backend_; }
   const DeviceChoice& device() const { return device_; }
@@ -80,6 +84,7 @@ class Job {
 
   RunConfig config_;
   Access access_;
+  std::atomic<std::uint64_t> sent_ = 0;
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Lease> lease_;  // rank 0
   // Before all that takes long to go: until the last of it has gone the watchdog tells the others that this rank is alive.

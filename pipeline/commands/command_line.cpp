@@ -15,6 +15,7 @@
 #include "model/synthetic.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/config/config.h"
+#include "pipeline/plan/device_rates.h"
 #include "pipeline/start/agreement.h"
 #include "pipeline/version.h"
 #include "pipeline/watch/signal_thread.h"
@@ -98,11 +99,66 @@ struct Arguments {
   std::string folder;
   std::vector<std::string> folders;
   SynthArguments making;
+  PlanArguments planning;
   bool follow = false;
   bool retry_failed = false;
 
   Command chosen;
 };
+
+void add_plan(CLI::App& app, Arguments& arguments) {
+  CLI::App& command = *app.add_subcommand(
+      "plan", "Reckon what a job would do and take: time, memory, disk, messages");
+  PlanArguments& given = arguments.planning;
+  command.add_option("CONFIG", given.config, "YAML file that describes the run")->required();
+  add_list(command, "--set", given.overrides,
+           "Put KEY=VALUE in place of what CONFIG says; may be repeated")
+      ->type_name("KEY=VALUE");
+  command
+      .add_option("--ranks", given.ranks,
+                  "Ranks of the job; default: those of the config's mesh, or 1")
+      ->type_name("N")
+      ->check(CLI::Range(1, 100'000));
+  CLI::Option* device =
+      command.add_option("--device", given.device, "What each rank computes on; default: h200")
+          ->type_name("NAME")
+          ->check(CLI::IsMember(known_devices()));
+  CLI::Option* rates =
+      command.add_option("--rates", given.rates, "A file of rates, as --write-rates writes one")
+          ->type_name("FILE")
+          ->check(CLI::ExistingFile)
+          ->excludes(device);
+  command
+      .add_flag("--measure", given.measure,
+                "Measure this machine for some seconds, and plan for it")
+      ->excludes(device)
+      ->excludes(rates);
+  command.add_option("--write-rates", given.write_rates, "Write the rates that were used")
+      ->type_name("FILE");
+  command
+      .add_option("--like", given.like, "Plan for this shape, whatever lies in the model's folder")
+      ->type_name("NAME")
+      ->check(CLI::IsMember(known_shapes()));
+  CLI::Option* scaling = command.add_flag("--scaling", given.scaling,
+                                          "Tables for 1 to 512 ranks in place of one plan");
+  command.add_flag("--json", given.json, "Print everything as JSON")->excludes(scaling);
+  command.footer(
+      "Examples:\n"
+      "  roundhouse plan configs/llama-2-70b.yaml --ranks 32 --device h200\n"
+      "  roundhouse plan configs/tiny-world.yaml --measure --write-rates here.json\n"
+      "  roundhouse plan configs/tiny-world.yaml --rates here.json --ranks 2 --set mesh.data=2\n"
+      "  roundhouse plan configs/scaling.yaml --scaling\n"
+      "\n"
+      "Neither GPU nor launcher is needed, nor weights: config.json in the model's folder, or a "
+      "folder "
+      "that is called like\n"
+      "a published model, is enough. What is done of the run already counts as done.");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? plan_command(arguments.planning) : 0;
+    };
+  });
+}
 
 void add_run(CLI::App& app, Arguments& arguments) {
   CLI::App& run =
@@ -330,6 +386,7 @@ int main_command(int argc, char** argv) {
         "roundhouse");
     app.set_version_flag("--version", version_line());
     app.require_subcommand(1);
+    add_plan(app, arguments);
     add_run(app, arguments);
     add_export(app, arguments);
     add_evaluate(app, arguments);

@@ -14,6 +14,18 @@ namespace roundhouse {
 // retry_failed: recipes that failed at an earlier start are tried again.
 int run_command(LaunchSession& session, const RunConfig& config, bool retry_failed = false);
 
+struct PlanArguments {
+  std::filesystem::path config;
+  std::vector<std::string> overrides;
+  int ranks = 0;                      // 0: as many as the config's mesh has, or one
+  std::string device;                 // of known_devices(); empty: h200, or what the config says
+  std::filesystem::path rates;        // a file in place of a device
+  std::filesystem::path write_rates;  // where to write those that were used
+  std::string like;                   // a published shape in place of the model's folder
+  bool measure = false, scaling = false, json = false;
+};
+int plan_command(const PlanArguments& arguments);
+
 struct ExportArguments {
   std::filesystem::path run;
   std::vector<std::string> recipes;  // empty: all that are complete

@@ -91,8 +91,10 @@ int make_all(Job& job, RunEvaluations& evaluations) {
     for (std::string& key : record_keys(recipe, job.blocks())) records.push_back(std::move(key));
   }
   job.check_content(job.world(), records);
+  const std::int64_t sent = job.world().all_reduce_sum(static_cast<std::int64_t>(job.sent_bytes()));
   if (job.first()) {
-    nlohmann::json event = {{"event", "done"}, {"peak_memory_mib", peak_memory_mib()}};
+    nlohmann::json event = {
+        {"event", "done"}, {"peak_memory_mib", peak_memory_mib()}, {"sent_bytes", sent}};
     for (const auto& [name, failure] : failures) event["failed"].push_back(name);
     job.monitor().event(event);
     report_run(config.run, true);

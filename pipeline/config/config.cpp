@@ -88,6 +88,12 @@ RunConfig read_config(const fs::path& file, const std::vector<std::string>& over
   return read_tree(root, file.string(), InputFiles::kMustExist);
 }
 
+RunConfig read_config_of_plan(const fs::path& file, const std::vector<std::string>& overrides) {
+  YamlNode root = read_file(file);
+  for (const std::string& assignment : overrides) apply_override(root, assignment);
+  return read_tree(root, file.string(), InputFiles::kMayBeGone);
+}
+
 RunConfig read_run_config(const fs::path& run) {
   const fs::path file = run / "config.yaml";
   RunConfig config = read_tree(read_file(file), file.string(), InputFiles::kMayBeGone);

@@ -79,6 +79,10 @@ bool is_plain_name(const std::string& name);
 // that files exist.
 RunConfig read_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
 
+// The same for a plan: the files that it names may be elsewhere, or not there yet.
+RunConfig read_config_of_plan(const std::filesystem::path& file,
+                              const std::vector<std::string>& overrides);
+
 // RUN/config.yaml, of a run that may have been moved (its folder is `run`) and whose model and
 // texts may be gone by now.
 RunConfig read_run_config(const std::filesystem::path& run);

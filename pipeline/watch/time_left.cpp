@@ -10,6 +10,8 @@ namespace {
 // In place of reading, rounding, packing and writing a weight, which are bound by memory and disks: about what as many
 // operations of matrix products take.
 constexpr double kFlopsPerWeight = 1000;
+// Sorting and clustering one takes so much longer.
+constexpr double kFlopsPerClusteredWeight = 50 * kFlopsPerWeight;
 // Matrix products in F32 are slower on a device by about this.
 constexpr double kF32OnDevice = 10;
 
@@ -83,9 +85,9 @@ std::optional<double> TimeLeft::seconds(double elapsed) const {
 
 double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device) {
-  double flops = kFlopsPerWeight * weights_of(shape);
-  for (const auto& [phase, count] :
-       method.cost(shape, samples.samples, samples.sequence_length).flops) {
+  const BlockCost cost = method.cost(shape, samples.samples, samples.sequence_length);
+  double flops = kFlopsPerWeight * weights_of(shape) + kFlopsPerClusteredWeight * cost.clustered;
+  for (const auto& [phase, count] : cost.flops) {
     flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);
   }
   return flops;
@@ -100,7 +102,10 @@ double gradient_forward_cost(const DecoderBlock& shape, int samples, int length)
 }
 
 double gradient_cost(const DecoderBlock& shape, int samples, int length) {
-  return 3 * gradient_forward_cost(shape, samples, length);
+  const BlockSizes sizes{shape, static_cast<double>(samples) * length, static_cast<double>(length)};
+  double flops = 0;
+  for (const auto& [phase, count] : gradient_cost(sizes, 1).flops) flops += count;
+  return flops - gradient_forward_cost(shape, samples, length);
 }
 
 double statistics_cost(const DecoderBlock& shape) {

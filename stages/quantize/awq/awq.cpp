@@ -161,7 +161,7 @@ class AwqQuantizer {
   // What removed weights differ by from the values that their codes stand for.
   SparseTile sparse_tile(const Tensor& w, const Tensor& removed, const TileResult& tile,
                          const QuantizedLinear& linear) {
-    const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+    const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.shared_inputs();
     HostTensor all(DType::kF32, {rows, cols}), where(DType::kU8, {rows, cols});
     task_.backend.download(w.f32(), all.bytes());
     task_.backend.download(removed.view().data, where.bytes());
@@ -200,7 +200,7 @@ class AwqQuantizer {
 
   ClipCount clip(Tensor& w, const Tensor& column_scales, const Tensor& grams,
                  const QuantizedLinear& linear) {
-    const std::int64_t rows = w.rows(), groups = linear.groups();
+    const std::int64_t rows = w.rows(), groups = linear.shared_inputs();
     Tensor choices(task_.backend, DType::kU8, rows, groups);
     Tensor errors(task_.backend, DType::kF32, rows, 2 * groups);
     task_.backend.clip_groups({.w = w.view(),
@@ -232,7 +232,7 @@ class AwqQuantizer {
           const ClipCount& count = counts.at(first);
           return std::vector<double>{count.clipped, count.error_before, count.error_after};
         });
-    linear.record["clip"] = {{"groups", linear.rows * linear.groups()},
+    linear.record["clip"] = {{"groups", linear.rows * linear.shared_inputs()},
                              {"clipped", static_cast<std::int64_t>(sums[0])},
                              {"error_before", sums[1]},
                              {"error_after", sums[2]}};
@@ -280,11 +280,57 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     const double n = sizes.cols(sizes.block.shared_inputs()[g]);
     cost.flops["gram"] += sizes.tokens * n * n;
   }
+  cost.attention["forward"] = passes * sizes.attention();
+  cost.cuts["solve"] = sizes.tiles();
+  cost.rounded = sizes.all_weights();
+  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size);
+  cost.traffic.rounds = 6.0 * static_cast<double>(sizes.block.linears().size());
+  double searched_by_tiles = 0;
+  std::vector<Cut> tiles;
+  for (const ScaleSet& set : sets) {
+    const SharedInput& group = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
+    if (set.group == set.last_group && group.linears.size() == 1) {
+      const int linear = group.linears.front();
+      const double work = 2 * points * sizes.rows(linear) * sizes.cols(group) * sizes.cols(group);
+      searched_by_tiles += work;
+      const int pieces = static_cast<int>((sizes.rows(linear) + kTileRows - 1) / kTileRows);
+      tiles.push_back({work, pieces});
+      cost.traffic.gathered += 8 * points * pieces;
+    }
+    cost.traffic.sums.push_back({.bytes = 4 * sizes.cols(group), .first_owner = set.group});
+    cost.traffic.shared += 4 * sizes.cols(group);
+  }
+  const double modules_searched = static_cast<double>(sets.size() - tiles.size());
+  cost.traffic.sums.push_back({.bytes = 8 * points * modules_searched});
+  cost.traffic.shared += 8 * points * modules_searched;
+  if (const double searched = cost.flops["search"]; searched > 0) {
+    cost.cuts["search"].push_back({1 - searched_by_tiles / searched, Cut::kShards});
+    for (const Cut& cut : tiles) cost.cuts["search"].push_back({cut.share / searched, cut.pieces});
+    // Each point of the grid rounds what it tries.
+    cost.rounded += points * sizes.all_weights();
+  } else {
+    cost.flops.erase("search");
+  }
+  for (std::size_t g = 0; g < sizes.block.shared_inputs().size(); ++g) {
+    const double n = sizes.cols(sizes.block.shared_inputs()[g]);
+    double bytes = with_gram.contains(static_cast<int>(g)) ? 4 * n * n : 0;
+    if (settings.clip_search) {
+      bytes +=
+          4 * n * static_cast<double>(settings.scheme.group_size_for(sizes.block.shared_inputs()[g].cols));
+    }
+    cost.traffic.sums.push_back({.bytes = bytes, .first_owner = static_cast<int>(g)});
+    cost.traffic.shared += bytes;
+    cost.memory.summed += bytes;
+  }
+  cost.memory.whole = cost.memory.summed;
   if (!settings.clip_search) return cost;
   for (const SharedInput& group : sizes.block.shared_inputs()) {
     const auto size = static_cast<double>(settings.scheme.group_size_for(group.cols));
     for (const int i : group.linears) {
       if (std::ranges::find(sizes.block.score_linears(), i) == sizes.block.score_linears().end()) {
+        cost.traffic.gathered +=
+            24.0 * static_cast<double>((static_cast<std::int64_t>(sizes.rows(i)) + kTileRows - 1) /
+                                       kTileRows);
         cost.flops["solve"] += 2 * kClipCandidates * sizes.rows(i) * sizes.cols(group) * size;
       }
     }
@@ -316,7 +362,8 @@ QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings) {
 
 BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
                    const AwqSettings& settings) {
-  return cost_of({decoder, static_cast<double>(samples) * length}, settings);
+  return cost_of({decoder, static_cast<double>(samples) * length, static_cast<double>(length)},
+                 settings);
 }
 
 std::unique_ptr<Method> make_awq(OptionReader& options) {

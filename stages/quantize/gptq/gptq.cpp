@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "stages/flow/block_sum.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/gptq/factor.h"
@@ -267,9 +268,14 @@ class GptqQuantizer {
       carried_;  // the input of the group at hand, if that is not from the residual
 };
 
+// Factorizations of one block that several ranks do at the same time take as long as the longest: the others count as if they
+// were cut into so many pieces.
+constexpr int kAtOnce = 1 << 20;
+
 // The residual goes in for each group and out where it changes; the inputs that are no function of it are kept.
-BlockCost gptq_cost(const BlockSizes& sizes) {
+BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
   BlockCost cost{.flops = {}, .bytes_up = sizes.stream_bytes()};
+  double widest = 0;
   for (const SharedInput& group : sizes.block.shared_inputs()) {
     const double n = sizes.cols(group), kept = kBytesOfActivation * sizes.tokens * n;
     cost.flops["gram"] += sizes.tokens * n * n;
@@ -280,7 +286,49 @@ BlockCost gptq_cost(const BlockSizes& sizes) {
     }
     cost.bytes_up += sizes.stream_bytes() + (group.from_residual ? 0 : kept);
     cost.bytes_down += group.from_residual ? 0 : kept + sizes.stream_bytes();
+    // The Hessian's sum; what share() tells of its factor: a header of 24 bytes, order, diagonal and dead columns, the matrix.
+    const int owner = static_cast<int>(cost.traffic.sums.size());
+    cost.traffic.sums.push_back({.bytes = 4 * n * n, .first_owner = owner});
+    cost.traffic.shared += 24 + (8 + 4 + 1) * n + 4 * n * n;
+    if (!group.from_residual) cost.memory.kept_cols = std::max(cost.memory.kept_cols, n);
+    cost.memory.summed = settings.true_sequential ? std::max(cost.memory.summed, 4 * n * n)
+                                                  : cost.memory.summed + 4 * n * n;
+    widest = std::max(widest, n);
   }
+  for (const SharedInput& group : sizes.block.shared_inputs()) {
+    for (const int i : group.linears) {
+      const double n = sizes.cols(group), work = sizes.rows(i) * n * n;
+      cost.cuts["solve"].push_back({work / cost.flops["solve"],
+                                    static_cast<int>((sizes.rows(i) + kTileRows - 1) / kTileRows)});
+    }
+    // One rank factorizes. Of several Hessians at once each has its rank: the widest takes longest.
+    const double n = sizes.cols(group), work = 2 * n * n * n / 3 / cost.flops["factor"];
+    if (settings.true_sequential || n < widest) {
+      cost.cuts["factor"].push_back({work, settings.true_sequential ? 1 : kAtOnce});
+    } else {
+      cost.cuts["factor"].push_back({work, 1});
+      widest = 1e300;
+    }
+  }
+  if (!settings.true_sequential) {
+    cost.flops["forward"] *= 2;
+    for (const int i : sizes.block.shared_inputs().back().linears) {
+      cost.flops["forward"] -=
+          2 * sizes.tokens * sizes.rows(i) * sizes.cols(sizes.block.shared_inputs().back());
+    }
+    cost.memory.kept_cols = 0;
+    cost.bytes_up = 2 * sizes.stream_bytes();
+    cost.bytes_down = sizes.stream_bytes();
+  }
+  cost.attention["forward"] = sizes.attention() * (settings.true_sequential ? 1 : 2);
+  cost.rounded = sizes.all_weights();
+  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size);
+  cost.traffic.rounds = 12.0 * static_cast<double>(sizes.block.shared_inputs().size());
+  // At the owner: the Hessian, what is factorized, and its inverse.
+  double largest = 0;
+  for (const SharedInput& group : sizes.block.shared_inputs())
+    largest = std::max(largest, 4 * sizes.cols(group) * sizes.cols(group));
+  cost.memory.whole = 3 * largest;
   return cost;
 }
 
@@ -290,7 +338,8 @@ class Gptq final : public Method {
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return gptq_cost({shape, static_cast<double>(samples) * length});
+    return gptq_cost({shape, static_cast<double>(samples) * length, static_cast<double>(length)},
+                     settings_);
   }
   QuantizedBlock quantize(BlockTask& task) const override {
     return GptqQuantizer(task, settings_).run();

@@ -1,5 +1,6 @@
 #include "stages/quantize/rtn/rtn.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "stages/flow/phase_clock.h"
@@ -17,6 +18,15 @@ class Rtn final : public Method {
 
   Needs needs() const override { return {}; }
   std::vector<LinearScheme> schemes() const override { return {scheme_}; }
+  BlockCost cost(const DecoderBlock& shape, int, int) const override {
+    const BlockSizes sizes{shape, 0};
+    BlockCost cost;
+    cost.rounded = sizes.all_weights() * std::max(1, clip_.steps);
+    cost.cuts["solve"] = sizes.tiles();
+    cost.traffic.gathered = sizes.gathered_codes(scheme_.group_size);
+    cost.traffic.rounds = static_cast<double>(shape.linears().size());
+    return cost;
+  }
 
   QuantizedBlock quantize(BlockTask& task) const override {
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
@@ -53,7 +63,7 @@ ClipSearch clip_search_steps(bool clip_search) {
 
 TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
                       const ClipSearch& clip, Backend& backend) {
-  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.shared_inputs();
   Tensor scales(backend, DType::kF32, rows, groups);
   Tensor zeros(backend, DType::kU8, rows, groups);
   Tensor codes(backend, DType::kU8, rows, cols);

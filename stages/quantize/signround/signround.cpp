@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "stages/flow/block_sum.h"
+#include "stages/quantize/signround/batch.h"
 #include "stages/quantize/signround/settings.h"
 #include "stages/quantize/signround/tuning.h"
 
@@ -65,17 +67,48 @@ SignRoundSettings read_settings(OptionReader& options) {
 }
 
 // A backward pass makes the gradients of the weights, and of all inputs but the block's own.
-BlockCost signround_cost(const BlockSizes& sizes, double tuned_tokens) {
+BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& settings, int batch) {
   BlockCost cost;
+  const double iterations = settings.iterations;
+  const double tuned_tokens = iterations * batch * sizes.length;
   const double forward = 2 * sizes.all_weights();
   cost.flops["target"] = cost.flops["output"] = forward * sizes.tokens;
   cost.flops["forward"] = forward * tuned_tokens;
   cost.flops["backward"] =
       (forward + 2 * sizes.weights(1, sizes.block.shared_inputs().size() - 1)) * tuned_tokens;
+  if (!settings.quantized_input) cost.flops.erase("output");
   const double batches =
       2 * kBytesOfActivation * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
   cost.bytes_up = 2 * sizes.stream_bytes() + batches;
   cost.bytes_down = 2 * sizes.stream_bytes();
+
+  const double attention = sizes.attention() / sizes.tokens;  // a token's
+  cost.attention["target"] = cost.attention["output"] = sizes.attention();
+  cost.attention["forward"] = attention * tuned_tokens;
+  cost.attention["backward"] = 2.5 * attention * tuned_tokens;
+  const int parts = parts_of_batch(batch, static_cast<std::int64_t>(sizes.length));
+  cost.cuts["forward"] = cost.cuts["backward"] = {{1.0, parts}};
+  cost.cuts["solve"] = sizes.tiles();
+  cost.rounded = (2 * iterations + 1) * sizes.all_weights();  // a rounding and a step each
+  for (const LinearSpec& linear : sizes.block.linears()) {
+    cost.traffic.sums.push_back(
+        {.bytes = 4 * static_cast<double>(linear.rows * linear.cols),
+         .pieces = parts,
+         .tiles = static_cast<int>((linear.rows + kTileRows - 1) / kTileRows),
+         .times = iterations - 1});  // no step after the last
+  }
+  cost.traffic.spread = iterations * sizes.all_weights();
+  // The samples of each batch, of two streams.
+  cost.traffic.scattered = 2 * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
+  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size) + 8 * iterations * parts;
+  cost.traffic.rounds = iterations * 2 * static_cast<double>(sizes.block.linears().size());
+  // A part's gradients; the original weights; and of each weight its float32, offset, sum, code and kept code.
+  cost.memory.summed = 4 * sizes.all_weights();
+  cost.memory.pieces = parts;
+  cost.memory.weights = sizes.all_weights();
+  cost.memory.by_tiles = (4 + 4 + 1) * sizes.all_weights();
+  cost.memory.streams = settings.quantized_input ? 0 : 1;
+  cost.memory.saved_sequences = (batch + parts - 1) / parts;
   return cost;
 }
 
@@ -90,8 +123,9 @@ class SignRound final : public Method {
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
     const int batch = std::min({settings_.batch_size, settings_.samples, samples});
-    return signround_cost({shape, static_cast<double>(samples) * length},
-                          static_cast<double>(settings_.iterations) * batch * length);
+    return signround_cost(
+        {shape, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
+        batch);
   }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }
 

@@ -23,8 +23,6 @@ struct Shares {  // in percent, of what is kept beside the tables
   double outliers = 0.0;
 };
 
-// Sorting a row and k-means in it, for each weight: about what as many operations of matrix products take.
-constexpr double kClusterFlops = 1e5;
 
 // What a rank makes of its rows of one linear.
 struct SolvedTile {
@@ -160,9 +158,21 @@ class SqueezeLlm final : public Method {
     return {.gradients = gradients_, .decision = shares_.outliers > 0.0};
   }
   std::vector<LinearScheme> schemes() const override { return {scheme()}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    const BlockSizes sizes{shape, static_cast<double>(samples) * length};
-    return {.flops = {{"clusters", kClusterFlops * sizes.all_weights()}}};
+  // Beside the gradients, which gradient_cost() has.
+  BlockCost cost(const DecoderBlock& shape, int, int) const override {
+    const BlockSizes sizes{shape, 0};
+    BlockCost cost;
+    cost.rounded = sizes.all_weights();
+    cost.clustered = sizes.all_weights();
+    cost.cuts["solve"] = sizes.tiles();
+    double rows = 0;
+    for (const LinearSpec& linear : shape.linears()) rows += static_cast<double>(linear.rows);
+    const double entries = (shares_.sensitive + shares_.outliers) / 100 * sizes.all_weights();
+    cost.traffic.gathered = sizes.all_weights() +
+                            rows * (sizeof(ClusteredRow) + 4 + 2.0 * (1 << bits_)) +
+                            28.0 * sizes.tile_count() + 8 * entries;
+    cost.traffic.rounds = 8 * static_cast<double>(shape.linears().size());
+    return cost;
   }
 
   nlohmann::json decide(ModelTask& task) const override {

@@ -1,0 +1,479 @@
+#include "pipeline/plan/cost_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/file.h"
+#include "model/architectures/tensor_names.h"
+#include "model/quantized/bitstream.h"
+#include "stages/export/format.h"
+#include "stages/export/side_files.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A text that is not there yet counts as WikiText-2's test set does in LLaMA's tokens; else four bytes a token.
+constexpr double kTokensOfUnseenText = 341'000;
+constexpr double kBytesOfToken = 4;
+// A record's seal, groups and attributes: HDF5's own structures, and of each data set its header.
+constexpr double kBytesOfRecord = 200, kBytesOfDataset = 560, kBytesOfLinearAttributes = 170;
+
+double elements(const TensorInfo& tensor) {
+  double count = 1;
+  for (const std::int64_t size : tensor.shape) count *= static_cast<double>(size);
+  return count;
+}
+
+double bytes_of(const std::vector<TensorInfo>& tensors, double bytes_each) {
+  double bytes = 0;
+  for (const TensorInfo& tensor : tensors) bytes += elements(tensor) * bytes_each;
+  return bytes;
+}
+
+double file_bytes(const fs::path& file) {
+  std::error_code error;
+  const std::uintmax_t size = fs::file_size(file, error);
+  return error ? -1 : static_cast<double>(size);
+}
+
+double tokens_of(const fs::path& text, int window, int limit) {
+  const double bytes = file_bytes(text);
+  double tokens = bytes < 0 ? kTokensOfUnseenText : bytes / kBytesOfToken;
+  if (limit > 0) tokens = std::min(tokens, static_cast<double>(limit) * window);
+  return tokens;
+}
+
+}  // namespace
+
+double StepTime::seconds() const {
+  double sum = 0;
+  for (const auto& [phase, seconds] : phases) sum += seconds;
+  return sum;
+}
+
+CostModel::CostModel(const PlannedJob& job) : job_(job) {
+  const auto each = static_cast<double>(size_of(job.model.dtype));
+  for (const LinearSpec& linear : job.shape.linears())
+    weights_ += static_cast<double>(linear.rows * linear.cols);
+  block_bytes_ = bytes_of(tensors_of_block(job.model, 0), each);
+  outside_bytes_ = bytes_of(tensors_before_blocks(job.model), each) +
+                   bytes_of(tensors_after_blocks(job.model), each);
+  for (const Recipe& recipe : job.config.recipes) {
+    methods_.push_back(make_method(recipe));
+    costs_.push_back(methods_.back()->cost(job.shape, job.config.calibration.samples,
+                                           job.config.calibration.sequence_length));
+  }
+}
+
+int CostModel::nodes() const {
+  return (job_.ranks + job_.rates.ranks_a_node - 1) / job_.rates.ranks_a_node;
+}
+
+double CostModel::team_link() const {
+  // A ring over all of a team is as fast as its slowest link.
+  return team() > job_.rates.ranks_a_node ? std::min(job_.rates.team_link, job_.rates.node_link)
+                                          : job_.rates.team_link;
+}
+
+// Of a file's bytes, to the device of each of these ranks, from the page cache; a file system that cannot follow is waited for.
+void CostModel::add_load(StepTime& time, double bytes, int ranks) const {
+  const double load = bytes / job_.rates.load;
+  const double rate = std::min(job_.rates.file_read, job_.rates.file_system / nodes());
+  const double others = time.seconds();
+  time.phases["load"] += load;
+  time.work += load * ranks;
+  const double late = bytes / rate - load - others;  // it is read while the unit before is made
+  if (late > 0) time.phases["read"] += late;
+}
+
+StepTime CostModel::timed(const std::string& method, const BlockCost& cost) const {
+  const DeviceRates& rates = job_.rates;
+  const int ranks = team();
+  StepTime time;
+  double computing = 0;
+  const auto add = [&](const std::string& phase, double amount, double rate) {
+    if (amount <= 0) return;
+    const double seconds = amount / rate * cost.busiest(phase, ranks, shards());
+    time.phases[phase] += seconds;
+    time.work += amount / rate;
+    computing += seconds;
+  };
+  for (const auto& [phase, flops] : cost.flops) add(phase, flops, rates.rate_of(method, phase));
+  // A rate that was measured has it in.
+  for (const auto& [phase, flops] : cost.attention) {
+    if (!rates.phases.contains(method + "." + phase) && !rates.phases.contains(phase))
+      add(phase, flops, rates.attention);
+  }
+  if (!rates.phases.contains(method + ".solve")) {
+    add("solve", cost.rounded, rates.round);
+    add("solve", cost.clustered, rates.cluster);
+  }
+  if (rates.host_copy > 0) {
+    const double copies = std::max(cost.bytes_up, cost.bytes_down) / ranks / rates.host_copy;
+    if (copies > computing) time.phases["copies"] = copies - computing;
+  }
+  if (ranks > 1) {
+    const TeamBytes bytes = team_bytes(cost.traffic, ranks, shards(), rates.bytes_of_activation());
+    time.phases["messages"] = bytes.received_by_devices / team_link() +
+                              bytes.received_by_hosts / rates.host_message +
+                              cost.traffic.rounds * rates.message_seconds * std::log2(ranks);
+  }
+  return time;
+}
+
+StepTime CostModel::make(std::size_t r) const {
+  StepTime time = timed(recipe(r).method, costs_[r]);
+  if (!recipe(r).needs.makes_blocks_of_gradients()) add_load(time, block_bytes_, team());
+  const double commit = weights_ / job_.rates.pack + record_bytes(r) / job_.rates.file_write;
+  time.phases["commit"] = commit;
+  time.phases["other"] = job_.rates.unit_seconds;
+  time.work += commit;
+  return time;
+}
+
+double CostModel::forward_seconds(double tokens) const {
+  const BlockSizes sizes{job_.shape, tokens,
+                         static_cast<double>(job_.config.calibration.sequence_length)};
+  return 2 * tokens * weights_ / job_.rates.rate_of("", "forward") +
+         sizes.attention() / job_.rates.attention;
+}
+
+StepTime CostModel::replay(std::size_t r) const {
+  const SampleOptions& samples = job_.config.calibration;
+  const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
+  StepTime time;
+  const double busiest = BlockCost{}.busiest("forward", team(), shards());
+  for (const bool wanted :
+       {recipe(r).needs.quantized_stream, recipe(r).needs.full_precision_stream}) {
+    if (!wanted) continue;
+    time.phases["forward"] += forward_seconds(tokens) * busiest;
+    time.work += forward_seconds(tokens);
+    add_load(time, block_bytes_, team());
+  }
+  return time;
+}
+
+StepTime CostModel::embed(std::size_t r) const {
+  StepTime time;
+  const double way = job_.rates.host_copy > 0 ? job_.rates.host_copy : job_.rates.host_message;
+  time.phases["embedding"] = rank_stream_bytes(r) / way;
+  time.work = time.phases["embedding"] * team();
+  return time;
+}
+
+StepTime CostModel::load_snapshot(std::size_t r) const {
+  StepTime time;
+  time.phases["snapshots"] =
+      rank_stream_bytes(r) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_read;
+  return time;
+}
+
+StepTime CostModel::write_snapshot(std::size_t r) const {
+  StepTime time;
+  time.phases["snapshots"] =
+      rank_stream_bytes(r) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_write;
+  return time;
+}
+
+BlockCost CostModel::gradient_block(std::size_t r) const {
+  const Needs::Gradients& gradients = *recipe(r).needs.gradients;
+  GradientSums wanted;
+  for (const Recipe& other : job_.config.recipes) {
+    const auto& theirs = other.needs.gradients;
+    if (!theirs || theirs->samples != gradients.samples ||
+        theirs->sequence_length != gradients.sequence_length)
+      continue;
+    wanted.sum = wanted.sum || theirs->sums.sum;
+    wanted.squares = wanted.squares || theirs->sums.squares;
+  }
+  const auto length = static_cast<double>(gradients.sequence_length);
+  return gradient_cost({job_.shape, gradients.samples * length, length},
+                       (wanted.sum ? 1 : 0) + (wanted.squares ? 1 : 0));
+}
+
+StepTime CostModel::gradient_forward(std::size_t r) const {
+  BlockCost cost = gradient_block(r);
+  for (auto* phases : {&cost.flops, &cost.attention}) phases->erase("backward");
+  cost.traffic = {};
+  StepTime time = timed("gradients", cost);
+  add_load(time, block_bytes_, team());
+  return time;
+}
+
+StepTime CostModel::gradient_backward(std::size_t r) const {
+  BlockCost cost = gradient_block(r);
+  for (auto* phases : {&cost.flops, &cost.attention}) phases->erase("forward");
+  StepTime time = timed("gradients", cost);
+  add_load(time, block_bytes_, team());
+  // The gradient at the block's input is written down.
+  time.phases["snapshots"] = gradient_stream_bytes(r) / job_.rates.file_write;
+  return time;
+}
+
+StepTime CostModel::statistics(std::size_t r) const {
+  BlockCost cost;
+  cost.cuts["solve"] = BlockSizes{job_.shape, 0}.tiles();
+  cost.rounded = 2.0 * static_cast<double>(recipe(r).schemes.size()) * weights_;
+  return timed("", cost);
+}
+
+StepTime CostModel::decide(std::size_t r) const {
+  StepTime time;
+  time.phases["decide"] = 1e-6 * static_cast<double>(job_.model.blocks) * 100;
+  // Outlier thresholds are those of all weights, which the ranks read once together.
+  if (recipe(r).needs.makes_blocks_of_gradients()) {
+    const double bytes = block_bytes_ * static_cast<double>(job_.model.blocks);
+    time.phases["decide"] += 2 * bytes / job_.ranks / job_.rates.load;
+    time.work = time.phases["decide"] * job_.ranks;
+  }
+  return time;
+}
+
+double CostModel::evaluated_tokens() const {
+  double tokens = 0;
+  for (const PerplexityTask& task : job_.config.evaluations.perplexity)
+    tokens += tokens_of(task.text, task.window, task.limit);
+  for (const TaskOptions& task : job_.config.evaluations.tasks)
+    tokens += tokens_of(task.file, 100, task.limit);
+  return tokens;
+}
+
+StepTime CostModel::measure_original() const {
+  StepTime time;
+  const double tokens = evaluated_tokens();
+  if (tokens <= 0) return time;
+  const auto blocks = static_cast<double>(job_.model.blocks);
+  const double head = 2 * tokens *
+                      static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
+                      job_.rates.rate_of("", "forward");
+  time.phases["evaluate"] = (blocks * forward_seconds(tokens) + head) / job_.ranks +
+                            blocks * block_bytes_ / job_.rates.load;
+  time.work = time.phases["evaluate"] * job_.ranks;
+  return time;
+}
+
+StepTime CostModel::make_products(std::size_t r, int ranks) const {
+  StepTime time;
+  const auto blocks = static_cast<double>(job_.model.blocks);
+  for (const std::string& format : job_.config.export_formats) {
+    const double files =
+        std::ceil(export_bytes(r, format) / (job_.config.export_shard_gib * 0x1p30));
+    const double writers = std::min<double>(ranks, files);
+    const double nodes_writing =
+        std::min<double>(nodes(), std::ceil(writers / job_.rates.ranks_a_node));
+    const double rate = std::min(job_.rates.file_write * nodes_writing, job_.rates.file_system);
+    time.phases["export"] += blocks * weights_ / job_.rates.pack / writers +
+                             2 * export_bytes(r, format) / rate;  // written, and hashed as it is
+    time.work += blocks * weights_ / job_.rates.pack;
+  }
+  if (const double tokens = evaluated_tokens(); tokens > 0) {
+    const double head = 2 * tokens *
+                        static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
+                        job_.rates.rate_of("", "forward");
+    // Each rank unpacks all blocks.
+    const double evaluate =
+        (blocks * forward_seconds(tokens) + head) / ranks + blocks * block_bytes_ / job_.rates.load;
+    time.phases["evaluate"] = evaluate;
+    time.work += evaluate * ranks;
+  }
+  return time;
+}
+
+double CostModel::stream_bytes(std::size_t r) const {
+  const SampleOptions& samples = job_.config.calibration;
+  const Needs& needs = recipe(r).needs;
+  const int streams = (needs.quantized_stream ? 1 : 0) + (needs.full_precision_stream ? 1 : 0);
+  return streams * job_.rates.bytes_of_activation() * static_cast<double>(samples.samples) *
+         samples.sequence_length * static_cast<double>(job_.model.hidden_size);
+}
+
+// Of the rank that holds most shards.
+double CostModel::rank_stream_bytes(std::size_t r) const {
+  return stream_bytes(r) * BlockCost{}.busiest("forward", team(), shards());
+}
+
+double CostModel::gradient_stream_bytes(std::size_t r) const {
+  const auto& gradients = recipe(r).needs.gradients;
+  return gradients ? job_.rates.bytes_of_activation() * static_cast<double>(gradients->samples) *
+                         gradients->sequence_length * static_cast<double>(job_.model.hidden_size)
+                   : 0.0;
+}
+
+double CostModel::transfer_seconds(std::size_t r) const {
+  return rank_stream_bytes(r) / job_.rates.node_link + job_.rates.message_seconds;
+}
+
+double CostModel::forward_share(std::size_t r) const {
+  const double made = make(r).seconds();
+  return made > 0 ? std::min(1.0, replay(r).phases["forward"] / made) : 1;
+}
+
+TeamBytes CostModel::unit_traffic(std::size_t r) const {
+  return team_bytes(costs_[r].traffic, team(), shards(), job_.rates.bytes_of_activation());
+}
+
+TeamBytes CostModel::gradient_traffic(std::size_t r) const {
+  return team_bytes(gradient_block(r).traffic, team(), shards(), job_.rates.bytes_of_activation());
+}
+
+// Where widths are decided on the way, those that come nearest to the average, dealt over the linears.
+std::vector<LinearScheme> CostModel::schemes_of(std::size_t r) const {
+  const std::size_t linears = job_.shape.linears().size();
+  const std::vector<LinearScheme>& all = recipe(r).schemes;
+  if (all.size() == 1) return std::vector<LinearScheme>(linears, all.front());
+  const nlohmann::json& options = recipe(r).options;
+  const double average = options.contains("bits") && options["bits"].is_number()
+                             ? options["bits"].get<double>()
+                             : all.back().bits;
+  std::vector<LinearScheme> schemes(linears, all.front());
+  std::vector<std::size_t> order(linears);
+  for (std::size_t i = 0; i < linears; ++i) order[i] = i;
+  double left = (average - all.front().bits) * weights_;
+  for (std::size_t w = 1; w < all.size(); ++w) {
+    for (const std::size_t i : order) {
+      const LinearSpec& spec = job_.shape.linears()[i];
+      const double more =
+          (all[w].bits - schemes[i].bits) * static_cast<double>(spec.rows * spec.cols);
+      if (more > left) continue;
+      left -= more;
+      schemes[i] = all[w];
+    }
+  }
+  return schemes;
+}
+
+double CostModel::record_bytes(std::size_t r) const {
+  double bytes = kBytesOfRecord;
+  const std::vector<LinearScheme> schemes = schemes_of(r);
+  for (std::size_t i = 0; i < schemes.size(); ++i) {
+    const LinearSpec& spec = job_.shape.linears()[i];
+    const LinearScheme& scheme = schemes[i];
+    const auto rows = static_cast<double>(spec.rows);
+    bytes += 4 * rows *
+             static_cast<double>(packed_words(static_cast<std::size_t>(spec.cols), scheme.bits));
+    bytes += kBytesOfLinearAttributes +
+             kBytesOfDataset * (scheme.kind == LinearScheme::Kind::kTable ? 2 : 3);
+    if (scheme.kind == LinearScheme::Kind::kTable) {
+      bytes += 2 * rows * (1 << scheme.bits);
+    } else {
+      const std::int64_t size = scheme.group_size_for(spec.cols);
+      bytes += 3 * rows * static_cast<double>((spec.cols + size - 1) / size);
+      if (scheme.reordered) bytes += 4 * static_cast<double>(spec.cols);
+    }
+    if (scheme.sparse) {
+      const nlohmann::json& options = recipe(r).options;
+      double percent = options.value("outliers", 0.5);
+      if (options.contains("sparse") && options["sparse"].is_object()) {
+        percent =
+            options["sparse"].value("sensitive", 0.05) + options["sparse"].value("outliers", 0.4);
+      }
+      bytes += 3 * kBytesOfDataset + 4 * rows +
+               6 * percent / 100 * rows * static_cast<double>(spec.cols);
+    }
+  }
+  return bytes;
+}
+
+double CostModel::export_bytes(std::size_t r, const std::string& format) const {
+  const auto made = make_format(format);
+  const DType kept = job_.config.export_dtype.value_or(job_.model.dtype);
+  const auto each = static_cast<double>(size_of(kept));
+  const auto blocks = static_cast<double>(job_.model.blocks);
+  double block = bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each;
+  const std::vector<LinearScheme> schemes = schemes_of(r);
+  for (std::size_t i = 0; i < schemes.size(); ++i) {
+    const LinearSpec& spec = job_.shape.linears()[i];
+    const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
+    for (const TensorInfo& tensor : made->tensors(linear, kept))
+      block += elements(tensor) * static_cast<double>(size_of(tensor.type));
+  }
+  double bytes = blocks * block + bytes_of(tensors_before_blocks(job_.model), each) +
+                 bytes_of(tensors_after_blocks(job_.model), each);
+  std::error_code error;
+  if (fs::is_directory(job_.config.model, error)) {
+    for (const std::string& name : side_files(job_.config.model).carried)
+      bytes += std::max(0.0, file_bytes(job_.config.model / name));
+  }
+  // Headers: a line a tensor, and a file's hash.
+  const auto names = static_cast<double>(tensors_of_block(job_.model, 0).size()) +
+                     2.0 * static_cast<double>(schemes.size());
+  return bytes + blocks * names * 190 + 3000;
+}
+
+DiskUse CostModel::disk() const {
+  DiskUse use;
+  const auto blocks = static_cast<double>(job_.model.blocks);
+  double most = 0, shared = 0;
+  for (std::size_t r = 0; r < job_.config.recipes.size(); ++r) {
+    use.records += blocks * record_bytes(r);
+    for (const std::string& format : job_.config.export_formats)
+      use.exports += export_bytes(r, format);
+    const double streams = stream_bytes(r);
+    // A new one is whole before the one before goes, on each stage that has one under way.
+    if (job_.config.interruption_hours > 0) most = std::max(most, streams);
+    shared = std::max(shared, gradient_stream_bytes(r));
+  }
+  const SampleOptions& samples = job_.config.calibration;
+  use.snapshots = std::max(2 * most * job_.mesh.pipeline, 2 * shared * job_.mesh.pipeline);
+  use.calibration = 4.0 * samples.samples * samples.sequence_length + 4000;
+  return use;
+}
+
+MemoryUse CostModel::memory(std::size_t r) const {
+  const DeviceRates& rates = job_.rates;
+  const Needs& needs = recipe(r).needs;
+  const double activation = rates.bytes_of_activation();
+  const double share = BlockCost{}.busiest("forward", team(), shards());
+  const SampleOptions& samples = job_.config.calibration;
+  const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
+  MemoryUse use;
+  double kept = (costs_[r].memory.kept_cols * tokens * activation +
+                 costs_[r].memory.streams * tokens * static_cast<double>(job_.model.hidden_size) *
+                     activation) *
+                share;
+  use.activations = rank_stream_bytes(r) + kept;
+  // What goes to the next stage is kept until it has arrived there.
+  if (job_.mesh.pipeline > 1) use.activations += rank_stream_bytes(r);
+
+  const auto working = [&](const BlockMemory& memory, std::int64_t length) {
+    const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
+    const int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
+    double bytes = weights_ * activation + memory.weights * activation + memory.by_tiles / team() +
+                   std::max(alive * memory.summed, memory.whole);
+    if (!needs.calibration()) return bytes;
+    // What a micro-batch has on its way through a block, or what is saved of one for the way back.
+    const auto batch = static_cast<double>(micro_batch_sequences(length) * length);
+    double passing =
+        batch * activation *
+        static_cast<double>(3 * job_.model.hidden_size + 2 * job_.model.intermediate_size);
+    if (memory.saved_sequences > 0) {
+      const auto saved = static_cast<double>(job_.shape.saved_bytes(
+          memory.saved_sequences * length, rates.is_host ? DType::kF32 : DType::kBF16));
+      const double budget = job_.config.saved_activation_gib > 0
+                                ? job_.config.saved_activation_gib * 0x1p30
+                                : (rates.is_host ? rates.host_bytes : rates.device_bytes) / 4;
+      passing = std::max(passing, saved <= budget ? saved : saved / 2);
+    }
+    bytes += passing;
+    return bytes;
+  };
+  double computing = working(costs_[r].memory, samples.sequence_length);
+  if (needs.gradients) {
+    BlockMemory memory = gradient_block(r).memory;
+    memory.saved_sequences = micro_batch_sequences(needs.gradients->sequence_length);
+    computing = std::max(computing, working(memory, needs.gradients->sequence_length));
+    // The inputs of all blocks of a stage, and the gradient.
+    const int own =
+        (static_cast<int>(job_.model.blocks) + job_.mesh.pipeline - 1) / job_.mesh.pipeline;
+    use.activations = std::max(use.activations, (own + 1) * gradient_stream_bytes(r) * share);
+  }
+  (rates.is_host ? use.host : use.device) += computing;
+  // Codes of all linears, a byte each; then packed, and the file's image.
+  use.host += rates.program_bytes + use.activations + weights_ + 2 * record_bytes(r);
+  return use;
+}
+
+}  // namespace roundhouse

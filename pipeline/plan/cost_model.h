@@ -1,0 +1,102 @@
+// What the steps of a schedule cost on a device: seconds, bytes and memory. All of it reckoned from shapes (BlockCost) and rates.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/block/decoder_block.h"
+#include "model/model_config.h"
+#include "pipeline/config/config.h"
+#include "pipeline/plan/device_rates.h"
+#include "pipeline/schedule/mesh.h"
+#include "stages/quantize/methods.h"
+
+namespace roundhouse {
+
+// What is planned. Not owned.
+struct PlannedJob {
+  const RunConfig& config;
+  const ModelConfig& model;
+  const DecoderBlock& shape;
+  const DeviceRates& rates;
+  int ranks;
+  MeshShape mesh;
+};
+
+// Of one team.
+struct StepTime {
+  std::map<std::string, double> phases;  // seconds
+  double work = 0;                       // rank-seconds in which ranks compute, load or commit
+  double seconds() const;
+};
+
+struct DiskUse {
+  double records = 0, exports = 0, snapshots = 0, calibration = 0;  // snapshots: most at one time
+  double peak() const { return records + exports + snapshots + calibration; }
+};
+
+// Of the rank that takes most.
+struct MemoryUse {
+  double device = 0;       // that of the device; 0 where it is the host's
+  double host = 0;         // all of it
+  double activations = 0;  // of these: streams and what is kept inside a block
+};
+
+class CostModel {
+ public:
+  explicit CostModel(const PlannedJob& job);
+
+  const PlannedJob& job() const { return job_; }
+  int team() const { return job_.mesh.data; }
+  int shards() const { return job_.config.calibration.shards; }
+  int nodes() const;
+
+  StepTime make(std::size_t recipe) const;
+  StepTime replay(std::size_t recipe) const;
+  StepTime embed(std::size_t recipe) const;
+  StepTime load_snapshot(std::size_t recipe) const;
+  StepTime write_snapshot(std::size_t recipe) const;
+  StepTime gradient_forward(std::size_t recipe) const;
+  StepTime gradient_backward(std::size_t recipe) const;
+  StepTime statistics(std::size_t recipe) const;
+  StepTime decide(std::size_t recipe) const;                    // by all ranks
+  StepTime make_products(std::size_t recipe, int ranks) const;  // exports, evaluations
+  StepTime measure_original() const;                            // by all ranks
+  double transfer_seconds(std::size_t recipe) const;  // of a rank's streams to the next stage
+  double forward_share(
+      std::size_t recipe) const;  // of making a unit: what running it forward takes
+
+  double stream_bytes(std::size_t recipe) const;  // over all shards and streams
+  double rank_stream_bytes(std::size_t recipe) const;
+  double gradient_stream_bytes(std::size_t recipe) const;  // of one stream
+  TeamBytes unit_traffic(std::size_t recipe) const;        // of making a block
+  TeamBytes gradient_traffic(std::size_t recipe) const;    // of a block's sums
+
+  double block_bytes() const { return block_bytes_; }      // of the checkpoint
+  double outside_bytes() const { return outside_bytes_; }  // embedding, head, final norm
+  double record_bytes(std::size_t recipe) const;           // of a block
+  double export_bytes(std::size_t recipe, const std::string& format) const;
+  DiskUse disk() const;
+  MemoryUse memory(std::size_t recipe) const;
+  double evaluated_tokens() const;
+
+ private:
+  const Recipe& recipe(std::size_t r) const { return job_.config.recipes[r]; }
+  StepTime timed(const std::string& method, const BlockCost& cost) const;
+  void add_load(StepTime& time, double bytes, int ranks) const;
+  double team_link() const;
+  double forward_seconds(double tokens) const;  // of a block, one device
+  BlockCost gradient_block(std::size_t recipe) const;
+  std::vector<LinearScheme> schemes_of(std::size_t recipe) const;  // by linear of a block
+
+  PlannedJob job_;
+  std::vector<std::unique_ptr<Method>> methods_;  // by recipe
+  std::vector<BlockCost> costs_;
+  double weights_ = 0;  // of a block's linears
+  double block_bytes_ = 0, outside_bytes_ = 0;
+};
+
+}  // namespace roundhouse

@@ -1,0 +1,46 @@
+// The schedule as data: what each stage of the pipeline does, in order, as a pure function of recipes, their states and the mesh.
+// What quantize_all() walks (schedule.h; a test holds the two side by side), and what `roundhouse plan` simulates.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "pipeline/schedule/mesh.h"
+#include "pipeline/schedule/schedule.h"
+
+namespace roundhouse {
+
+struct Step {
+  enum class Kind {
+    // Of a walk through gradients:
+    kForward,     // a block
+    kBackward,    // a block, and the sums of its gradients
+    kStatistics,  // of a recipe's block, from the sums
+    // Of a recipe for the whole model:
+    kDecide,
+    // Of a recipe's streams:
+    kEmbed,
+    kLoad,           // the snapshot before the block
+    kReceive,        // from the stage before
+    kReplay,         // the block, which is done, is run forward
+    kSnapshotIfDue,  // of what comes before the block
+    kHandOver,       // to the next stage
+    // Of a recipe's block, in either:
+    kMake
+  };
+  Kind kind;
+  std::size_t recipe;  // of kForward and kBackward: the first of those that wait for the gradients
+  int block;           // what kHandOver and kReceive carry comes before it
+
+  bool operator==(const Step&) const = default;
+};
+
+// By stage, what all ranks of its team do. Nothing is assumed of gradients but what the states say.
+std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
+                                          std::vector<RecipeState> states, MeshShape mesh,
+                                          int blocks);
+
+// Nothing is done yet.
+std::vector<RecipeState> fresh_states(const std::vector<Recipe>& recipes, int blocks);
+
+}  // namespace roundhouse

@@ -1,0 +1,196 @@
+// `roundhouse plan`: what it says beside what a run then takes, and what it refuses.
+#include "pipeline/plan/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/error.h"
+#include "model/synthetic.h"
+#include "pipeline/plan/simulation.h"
+#include "pipeline/schedule/planner.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/pipeline/program.h"
+
+namespace roundhouse {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+
+double bytes_below(const fs::path& folder) {
+  double bytes = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file()) bytes += static_cast<double>(entry.file_size());
+  }
+  return bytes;
+}
+
+class PlanTest : public testing::Test {
+ protected:
+  Outcome run(const std::string& arguments) const { return run_program(folder_.path(), arguments); }
+  std::string refusal(const std::string& arguments) const {
+    const Outcome outcome = run("plan " + arguments);
+    EXPECT_EQ(outcome.exit_code, 2) << arguments;
+    EXPECT_EQ(outcome.out, "") << arguments;
+    EXPECT_EQ(std::ranges::count(outcome.err, '\n'), 1) << outcome.err;
+    return outcome.err;
+  }
+  json planned(const std::string& arguments) const {
+    const Outcome outcome = run("plan " + arguments + " --json");
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return json::parse(outcome.out);
+  }
+  TemporaryFolder folder_;
+};
+
+// On every method and format of the bundled model: what lies on the disk in the end, and the memory that it took.
+TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
+  const std::string settings =
+      " configs/tiny-world.yaml --set run=" + (folder_.path() / "run").string() +
+      " --set calibration.samples=16 --set calibration.sequence_length=256 --set threads=1"
+      " --set device=cpu --set evaluate.perplexity=[] --set evaluate.original=false"
+      " --set 'recipes=[{method: rtn}, {method: gptq, bits: 3}, "
+      "{method: awq, bits: 4, grid_points: 2}, {method: signround, bits: 4, iterations: 2}]'";
+  const json plan = planned(settings);
+  ASSERT_EQ(run("run" + settings).exit_code, 0);
+
+  const fs::path made = folder_.path() / "run";
+  double records = 0;
+  for (const json& recipe : plan["recipes"]) {
+    const std::string name = recipe["name"];
+    const double of_recipe = bytes_below(made / "recipes" / name);
+    EXPECT_NEAR(6 * recipe["record_bytes"].get<double>() / of_recipe, 1, 0.02) << name;
+    records += of_recipe;
+    for (const auto& [format, bytes] : recipe["export_bytes"].items())
+      EXPECT_NEAR(bytes.get<double>() / bytes_below(made / "export" / name / format), 1, 0.02)
+          << name << " " << format;
+  }
+  EXPECT_NEAR(plan["disk"]["records"].get<double>() / records, 1, 0.02);
+
+  double peak = 0;
+  std::ifstream journal(made / "journal.jsonl");
+  for (std::string line; std::getline(journal, line);) {
+    const json event = json::parse(line);
+    if (event.value("event", "") == "block")
+      peak = std::max(peak, event["peak_memory_mib"].get<double>());
+  }
+  EXPECT_NEAR(plan["memory"]["host"].get<double>() / 0x1p20 / peak, 1, 0.10);
+
+  const json rest = planned(settings);
+  EXPECT_EQ(rest["units"]["missing"], 0) << "what is there is done";
+}
+
+TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
+  const json plan = planned("configs/llama-2-70b.yaml --ranks 32 --device h200");
+  EXPECT_EQ(plan["model"]["blocks"], 80);
+  EXPECT_EQ(plan["mesh"], (json{{"pipeline", 2}, {"data", 16}}));
+  EXPECT_EQ(plan["nodes"], 4);
+  EXPECT_THAT(plan["sbatch"].get<std::string>(),
+              testing::AllOf(HasSubstr("--nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --time="),
+                             HasSubstr("slurm/quantize_70b.sh")));
+  const Outcome text = run("plan configs/llama-2-70b.yaml --ranks 32");
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("Reckoned, not measured"));
+}
+
+TEST_F(PlanTest, AModelFolderNeedsOnlyItsConfig) {
+  const fs::path model = folder_.path() / "some model";
+  fs::create_directories(model);
+  fs::copy_file(source_folder() / "tests/data/tiny-world/config.json", model / "config.json");
+  EXPECT_EQ(
+      planned("configs/tiny-world.yaml --set 'model=" + model.string() + "'")["model"]["blocks"],
+      6);
+}
+
+TEST_F(PlanTest, WhatIsWrongIsSaidInOneLine) {
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --device v100"), HasSubstr("v100"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 0"), HasSubstr("--ranks"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks -3"), HasSubstr("--ranks"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 112"), HasSubstr("more pipeline stages"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 6 --set mesh.data=4"),
+              HasSubstr("does not fit 6 ranks"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --set model=/nowhere/mystery"),
+              testing::AllOf(HasSubstr("/nowhere/mystery/config.json"), HasSubstr("--like")));
+  EXPECT_THAT(refusal("configs/none.yaml"), HasSubstr("configs/none.yaml"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --rates nowhere.json"), HasSubstr("nowhere.json"));
+
+  const fs::path rates = folder_.path() / "rates.json";
+  const auto with = [&](const std::string& text) {
+    std::ofstream(rates) << text;
+    return refusal("configs/tiny-world.yaml --rates " + rates.string());
+  };
+  EXPECT_THAT(with("[]"), HasSubstr("must be an object"));
+  EXPECT_THAT(with("{"), HasSubstr("rates.json"));
+  EXPECT_THAT(with(R"({"like": "cpu", "matmul": -1})"),
+              HasSubstr("matmul: must be a number above 0"));
+  EXPECT_THAT(with(R"({"like": "cpu", "matmull": 1})"), HasSubstr("matmull"));
+  EXPECT_THAT(with(R"({"matmul": 1e12})"), HasSubstr("is missing"));
+  EXPECT_THAT(with(R"({"like": "tpu"})"), HasSubstr("tpu"));
+  EXPECT_THAT(with(R"({"like": "cpu", "phases": {"forward": 0}})"), HasSubstr("phases.forward"));
+}
+
+TEST_F(PlanTest, SaysWhatDoesNotFitAndWhatWould) {
+  const std::string config = "configs/llama-2-70b.yaml --like llama-2-70b --device h200 --ranks 8";
+  const auto problems = [&](const std::string& more) {
+    return planned(config + more)["problems"].dump();
+  };
+  EXPECT_THAT(problems(" --set memory.activations_gib=4"),
+              testing::AllOf(HasSubstr("memory.activations_gib is 4"), HasSubstr("holds them")));
+  EXPECT_THAT(problems(" --set calibration.sequence_length=8192"),
+              HasSubstr("calibration.sequence_length: 8192"));
+  EXPECT_THAT(problems(" --set limits.minutes=1"), HasSubstr("limits.minutes"));
+  std::ofstream(folder_.path() / "small.json") << R"({"like": "h200", "device_bytes": 5e9})";
+  EXPECT_THAT(planned("configs/llama-2-70b.yaml --ranks 8 --rates " +
+                      (folder_.path() / "small.json").string())["problems"]
+                  .dump(),
+              HasSubstr("of device memory, and small has 5.0"));
+}
+
+// A device on which nothing but making a unit takes time, 1 s.
+DeviceRates second_a_unit() {
+  DeviceRates rates = rates_of_device("cpu");
+  for (double DeviceRates::*rate :
+       {&DeviceRates::matmul, &DeviceRates::f32, &DeviceRates::attention, &DeviceRates::round,
+        &DeviceRates::pack, &DeviceRates::load, &DeviceRates::node_link, &DeviceRates::host_message,
+        &DeviceRates::file_read, &DeviceRates::file_write, &DeviceRates::file_system}) {
+    rates.*rate = 1e30;
+  }
+  rates.message_seconds = 0;
+  rates.unit_seconds = 1;
+  return rates;
+}
+
+TEST(SimulationTest, APipelineIsFilledByRecipes) {
+  RunConfig config;
+  config.evaluate_original = false;
+  config.interruption_hours = 0;
+  for (int bits : {2, 3, 4, 8})
+    config.recipes.push_back(parse_recipe({{"method", "gptq"}, {"bits", bits}}));
+  const ModelConfig model = shape_like("llama-1.1b");
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto shape = make_decoder_block(model, 2048, *backend);
+  const DeviceRates rates = second_a_unit();
+  const int blocks = static_cast<int>(model.blocks);
+  const auto seconds = [&](int stages) {
+    const MeshShape mesh{stages, 1};
+    const CostModel costs({.config = config,
+                           .model = model,
+                           .shape = *shape,
+                           .rates = rates,
+                           .ranks = stages,
+                           .mesh = mesh});
+    return simulate(plan_steps(config.recipes, fresh_states(config.recipes, blocks), mesh, blocks),
+                    costs)
+        .seconds;
+  };
+  EXPECT_NEAR(seconds(1), 4 * blocks, 1e-3);
+  EXPECT_NEAR(seconds(2), (4 + 1) * blocks / 2.0, 1e-3) << "J + P - 1 turns of a stage's blocks";
+  EXPECT_NEAR(seconds(11), (4 + 10) * blocks / 11.0, 1e-3);
+}
+
+}  // namespace
+}  // namespace roundhouse

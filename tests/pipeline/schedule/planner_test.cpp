@@ -1,0 +1,300 @@
+// The steps that are planned are those that the walk does: on every mesh, from the beginning and after an end in the middle; and
+// the bytes that are reckoned for them are sent.
+#include "pipeline/schedule/planner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "base/random.h"
+#include "comm/counted_communicator.h"
+#include "pipeline/plan/cost_model.h"
+#include "pipeline/run/hdf5_store.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/comm/mpi_world.h"
+#include "tests/comm/shared_folder.h"
+#include "tests/source_folder.h"
+
+namespace roundhouse {
+namespace {
+
+const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
+constexpr int kBlocks = 6, kShards = 4, kLength = 64;
+constexpr double kAlwaysInterrupted = 1e-12;  // hours: a snapshot after each block
+constexpr double kNever = 0;
+
+std::vector<Recipe> recipes_of(const std::vector<nlohmann::json>& settings) {
+  std::vector<Recipe> recipes;
+  for (const nlohmann::json& each : settings) recipes.push_back(parse_recipe(each));
+  return recipes;
+}
+std::vector<Recipe> all_kinds() {
+  const nlohmann::json gradients = {{"samples", 6}, {"sequence_length", kLength}};
+  return recipes_of(
+      {{{"method", "gptq"}, {"bits", 4}},
+       {{"method", "rtn"}, {"bits", 3}},
+       {{"method", "squeezellm"}, {"bits", 3}, {"sparse", true}, {"gradients", gradients}},
+       {{"method", "llm-mq"}, {"bits", 3.0}, {"gradients", gradients}},
+       {{"method", "gptq"}, {"bits", 2}}});
+}
+
+Samples few_samples() {
+  Random random(3);
+  std::vector<std::int32_t> ids(6 * kLength);
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(1024));
+  return Samples(6, kLength, kShards, ids);
+}
+
+// Says what is committed and loaded, once in a row: shards are many.
+class WatchedStore final : public RunStore {
+ public:
+  explicit WatchedStore(RunStore& inner) : inner_(inner) {}
+  void commit(const std::string& key, const Record& record) override {
+    inner_.commit(key, record);
+    note("commit ", key);
+  }
+  std::optional<Record> load(const std::string& key) override {
+    note("load ", key);
+    return inner_.load(key);
+  }
+  std::optional<nlohmann::json> attributes(const std::string& key) override {
+    return inner_.attributes(key);
+  }
+  bool whole(const std::string& key) override { return inner_.whole(key); }
+  bool known_whole(const std::string& key) const override { return inner_.known_whole(key); }
+  void doubt(const std::string& key) override { inner_.doubt(key); }
+  void remove(const std::string& key) override { inner_.remove(key); }
+  std::vector<std::string> keys(const std::string& folder) override { return inner_.keys(folder); }
+  std::uint64_t bytes(const std::string& key) override { return inner_.bytes(key); }
+  void expect(const std::string& key, std::uint64_t length) override { inner_.expect(key, length); }
+
+  std::vector<std::string> seen;
+
+ private:
+  void note(const std::string& what, const std::string& key) {
+    // What recipes share, and what gradients leave between blocks, is no step of its own.
+    if (!key.starts_with("recipes/")) return;
+    const std::size_t shard = key.find("/shard-");
+    const std::string line = what + key.substr(0, shard);
+    if (line.find("load ") == 0 && key.find("/statistics/") != key.npos) return;
+    if (seen.empty() || seen.back() != line) seen.push_back(line);
+  }
+  RunStore& inner_;
+};
+
+// What of a rank's steps can be seen in its store.
+std::vector<std::string> expected_lines(const std::vector<Step>& steps,
+                                        const std::vector<Recipe>& recipes, const Mesh& mesh,
+                                        bool snapshots) {
+  std::vector<std::string> lines;
+  const bool leads = mesh.team().rank() == 0;
+  const PartRange shards = parts_of_rank(kShards, mesh.team().rank(), mesh.team().size());
+  for (const Step& step : steps) {
+    const std::string& name = recipes[step.recipe].name;
+    const auto without_shard = [](const std::string& key) {
+      return key.substr(0, key.find("/shard-"));
+    };
+    switch (step.kind) {
+      case Step::Kind::kMake:
+        if (leads) lines.push_back("commit " + block_key(name, step.block));
+        break;
+      case Step::Kind::kStatistics:
+        if (leads) {
+          char key[64];
+          std::snprintf(key, sizeof key, "/statistics/block-%04d", step.block);
+          lines.push_back("commit recipes/" + name + key);
+        }
+        break;
+      case Step::Kind::kDecide:
+        if (mesh.world().rank() == 0) lines.push_back("commit " + decision_key(name));
+        break;
+      case Step::Kind::kReplay:
+        if (recipes[step.recipe].needs.quantized_stream)
+          lines.push_back("load " + block_key(name, step.block));
+        break;
+      case Step::Kind::kLoad:
+        if (recipes[step.recipe].needs.quantized_stream && shards.begin < shards.end)
+          lines.push_back("load " + without_shard(snapshot_key(name, step.block, 0)));
+        break;
+      case Step::Kind::kSnapshotIfDue:
+        if (snapshots && shards.begin < shards.end)
+          lines.push_back("commit " + without_shard(snapshot_key(name, step.block, 0)));
+        break;
+      default:
+        break;
+    }
+  }
+  return lines;
+}
+
+class Walker {
+ public:
+  Walker(std::vector<Recipe> recipes, double hours) : recipes_(std::move(recipes)), hours_(hours) {
+    identity_.note_outside_blocks();
+  }
+
+  std::vector<RecipeState> look(RunStore& store) {
+    std::vector<RecipeState> states;
+    for (const Recipe& recipe : recipes_)
+      states.push_back(inspect_recipe(recipe, kBlocks, kShards, store, *world_));
+    return states;
+  }
+
+  // Everything that is missing; stops after so many units of this rank's. Compares what was planned with what was done.
+  void run(RunStore& inner, MeshShape shape, int units_until_stop = 0) {
+    const Mesh mesh(*world_, shape, kBlocks, *backend_);
+    JobMonitor monitor(*world_, nullptr, 60, 0);
+    ActivationBudget budget(std::size_t{1} << 30, folder_.path());
+    const std::vector<RecipeState> states = look(inner);
+    WatchedStore store(inner);
+    int units = 0;
+    Schedule schedule{.backend = *backend_,
+                      .mesh = mesh,
+                      .model = model_,
+                      .identity = identity_,
+                      .shape = *shape_,
+                      .samples = &samples_,
+                      .store = store,
+                      .budget = budget,
+                      .saved_activation_bytes = std::size_t{1} << 30,
+                      .monitor = monitor,
+                      .interruption_hours = hours_,
+                      .on_unit =
+                          [&](const Recipe&, const QuantizedBlock&, double) {
+                            if (++units == units_until_stop) monitor.watchdog().request_stop();
+                          },
+                      .on_finished = {},
+                      .gradient_samples = [&](const Needs::Gradients&) { return samples_; }};
+    const std::uint64_t before = sent_;
+    (void)quantize_all(schedule, recipes_, states);
+    sent_by_run = sent_ - before;
+    steps = plan_steps(recipes_, states, shape, kBlocks);
+    const auto expected =
+        expected_lines(steps[static_cast<std::size_t>(mesh.stage())], recipes_, mesh, hours_ > 0);
+    if (units_until_stop == 0) {
+      EXPECT_EQ(store.seen, expected) << shape.pipeline << " x " << shape.data;
+    } else {
+      ASSERT_LE(store.seen.size(), expected.size());
+      EXPECT_TRUE(std::equal(store.seen.begin(), store.seen.end(), expected.begin()));
+    }
+  }
+
+  Communicator& world() { return *world_; }
+  const std::vector<Recipe>& recipes() const { return recipes_; }
+  const DecoderBlock& shape() const { return *shape_; }
+  const ModelConfig& model() const { return model_.config(); }
+  std::vector<std::vector<Step>> steps;  // of the last run
+  std::uint64_t sent_by_run = 0;
+
+ private:
+  std::atomic<std::uint64_t> sent_ = 0;
+  std::unique_ptr<Communicator> world_ =
+      count_bytes(test_world().split(0, test_world().rank()), sent_);
+  std::vector<Recipe> recipes_;
+  double hours_;
+  TemporaryFolder folder_;
+  CausalLM model_{kModel};
+  NullMonitor quiet_;
+  ModelIdentity identity_{model_, folder_.path(), *world_, quiet_, true};
+  Samples samples_ = few_samples();
+  std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), kLength, *backend_);
+};
+
+template <class Visit>
+void for_each_mesh(const Visit& visit) {
+  const int ranks = test_world().size();
+  for (int pipeline = 1; pipeline <= ranks; ++pipeline) {
+    if (ranks % pipeline == 0) visit(MeshShape{pipeline, ranks / pipeline});
+  }
+}
+
+TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
+  for_each_mesh([](MeshShape shape) {
+    const SharedFolder folder(test_world());
+    Hdf5Store store(folder.path());
+    Walker(all_kinds(), kAlwaysInterrupted).run(store, shape);
+  });
+}
+
+TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
+  for_each_mesh([](MeshShape shape) {
+    for (const double hours : {kAlwaysInterrupted, kNever}) {
+      const SharedFolder folder(test_world());
+      Hdf5Store store(folder.path());
+      Walker walker(
+          recipes_of(
+              {{{"method", "gptq"}}, {{"method", "rtn"}}, {{"method", "gptq"}, {"bits", 2}}}),
+          hours);
+      walker.run(store, shape, 2);
+      test_world().barrier();
+      walker.run(store, shape);
+    }
+  });
+}
+
+TEST(PlannerTest, AlsoWhereBlocksWithinAreMissing) {
+  for_each_mesh([](MeshShape shape) {
+    const SharedFolder folder(test_world());
+    Hdf5Store store(folder.path());
+    Walker walker(recipes_of({{{"method", "gptq"}},
+                              {{"method", "rtn"}},
+                              {{"method", "squeezellm"},
+                               {"gradients", {{"samples", 6}, {"sequence_length", kLength}}}}}),
+                  kNever);
+    walker.run(store, shape);
+    test_world().barrier();
+    if (test_world().rank() == 0) {
+      for (const int block : {2, 4}) store.remove(block_key(walker.recipes()[0].name, block));
+      store.remove(block_key(walker.recipes()[1].name, 5));
+      store.remove(block_key(walker.recipes()[2].name, 1));
+    }
+    test_world().barrier();
+    walker.run(store, shape);
+  });
+}
+
+// Of methods' messages and activations every byte; what else is sent are the few words by which ranks agree.
+TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
+  for (const nlohmann::json& settings :
+       std::vector<nlohmann::json>{{{"method", "gptq"}},
+                                   {{"method", "gptq"}, {"true_sequential", false}},
+                                   {{"method", "rtn"}},
+                                   {{"method", "awq"}}}) {
+    RunConfig config;
+    config.recipes = recipes_of({settings});
+    config.calibration.samples = 6;
+    config.calibration.sequence_length = kLength;
+    config.calibration.shards = kShards;
+    const DeviceRates rates = rates_of_device("cpu");
+    for_each_mesh([&](MeshShape shape) {
+      const SharedFolder folder(test_world());
+      Hdf5Store store(folder.path());
+      Walker walker(config.recipes, kNever);
+      walker.run(store, shape);
+      const CostModel costs({.config = config,
+                             .model = walker.model(),
+                             .shape = walker.shape(),
+                             .rates = rates,
+                             .ranks = test_world().size(),
+                             .mesh = shape});
+      double reckoned = 0;
+      for (const auto& steps : walker.steps) {
+        for (const Step& step : steps) {
+          if (step.kind == Step::Kind::kMake) reckoned += costs.unit_traffic(0).sent;
+          if (step.kind == Step::Kind::kHandOver) reckoned += costs.stream_bytes(0);
+        }
+      }
+      const auto sent = static_cast<double>(
+          test_world().all_reduce_sum(static_cast<std::int64_t>(walker.sent_by_run)));
+      EXPECT_LE(reckoned, sent) << settings.dump();
+      constexpr double kWordsOfABlock = 600;
+      EXPECT_LT(sent - reckoned, kWordsOfABlock * kBlocks * test_world().size())
+          << settings.dump() << " " << shape.pipeline << " x " << shape.data << ": " << reckoned;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace roundhouse
