@@ -119,8 +119,6 @@ std::string export_settings(const RunConfig& config, const RunInputs& inputs, co
 // while other stages quantize. Each skips what is already there and right. False if it stopped because it was asked to.
 bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                     const std::vector<std::string>& formats, const std::filesystem::path& output);
-// Writes RUN/report of what there is by now; prints the table where it is asked to. On one rank.
-void report_run(const std::filesystem::path& run, bool print);
 
 // Does any recipe look at calibration text? At activations of it?
 bool needs_calibration(const RunConfig& config);

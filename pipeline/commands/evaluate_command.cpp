@@ -9,6 +9,7 @@
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
+#include "pipeline/steps/report_step.h"
 
 namespace roundhouse {
 namespace {

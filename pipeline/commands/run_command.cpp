@@ -18,9 +18,11 @@
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/schedule.h"
+#include "pipeline/start/agreement.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
+#include "pipeline/steps/report_step.h"
 #include "pipeline/watch/time_left.h"
 
 namespace roundhouse {
@@ -262,6 +264,7 @@ bool quantize(Job& job, RunEvaluations& evaluations) {
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
+                            {"program", build_description()},
                             {"ranks", job.world().size()},
                             {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
                             {"device", job.backend().description()},
