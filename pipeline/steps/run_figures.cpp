@@ -34,7 +34,7 @@ std::string last_name(const fs::path& path) {
   return printable(name.string(), kLongest);
 }
 
-Json object_in(const Json& object, const char* key) {
+Json object_in(const Json& object, const std::string& key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_object() ? *found : Json::object();
 }
@@ -93,7 +93,7 @@ class Reader {
     own.variant = variant_of(recipe);
     own.bits = number_in(recipe.options, "bits");
     own.group_size = integer_in(recipe.options, "group_size", -1);
-    own.symmetric = recipe.options.value("symmetric", Json(false)) == Json(true);
+    own.symmetric = recipe.options.value("symmetric", false);
     std::string unfinished;
     const int done = blocks_done(recipe.name);
     if (done < blocks_) unfinished = fmt::format("{} of {} blocks are quantized", done, blocks_);
@@ -133,26 +133,30 @@ class Reader {
                                   "): `roundhouse run` measures it again");
     }
     const Json results = sealed.object.value_or(Json::object());
+    // Named, since items() only refers to them.
     const Json settings = object_in(results, "settings");
+    const Json perplexities = object_in(results, "perplexity");
+    const Json divergences = object_in(results, "kl");
+    const Json tasks = object_in(results, "tasks");
     for (const auto& [what, how] : settings.items()) {
       if (how.is_object()) measured_[printable(what, kLongest)][name] = how;
     }
-    for (const auto& [key, value] : object_in(results, "perplexity").items()) {
+    for (const auto& [key, value] : perplexities.items()) {
       const std::string text = printable(key, kLongest);
       note_name(made_.texts, text);
       row.perplexity[text] =
           value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
     }
-    for (const auto& [key, figures] : object_in(results, "kl").items()) {
+    for (const auto& [key, figures] : divergences.items()) {
       if (!figures.is_object()) continue;
       note_name(made_.texts, printable(key, kLongest));
       row.divergence[printable(key, kLongest)] = number_in(figures, "mean");
     }
-    for (const auto& [key, figures] : object_in(results, "tasks").items()) {
+    for (const auto& [key, figures] : tasks.items()) {
       if (!figures.is_object()) continue;
       const std::string task = printable(key, kLongest);
       note_name(made_.tasks, task);
-      row.tasks[task] = task_figures(task, figures, settings.value(key, Json()));
+      row.tasks[task] = task_figures(task, figures, object_in(settings, key));
     }
     return row;
   }
@@ -205,10 +209,12 @@ class Reader {
       for (const auto& [name, how] : by_row) {
         std::vector<std::string> differing;
         for (const auto& [key, value] : how.items()) {
-          const Json other = first.value(key, Json());
-          if (key == "kl" || other == value) continue;
+          const auto other = first.find(key);
+          if (key == "kl" || (other != first.end() && *other == value)) continue;
           differing.push_back(
-              printable(fmt::format("{} {}, not {}", key, value.dump(), other.dump()), kLongest));
+              printable(fmt::format("{} {}, not {}", key, value.dump(),
+                                    other == first.end() ? std::string("unknown") : other->dump()),
+                        kLongest));
         }
         if (differing.empty()) continue;
         remarks.push_back(

@@ -43,8 +43,8 @@ struct Table {
   std::string title;  // "W4G128"
   std::string note;   // one sentence on what it shows
   std::string first;  // what the rows' names are: "recipe", "method"
-  std::vector<Column> columns;
-  std::vector<TableGroup> groups;
+  std::vector<Column> columns = {};
+  std::vector<TableGroup> groups = {};
 };
 
 // Every recipe with every figure.
