@@ -80,6 +80,8 @@ class Reader {
     }
     for (const Recipe& recipe : config_.recipes) add(recipe);
     if (config_.evaluate_original) note_missing(kOriginal, original ? &made_.rows[0] : nullptr, {});
+    for (const Missing& each : missing_)
+      made_.run.missing.push_back(fmt::format("{}: {}", fmt::join(each.names, ", "), each.what));
     note_settings();
     made_.run.spans = std::move(journal_.spans);
     note_provenance();
@@ -197,8 +199,14 @@ class Reader {
       parts.push_back(fmt::format("not measured: {}", fmt::join(unmeasured, ", ")));
     if (!unexported.empty())
       parts.push_back(fmt::format("not exported: {}", fmt::join(unexported, ", ")));
-    if (!parts.empty())
-      made_.run.missing.push_back(fmt::format("{}: {}", name, fmt::join(parts, "; ")));
+    if (parts.empty()) return;
+    const std::string what = fmt::format("{}", fmt::join(parts, "; "));
+    const auto same = std::ranges::find(missing_, what, &Missing::what);
+    if (same == missing_.end()) {
+      missing_.push_back({what, {name}});
+    } else {
+      same->names.push_back(name);
+    }
   }
 
   // What of the figures does not compare, and what is of a part of its documents only.
@@ -266,12 +274,19 @@ class Reader {
     }
   }
 
+  // The same of several recipes is one line.
+  struct Missing {
+    std::string what;
+    std::vector<std::string> names;
+  };
+
   fs::path folder_;
   RunConfig config_;
   FoundIdentity identity_;
   int blocks_ = 0;
   JournalFacts journal_;
   Measured measured_;
+  std::vector<Missing> missing_;
   RunFigures made_;
 };
 

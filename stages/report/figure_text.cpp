@@ -17,7 +17,10 @@ std::string scientific(double value) {
 }
 
 std::string signed_difference(double value, int decimals) {
-  return (std::signbit(value) ? "" : "+") + fixed(value, decimals);
+  const std::string text = fixed(value, decimals);
+  if (text.find_first_of("123456789") == std::string::npos)  // of no sign
+    return text.starts_with('-') ? "+" + text.substr(1) : "+" + text;
+  return (text.starts_with('-') ? "" : "+") + text;
 }
 
 std::string seconds_text(double seconds) {
@@ -58,8 +61,12 @@ std::string escape_latex(std::string_view text) {
 std::string escape_markdown(std::string_view text) {
   std::string escaped;
   for (const char c : text) {
-    if (std::string_view("\\|`*_<>[]&").find(c) != std::string_view::npos) escaped += '\\';
-    escaped += c == '\n' || c == '\r' ? ' ' : c;
+    if (std::string_view("\\|`*_>[]").find(c) != std::string_view::npos) escaped += '\\';
+    if (c == '<' || c == '&') {
+      escaped += c == '<' ? "&lt;" : "&amp;";
+    } else {
+      escaped += c == '\n' || c == '\r' ? ' ' : c;
+    }
   }
   return escaped;
 }

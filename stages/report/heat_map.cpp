@@ -59,7 +59,7 @@ HeatLevels heat_levels(const std::vector<ReportRow>& rows) {
   return levels;
 }
 
-nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels) {
+nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels, int blocks) {
   const std::vector<std::string> linears = linears_of(row.errors);
   if (linears.empty()) return nullptr;
   std::vector<std::string> paths(HeatLevels::kLevels + 1);  // the last: not finite
@@ -88,7 +88,7 @@ nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels) {
     }
     end_run();
   }
-  const int blocks = row.errors.rbegin()->first + 1;
+  blocks = std::max(blocks, row.errors.rbegin()->first + 1);
   nlohmann::json map = {{"name", row.name},
                         {"blocks", std::to_string(blocks)},
                         {"last_block", std::to_string(blocks - 1)},

@@ -19,6 +19,7 @@ struct HeatLevels {
 };
 HeatLevels heat_levels(const std::vector<ReportRow>& rows);
 
-nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels);
+// `blocks`: of the model, as far as is known.
+nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels, int blocks);
 
 }  // namespace roundhouse

@@ -89,8 +89,12 @@ Json heat_maps_of(const Report& report) {
   Json models = Json::array(), legend = Json::array();
   for (const auto& [model, rows] : rows_by_model(report)) {
     Json maps = Json::array();
+    int blocks = 0;
     for (const ReportRow* row : rows) {
-      Json map = draw_heat_map(*row, levels);
+      if (!row->errors.empty()) blocks = std::max(blocks, row->errors.rbegin()->first + 1);
+    }
+    for (const ReportRow* row : rows) {
+      Json map = draw_heat_map(*row, levels, blocks);
       if (!map.is_null()) maps.push_back(std::move(map));
     }
     if (!maps.empty()) models.push_back({{"model", model}, {"maps", maps}});

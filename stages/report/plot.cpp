@@ -68,7 +68,8 @@ std::vector<PlotFigure> plot_figures(const std::vector<const ReportRow*>& rows,
   }
   keep(figures, std::move(accuracy));
   for (const std::string& text : report.texts) {
-    PlotFigure figure{.title = "KL divergence from the original on " + text, .points = {}};
+    PlotFigure figure{
+        .title = "KL divergence from the original on " + text, .decades = true, .points = {}};
     for (const ReportRow* row : rows) {
       const auto found = row->divergence.find(text);
       if (found != row->divergence.end()) add_point(figure.points, *row, found->second, true);
@@ -96,11 +97,17 @@ Scale::Scale(double least, double most, double from, double to)
 std::vector<double> axis_ticks(double least, double most, bool logarithmic) {
   if (!std::isfinite(least) || !std::isfinite(most) || !(most > least)) return {};
   std::vector<double> ticks;
-  if (logarithmic && most / least >= 100) {
-    const double decades = std::floor(std::log10(most)) - std::ceil(std::log10(least));
-    const double stride = std::max(1.0, std::ceil(decades / 7));
-    for (double power = std::ceil(std::log10(least)); power <= std::log10(most); power += stride)
-      ticks.push_back(std::pow(10.0, power));
+  if (logarithmic && most / least >= 5) {
+    const int first = static_cast<int>(std::floor(std::log10(least)));
+    const int last = static_cast<int>(std::floor(std::log10(most)));
+    const int stride = std::max(1, (last - first + 6) / 7);
+    for (int power = first; power <= last; power += stride) {
+      for (const double digit : {1.0, 2.0, 3.0, 5.0}) {
+        if (digit > 1 && most / least >= 100) break;
+        const double tick = digit * std::pow(10.0, power);
+        if (tick >= least && tick <= most) ticks.push_back(tick);
+      }
+    }
     return ticks;
   }
   const double rough = (most - least) / 5, power = std::pow(10.0, std::floor(std::log10(rough)));
@@ -113,8 +120,6 @@ std::vector<double> axis_ticks(double least, double most, bool logarithmic) {
 }
 
 nlohmann::json draw(const PlotFigure& figure, const SeriesNumbers& series) {
-  // A KL divergence spans decades by nature; of a perplexity what is of no use must not hide what is.
-  const bool kl = figure.logarithmic && figure.original == 0;
   double least = INFINITY, most = -INFINITY;
   for (const PlotPoint& point : figure.points) {
     least = std::min(least, point.value);
@@ -124,7 +129,8 @@ nlohmann::json draw(const PlotFigure& figure, const SeriesNumbers& series) {
     least = std::min(least, figure.original);
     most = std::max(most, figure.original);
   }
-  const double edge = figure.lower && !kl ? std::min(most, kOffScale * least) : most;
+  // Of a perplexity what is of no use must not hide what is.
+  const double edge = figure.lower && !figure.decades ? std::min(most, kOffScale * least) : most;
   const auto scaled = [&](double value) { return figure.logarithmic ? std::log(value) : value; };
   const double low = scaled(least), high = scaled(edge);
   const double margin = std::max(0.04 * (high - low), 1e-9 * std::max(1.0, std::abs(high)));
@@ -168,7 +174,8 @@ nlohmann::json draw(const PlotFigure& figure, const SeriesNumbers& series) {
     if (number < paths.size())
       paths[number] += fmt::format("{}{} {}", paths[number].empty() ? "M" : "L", at_x, at_y);
     if (front[i]) steps += fmt::format("{}{} {}", steps.empty() ? "M" : "L", at_x, at_y);
-    const std::string value = kl ? scientific(point.value) : fixed(point.value, figure.decimals);
+    const std::string value =
+        figure.decades ? scientific(point.value) : fixed(point.value, figure.decimals);
     if (off) plot["off_scale"] = true;
     plot["marks"].push_back(
         {{"x", at_x},

@@ -28,6 +28,7 @@ struct PlotFigure {
   int decimals = 4;   // of values in words
   bool lower = true;  // is better
   bool logarithmic = true;
+  bool decades = false;           // of its nature it spans them: nothing is off the scale
   std::vector<PlotPoint> points;  // of finite values
   double original = 0;            // 0: unknown
 };
@@ -49,7 +50,8 @@ class Scale {
   double least_, span_, from_, to_;
 };
 
-// 3 to 8 round values within a range, ascending: 1, 2 or 5 times a power of ten apart; of a logarithmic axis that spans decades, powers of ten.
+// 3 to 8 round values within a range, ascending: 1, 2 or 5 times a power of ten apart; of a logarithmic axis whose
+// ends are far apart 1, 2, 3 and 5 times the powers of ten, or these alone.
 std::vector<double> axis_ticks(double least, double most, bool logarithmic);
 
 // For the template: axes, lines, marks, all texts formatted. A value more than kOffScale times the best stands at the edge, with an arrow.

@@ -127,6 +127,11 @@ class PaperColumns {
     return cells;
   }
 
+  // Is any of the columns' figures there?
+  bool has_any(const ReportRow& row) const {
+    return std::ranges::any_of(cells(row), [](const Cell& cell) { return !cell.text.empty(); });
+  }
+
   bool empty() const { return tasks_.empty() && words_.empty() && texts_.empty(); }
 
  private:
@@ -246,7 +251,8 @@ std::vector<Table> width_tables(const Report& report, const PublishedTables& pub
   if (columns.empty()) return {};
   for (const auto& [model, rows] : rows_by_model(report)) {
     for (const ReportRow* row : rows) {
-      if (!(row->bits > 0) || row->bits != std::floor(row->bits)) continue;
+      if (!(row->bits > 0) || row->bits != std::floor(row->bits) || !columns.has_any(*row))
+        continue;
       Table& table = tables[{row->bits, row->group_size}];
       if (table.columns.empty()) {
         table = {.kind = "widths",
@@ -283,7 +289,7 @@ std::vector<Table> average_tables(const Report& report, const PublishedTables& p
     std::vector<const ReportRow*> rows;
     std::vector<std::string> variants;
     for (const ReportRow* row : all) {
-      if (!row->is_original() && !(row->bits > 0)) continue;
+      if (!row->is_original() && (!(row->bits > 0) || !columns.has_any(*row))) continue;
       rows.push_back(row);
       if (std::ranges::find(variants, row->variant) == variants.end())
         variants.push_back(row->variant);
@@ -312,6 +318,8 @@ std::vector<Table> average_tables(const Report& report, const PublishedTables& p
       bits.value = 16;
       if (!row->is_original()) {
         bits.text = width_of(*row).substr(1);
+        if (const std::size_t g = bits.text.find('G'); g != std::string::npos)
+          bits.text.insert(g, " ");
         bits.value = row->bits;
       }
       std::vector<Cell> cells{std::move(bits)};

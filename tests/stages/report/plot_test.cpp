@@ -31,6 +31,9 @@ TEST(PlotTest, TicksAreRoundAndFew) {
   EXPECT_THAT(axis_ticks(1.9, 4.3, false), ElementsAre(2, 2.5, 3, 3.5, 4));
   EXPECT_THAT(axis_ticks(0, 100, false), ElementsAre(0, 20, 40, 60, 80, 100));
   EXPECT_THAT(axis_ticks(0.002, 3, true), ElementsAre(0.01, 0.1, 1));
+  EXPECT_THAT(axis_ticks(2.3, 40, true), ElementsAre(3, 5, 10, 20, 30));
+  EXPECT_THAT(axis_ticks(2.3, 2.9, true).size(), testing::Ge(3u))
+      << "near each other they are as on a linear axis";
   EXPECT_THAT(axis_ticks(5, 5, false), IsEmpty());
   EXPECT_THAT(axis_ticks(0, NAN, false), IsEmpty());
   EXPECT_LE(axis_ticks(1e-300, 1e300, true).size(), 12u);
@@ -67,6 +70,11 @@ TEST(PlotTest, WhatIsFarOffStandsAtTheEdge) {
   EXPECT_EQ(plot["marks"][0]["value"], "1.00e+300");
   EXPECT_EQ(plot["marks"][1]["off"], false);
   EXPECT_EQ(plot["off_scale"], true);
+  figure.original = 0;
+  EXPECT_EQ(draw(figure, {"x"})["marks"][0]["off"], true)
+      << "whether the original is measured or not";
+  figure.decades = true;
+  EXPECT_EQ(draw(figure, {"x"})["marks"][0]["off"], false) << "a KL divergence";
 }
 
 TEST(PlotTest, PicturesAreOfWhatTwoRecipesHave) {
@@ -101,9 +109,9 @@ TEST(HeatMapTest, LevelsAreEqualStepsOfTheLogarithm) {
   EXPECT_EQ(levels(INFINITY), -1);
   EXPECT_NEAR(levels.bound(5), 1e-2, 1e-9);
 
-  const Json map = draw_heat_map(row, levels);
+  const Json map = draw_heat_map(row, levels, 8);
   EXPECT_THAT(map["linears"], ElementsAre("self_attn.q_proj", "mlp.up_proj"));
-  EXPECT_EQ(map["blocks"], "3");
+  EXPECT_EQ(map["blocks"], "8") << "the model's";
   EXPECT_EQ(map["largest"], "1.00e-01, block 0, self_attn.q_proj");
   std::map<std::string, std::string> paths;
   for (const Json& path : map["paths"]) paths[path["level"]] = path["path"];
@@ -111,7 +119,7 @@ TEST(HeatMapTest, LevelsAreEqualStepsOfTheLogarithm) {
   EXPECT_EQ(paths["0"], "M2 0.5h1M0 1.5h2");
   EXPECT_EQ(paths["9"], "M0 0.5h1");
   EXPECT_EQ(paths["bad"], "M1 0.5h1");
-  EXPECT_TRUE(draw_heat_map(report_row("r", "rtn", 4, 2), levels).is_null());
+  EXPECT_TRUE(draw_heat_map(report_row("r", "rtn", 4, 2), levels, 8).is_null());
 }
 
 Span span(int rank, int ranks, double begin, double end, const std::string& kind) {
