@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Roundhouse is built with, from the distribution (Debian 12, Ubuntu 24.04 or later), and nothing that is there already.
 #   scripts/install_dependencies.sh           to build and run
-#   scripts/install_dependencies.sh --tests   and to test: NumPy, Chromium, and as root a one-machine Slurm
+#   scripts/install_dependencies.sh --tests   and to test: NumPy, and as root a one-machine Slurm
 #   scripts/install_dependencies.sh --fuzz    and to fuzz: Clang with libFuzzer
 #   scripts/install_dependencies.sh --which-clang     installs nothing: the Clang that fuzzes
 # CUDA and NCCL are the cluster's own: they are never installed here.
@@ -46,7 +46,7 @@ case "${1-}" in
     fi
     ;;
   --tests)
-    wanted+=(python3-numpy chromium)
+    wanted+=(python3-numpy)
     # The Slurm test starts its daemons as root; on a machine that belongs to a cluster its own Slurm is used.
     if [[ $(id -u) == 0 ]] && ! command -v slurmctld >/dev/null; then
       wanted+=(munge slurmctld)

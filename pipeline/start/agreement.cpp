@@ -105,7 +105,8 @@ void compare_facts(Communicator& world, const Facts& facts) {
 }
 
 std::string build_description() {
-  return fmt::format("{}, compiler {}, program {}", ROUNDHOUSE_VERSION, __VERSION__,
+  return fmt::format("{}, commit {}, compiler {}, program {}", ROUNDHOUSE_VERSION,
+                     ROUNDHOUSE_COMMIT, __VERSION__,
                      xxh3_hex_of_file("/proc/self/exe").substr(0, 8));
 }
 
