@@ -11,9 +11,11 @@ namespace roundhouse {
 
 std::string version_number() { return ROUNDHOUSE_VERSION; }
 
+std::string version_commit() { return ROUNDHOUSE_COMMIT; }
+
 std::string version_line() {
   const bool cuda = std::ranges::count(built_backends(), "cuda") > 0;
-  return fmt::format("roundhouse {} (commit {}, {}, {} CUDA)", version_number(), ROUNDHOUSE_COMMIT,
+  return fmt::format("roundhouse {} (commit {}, {}, {} CUDA)", version_number(), version_commit(),
                      ROUNDHOUSE_BUILD_KIND, cuda ? "with" : "without");
 }
 

@@ -97,7 +97,8 @@ struct Arguments {
   std::string evaluation_name;
   int limit = 0;  // of what is evaluated
   std::string folder;
-  std::vector<std::string> folders;
+  ReportArguments reporting;
+  TimelineArguments tracing;
   SynthArguments making;
   PlanArguments planning;
   bool follow = false;
@@ -337,14 +338,55 @@ void add_verify(CLI::App& app, Arguments& arguments) {
 }
 
 void add_report(CLI::App& app, Arguments& arguments) {
-  CLI::App& command =
-      *app.add_subcommand("report", "Write tables and a page of what runs have reached");
-  command.add_option("RUN", arguments.folders, "Folders of runs")->required();
-  command.footer("Example:\n  roundhouse report runs/tiny");
+  CLI::App& command = *app.add_subcommand(
+      "report", "Write tables and a page of what runs have reached, also while they run");
+  ReportArguments& given = arguments.reporting;
+  command.add_option("RUN", given.runs, "Folders of runs: all on one page")->required();
+  CLI::Option* output =
+      command
+          .add_option("--output", given.output,
+                      "Folder to write to, instead of RUN/report (of several runs: ./report)")
+          ->type_name("DIR");
+  CLI::Option* table =
+      command
+          .add_option(
+              "--table", given.table,
+              "Only print this table: overview (all recipes), widths (for each width models "
+              "x methods by tasks), averages (for each model methods x bits by tasks and "
+              "perplexity) or figures (acc, acc_norm, documents)")
+          ->type_name("TABLE")
+          ->check(CLI::IsMember({"overview", "widths", "averages", "figures"}))
+          ->excludes(output);
+  command
+      .add_option("--form", given.form,
+                  "Of the printed table: text (default), markdown, csv or latex")
+      ->type_name("FORM")
+      ->check(CLI::IsMember({"text", "markdown", "csv", "latex"}))
+      ->needs(table);
+  command.add_flag("--errors", given.errors, "With standard errors in Markdown and LaTeX");
+  command.footer(
+      "Examples:\n"
+      "  roundhouse report runs/tiny\n"
+      "  roundhouse report runs/llama-2-7b runs/mistral-7b --output report\n"
+      "  roundhouse report runs/tiny --table widths --form latex --errors");
   command.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession&) {
-      if (!is_first_rank()) return 0;
-      return report_command({arguments.folders.begin(), arguments.folders.end()});
+      return is_first_rank() ? report_command(arguments.reporting) : 0;
+    };
+  });
+}
+
+void add_timeline(CLI::App& app, Arguments& arguments) {
+  CLI::App& command =
+      *app.add_subcommand("timeline", "Write a trace of who did what when, for ui.perfetto.dev");
+  TimelineArguments& given = arguments.tracing;
+  command.add_option("RUN", given.run, "Folder of a run")->required();
+  command.add_option("--output", given.output, "File to write, instead of RUN/timeline.json")
+      ->type_name("FILE");
+  command.footer("Example:\n  roundhouse timeline runs/tiny");
+  command.callback([&arguments] {
+    arguments.chosen = [&arguments](LaunchSession&) {
+      return is_first_rank() ? timeline_command(arguments.tracing) : 0;
     };
   });
 }
@@ -393,6 +435,7 @@ int main_command(int argc, char** argv) {
     add_status(app, arguments);
     add_verify(app, arguments);
     add_report(app, arguments);
+    add_timeline(app, arguments);
     add_synth(app, arguments);
     app.footer("`roundhouse COMMAND --help` shows a command's options and examples.");
 

@@ -45,7 +45,21 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
 int status_command(const std::filesystem::path& run, bool follow);
 // A run (every record and every export) or an exported checkpoint. 0: all hashes are right; 1: not.
 int verify_command(const std::filesystem::path& target);
-int report_command(const std::vector<std::filesystem::path>& runs);
+
+struct ReportArguments {
+  std::vector<std::filesystem::path> runs;
+  std::filesystem::path output;  // empty: RUN/report of a single run, ./report of several
+  std::string table;             // only printed, instead of files; empty: files are written
+  std::string form = "text";     // of the table: text, markdown, csv or latex
+  bool errors = false;           // standard errors in Markdown and LaTeX
+};
+int report_command(const ReportArguments& arguments);
+
+struct TimelineArguments {
+  std::filesystem::path run;
+  std::filesystem::path output;  // empty: RUN/timeline.json
+};
+int timeline_command(const TimelineArguments& arguments);
 
 struct SynthArguments {
   std::string like;  // a published shape (model/synthetic.h)

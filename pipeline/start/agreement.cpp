@@ -106,7 +106,8 @@ void compare_facts(Communicator& world, const Facts& facts) {
 }
 
 std::string build_description() {
-  return fmt::format("{}, compiler {}, program {}", version_number(), __VERSION__,
+  return fmt::format("{}, commit {}, compiler {}, program {}", version_number(),
+                     version_commit(), __VERSION__,
                      xxh3_hex_of_file("/proc/self/exe").substr(0, 8));
 }
 

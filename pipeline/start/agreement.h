@@ -31,7 +31,7 @@ using Facts = std::map<std::string, std::string>;
 // both sides, from rank 0).
 void compare_facts(Communicator& world, const Facts& facts);
 
-// Version, compiler and content of this program: "0.1.0, compiler 12.2.0, program 1f0c2a..".
+// Version, commit, compiler and content of this program: "0.1.0, commit 7394a89c, compiler 12.2.0, program 1f0c2a..". Of a tree without git: "commit unknown".
 std::string build_description();
 
 // Collective. One line for people: how many ranks on how many nodes there are, what they agree on, and between which bounds lies what may

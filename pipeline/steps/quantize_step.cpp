@@ -13,6 +13,7 @@
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/snapshots.h"
 #include "pipeline/schedule/stored_progress.h"
+#include "pipeline/start/agreement.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/calibrate_step.h"
 #include "pipeline/steps/products.h"
@@ -174,6 +175,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
+                            {"program", build_description()},
                             {"ranks", job.world().size()},
                             {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
                             {"device", job.backend().description()},

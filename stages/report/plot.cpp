@@ -1,108 +1,200 @@
+#include "stages/report/plot.h"
+
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <vector>
 
-#include "stages/report/format.h"
-#include "stages/report/report.h"
+#include <fmt/format.h>
+
+#include "stages/report/figure_text.h"
 
 namespace roundhouse {
 namespace {
 
-constexpr double kLeft = 70, kRight = 570, kTop = 14, kBottom = 330;  // of 720 x 380
-// Told apart by people who see no red or green, too (Okabe and Ito).
-constexpr const char* kColors[] = {"#0072b2", "#d55e00", "#009e73",
-                                   "#cc79a7", "#e69f00", "#56b4e9"};
+// Of 480 x 320.
+constexpr double kLeft = 54, kRight = 468, kTop = 16, kBottom = 276;
 
-struct Point {
-  const ReportRow* row;
-  double bits, perplexity;
-};
+std::string place(double value) { return fmt::format("{:.1f}", value); }
 
-std::vector<Point> points_of(const Report& report, const std::string& text) {
-  std::vector<Point> points;
-  for (const ReportRow& row : report.rows) {
-    const auto found = row.perplexity.find(text);
-    if (row.method.empty() || !(row.bits_per_weight > 0) || found == row.perplexity.end()) continue;
-    if (std::isfinite(found->second) && found->second > 0)
-      points.push_back({&row, row.bits_per_weight + row.sparse_bits_per_weight, found->second});
-  }
-  std::ranges::stable_sort(points, {}, &Point::bits);
-  return points;
+// A quantized row with bits and a figure that can be drawn.
+void add_point(std::vector<PlotPoint>& points, const ReportRow& row, double value,
+               bool logarithmic) {
+  if (row.is_original() || !(row.all_bits() > 0) || !(row.all_bits() < 64)) return;
+  if (!std::isfinite(value) || (logarithmic && !(value > 0))) return;
+  points.push_back({row.all_bits(), value, row.name, row.variant});
 }
 
-// From values to the picture's coordinates; equal ends become a range.
-class Scale {
- public:
-  Scale(double least, double most, double from, double to)
-      : least_(least), span_(std::max(most - least, 1e-9)), from_(from), to_(to) {}
-  double operator()(double value) const { return from_ + (value - least_) / span_ * (to_ - from_); }
-
- private:
-  double least_, span_, from_, to_;
-};
-
-std::string axes(const Scale& x, const Scale& y, double bits, double most_bits, double least,
-                 double most) {
-  std::string svg =
-      format("<path class=\"axis\" d=\"M%g %gV%gH%g\"/>\n", kLeft, kTop, kBottom, kRight);
-  for (double tick = std::ceil(bits); tick <= most_bits; ++tick) {
-    svg += format("<text x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%.0f</text>\n", x(tick),
-                  kBottom + 20, tick);
-  }
-  for (int i = 0; i <= 4; ++i) {
-    const double value = std::exp(std::log(least) + i / 4.0 * std::log(most / least));
-    svg += format("<text x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%.3g</text>\n", kLeft - 8,
-                  y(std::log(value)) + 5, value);
-  }
-  return svg + format("<text x=\"%g\" y=\"%g\" text-anchor=\"middle\">bits a weight</text>\n",
-                      (kLeft + kRight) / 2, kBottom + 42);
+void keep(std::vector<PlotFigure>& figures, PlotFigure figure) {
+  if (figure.points.size() < 2) return;
+  std::ranges::stable_sort(figure.points, {}, &PlotPoint::bits);
+  figures.push_back(std::move(figure));
 }
 
 }  // namespace
 
-std::string plot(const Report& report, const std::string& text) {
-  const std::vector<Point> points = points_of(report, text);
-  if (points.size() < 2) return "";
-  const auto [low, high] = std::ranges::minmax(points, {}, &Point::perplexity);
-  const double least = low.perplexity, most = std::max(high.perplexity, least * 1.0001);
-  const double bits = points.front().bits - 0.2, most_bits = points.back().bits + 0.2;
-  const Scale x(bits, most_bits, kLeft, kRight);
-  const Scale y(std::log(least), std::log(most), kBottom - 12, kTop + 8);
-
-  std::map<std::string, std::vector<Point>> methods;
-  for (const Point& point : points) methods[point.row->method].push_back(point);
-  std::string svg = "<svg class=\"plot\" viewBox=\"0 0 720 380\" role=\"img\">\n" +
-                    axes(x, y, bits, most_bits, least, most);
-  std::size_t index = 0;
-  for (const auto& [method, own] : methods) {
-    const char* color = kColors[index % std::size(kColors)];
-    std::string path;
-    for (const Point& point : own)
-      path += format("%s%.1f %.1f", path.empty() ? "M" : "L", x(point.bits),
-                     y(std::log(point.perplexity)));
-    svg += format("<path fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\" d=\"", color) + path +
-           "\"/>\n";
-    const double label = kTop + 14 + 22 * static_cast<double>(index);
-    svg += format("<circle cx=\"%g\" cy=\"%g\" r=\"4.5\" fill=\"%s\"/>", kRight + 24, label - 5,
-                  color) +
-           format("<text x=\"%g\" y=\"%g\">", kRight + 36, label) + escape_html(method) +
-           "</text>\n";
-    for (const Point& point : own) {
-      const std::string at =
-          format("<circle cx=\"%.1f\" cy=\"%.1f\"", x(point.bits), y(std::log(point.perplexity)));
-      const bool front = std::ranges::none_of(points, [&](const Point& other) {
-        return other.perplexity < point.perplexity && other.bits <= point.bits;
-      });
-      if (front) svg += at + format(" r=\"8.5\" fill=\"none\" stroke=\"%s\"/>", color);
-      svg += at + format(" r=\"4.5\" fill=\"%s\"><title>", color) + escape_html(point.row->name) +
-             format(": %.2f bits, %.4f</title></circle>\n", point.bits, point.perplexity);
-    }
-    ++index;
+SeriesNumbers series_of(const Report& report) {
+  SeriesNumbers series;
+  for (const ReportRow& row : report.rows) {
+    if (!row.is_original() && std::ranges::find(series, row.variant) == series.end())
+      series.push_back(row.variant);
   }
-  return "<h2>Bits a weight and perplexity on " + escape_html(text) +
-         "</h2>\n<p>Logarithmic; rings: no recipe of as few bits is better.</p>\n" + svg +
-         "</svg>\n";
+  return series;
+}
+
+std::vector<PlotFigure> plot_figures(const std::vector<const ReportRow*>& rows,
+                                     const Report& report) {
+  std::vector<PlotFigure> figures;
+  for (const std::string& text : report.texts) {
+    PlotFigure figure{.title = "Perplexity on " + text, .points = {}};
+    for (const ReportRow* row : rows) {
+      const auto found = row->perplexity.find(text);
+      if (found == row->perplexity.end()) continue;
+      add_point(figure.points, *row, found->second, true);
+      if (row->is_original() && std::isfinite(found->second)) figure.original = found->second;
+    }
+    keep(figures, std::move(figure));
+  }
+  const std::vector<std::string> tasks = accuracy_tasks(report);
+  PlotFigure accuracy{.title = tasks.size() == 1 ? "Accuracy on " + tasks[0] + " (%)"
+                                                 : "Average accuracy of tasks (%)",
+                      .decimals = 2,
+                      .lower = false,
+                      .logarithmic = false,
+                      .points = {}};
+  for (const ReportRow* row : rows) {
+    const std::optional<double> value = average_accuracy(*row, tasks);
+    if (!value) continue;
+    add_point(accuracy.points, *row, 100 * *value, false);
+    if (row->is_original() && std::isfinite(*value)) accuracy.original = 100 * *value;
+  }
+  keep(figures, std::move(accuracy));
+  for (const std::string& text : report.texts) {
+    PlotFigure figure{
+        .title = "KL divergence from the original on " + text, .decades = true, .points = {}};
+    for (const ReportRow* row : rows) {
+      const auto found = row->divergence.find(text);
+      if (found != row->divergence.end()) add_point(figure.points, *row, found->second, true);
+    }
+    keep(figures, std::move(figure));
+  }
+  return figures;
+}
+
+std::vector<bool> pareto_front(const std::vector<PlotPoint>& points, bool lower_is_better) {
+  const double sign = lower_is_better ? 1 : -1;
+  std::vector<bool> front;
+  for (const PlotPoint& point : points) {
+    front.push_back(std::ranges::none_of(points, [&](const PlotPoint& other) {
+      const double better = sign * (point.value - other.value);
+      return other.bits <= point.bits && (better > 0 || (better == 0 && other.bits < point.bits));
+    }));
+  }
+  return front;
+}
+
+Scale::Scale(double least, double most, double from, double to)
+    : least_(least), span_(most > least ? most - least : 1), from_(from), to_(to) {}
+
+std::vector<double> axis_ticks(double least, double most, bool logarithmic) {
+  if (!std::isfinite(least) || !std::isfinite(most) || !(most > least)) return {};
+  std::vector<double> ticks;
+  if (logarithmic && most / least >= 5) {
+    const int first = static_cast<int>(std::floor(std::log10(least)));
+    const int last = static_cast<int>(std::floor(std::log10(most)));
+    const int stride = std::max(1, (last - first + 6) / 7);
+    for (int power = first; power <= last; power += stride) {
+      for (const double digit : {1.0, 2.0, 3.0, 5.0}) {
+        if (digit > 1 && most / least >= 100) break;
+        const double tick = digit * std::pow(10.0, power);
+        if (tick >= least && tick <= most) ticks.push_back(tick);
+      }
+    }
+    return ticks;
+  }
+  const double rough = (most - least) / 5, power = std::pow(10.0, std::floor(std::log10(rough)));
+  const double digit = rough / power;
+  const double step = power * (digit < 1.5 ? 1 : digit < 3.5 ? 2 : digit < 7.5 ? 5 : 10);
+  const double first = std::ceil(least / step);
+  if (!(std::abs(first) < 1e15)) return {};
+  for (double i = first; i * step <= most && ticks.size() < 12; ++i) ticks.push_back(i * step);
+  return ticks;
+}
+
+nlohmann::json draw(const PlotFigure& figure, const SeriesNumbers& series) {
+  double least = INFINITY, most = -INFINITY;
+  for (const PlotPoint& point : figure.points) {
+    least = std::min(least, point.value);
+    most = std::max(most, point.value);
+  }
+  if (figure.original != 0) {
+    least = std::min(least, figure.original);
+    most = std::max(most, figure.original);
+  }
+  // Of a perplexity what is of no use must not hide what is.
+  const double edge = figure.lower && !figure.decades ? std::min(most, kOffScale * least) : most;
+  const auto scaled = [&](double value) { return figure.logarithmic ? std::log(value) : value; };
+  const double low = scaled(least), high = scaled(edge);
+  const double margin = std::max(0.04 * (high - low), 1e-9 * std::max(1.0, std::abs(high)));
+  const Scale y(low - margin, high + margin, kBottom, kTop);
+  const double bits = figure.points.front().bits, most_bits = figure.points.back().bits;
+  const double side = std::max(0.15, 0.06 * (most_bits - bits));
+  const Scale x(bits - side, most_bits + side, kLeft, kRight);
+
+  nlohmann::json plot = {{"title", figure.title},
+                         {"kind", figure.logarithmic ? "logarithmic" : "linear"},
+                         {"x_ticks", nlohmann::json::array()},
+                         {"y_ticks", nlohmann::json::array()},
+                         {"lines", nlohmann::json::array()},
+                         {"marks", nlohmann::json::array()},
+                         {"off_scale", false},
+                         {"original", nullptr},
+                         {"front", ""}};
+  for (const double tick : axis_ticks(bits - side, most_bits + side, false))
+    plot["x_ticks"].push_back({{"at", place(x(tick))}, {"text", fmt::format("{:g}", tick)}});
+  const double shown_low = figure.logarithmic ? std::exp(low - margin) : low - margin;
+  const double shown_high = figure.logarithmic ? std::exp(high + margin) : high + margin;
+  for (const double tick : axis_ticks(shown_low, shown_high, figure.logarithmic)) {
+    if (figure.logarithmic && !(tick > 0)) continue;
+    plot["y_ticks"].push_back(
+        {{"at", place(y(scaled(tick)))}, {"text", fmt::format("{:.4g}", tick)}});
+  }
+  if (figure.original != 0) {
+    plot["original"] = {{"at", place(y(scaled(figure.original)))},
+                        {"text", fixed(figure.original, figure.decimals)}};
+  }
+  std::vector<std::string> paths(series.size());
+  const std::vector<bool> front = pareto_front(figure.points, figure.lower);
+  std::string steps;
+  for (std::size_t i = 0; i < figure.points.size(); ++i) {
+    const PlotPoint& point = figure.points[i];
+    const auto number =
+        static_cast<std::size_t>(std::ranges::find(series, point.series) - series.begin());
+    const bool off = figure.lower && point.value > edge;
+    const std::string at_x = place(x(point.bits));
+    const std::string at_y = place(off ? kTop : y(scaled(point.value)));
+    if (number < paths.size())
+      paths[number] += fmt::format("{}{} {}", paths[number].empty() ? "M" : "L", at_x, at_y);
+    if (front[i]) steps += fmt::format("{}{} {}", steps.empty() ? "M" : "L", at_x, at_y);
+    const std::string value =
+        figure.decades ? scientific(point.value) : fixed(point.value, figure.decimals);
+    if (off) plot["off_scale"] = true;
+    plot["marks"].push_back(
+        {{"x", at_x},
+         {"y", at_y},
+         {"color", std::to_string(number % kSeriesColors)},
+         {"front", static_cast<bool>(front[i])},
+         {"off", off},
+         {"value", value},
+         {"tip", fmt::format("{}: {:.2f} bits a weight, {}{}", point.label, point.bits, value,
+                             front[i] ? ", Pareto front" : "")}});
+  }
+  for (std::size_t number = 0; number < paths.size(); ++number) {
+    if (paths[number].empty()) continue;
+    plot["lines"].push_back({{"path", paths[number]},
+                             {"color", std::to_string(number % kSeriesColors)},
+                             {"name", series[number]}});
+  }
+  plot["front"] = steps;
+  return plot;
 }
 
 }  // namespace roundhouse

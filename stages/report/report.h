@@ -1,47 +1,100 @@
-// The figures of a run as a table (text, Markdown, CSV) and as one page with a picture (HTML, nothing loaded from outside).
+// What a report is made of: the figures of runs, as they were read from their folders. Everything in it comes from outside and may be
+// missing, not finite or huge; texts are one printable line each.
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace roundhouse {
 
-struct Accuracy {
-  double value = 0;  // of 1
-  double standard_error = 0;
+// NaN: the model's output was not finite.
+struct Figure {
+  double value = 0;
+  double standard_error = 0;  // 0: unknown
 };
 
+struct TaskFigures {
+  std::string kind;  // "piqa", "choices": what published figures are looked up by
+  std::optional<Figure> accuracy, normalized;  // of 1: acc and acc_norm of lm-evaluation-harness
+  std::optional<double> word_perplexity;
+  std::int64_t documents = 0;
+};
+
+// In words and as a part of a picture: errors by block, then by linear.
+using BlockErrors = std::map<int, std::map<std::string, double>>;
+
+// One recipe of a model, or the original model.
 struct ReportRow {
-  std::string name;         // recipe, or the original model
-  std::string method = {};  // "gptq"; empty: the original model
+  std::string model = {};   // of the model's folder: "Llama-2-7b-hf"
+  std::string run = {};     // of the run's folder
+  std::string name;         // recipe, or "original"
+  std::string method = {};  // "gptq"; empty: the original
+  std::string variant =
+      {};  // the method, and which of its options are not the default: "gptq", "rtn symmetric"
+  double bits = 0;     // asked for: 4, 2.6; 0: unknown
+  int group_size = 0;  // -1: the whole row or a table for each; 0: unknown
+  bool symmetric = false;
   // Of the quantized linears, with scales and zero points or tables; 0: unknown. Their sparse parts come on top.
   double bits_per_weight = 0;
   double sparse_bits_per_weight = 0;
   double relative_error = 0;  // what the method minimised, over what it is relative to; 0: unknown
-  std::map<std::string, double> perplexity =
-      {};  // by text; NaN where the model's output was not finite
+  std::map<std::string, double> perplexity = {};  // by text: of a token
   std::map<std::string, double> divergence = {};  // by text: mean of KL from the original, nats
-  std::map<std::string, Accuracy> accuracy = {};  // by task: acc of lm-evaluation-harness
-  double seconds = 0;                             // of quantization, all blocks
+  std::map<std::string, TaskFigures> tasks = {};
+  double seconds = 0;                         // of quantization, all blocks
+  std::map<std::string, double> phases = {};  // what of them went where
+  BlockErrors errors = {};                    // relative
   int fallbacks = 0;  // linears that needed more damping, a diagonal floor or plain rounding
+
+  double all_bits() const { return bits_per_weight + sparse_bits_per_weight; }
+  bool is_original() const { return method.empty(); }
+};
+
+// A piece of work of neighbouring ranks; seconds since 1970.
+struct Span {
+  int first_rank = 0;
+  int ranks = 1;
+  double begin = 0, end = 0;
+  std::string kind;                           // "quantize", "gradients", "export" or "evaluate"
+  std::string what;                           // "gptq-w4g128 block 3"
+  std::map<std::string, double> phases = {};  // seconds of its parts
+};
+
+struct ReportRun {
+  std::string name;
+  std::string model;
+  std::vector<Span> spans;
+  std::vector<std::string> missing;    // in words: what is not done or not measured yet
+  std::vector<std::string> remarks;    // what does not compare, what was damaged
+  std::vector<std::string> fallbacks;  // fallbacks and dropped samples, in words
+  std::vector<std::pair<std::string, std::string>> provenance;  // "model", "hosts", ...
+  std::string config;                                           // YAML, of several lines
 };
 
 struct Report {
   std::string title;
-  std::vector<ReportRow> rows;  // the original first
-  std::vector<std::string> notes;
+  std::string made;                       // when and by which program
+  std::vector<std::string> texts, tasks;  // in the order of the configs
+  std::vector<ReportRow> rows;            // by model; the original first
+  std::vector<ReportRun> runs;
 };
 
-std::string to_text(const Report& report);
-std::string to_markdown(const Report& report);
-std::string to_csv(const Report& report);
-std::string to_html(const Report& report);
-std::string to_latex(const Report& report);  // a tabular, by booktabs
+// "W4G128"; "W4" where there are no groups; "" where the bits are unknown.
+std::string width_of(const ReportRow& row);
 
-// Bits a weight against perplexity of a text, as SVG: a line for each method, a ring around each recipe that none with as few bits
-// beats; the recipe of a point is its tooltip. "": not two recipes have both.
-std::string plot(const Report& report, const std::string& text);
-std::string escape_html(const std::string& text);
+// The plain mean over `tasks` of acc, as the papers' tables have it; nothing where one of them is missing, NaN where one is not finite.
+std::optional<double> average_accuracy(const ReportRow& row, const std::vector<std::string>& tasks);
+
+// The tasks that any row has an accuracy, or a word perplexity, of.
+std::vector<std::string> accuracy_tasks(const Report& report);
+std::vector<std::string> word_perplexity_tasks(const Report& report);
+
+// Rows of each model, in the order of the report.
+std::vector<std::pair<std::string, std::vector<const ReportRow*>>> rows_by_model(
+    const Report& report);
 
 }  // namespace roundhouse
