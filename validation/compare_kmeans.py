@@ -15,9 +15,12 @@ the run's in both.
 import argparse
 import concurrent.futures
 import json
+import os
 import pathlib
 import shutil
 import warnings
+
+os.environ["OMP_NUM_THREADS"] = "1"  # rows are small: processes share them, threads would wait for one another
 
 import h5py
 import numpy
