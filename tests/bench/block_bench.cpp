@@ -7,8 +7,11 @@
 //   block_bench --recipe '{"method": "signround", "iterations": 5}' --blocks 1
 //   block_bench --gradients --like llama-2-70b --blocks 1 --samples 4
 //                                  the gradients of the loss, from so many blocks up to the head, in place of a recipe
+//   block_bench --recipe '{"method": "squeezellm"}' --blocks 1 --samples 4
+//                                  the same, and what the recipe makes of them; then its blocks, where they are not made of them
 //   block_bench --like llama-2-70b --samples 512 --length 2048 --floors 790,50,55     the floors alone, for a machine
-//                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing
+//                                  elsewhere: TFLOP/s with 16-bit inputs, in F32, GB/s from host to device; runs nothing. With
+//                                  --gradients those of the walk through the whole model
 #include <CLI/CLI.hpp>
 
 #include <unistd.h>
@@ -18,7 +21,9 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,10 +87,62 @@ Recipe recipe_of(const Options& options) {
   }
 }
 
+double weights_of(const DecoderBlock& shape, std::span<const int> linears) {
+  double sum = 0;
+  for (const int i : linears) {
+    const LinearSpec& spec = shape.linears()[static_cast<std::size_t>(i)];
+    sum += static_cast<double>(spec.rows * spec.cols);
+  }
+  return sum;
+}
+
+// Of a walk through a whole model's gradients, by phase: products of linears and of the head, two operations a weight and token.
+// A block goes forward twice; back, there is a product for what is within and one for the weights, but nobody asks for the gradient
+// of what the first block's attention starts from.
+std::map<std::string, double> walk_flops(const ModelConfig& config, const DecoderBlock& shape,
+                                         const Options& options) {
+  const double of_a_weight = 2.0 * options.samples * options.length;
+  const auto blocks = static_cast<double>(config.blocks);
+  double weights = 0;
+  for (const InputGroup& group : shape.groups()) weights += weights_of(shape, group.linears);
+  const double head = static_cast<double>(config.vocabulary * config.embedding_size);
+  return {{"forward", of_a_weight * blocks * weights},
+          {"loss", of_a_weight * 2 * head},
+          {"backward", of_a_weight * (3 * blocks * weights -
+                                      weights_of(shape, shape.groups().front().linears))}};
+}
+
+void print_phase(const std::string& phase, double flops, double rate) {
+  std::printf("  %-10s %10.1f TFLOP at %6.1f TFLOP/s %8.2f s\n", phase.c_str(), flops / 1e12,
+              rate / 1e12, flops / rate);
+}
+
+void print_walk_floors(const Options& options, const Rates& rates, Backend& backend) {
+  const ModelConfig config = shape_like(options.like);
+  const auto shape = make_decoder_block(config, 1, backend);
+  std::printf("%s, gradients, %d x %d tokens, %lld blocks on one device\n", options.like.c_str(),
+              options.samples, options.length, static_cast<long long>(config.blocks));
+  double total = 0;
+  for (const auto& [phase, flops] : walk_flops(config, *shape, options)) {
+    print_phase(phase, flops, rates.activations);
+    total += flops;
+  }
+  print_phase("together", total, rates.activations);
+  std::int64_t rows = 0;
+  double weights = 0;
+  for (const LinearSpec& spec : shape->linears()) {
+    rows += spec.rows;
+    weights += static_cast<double>(spec.rows * spec.cols);
+  }
+  std::printf("  and of each block k-means of %lld rows of %.1f million weights\n",
+              static_cast<long long>(rows), weights / 1e6);
+}
+
 void print_floors(const Options& options) {
   const Rates rates{options.floors.at(0) * 1e12, options.floors.at(1) * 1e12,
                     options.floors.at(2) * 1e9};
   const auto backend = make_backend("cpu", {.threads = 1});
+  if (options.gradients) return print_walk_floors(options, rates, *backend);
   const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
   const Recipe recipe = recipe_of(options);
   const BlockCost cost = make_method(recipe)->cost(*shape, options.samples, options.length);
@@ -94,8 +151,7 @@ void print_floors(const Options& options) {
   double total = 0;
   for (const auto& [phase, flops] : cost.flops) {
     const double rate = works_in_f32(phase) ? rates.f32 : rates.activations;
-    std::printf("  %-10s %10.1f TFLOP at %6.1f TFLOP/s %8.2f s\n", phase.c_str(), flops / 1e12,
-                rate / 1e12, flops / rate);
+    print_phase(phase, flops, rate);
     total += flops / rate;
   }
   std::printf("  %-50s %6.2f s\n", "together", total);
@@ -224,33 +280,93 @@ class LastEvent final : public Monitor {
   nlohmann::json last;
 };
 
+// What a recipe makes of a block's gradients, and how long that takes.
+class GradientUse {
+ public:
+  GradientUse(const Recipe& recipe, const Method& method, const nlohmann::json& decision,
+              RunStore& store)
+      : recipe_(recipe), method_(method), decision_(decision), store_(store) {}
+
+  void take(const BlockSite& site, BlockWeights& weights, const CausalLM& model,
+            ActivationBudget& budget, const SummedGradients& sums) {
+    const double start = now();
+    BlockTask task{site,
+                   model.checkpoint(),
+                   weights,
+                   nullptr,
+                   nullptr,
+                   budget,
+                   site.backend.available_bytes() / 4,
+                   decision_,
+                   &sums};
+    if (recipe_.needs.makes_blocks_of_gradients()) {
+      store_.commit(block_key(recipe_.name, site.block), to_record(method_.quantize(task)));
+    } else {
+      statistics_.insert(statistics_.begin(), method_.statistics(task));  // from the last block on
+    }
+    site.backend.sync();
+    seconds_ += now() - start;
+    for (const LinearSpec& spec : site.shape.linears()) {
+      rows_ += spec.rows;
+      weights_ += static_cast<double>(spec.rows * spec.cols);
+    }
+  }
+  const std::vector<nlohmann::json>& statistics() const { return statistics_; }
+  void print() const {
+    std::printf("  %s: of `take`, %.3f s for %lld rows, %.1f million weights: %.0f rows/s\n",
+                recipe_.name.c_str(), seconds_, static_cast<long long>(rows_), weights_ / 1e6,
+                static_cast<double>(rows_) / seconds_);
+  }
+
+ private:
+  const Recipe& recipe_;
+  const Method& method_;
+  const nlohmann::json& decision_;
+  RunStore& store_;
+  std::vector<nlohmann::json> statistics_;
+  double seconds_ = 0, weights_ = 0;
+  std::int64_t rows_ = 0;
+};
+
 // From the first block of the model to its head, and back: what of a whole model's walk grows with its blocks, and the loss.
+// `use`: nullptr for the walk alone.
 nlohmann::json run_gradients(const Options& options, const CausalLM& model,
                              const DecoderBlock& shape, Communicator& team,
-                             ActivationBudget& budget, const Rates& rates, Backend& backend) {
+                             ActivationBudget& budget, const Rates& rates, GradientSums wanted,
+                             GradientUse* use, Backend& backend) {
   const Samples samples = random_samples(options, model.config().vocabulary);
   LastEvent monitor;
   const double start = now();
-  walk_gradients({.backend = backend,
-                  .team = team,
-                  .device_team = team,
-                  .model = model,
-                  .shape = shape,
-                  .samples = samples,
-                  .budget = budget,
-                  .saved_activation_bytes = backend.available_bytes() / 4,
-                  .monitor = monitor,
-                  .wanted = {.sum = false, .squares = true},
-                  .blocks = {0, static_cast<int>(model.config().blocks)},
-                  .take = [&](const BlockSite&, BlockWeights&, BlockGradients& gradients) {
-                    for (std::size_t i = 0; i < shape.linears().size(); ++i)
-                      (void)gradients.finish(static_cast<int>(i));
-                  }});
+  walk_gradients(
+      {.backend = backend,
+       .team = team,
+       .device_team = team,
+       .model = model,
+       .shape = shape,
+       .samples = samples,
+       .budget = budget,
+       .saved_activation_bytes = backend.available_bytes() / 4,
+       .monitor = monitor,
+       .wanted = wanted,
+       .blocks = {0, static_cast<int>(model.config().blocks)},
+       .take = [&](const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
+         SummedGradients sums;
+         for (std::size_t i = 0; i < shape.linears().size(); ++i)
+           sums.push_back(gradients.finish(static_cast<int>(i)));
+         if (use) use->take(site, weights, model, budget, sums);
+       }});
   const double seconds = now() - start;
+  const nlohmann::json& counted = monitor.last.at("flops");
+  for (const auto& [phase, flops] : walk_flops(model.config(), shape, options)) {
+    if (std::abs(counted.at(phase).get<double>() - flops) > 1e-9 * flops)
+      throw Error("block_bench and the walk disagree about " + phase);
+  }
   BlockTable table("gradients", rates);
   for (const auto& [phase, part] : monitor.last.at("phases").items())
-    table.add_phase(phase, part.get<double>(), monitor.last.at("flops").value(phase, 0.0));
+    table.add_phase(phase, part.get<double>(), counted.value(phase, 0.0));
   table.finish("whole walk", seconds);
+  if (use) use->print();
+  std::printf("\n");
   return table.facts();
 }
 
@@ -301,12 +417,25 @@ void run(const Options& options) {
   if (needs.quantized_stream) residual.emplace(embed(model, *samples, budget, *backend));
   if (needs.full_precision_stream) original.emplace(embed(model, *samples, budget, *backend));
 
-  if (options.gradients) {
-    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates, *backend);
-  }
   NullMonitor monitor;
-  const int blocks =
-      options.gradients ? 0 : std::min(options.blocks, static_cast<int>(model.config().blocks));
+  ModelTask whole{*backend, *team, model, *shape, samples ? &*samples : nullptr, monitor};
+  nlohmann::json decision;
+  const bool of_gradients = needs.gradients && !options.gradients;
+  const bool from_statistics = of_gradients && !needs.makes_blocks_of_gradients();
+  if (needs.decision && !from_statistics) decision = method->decide(whole);
+  if (options.gradients) {
+    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates,
+                                       {.sum = false, .squares = true}, nullptr, *backend);
+  } else if (of_gradients) {
+    GradientUse use(recipe, *method, decision, store);
+    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates,
+                                       needs.gradients->sums, &use, *backend);
+    whole.statistics = use.statistics();
+  }
+  if (from_statistics) decision = method->decide(whole);
+  const int blocks = options.gradients || needs.makes_blocks_of_gradients()
+                         ? 0
+                         : std::min(options.blocks, static_cast<int>(model.config().blocks));
   for (int block = 0; block < blocks; ++block) {
     BlockTable table("block " + std::to_string(block), rates);
     const double start = now();
@@ -320,7 +449,6 @@ void run(const Options& options) {
                          .block = block,
                          .samples = samples ? &*samples : nullptr,
                          .monitor = monitor};
-    const nlohmann::json nothing_decided;
     BlockTask task{site,
                    model.checkpoint(),
                    weights,
@@ -328,7 +456,7 @@ void run(const Options& options) {
                    original ? &*original : nullptr,
                    budget,
                    backend->available_bytes() / 4,
-                   nothing_decided};
+                   decision};
     const QuantizedBlock result = method->quantize(task);
     const double quantized = now();
     store.commit(block_key(recipe.name, block), to_record(result));
