@@ -1,7 +1,7 @@
 #include "stages/quantize/gptq/solve.h"
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -29,7 +29,10 @@ class TileSolver {
 
   void find_grids(ConstMatrix w, std::int64_t group_size, Matrix scales, Matrix zeros);
   Tensor gather_columns(const Tensor& from, const Tensor& columns);
-  void solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tensor& row_loss);
+  // find: grids of groups that are not fixed beforehand.
+  void solve_columns(Tensor& w, GridPoints& grids, bool find, Tensor& codes, Tensor& row_loss);
+  std::vector<float> losses_of_zeros(const Tensor& weights);
+  std::vector<float> to_host(const Tensor& column);
   void replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss, const Tensor& norms,
                                 TileResult& result);
 
@@ -86,7 +89,8 @@ Tensor TileSolver::gather_columns(const Tensor& from, const Tensor& columns) {
 }
 
 // `w`: the columns in the factor's order; used up. `grids`: by group of the checkpoint; filled here unless fixed beforehand.
-void TileSolver::solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tensor& row_loss) {
+void TileSolver::solve_columns(Tensor& w, GridPoints& grids, bool find, Tensor& codes,
+                               Tensor& row_loss) {
   const std::int64_t rows = w.rows(), cols = w.cols(), group_size = linear_.group_size;
   Tensor scales(backend_, DType::kF32, rows, kPanel);
   Tensor zeros(backend_, DType::kU8, rows, kPanel);
@@ -94,7 +98,7 @@ void TileSolver::solve_columns(Tensor& w, GridPoints& grids, Tensor& codes, Tens
 
   for (std::int64_t begin = 0; begin < cols;) {
     std::int64_t end = std::min(begin + kPanel, cols);
-    if (!fixed_grids_) {
+    if (find) {
       const std::int64_t group = begin / group_size;
       const std::int64_t group_end = std::min((group + 1) * group_size, cols);
       end = std::min(end, group_end);
@@ -154,29 +158,54 @@ TileResult TileSolver::solve(const Tensor& weights) {
   Tensor codes(backend_, DType::kU8, rows, cols);
   Tensor row_loss(backend_, DType::kF32, rows, 1);
   backend_.zero(row_loss.view());
-  solve_columns(updated, grids, codes, row_loss);
+  solve_columns(updated, grids, !fixed_grids_, codes, row_loss);
   TileResult result = download_tile(gather_columns(codes, back_), grids.scales, grids.zeros,
                                     row_loss, norms, backend_);
   replace_worse_than_zeros(weights, row_loss, norms, result);
   return result;
 }
 
+std::vector<float> TileSolver::to_host(const Tensor& column) {
+  std::vector<float> values(static_cast<std::size_t>(column.rows()));
+  backend_.download(column.f32(), std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+// By the same way, on grids so wide that every weight is nearest to their 0.
+std::vector<float> TileSolver::losses_of_zeros(const Tensor& weights) {
+  constexpr float kWide = 1e30f;
+  const std::int64_t rows = weights.rows(), groups = linear_.groups();
+  HostTensor scales(DType::kF32, {rows, groups});
+  std::ranges::fill(scales.as<float>(), kWide);
+  GridPoints grids{Tensor::upload(backend_, scales.view(), DType::kF32),
+                   Tensor(backend_, DType::kU8, rows, groups)};
+  backend_.zero(grids.zeros.view());
+  Tensor w = gather_columns(weights, in_order_);
+  Tensor codes(backend_, DType::kU8, rows, w.cols());
+  Tensor losses(backend_, DType::kF32, rows, 1);
+  backend_.zero(losses.view());
+  solve_columns(w, grids, false, codes, losses);
+  return to_host(losses);
+}
+
 // Where errors add up instead of cancelling (little damping, columns not by importance), a row may end further from its outputs than if
-// all its weights were 0. Its codes are then those of rounding to nearest, on grids of the weights themselves.
+// all its weights were 0. Its codes are then those of rounding to nearest, on grids of the weights themselves. Only tiles with a row whose
+// loss exceeds that of zeros by the diagonal of H alone, which is known, are looked at.
 void TileSolver::replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss,
                                           const Tensor& norms, TileResult& result) {
   const std::int64_t rows = weights.rows(), groups = linear_.groups();
-  const auto host = [&](const Tensor& column) {
-    std::vector<float> values(static_cast<std::size_t>(rows));
-    backend_.download(column.f32(), std::as_writable_bytes(std::span(values)));
-    return values;
-  };
-  const std::vector<float> loss = host(row_loss), norm = host(norms);
+  const std::vector<float> loss = to_host(row_loss), norm = to_host(norms);
   std::vector<std::int64_t> worse;
   for (std::int64_t row = 0; row < rows; ++row) {
     const auto at = static_cast<std::size_t>(row);
     if (!(loss[at] <= norm[at])) worse.push_back(row);
   }
+  if (worse.empty()) return;
+  const std::vector<float> zeros_loss = losses_of_zeros(weights);
+  std::erase_if(worse, [&](std::int64_t row) {
+    const auto at = static_cast<std::size_t>(row);
+    return loss[at] <= zeros_loss[at];
+  });
   if (worse.empty()) return;
 
   // In the order in which groups are runs of columns: that of the checkpoint, or that of the factor.
@@ -206,22 +235,17 @@ void TileSolver::replace_worse_than_zeros(const Tensor& weights, const Tensor& r
                        .value = value.view(),
                        .column_weights = importance_.view(),
                        .sums = errors.view()});
-  const std::vector<float> error = host(errors);
+  const std::vector<float> error = to_host(errors);
   TileResult rounded = download_tile(codes, scales, zeros, errors, norms, backend_);
+  std::vector<float> now = loss;
   for (const std::int64_t row : worse) {
-    const auto at = static_cast<std::size_t>(row);
-    result.error.error += static_cast<double>(error[at]) - static_cast<double>(loss[at]);
+    now[static_cast<std::size_t>(row)] = error[static_cast<std::size_t>(row)];
     for (const auto part : {&TileResult::codes, &TileResult::scales, &TileResult::zeros}) {
       std::ranges::copy(rows_of(rounded.*part, row, 1), rows_of(result.*part, row, 1).begin());
     }
   }
+  result.error.error = std::accumulate(now.begin(), now.end(), 0.0);
   result.error.rounded_rows = std::ssize(worse);
-  if (std::isfinite(result.error.error)) return;
-  result.error.error = 0;  // a loss that is no number leaves no sum to take it from
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const auto at = static_cast<std::size_t>(row);
-    result.error.error += static_cast<double>(loss[at] <= norm[at] ? loss[at] : error[at]);
-  }
 }
 
 // The group of each column where groups are not runs of the checkpoint's columns.

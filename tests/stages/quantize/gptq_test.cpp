@@ -213,34 +213,47 @@ TEST_F(GptqSolveTest, GroupsAreOfTheCheckpointOrOfTheOrder) {
             (std::vector<std::int32_t>{0, 1, 1, 0}));
 }
 
-// A row that ends further off than zeros would is rounded to nearest: here column 1 loses (0.4 / 0.01)² / 2 = 800, where all of the row
-// weighs (0.4² + 1.4² + 3²) / 2, and 1.4 would become 1.4 + 0.4 / 2 and then 2. The second row is on the grid and stays.
+// A row that ends further off than zeros would is rounded to nearest. Of (0.6, 3, 1.4) with s = 1, column 0 becomes 1, which makes 5 of
+// column 1, off by 2, and 2.2 of column 2: the loss is (0.4² + 2² + 0.2²) / 2 / 0.5² = 8.4, with zeros (0.6² + 0 + 0.2²) / 2 / 0.5² = 0.8.
+// The second row is on the grid and stays.
 TEST_F(GptqSolveTest, ARowThatIsWorseThanZerosIsRoundedToNearest) {
   HessianFactor factor = factor_of(to_host({1, 0, 0, 0, 1, 0, 0, 0, 1}, 3), 0, false);
-  const HostTensor upper = to_host({0.01f, -0.005f, 0, 0, 0.01f, 0, 0, 0, 0.01f}, 3);
+  const HostTensor upper = to_host({0.5f, 2.5f, 1, 0, 0.5f, 0, 0, 0, 0.5f}, 3);
   factor.upper = Tensor::upload(*backend_, upper.view(), DType::kF32);
   const GptqSettings settings{
       .scheme = {.bits = 2, .group_size = -1}, .damping = 0, .act_order = ActOrder::kNone};
-  const QuantizedLinear linear = solve({0.4f, 1.4f, 3, 0, 1, 3}, 2, 3, settings, factor);
-  EXPECT_EQ(codes(linear), (std::vector<int>{0, 1, 3, 0, 1, 3}));
+  const QuantizedLinear linear = solve({0.6f, 3, 1.4f, 0, 3, 1}, 2, 3, settings, factor);
+  EXPECT_EQ(codes(linear), (std::vector<int>{1, 3, 1, 0, 3, 1}));
   EXPECT_EQ(linear.record.at("rounded_rows"), 1);
   EXPECT_NEAR(linear.record.at("error").get<double>(), (0.4 * 0.4 + 0.4 * 0.4) / 2, 1e-6);
   EXPECT_FALSE(linear.record.contains("fallback"));
 }
 
-// The same where groups follow the order of the columns, backwards here: {3, 2} with 6 as its largest has s = 2, {1, 0} has s = 1. Column
-// 3 is the first, and column 0 would become 0.4 + 2.
+// A loss beyond that of zeros by the diagonal alone is none to be mended where zeros would be worse still: 0.4 and 1.6 are 800 and 800, and
+// zeros 0.4² + 1.6² + 3² by 2 * 0.01².
+TEST_F(GptqSolveTest, ARowThatIsBetterThanZerosStays) {
+  HessianFactor factor = factor_of(to_host({1, 0, 0, 0, 1, 0, 0, 0, 1}, 3), 0, false);
+  const HostTensor upper = to_host({0.01f, -0.005f, 0, 0, 0.01f, 0, 0, 0, 0.01f}, 3);
+  factor.upper = Tensor::upload(*backend_, upper.view(), DType::kF32);
+  const GptqSettings settings{
+      .scheme = {.bits = 2, .group_size = -1}, .damping = 0, .act_order = ActOrder::kNone};
+  const QuantizedLinear linear = solve({0.4f, 1.4f, 3}, 1, 3, settings, factor);
+  EXPECT_EQ(codes(linear), (std::vector<int>{0, 2, 3}));
+  EXPECT_FALSE(linear.record.contains("rounded_rows"));
+}
+
+// The same where groups follow the order of the columns, backwards here: (0.6, 3) and (3, 1.4), of which 1.4 becomes 2.2.
 TEST_F(GptqSolveTest, RowsAreRoundedInGroupsOfTheOrder) {
   HessianFactor factor =
       factor_of(to_host({1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, 4), 0, false);
   factor.order = {3, 2, 1, 0};
-  const float u = 0.01f;
-  const HostTensor upper = to_host({u, 0, 0, -4 * u, 0, u, 0, 0, 0, 0, u, 0, 0, 0, 0, u}, 4);
+  const HostTensor upper =
+      to_host({0.4f, 2, 0, 0.8f, 0, 0.4f, 0, 0, 0, 0, 0.4f, 0, 0, 0, 0, 0.4f}, 4);
   factor.upper = Tensor::upload(*backend_, upper.view(), DType::kF32);
   const GptqSettings settings{
       .scheme = {.bits = 2, .group_size = 2}, .damping = 0, .act_order = ActOrder::kDynamic};
-  const QuantizedLinear linear = solve({0.4f, 3, 6, 0.9f}, 1, 4, settings, factor);
-  EXPECT_EQ(codes(linear), (std::vector<int>{0, 3, 3, 0}));
+  const QuantizedLinear linear = solve({1.4f, 3, 3, 0.6f}, 1, 4, settings, factor);
+  EXPECT_EQ(codes(linear), (std::vector<int>{1, 3, 3, 1}));
   EXPECT_EQ(values_of<std::int32_t>(linear.group_of_column),
             (std::vector<std::int32_t>{1, 1, 0, 0}));
   EXPECT_EQ(linear.record.at("rounded_rows"), 1);
