@@ -115,6 +115,32 @@ def case_ranks(world):
             sys.exit(f"other bits on {ranks} ranks: {[name for name in bits[1] if bits[ranks][name] != bits[1][name]]}")
 
 
+def case_gradients(world):
+    """Methods that start from gradients: exports and perplexities, of tables and of linears of different widths, are those of one GPU."""
+    model, bits = world.small_model(), {}
+    text = world.folder / "test.txt"
+    text.write_text((world.data / "test.txt").read_text()[:600])
+    gradients = "gradients: {samples: 4, sequence_length: 16}"
+    recipes = f"""
+  - {{method: squeezellm, bits: 3, {gradients}}}
+  - {{method: squeezellm, bits: 4, sparse: {{sensitive: 0.5, outliers: 0.5}}, {gradients}}}
+  - {{method: llm-mq, bits: 2.6, group_size: 32, grid_points: 2, {gradients}}}"""
+    for ranks, mesh in ((1, "{}"), (2, "{data: 2}"), (3, "{pipeline: 3}")):
+        config = small_config(world, model, recipes, mesh).replace("compressed-tensors", "dense")
+        config += f"evaluate: {{perplexity: [{{name: test, text: {text}, window: 32, limit: 2}}], original: false}}\n"
+        run = world.finish(f"gradients-{ranks}", config, ranks)
+        bits[ranks] = {str(path.relative_to(run)): path.read_text()
+                       for pattern in ("export/*/*/SHA256SUMS", "results/*.json") for path in sorted(run.glob(pattern))}
+        if len(bits[ranks]) != 6:
+            sys.exit(f"{ranks} ranks left {list(bits[ranks])}")
+        check_seconds(run)
+        if bits[ranks] != bits[1]:
+            sys.exit(f"other bits on {ranks} ranks: {[name for name in bits[1] if bits[ranks][name] != bits[1][name]]}")
+    for name, text in bits[1].items():
+        if name.startswith("results"):
+            print(name, json.loads(text)["perplexity"]["test"])
+
+
 def case_errors(world):
     """The first error of CUDA's ends the program with exit code 1 and one line that names the call."""
     config, problems = small_config(world, world.small_model(), ALL_METHODS), []

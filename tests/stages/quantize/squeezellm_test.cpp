@@ -168,6 +168,24 @@ TEST_F(SqueezeLlmTest, GradientsThatAreNotFiniteAreAnErrorThatNamesThePlace) {
   }
 }
 
+// Each time a matrix has been read it ticks. Quartiles and the first candidates of the factor take one reading together.
+TEST_F(SqueezeLlmTest, ReadsTheModelThreeTimesToFindOutliers) {
+  ModelTask task{.backend = world_.backend(),
+                 .world = *team_,
+                 .model = world_.model(),
+                 .shape = world_.shape(),
+                 .samples = nullptr,
+                 .monitor = world_.monitor()};
+  world_.monitor().ticks = 0;
+  const json decision =
+      make_method(parse_recipe({{"method", "squeezellm"}, {"sparse", true}}))->decide(task);
+  const auto blocks = static_cast<int>(world_.model().config().blocks);
+  EXPECT_EQ(world_.monitor().ticks, 3 * blocks * static_cast<int>(world_.shape().linears().size()));
+  ASSERT_EQ(decision.at("large_from").size(), blocks);
+  EXPECT_LE(decision.at("outliers").get<double>(), 0.004 * decision.at("weights").get<double>());
+  EXPECT_GT(decision.at("outliers").get<double>(), 0.0038 * decision.at("weights").get<double>());
+}
+
 // Above the k-th largest, not at it; and at the outliers' threshold, not only above.
 TEST_F(SqueezeLlmTest, ThresholdsAreStrictAsTheAuthors) {
   const LinearSpec& spec = world_.shape().linears()[0];
