@@ -17,7 +17,8 @@ namespace {
 // What a record says it was made of and by, added to what others said.
 void learn_origin(const Recipe& recipe, const nlohmann::json& record, RecipeState& state) {
   for (const auto& [tensor, hash] : record[kMadeOf].items()) {
-    if (state.made_of.emplace(tensor, hash).first->second == hash) continue;
+    const std::string theirs = hash.get<std::string>();
+    if (state.made_of.emplace(tensor, theirs).first->second == theirs) continue;
     throw InputError("recipes/" + recipe.name +
                      ": its records were not made of one model: they differ in what they say of " +
                      in_quotes(tensor) + ". Use another run folder");
