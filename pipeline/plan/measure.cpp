@@ -1,6 +1,5 @@
 #include "pipeline/plan/measure.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -35,12 +34,6 @@ constexpr std::size_t kFileBytes = std::size_t{256} << 20;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double resident_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
 // A folder of this process, gone with it.
@@ -88,7 +81,6 @@ class Measurement {
         device_(config.device != "cpu" && has_device("cuda") ? "cuda" : "cpu"),
         rates_(rates_of_device(device_ == "cuda" ? "h200" : "cpu")),
         backend_(make_backend(device_, {.threads = config.threads})) {
-    rates_.program_bytes = resident_bytes();
     rates_.name = device_;
     rates_.source = "measured: " + backend_->description();
     rates_.host_bytes = static_cast<double>(available_host_memory());
