@@ -115,6 +115,13 @@ std::vector<std::string> calibration_sets_in_use(const RunConfig& config) {
   return names;
 }
 
+int most_shards(const RunConfig& config) {
+  int shards = config.calibration.shards;
+  for (const std::string& set : calibration_sets_in_use(config))
+    shards = std::max(shards, calibration_set(config, set).shards);
+  return shards;
+}
+
 std::map<std::string, std::string> result_keys(const RunConfig& config) {
   std::map<std::string, std::string> keys;
   const auto add = [&](const std::string& prefix, const SampleOptions& set) {

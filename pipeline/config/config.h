@@ -69,6 +69,8 @@ struct RunConfig {
 const SampleOptions& calibration_set(const RunConfig& config, const std::string& name);
 // Sets whose activations some recipe looks at.
 std::vector<std::string> calibration_sets_in_use(const RunConfig& config);
+// Into as many shards is the largest of them cut, and the default one: as many ranks have work at once.
+int most_shards(const RunConfig& config);
 
 // Fit to be part of a path below the run's folder: letters, digits, '-', '.' and '_', not '.' first, 100 at most.
 bool is_plain_name(const std::string& name);

@@ -63,8 +63,8 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
                    bytes_of(tensors_after_blocks(job.model), each);
   for (const Recipe& recipe : job.config.recipes) {
     methods_.push_back(make_method(recipe));
-    costs_.push_back(methods_.back()->cost(job.shape, job.config.calibration.samples,
-                                           job.config.calibration.sequence_length));
+    const SampleOptions& samples = calibration_set(job.config, recipe.calibration);
+    costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length));
   }
 }
 
@@ -134,23 +134,22 @@ StepTime CostModel::make(std::size_t r) const {
   return time;
 }
 
-double CostModel::forward_seconds(double tokens) const {
-  const BlockSizes sizes{job_.shape, tokens,
-                         static_cast<double>(job_.config.calibration.sequence_length)};
+double CostModel::forward_seconds(double tokens, int length) const {
+  const BlockSizes sizes{job_.shape, tokens, static_cast<double>(length)};
   return 2 * tokens * weights_ / job_.rates.rate_of("", "forward") +
          sizes.attention() / job_.rates.attention;
 }
 
 StepTime CostModel::replay(std::size_t r) const {
-  const SampleOptions& samples = job_.config.calibration;
+  const SampleOptions& samples = samples_of(r);
   const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
   StepTime time;
   const double busiest = BlockCost{}.busiest("forward", team(), shards());
   for (const bool wanted :
        {recipe(r).needs.quantized_stream, recipe(r).needs.full_precision_stream}) {
     if (!wanted) continue;
-    time.phases["forward"] += forward_seconds(tokens) * busiest;
-    time.work += forward_seconds(tokens);
+    time.phases["forward"] += forward_seconds(tokens, samples.sequence_length) * busiest;
+    time.work += forward_seconds(tokens, samples.sequence_length);
     add_load(time, block_bytes_, team());
   }
   return time;
@@ -249,7 +248,7 @@ StepTime CostModel::measure_original() const {
   const double head = 2 * tokens *
                       static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
                       job_.rates.rate_of("", "forward");
-  time.phases["evaluate"] = (blocks * forward_seconds(tokens) + head) / job_.ranks +
+  time.phases["evaluate"] = (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / job_.ranks +
                             blocks * block_bytes_ / job_.rates.load;
   time.work = time.phases["evaluate"] * job_.ranks;
   return time;
@@ -275,7 +274,7 @@ StepTime CostModel::make_products(std::size_t r, int ranks) const {
                         job_.rates.rate_of("", "forward");
     // Each rank unpacks all blocks.
     const double evaluate =
-        (blocks * forward_seconds(tokens) + head) / ranks + blocks * block_bytes_ / job_.rates.load;
+        (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / ranks + blocks * block_bytes_ / job_.rates.load;
     time.phases["evaluate"] = evaluate;
     time.work += evaluate * ranks;
   }
@@ -283,7 +282,7 @@ StepTime CostModel::make_products(std::size_t r, int ranks) const {
 }
 
 double CostModel::stream_bytes(std::size_t r) const {
-  const SampleOptions& samples = job_.config.calibration;
+  const SampleOptions& samples = samples_of(r);
   const Needs& needs = recipe(r).needs;
   const int streams = (needs.quantized_stream ? 1 : 0) + (needs.full_precision_stream ? 1 : 0);
   return streams * job_.rates.bytes_of_activation() * static_cast<double>(samples.samples) *
@@ -416,9 +415,11 @@ DiskUse CostModel::disk() const {
     if (job_.config.interruption_hours > 0) most = std::max(most, streams);
     shared = std::max(shared, gradient_stream_bytes(r));
   }
-  const SampleOptions& samples = job_.config.calibration;
   use.snapshots = std::max(2 * most * job_.mesh.pipeline, 2 * shared * job_.mesh.pipeline);
-  use.calibration = 4.0 * samples.samples * samples.sequence_length + 4000;
+  for (const std::string& set : calibration_sets_in_use(job_.config)) {
+    const SampleOptions& samples = calibration_set(job_.config, set);
+    use.calibration += 4.0 * samples.samples * samples.sequence_length + 4000;
+  }
   return use;
 }
 
@@ -427,7 +428,7 @@ MemoryUse CostModel::memory(std::size_t r) const {
   const Needs& needs = recipe(r).needs;
   const double activation = rates.bytes_of_activation();
   const double share = BlockCost{}.busiest("forward", team(), shards());
-  const SampleOptions& samples = job_.config.calibration;
+  const SampleOptions& samples = samples_of(r);
   const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
   MemoryUse use;
   double kept = (costs_[r].memory.kept_cols * tokens * activation +

@@ -51,7 +51,7 @@ class CostModel {
 
   const PlannedJob& job() const { return job_; }
   int team() const { return job_.mesh.data; }
-  int shards() const { return job_.config.calibration.shards; }
+  int shards() const { return most_shards(job_.config); }
   int nodes() const;
 
   StepTime make(std::size_t recipe) const;
@@ -85,10 +85,13 @@ class CostModel {
 
  private:
   const Recipe& recipe(std::size_t r) const { return job_.config.recipes[r]; }
+  const SampleOptions& samples_of(std::size_t r) const {
+    return calibration_set(job_.config, recipe(r).calibration);
+  }
   StepTime timed(const std::string& method, const BlockCost& cost) const;
   void add_load(StepTime& time, double bytes, int ranks) const;
   double team_link() const;
-  double forward_seconds(double tokens) const;  // of a block, one device
+  double forward_seconds(double tokens, int length) const;  // of a block, one device
   BlockCost gradient_block(std::size_t recipe) const;
   std::vector<LinearScheme> schemes_of(std::size_t recipe) const;  // by linear of a block
 

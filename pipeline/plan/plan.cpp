@@ -32,7 +32,7 @@ constexpr double kMostOfMemory = 0.95;
 
 MeshShape mesh_of(const PlanRequest& request, int ranks) {
   const RunConfig& config = request.config;
-  return choose_mesh(config.pipeline_ranks, config.data_ranks, ranks, config.calibration.shards,
+  return choose_mesh(config.pipeline_ranks, config.data_ranks, ranks, most_shards(config),
                      static_cast<int>(request.model.blocks));
 }
 
@@ -185,7 +185,7 @@ json problems_of(const PlanRequest& request, const Outcome& of) {
           name, memory.activations / 1e9, config.activation_memory_gib > 0 ? "is" : "is by default",
           budget / 0x1p30, (memory.activations - budget) / 1e9,
           fits ? fmt::format("memory.activations_gib: {:.0f} holds them", wanted)
-          : of.costs.team() < config.calibration.shards
+          : of.costs.team() < most_shards(config)
               ? "more ranks in a team (mesh.data), or fewer calibration.samples, would hold them"
               : "fewer calibration.samples, or fewer ranks a node, would hold them"));
     } else if (memory.host > kMostOfMemory * host) {
@@ -212,7 +212,10 @@ json problems_of(const PlanRequest& request, const Outcome& of) {
       say(fmt::format("{}: {} tokens, but the model has only {} positions: set it lower", key,
                       tokens, request.model.max_positions));
   };
-  check_length("calibration.sequence_length", config.calibration.sequence_length);
+  for (const std::string& set : calibration_sets_in_use(config)) {
+    const std::string key = set == kDefaultCalibration ? "calibration" : "calibrations." + set;
+    check_length(key + ".sequence_length", calibration_set(config, set).sequence_length);
+  }
   for (const PerplexityTask& task : config.evaluations.perplexity)
     check_length("evaluate.perplexity window of " + task.name, task.window);
   if (config.time_limit_minutes > 0 && of.simulation.seconds > 60 * config.time_limit_minutes) {
@@ -234,7 +237,7 @@ json hints_of(const PlanRequest& request, const Outcome& of, MeshShape best, dou
                                 best.pipeline, best.data,
                                 100 * best_seconds / of.simulation.seconds));
   }
-  const int shards = request.config.calibration.shards;
+  const int shards = most_shards(request.config);
   if (shards % mesh.data != 0) {
     const int each = (shards + mesh.data - 1) / mesh.data;
     hints.push_back(fmt::format(
@@ -336,10 +339,10 @@ std::vector<RecipeState> states_on_disk(const RunConfig& config, int blocks) {
     if (states[r].missing() == 0 || !recipe.needs.streams()) continue;
     for (int place = states[r].first_missing(); place > 0 && states[r].snapshot == 0; --place) {
       bool whole = true;
-      for (int shard = 0; whole && shard < config.calibration.shards; ++shard) {
+      for (int shard = 0; whole && shard < calibration_set(config, recipe.calibration).shards; ++shard) {
         whole =
             (!recipe.needs.quantized_stream || there(snapshot_key(recipe.name, place, shard))) &&
-            (!recipe.needs.full_precision_stream || there(shared_snapshot_key(place, shard)));
+            (!recipe.needs.full_precision_stream || there(shared_snapshot_key(recipe.calibration, place, shard)));
       }
       if (whole) states[r].snapshot = place;
     }
@@ -368,9 +371,13 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
   plan["mesh"] = {{"pipeline", mesh.pipeline}, {"data", mesh.data}};
   plan["best_mesh"] = {{"pipeline", best.pipeline}, {"data", best.data}, {"seconds", best_seconds}};
   plan["device"] = {{"name", request.rates.name}, {"source", request.rates.source}};
-  plan["calibration"] = {{"samples", config.calibration.samples},
-                         {"sequence_length", config.calibration.sequence_length},
-                         {"shards", config.calibration.shards}};
+  plan["calibration"] = json::object();
+  for (const std::string& set : calibration_sets_in_use(config)) {
+    const SampleOptions& samples = calibration_set(config, set);
+    plan["calibration"][set] = {{"samples", samples.samples},
+                                {"sequence_length", samples.sequence_length},
+                                {"shards", samples.shards}};
+  }
   plan["units"] = {
       {"all", static_cast<int>(states.size()) * static_cast<int>(request.model.blocks)},
       {"missing", missing}};
@@ -434,8 +441,11 @@ std::string plan_text(const json& plan) {
   line("{} ranks on {} ({}): {} nodes, mesh {} x {} (pipeline x data)", plan["ranks"].get<int>(),
        word(plan["device"], "name"), word(plan["device"], "source"), plan["nodes"].get<int>(),
        mesh["pipeline"].get<int>(), mesh["data"].get<int>());
-  line("calibration: {} x {} tokens in {} shards", plan["calibration"]["samples"].get<int>(),
-       plan["calibration"]["sequence_length"].get<int>(), plan["calibration"]["shards"].get<int>());
+  for (const auto& [set, samples] : plan["calibration"].items()) {
+    line("calibration{}: {} x {} tokens in {} shards", set == kDefaultCalibration ? "" : " " + set,
+         samples["samples"].get<int>(), samples["sequence_length"].get<int>(),
+         samples["shards"].get<int>());
+  }
   line("");
   line("{} in all, {:.0f} % of the ranks' time at work. Reckoned, not measured.",
        clock(number(plan, "seconds")), 100 * number(plan, "utilisation"));

@@ -164,14 +164,11 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   const auto settled = [](const RecipeState& state) { return state.complete() || state.failure; };
   if (!std::ranges::all_of(states, settled)) settle_device(job, states);
   std::map<std::string, Samples> samples;
-  int shards = config.calibration.shards;  // as many as any recipe has
-  for (const std::string& set : calibration_sets_in_use(config)) {
+  for (const std::string& set : calibration_sets_in_use(config))
     samples.emplace(set, calibration_samples(job, set));
-    shards = std::max(shards, calibration_set(config, set).shards);
-  }
 
-  const MeshShape shape =
-      choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(), shards, blocks);
+  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
+                                      most_shards(config), blocks);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},

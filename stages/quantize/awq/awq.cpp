@@ -161,7 +161,7 @@ class AwqQuantizer {
   // What removed weights differ by from the values that their codes stand for.
   SparseTile sparse_tile(const Tensor& w, const Tensor& removed, const TileResult& tile,
                          const QuantizedLinear& linear) {
-    const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.shared_inputs();
+    const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
     HostTensor all(DType::kF32, {rows, cols}), where(DType::kU8, {rows, cols});
     task_.backend.download(w.f32(), all.bytes());
     task_.backend.download(removed.view().data, where.bytes());
@@ -200,7 +200,7 @@ class AwqQuantizer {
 
   ClipCount clip(Tensor& w, const Tensor& column_scales, const Tensor& grams,
                  const QuantizedLinear& linear) {
-    const std::int64_t rows = w.rows(), groups = linear.shared_inputs();
+    const std::int64_t rows = w.rows(), groups = linear.groups();
     Tensor choices(task_.backend, DType::kU8, rows, groups);
     Tensor errors(task_.backend, DType::kF32, rows, 2 * groups);
     task_.backend.clip_groups({.w = w.view(),
@@ -232,7 +232,7 @@ class AwqQuantizer {
           const ClipCount& count = counts.at(first);
           return std::vector<double>{count.clipped, count.error_before, count.error_after};
         });
-    linear.record["clip"] = {{"groups", linear.rows * linear.shared_inputs()},
+    linear.record["clip"] = {{"groups", linear.rows * linear.groups()},
                              {"clipped", static_cast<std::int64_t>(sums[0])},
                              {"error_before", sums[1]},
                              {"error_after", sums[2]}};

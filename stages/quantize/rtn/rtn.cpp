@@ -63,7 +63,7 @@ ClipSearch clip_search_steps(bool clip_search) {
 
 TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tensor& original,
                       const ClipSearch& clip, Backend& backend) {
-  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.shared_inputs();
+  const std::int64_t rows = w.rows(), cols = w.cols(), groups = linear.groups();
   Tensor scales(backend, DType::kF32, rows, groups);
   Tensor zeros(backend, DType::kU8, rows, groups);
   Tensor codes(backend, DType::kU8, rows, cols);
