@@ -97,7 +97,7 @@ TEST(TablesTest, WidthsHaveATableEachWithTheOriginalAndTheBestInBold) {
   const std::vector<Table> tables = width_tables(example_report(), PublishedTables());
   ASSERT_THAT(tables, SizeIs(2));
   EXPECT_EQ(tables[0].title, "W4G128");
-  EXPECT_EQ(tables[1].title, "W2 G128");
+  EXPECT_EQ(tables[1].title, "W2G128");
   ASSERT_THAT(tables[0].groups, SizeIs(1));
   const std::vector<TableRow>& rows = tables[0].groups[0].rows;
   ASSERT_THAT(rows, SizeIs(3));
