@@ -1,6 +1,7 @@
 #include "stages/report/page.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -235,7 +236,8 @@ std::map<std::string, std::string> report_files(const Report& report, StandardEr
                   "\n" + escape_markdown(table.note) + "\n";
       latex += "\n" + to_latex(table, errors);
     }
-    files[std::string(kind) + ".csv"] = to_csv(tables);
+    const std::string name = std::string_view(kind) == "overview" ? "results" : kind;
+    files[name + ".csv"] = to_csv(tables);
   }
   for (const ReportRun& run : report.runs) {
     for (const auto* lines : {&run.missing, &run.remarks, &run.fallbacks}) {

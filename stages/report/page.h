@@ -11,7 +11,8 @@ namespace roundhouse {
 
 std::string to_html(const Report& report);
 
-// All of them by name: index.html, results.md, results.tex; overview.csv, and as far as there is something to say widths.csv, averages.csv, figures.csv.
+// All of them by name: index.html, results.md, results.tex, results.csv (every recipe), and as far as there is something to say
+// widths.csv, averages.csv, figures.csv.
 std::map<std::string, std::string> report_files(const Report& report, StandardErrors errors);
 
 // One of the report's tables in one of the forms, for a terminal or a pipe. `kind`: as Table::kind; `form`: "text", "markdown", "csv", "latex".

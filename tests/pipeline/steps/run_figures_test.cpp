@@ -38,7 +38,7 @@ class RunFiguresTest : public testing::Test {
           "export: {formats: [gptq]}\n"
           "evaluate:\n"
           "  perplexity: [{name: test, text: /data/test.txt}]\n"
-          "  tasks: [{name: easy, task: piqa, file: /data/piqa.jsonl}]\n");
+          "  tasks: [{name: easy, template: piqa, file: /data/piqa.jsonl}]\n");
     write_sealed_json(run_ / "identity.json", "identity.json",
                       {{"model", "hash"},
                        {"tokenizer", "t"},

@@ -55,7 +55,7 @@ def filtered(browser, page):
     shown = "Array.from(document.querySelectorAll('#all table')[0].querySelectorAll('tbody tr:not(.group)')).filter((row) => !row.hidden).length"
     everything = browser.evaluate(shown)
     browser.evaluate("var field = document.getElementById('filter'); field.value = 'GPTQ w4g128'; field.dispatchEvent(new Event('input'))")
-    check(browser.evaluate(shown) == 1, f"rows with both words: {browser.evaluate(shown)}")
+    check(browser.evaluate(shown) == 2, f"rows with both words, one of each model: {browser.evaluate(shown)}")
     browser.evaluate("field.value = ''; field.dispatchEvent(new Event('input'))")
     check(browser.evaluate(shown) == everything, "an empty field shows all rows")
 

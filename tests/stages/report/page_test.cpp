@@ -102,7 +102,7 @@ TEST(PageTest, HasTheSameTablesInEveryForm) {
       report_files(example_report(), StandardErrors::kHidden);
   std::vector<std::string> names;
   for (const auto& [name, text] : files) names.push_back(name);
-  EXPECT_THAT(names, IsSupersetOf({"index.html", "results.md", "results.tex", "overview.csv",
+  EXPECT_THAT(names, IsSupersetOf({"index.html", "results.md", "results.tex", "results.csv",
                                    "widths.csv", "averages.csv", "figures.csv"}));
   EXPECT_THAT(files.at("results.md"), HasSubstr("## W4G128\n\n| model | method | piqa |"));
   EXPECT_THAT(files.at("results.md"), HasSubstr("In parentheses: what a paper has"));

@@ -120,6 +120,9 @@ TEST(TablesTest, AveragesAreOrderedByMethodThenBits) {
   report.rows.push_back(report_row("rtn-w2.6g128", "rtn", 2.6, 3));
   report.rows.push_back(report_row("gptq-w3", "gptq", 3, 2.3));
   report.rows.back().group_size = -1;
+  for (std::size_t r : {4u, 5u}) report.rows[r].tasks["piqa"] = task_figures("piqa", 0.7, 0.01);
+  report.rows.push_back(
+      report_row("gptq-w8", "gptq", 8, 2.1));  // nothing of it was measured that is in the table
   report.rows[1].tasks["wikitext"] = {
       .kind = "wikitext", .accuracy = {}, .normalized = {}, .word_perplexity = 9.5};
   report.rows[1].tasks["piqa"].normalized = Figure{0.7704, 0.01};
@@ -130,7 +133,7 @@ TEST(TablesTest, AveragesAreOrderedByMethodThenBits) {
   for (const TableRow& row : tables[0].groups[0].rows)
     names.push_back(row.name + " " + row.cells[0].text);
   EXPECT_THAT(names, ElementsAre("original 16", "rtn 4 G128", "rtn 2.6 G128", "gptq 4 G128",
-                                 "gptq 3", "gptq 2G128"));
+                                 "gptq 3", "gptq 2 G128"));
   const std::string markdown = to_markdown(tables[0], StandardErrors::kShown);
   EXPECT_THAT(markdown,
               HasSubstr("| model | method | bits | piqa | facts | average | wikitext word "
