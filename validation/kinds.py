@@ -26,13 +26,13 @@ def recipes():
                 if method == "signround":
                     recipe["iterations"] = 5
                 made.append(recipe)
-    # Linears of different widths; lookup tables, which the packed formats do not hold. Their scales are AWQ's, which is there.
+    # Linears of different widths; lookup tables, which the packed formats do not hold.
     gradients = {"samples": 16, "sequence_length": 128}
     for symmetric in (True, False):
         for tie in ("fused", "none"):
             made.append({"method": "llm-mq", "bits": 3.0, "group_size": 128, "symmetric": symmetric, "tie": tie, "outliers": 0,
-                         "scale_search": False, "gradients": gradients})
-    made.append({"method": "llm-mq", "bits": 2.4, "group_size": 128, "symmetric": False, "outliers": 0.5, "scale_search": False,
+                         "grid_points": 4, "gradients": gradients})
+    made.append({"method": "llm-mq", "bits": 2.4, "group_size": 128, "symmetric": False, "outliers": 0.5, "grid_points": 4,
                  "gradients": gradients})
     for sparse in (False, True):
         made.append({"method": "squeezellm", "bits": 3, "sparse": sparse, "gradients": gradients})

@@ -77,8 +77,9 @@ void check_packable_grids(const std::string& format, const Recipe& recipe) {
     }
     if (scheme.sparse) {
       refuse(
-          "some weights stand apart in a sparse part, which it has no place for; leave that out, "
-          "or use the format 'dense'");
+          "some weights stand apart in a sparse part, which it has no place for; leave that out "
+          "(outliers: 0), or use the format 'dense'",
+          "outliers");
     }
     if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
       refuse(

@@ -105,6 +105,34 @@ TEST(EnginesTest, EnginesThatFuseLinearsWantThemAlike) {
                     HasSubstr("tie: fused in the recipe")));
 }
 
+// What the formats themselves refuse of the methods that start from gradients.
+TEST(EnginesTest, FormatsSayHowWhatTheyCannotHoldCanBeExported) {
+  const auto refused = [](const nlohmann::json& options, const std::string& format) {
+    try {
+      make_format(format)->check_schemes(parse_recipe(options));
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string("held");
+  };
+  nlohmann::json llm_mq = {{"method", "llm-mq"}, {"bits", 2.6}};
+  for (const char* format : {"compressed-tensors", "gptq"}) {
+    llm_mq.erase("outliers");
+    EXPECT_THAT(refused(llm_mq, format), AllOf(HasSubstr("llm-mq-w2.6g128"),
+                                               HasSubstr("outliers: 0"), HasSubstr("'dense'")));
+    llm_mq["outliers"] = 0;
+    EXPECT_EQ(refused(llm_mq, format), "held");
+    EXPECT_THAT(refused({{"method", "squeezellm"}}, format),
+                AllOf(HasSubstr("lookup table"), HasSubstr("'squeezellm' and 'dense'")));
+  }
+  EXPECT_NE(refused(llm_mq, "awq"), "held");
+  EXPECT_THAT(refused(llm_mq, "squeezellm"), HasSubstr("'compressed-tensors', 'gptq' or 'dense'"));
+  for (const bool sparse : {false, true}) {
+    EXPECT_EQ(refused({{"method", "squeezellm"}, {"sparse", sparse}}, "squeezellm"), "held");
+    EXPECT_EQ(refused({{"method", "squeezellm"}, {"sparse", sparse}}, "dense"), "held");
+  }
+}
+
 TEST(EnginesTest, AFormatThatAnEngineDoesNotReadIsRefused) {
   EXPECT_THAT(refusal(recipe(4, true), "compressed-tensors", {"gptqmodel"}),
               AllOf(HasSubstr("GPTQModel 7.7.0 does not read this format"), HasSubstr("'gptq'")));

@@ -266,7 +266,8 @@ TEST(GradientRecipesTest, RecipesOfAWalkAreGivenAwayBeforeOthersAreMade) {
   int given = 0;
   for (const char* name : {"squeezellm-w3", "squeezellm-w4-sparse"}) {
     const auto at = std::ranges::find(walker.order, std::string("finished ") + name);
-    given += at != walker.order.end();
+    if (at == walker.order.end()) continue;  // another stage's
+    ++given;
     EXPECT_EQ(std::ranges::find(walker.order.begin(), at, "rtn-w3g128"), at)
         << name << " waits for a recipe that is no part of the walk";
   }
