@@ -439,9 +439,11 @@ MemoryUse CostModel::memory(std::size_t r) const {
   // What goes to the next stage is kept until it has arrived there.
   if (job_.mesh.pipeline > 1) use.activations += rank_stream_bytes(r);
 
-  const auto working = [&](const BlockMemory& memory, std::int64_t length) {
+  const auto working = [&](const BlockMemory& memory, std::int64_t length, bool at_one_rank) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
-    const int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
+    int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
+    // Who gets a whole sum adds those of all ranks as they come, its own beside them.
+    if (alive > 0 && team() > 1 && at_one_rank) alive = most_partial_sums(pieces, 0, 1) + 1;
     double bytes = weights_ * activation + memory.weights * activation + memory.by_tiles / team() +
                    std::max(alive * memory.summed, memory.whole);
     if (!needs.calibration()) return bytes;
@@ -461,11 +463,13 @@ MemoryUse CostModel::memory(std::size_t r) const {
     bytes += passing;
     return bytes;
   };
-  double computing = working(costs_[r].memory, samples.sequence_length);
+  const std::vector<PieceSum>& sums = costs_[r].traffic.sums;
+  double computing =
+      working(costs_[r].memory, samples.sequence_length, !sums.empty() && sums.front().tiles == 1);
   if (needs.gradients) {
     BlockMemory memory = gradient_block(r).memory;
     memory.saved_sequences = micro_batch_sequences(needs.gradients->sequence_length);
-    computing = std::max(computing, working(memory, needs.gradients->sequence_length));
+    computing = std::max(computing, working(memory, needs.gradients->sequence_length, false));
     // The inputs of all blocks of a stage, and the gradient.
     const int own =
         (static_cast<int>(job_.model.blocks) + job_.mesh.pipeline - 1) / job_.mesh.pipeline;
