@@ -7,8 +7,8 @@
 //
 // Record of a linear: "error", the sum of the losses e² / 2, which is tr((W - Q) H (W - Q)ᵀ) / 2 with the damped H;
 // "relative_error", to the same with Q = 0 and the diagonal of H alone; "damping", "damping_tries", "diagonal_floor",
-// "dead_columns"; "rounded_rows", how many rows were rounded to nearest because their loss exceeded that of Q = 0 (their error is then by
-// the diagonal of H alone); and "fallback": "rtn" (error then as in rtn.h) where H could not be factorized, with "hessian":
+// "dead_columns"; "rounded_rows", how many rows were rounded to nearest because their loss exceeded that of Q = 0 and that of
+// rounding; and "fallback": "rtn" (error then as in rtn.h) where H could not be factorized, with "hessian":
 // "not finite" where that is why. Record of the block:
 // "dropped_samples", a list of {"linears", "count", "samples"}, "phases" and "flops" (phase_clock.h).
 #pragma once

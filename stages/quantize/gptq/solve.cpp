@@ -1,6 +1,8 @@
 #include "stages/quantize/gptq/solve.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -32,6 +34,7 @@ class TileSolver {
   // find: grids of groups that are not fixed beforehand.
   void solve_columns(Tensor& w, GridPoints& grids, bool find, Tensor& codes, Tensor& row_loss);
   std::vector<float> losses_of_zeros(const Tensor& weights);
+  Tensor difference(const Tensor& a, const Tensor& b);
   std::vector<float> to_host(const Tensor& column);
   void replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss, const Tensor& norms,
                                 TileResult& result);
@@ -188,9 +191,17 @@ std::vector<float> TileSolver::losses_of_zeros(const Tensor& weights) {
   return to_host(losses);
 }
 
+Tensor TileSolver::difference(const Tensor& a, const Tensor& b) {
+  HostTensor x(DType::kF32, {a.rows(), a.cols()}), y(DType::kF32, {a.rows(), a.cols()});
+  backend_.download(a.view().data, x.bytes());
+  backend_.download(b.view().data, y.bytes());
+  std::ranges::transform(x.as<float>(), y.as<float>(), x.as<float>().begin(), std::minus());
+  return Tensor::upload(backend_, x.view(), DType::kF32);
+}
+
 // Where errors add up instead of cancelling (little damping, columns not by importance), a row may end further from its outputs than if
-// all its weights were 0. Its codes are then those of rounding to nearest, on grids of the weights themselves. Only tiles with a row whose
-// loss exceeds that of zeros by the diagonal of H alone, which is known, are looked at.
+// all its weights were 0. Its codes are then those of rounding to nearest, on grids of the weights themselves, if that is nearer. Only tiles
+// with a row whose loss exceeds that of zeros by the diagonal of H alone, which is known, are looked at.
 void TileSolver::replace_worse_than_zeros(const Tensor& weights, const Tensor& row_loss,
                                           const Tensor& norms, TileResult& result) {
   const std::int64_t rows = weights.rows(), groups = linear_.groups();
@@ -230,22 +241,22 @@ void TileSolver::replace_worse_than_zeros(const Tensor& weights, const Tensor& r
     codes = gather_columns(codes, back_);
     value = gather_columns(value, back_);
   }
-  Tensor errors(backend_, DType::kF32, rows, 1);
-  backend_.row_errors({.w = weights.view(),
-                       .value = value.view(),
-                       .column_weights = importance_.view(),
-                       .sums = errors.view()});
-  const std::vector<float> error = to_host(errors);
-  TileResult rounded = download_tile(codes, scales, zeros, errors, norms, backend_);
+  // What (W - Q) H (W - Q)T is of W, it is of W - Q where all becomes 0.
+  const std::vector<float> error = losses_of_zeros(difference(weights, value));
   std::vector<float> now = loss;
+  std::int64_t replaced = 0;
+  TileResult rounded = download_tile(codes, scales, zeros, row_loss, norms, backend_);
   for (const std::int64_t row : worse) {
-    now[static_cast<std::size_t>(row)] = error[static_cast<std::size_t>(row)];
+    const auto at = static_cast<std::size_t>(row);
+    if (!(error[at] < loss[at]) && std::isfinite(loss[at])) continue;
+    now[at] = error[at];
+    ++replaced;
     for (const auto part : {&TileResult::codes, &TileResult::scales, &TileResult::zeros}) {
       std::ranges::copy(rows_of(rounded.*part, row, 1), rows_of(result.*part, row, 1).begin());
     }
   }
   result.error.error = std::accumulate(now.begin(), now.end(), 0.0);
-  result.error.rounded_rows = std::ssize(worse);
+  result.error.rounded_rows = replaced;
 }
 
 // The group of each column where groups are not runs of the checkpoint's columns.

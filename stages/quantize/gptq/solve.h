@@ -20,7 +20,7 @@
 namespace roundhouse {
 
 // Collective over the team; `weights` and `factor` are the same on all ranks. Where there is no factor (H not positive definite, or not
-// finite) all rows are rounded to nearest instead, else those whose loss exceeds that of zeros. Fills the record (gptq.h).
+// finite) all rows are rounded to nearest instead, else those whose loss exceeds that of zeros and that of rounding. Fills the record (gptq.h).
 QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
                            const GptqSettings& settings, const HessianFactor& factor,
                            Communicator& team, Backend& backend);

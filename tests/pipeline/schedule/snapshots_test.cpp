@@ -111,6 +111,30 @@ TEST_F(SnapshotsTest, AMethodOfOneStreamUsesThatOfAnother) {
   EXPECT_TRUE(store_.keys("activations").empty());
 }
 
+// The streams of two calibration sets are two, at the same place too.
+TEST_F(SnapshotsTest, EachCalibrationSetHasAStreamOfItsOwn) {
+  std::vector<Recipe> recipes = recipes_;
+  recipes[1].calibration = "awq";
+  const Recipe &awq = recipes[1], &signround = recipes[2];
+  Snapshots of_awq(awq, recipes, {0, kShards}, store_, monitor_);
+  Snapshots of_signround(signround, recipes, {0, kShards}, store_, monitor_);
+  of_signround.write(3, streams(true, true, 7), *world_);
+  EXPECT_EQ(usable(awq, 5), 0) << "that of the other set is none";
+  of_awq.write(3, streams(false, true, 9), *world_);
+  StreamActivations into = streams(true, true, 0);
+  of_signround.load(3, into);
+  EXPECT_EQ(into.full_precision->bytes(0).front(), std::byte(7));
+  StreamActivations other = streams(false, true, 0);
+  of_awq.load(3, other);
+  EXPECT_EQ(other.full_precision->bytes(0).front(), std::byte(9));
+  of_signround.remove_all(kShards);
+  EXPECT_EQ(store_.keys("activations"),
+            (std::vector<std::string>{shared_snapshot_key("awq", 3, 0),
+                                      shared_snapshot_key("awq", 3, 1)}));
+  of_awq.remove_all(kShards);
+  EXPECT_TRUE(store_.keys("activations").empty());
+}
+
 TEST_F(SnapshotsTest, AnIncompleteOneIsNotUsed) {
   Snapshots gptq = of(gptq_);
   gptq.write(2, streams(true, false, 1), *world_);

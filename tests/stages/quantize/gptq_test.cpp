@@ -21,6 +21,12 @@ HostTensor to_host(const std::vector<float>& values, std::int64_t n) {
   return tensor;
 }
 
+HostTensor identity(std::int64_t n) {
+  std::vector<float> values(static_cast<std::size_t>(n * n));
+  for (std::int64_t i = 0; i < n; ++i) values[static_cast<std::size_t>(i * n + i)] = 1;
+  return to_host(values, n);
+}
+
 Matrix64 to_double(std::span<const float> values, std::int64_t rows, std::int64_t cols) {
   return {rows, cols, {values.begin(), values.end()}};
 }
@@ -213,19 +219,19 @@ TEST_F(GptqSolveTest, GroupsAreOfTheCheckpointOrOfTheOrder) {
             (std::vector<std::int32_t>{0, 1, 1, 0}));
 }
 
-// A row that ends further off than zeros would is rounded to nearest. Of (0.6, 3, 1.4) with s = 1, column 0 becomes 1, which makes 5 of
-// column 1, off by 2, and 2.2 of column 2: the loss is (0.4² + 2² + 0.2²) / 2 / 0.5² = 8.4, with zeros (0.6² + 0 + 0.2²) / 2 / 0.5² = 0.8.
-// The second row is on the grid and stays.
+// A row that ends further off than zeros would is rounded to nearest if that is nearer. (0.6, 0.6, 1, 3) with s = 1: column 0 becomes 1, off
+// by -0.4; column 1 is then 1.55. GPTQ takes 2, which makes 11 of column 2 and leaves 8: (0.4² + 0.45² + 8²) / 2 = 32.2. Rounding to nearest
+// takes 1, which leaves column 2 as it is: (0.4² + 0.55²) / 2 = 0.23. Zeros: (0.6² + 0.825² + 1 + 3²) / 2 = 5.5. The second row is on the grid.
 TEST_F(GptqSolveTest, ARowThatIsWorseThanZerosIsRoundedToNearest) {
-  HessianFactor factor = factor_of(to_host({1, 0, 0, 0, 1, 0, 0, 0, 1}, 3), 0, false);
-  const HostTensor upper = to_host({0.5f, 2.5f, 1, 0, 0.5f, 0, 0, 0, 0.5f}, 3);
+  HessianFactor factor = factor_of(identity(4), 0, false);
+  const HostTensor upper = to_host({1, 2.375f, 13.75f, 0, 0, 1, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1}, 4);
   factor.upper = Tensor::upload(*backend_, upper.view(), DType::kF32);
   const GptqSettings settings{
       .scheme = {.bits = 2, .group_size = -1}, .damping = 0, .act_order = ActOrder::kNone};
-  const QuantizedLinear linear = solve({0.6f, 3, 1.4f, 0, 3, 1}, 2, 3, settings, factor);
-  EXPECT_EQ(codes(linear), (std::vector<int>{1, 3, 1, 0, 3, 1}));
+  const QuantizedLinear linear = solve({0.6f, 0.6f, 1, 3, 0, 3, 1, 2}, 2, 4, settings, factor);
+  EXPECT_EQ(codes(linear), (std::vector<int>{1, 1, 1, 3, 0, 3, 1, 2}));
   EXPECT_EQ(linear.record.at("rounded_rows"), 1);
-  EXPECT_NEAR(linear.record.at("error").get<double>(), (0.4 * 0.4 + 0.4 * 0.4) / 2, 1e-6);
+  EXPECT_NEAR(linear.record.at("error").get<double>(), (0.4 * 0.4 + 0.55 * 0.55) / 2, 1e-5);
   EXPECT_FALSE(linear.record.contains("fallback"));
 }
 
@@ -242,20 +248,21 @@ TEST_F(GptqSolveTest, ARowThatIsBetterThanZerosStays) {
   EXPECT_FALSE(linear.record.contains("rounded_rows"));
 }
 
-// The same where groups follow the order of the columns, backwards here: (0.6, 3) and (3, 1.4), of which 1.4 becomes 2.2.
+// The same where groups follow the order of the columns, backwards here; those of the second group are on its grid.
 TEST_F(GptqSolveTest, RowsAreRoundedInGroupsOfTheOrder) {
-  HessianFactor factor =
-      factor_of(to_host({1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, 4), 0, false);
-  factor.order = {3, 2, 1, 0};
-  const HostTensor upper =
-      to_host({0.4f, 2, 0, 0.8f, 0, 0.4f, 0, 0, 0, 0, 0.4f, 0, 0, 0, 0, 0.4f}, 4);
+  HessianFactor factor = factor_of(identity(8), 0, false);
+  factor.order = {7, 6, 5, 4, 3, 2, 1, 0};
+  HostTensor upper = identity(8);
+  upper.as<float>()[1] = 2.375f;
+  upper.as<float>()[2] = 13.75f;
+  upper.as<float>()[8 + 2] = 10;
   factor.upper = Tensor::upload(*backend_, upper.view(), DType::kF32);
   const GptqSettings settings{
-      .scheme = {.bits = 2, .group_size = 2}, .damping = 0, .act_order = ActOrder::kDynamic};
-  const QuantizedLinear linear = solve({1.4f, 3, 3, 0.6f}, 1, 4, settings, factor);
-  EXPECT_EQ(codes(linear), (std::vector<int>{1, 3, 3, 1}));
+      .scheme = {.bits = 2, .group_size = 4}, .damping = 0, .act_order = ActOrder::kDynamic};
+  const QuantizedLinear linear = solve({3, 2, 1, 0, 3, 1, 0.6f, 0.6f}, 1, 8, settings, factor);
+  EXPECT_EQ(codes(linear), (std::vector<int>{3, 2, 1, 0, 3, 1, 1, 1}));
   EXPECT_EQ(values_of<std::int32_t>(linear.group_of_column),
-            (std::vector<std::int32_t>{1, 1, 0, 0}));
+            (std::vector<std::int32_t>{1, 1, 1, 1, 0, 0, 0, 0}));
   EXPECT_EQ(linear.record.at("rounded_rows"), 1);
 }
 
