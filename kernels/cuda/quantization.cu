@@ -154,8 +154,8 @@ void BadGroups::check(const ConstMatrix& w, std::int64_t group_size, std::int64_
   try {
     (void)make_grid_point(grid, bits, lo, hi);
   } catch (const NumericalError& e) {
-    throw NumericalError("row " + std::to_string(row) + ", columns from " + std::to_string(first) + ": " +
-                e.what());
+    throw NumericalError("row " + std::to_string(row) + ", columns from " + std::to_string(first) +
+                         ": " + e.what());
   }
   require(false, "the GPU finds no grid for a group where the CPU does");
 }

@@ -22,9 +22,9 @@
 #include "pipeline/run/run_folder.h"
 #include "pipeline/run/sealed_json.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/steps/export_step.h"
 #include "stages/export/sha256sums.h"
-#include "pipeline/schedule/recipe_failure.h"
 
 namespace roundhouse {
 namespace {

@@ -248,8 +248,10 @@ StepTime CostModel::measure_original() const {
   const double head = 2 * tokens *
                       static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
                       job_.rates.rate_of("", "forward");
-  time.phases["evaluate"] = (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / job_.ranks +
-                            blocks * block_bytes_ / job_.rates.load;
+  time.phases["evaluate"] =
+      (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) /
+          job_.ranks +
+      blocks * block_bytes_ / job_.rates.load;
   time.work = time.phases["evaluate"] * job_.ranks;
   return time;
 }
@@ -274,7 +276,8 @@ StepTime CostModel::make_products(std::size_t r, int ranks) const {
                         job_.rates.rate_of("", "forward");
     // Each rank unpacks all blocks.
     const double evaluate =
-        (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / ranks + blocks * block_bytes_ / job_.rates.load;
+        (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / ranks +
+        blocks * block_bytes_ / job_.rates.load;
     time.phases["evaluate"] = evaluate;
     time.work += evaluate * ranks;
   }

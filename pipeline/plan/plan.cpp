@@ -339,10 +339,12 @@ std::vector<RecipeState> states_on_disk(const RunConfig& config, int blocks) {
     if (states[r].missing() == 0 || !recipe.needs.streams()) continue;
     for (int place = states[r].first_missing(); place > 0 && states[r].snapshot == 0; --place) {
       bool whole = true;
-      for (int shard = 0; whole && shard < calibration_set(config, recipe.calibration).shards; ++shard) {
+      for (int shard = 0; whole && shard < calibration_set(config, recipe.calibration).shards;
+           ++shard) {
         whole =
             (!recipe.needs.quantized_stream || there(snapshot_key(recipe.name, place, shard))) &&
-            (!recipe.needs.full_precision_stream || there(shared_snapshot_key(recipe.calibration, place, shard)));
+            (!recipe.needs.full_precision_stream ||
+             there(shared_snapshot_key(recipe.calibration, place, shard)));
       }
       if (whole) states[r].snapshot = place;
     }

@@ -69,7 +69,7 @@ class RecipeWalk {
   const std::vector<Recipe>& all_;
   const RecipeState& state_;
   const nlohmann::json nothing_decided_;
-  const Samples* samples_;  // nullptr unless it needs streams
+  const Samples* samples_;          // nullptr unless it needs streams
   SnapshotTiming timing_;           // of the activations between blocks
   SnapshotTiming progress_timing_;  // of what is learned inside one
   std::unique_ptr<Method> method_;

@@ -106,9 +106,8 @@ void compare_facts(Communicator& world, const Facts& facts) {
 }
 
 std::string build_description() {
-  return fmt::format("{}, commit {}, compiler {}, program {}", version_number(),
-                     version_commit(), __VERSION__,
-                     xxh3_hex_of_file("/proc/self/exe").substr(0, 8));
+  return fmt::format("{}, commit {}, compiler {}, program {}", version_number(), version_commit(),
+                     __VERSION__, xxh3_hex_of_file("/proc/self/exe").substr(0, 8));
 }
 
 std::string describe_agreement(Communicator& world, const Facts& facts) {

@@ -64,10 +64,7 @@ using Measured = std::map<std::string, std::map<std::string, Json>>;
 class Reader {
  public:
   explicit Reader(const fs::path& run)
-      : folder_(run),
-        store_(run),
-        config_(read_run_config(run)),
-        identity_(read_identity(run)) {
+      : folder_(run), store_(run), config_(read_run_config(run)), identity_(read_identity(run)) {
     blocks_ = identity_.identity ? std::clamp(identity_.identity->inputs.blocks, 0, 100'000) : 0;
     journal_ = read_journal_facts(read_journal(run), blocks_);
     made_.run.name = last_name(run);

@@ -34,8 +34,9 @@ void plan_walk(Job& job, const std::vector<RecipeState>& states, std::pair<int, 
   }
   if (wanted.empty()) return;
   const std::string name = fmt::format("gradients {}x{}", size.first, size.second);
-  plan[name + " forward"] = {{"cost", gradient_forward_cost(job.decoder(), size.first, size.second)},
-                             {"left", wanted.back() + 1}};
+  plan[name + " forward"] = {
+      {"cost", gradient_forward_cost(job.decoder(), size.first, size.second)},
+      {"left", wanted.back() + 1}};
   plan[name] = {{"cost", gradient_cost(job.decoder(), size.first, size.second)},
                 {"left", wanted.back() + 1 - wanted.front()}};
 }
@@ -52,10 +53,10 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
     const Recipe& recipe = config.recipes[r];
     if (!states[r].to_do()) continue;
     ++unfinished;
-    plan["block " + recipe.name] = {
-        {"cost", block_cost(*make_method(recipe), job.decoder(), calibration_set(config, recipe.calibration),
-                            !job.backend().is_host_memory())},
-        {"left", states[r].missing()}};
+    plan["block " + recipe.name] = {{"cost", block_cost(*make_method(recipe), job.decoder(),
+                                                        calibration_set(config, recipe.calibration),
+                                                        !job.backend().is_host_memory())},
+                                    {"left", states[r].missing()}};
   }
   for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
     plan_walk(job, states, size, recipes, plan);

@@ -22,7 +22,8 @@ std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
 
   const std::string what = linears + ": " + std::to_string(count) + " of " +
                            std::to_string(samples) + " samples have inputs that are not finite";
-  if (10 * count > samples) throw UnquantizableError(what + "; more than a tenth cannot be left out");
+  if (10 * count > samples)
+    throw UnquantizableError(what + "; more than a tenth cannot be left out");
   std::ranges::sort(dropped);
   block_record["dropped_samples"].push_back(
       {{"linears", linears}, {"count", count}, {"samples", dropped}});

@@ -316,7 +316,8 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     double bytes = with_gram.contains(static_cast<int>(g)) ? 4 * n * n : 0;
     if (settings.clip_search) {
       bytes +=
-          4 * n * static_cast<double>(settings.scheme.group_size_for(sizes.block.shared_inputs()[g].cols));
+          4 * n *
+          static_cast<double>(settings.scheme.group_size_for(sizes.block.shared_inputs()[g].cols));
     }
     cost.traffic.sums.push_back({.bytes = bytes, .first_owner = static_cast<int>(g)});
     cost.traffic.shared += bytes;

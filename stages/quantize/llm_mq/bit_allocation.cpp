@@ -109,8 +109,8 @@ std::vector<Item> items_of(const std::vector<WidthCosts>& linears,
     items.resize(std::max(items.size(), item_of[i] + 1));
     for (std::size_t choice = 0; choice < kChoices; ++choice) {
       if (!std::isfinite(linears[i].sensitivity[choice])) {
-        throw UnquantizableError(linears[i].name + ": its sensitivity at " + std::to_string(kWidths[choice]) +
-                    " bits is not finite");
+        throw UnquantizableError(linears[i].name + ": its sensitivity at " +
+                                 std::to_string(kWidths[choice]) + " bits is not finite");
       }
       require(linears[i].memory[choice] >= 0, "memory is not negative");
       items[item_of[i]].sensitivity[choice] += linears[i].sensitivity[choice];
@@ -179,7 +179,7 @@ BitAllocation allocate_bits(const std::vector<WidthCosts>& linears, const std::v
   for (const Item& item : items) least_rest += item.least_memory();
   if (least_rest > budget) {
     throw UnquantizableError("the linears take at least " + std::to_string(least_rest) +
-                " bits of memory, and the budget is " + std::to_string(budget));
+                             " bits of memory, and the budget is " + std::to_string(budget));
   }
   const LagrangianBound bound(items, budget);
   std::vector<std::vector<Sum>> sums(items.size() + 1);

@@ -23,7 +23,6 @@ struct Shares {  // in percent, of what is kept beside the tables
   double outliers = 0.0;
 };
 
-
 // What a rank makes of its rows of one linear.
 struct SolvedTile {
   std::int64_t first;  // row
