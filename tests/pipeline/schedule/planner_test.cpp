@@ -154,7 +154,7 @@ class Walker {
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
-                      .samples = &samples_,
+                      .samples = {{kDefaultCalibration, samples_}},
                       .store = store,
                       .budget = budget,
                       .saved_activation_bytes = std::size_t{1} << 30,
@@ -167,7 +167,8 @@ class Walker {
                       .on_finished = {},
                       .gradient_samples = [&](const Needs::Gradients&) { return samples_; }};
     const std::uint64_t before = sent_;
-    (void)quantize_all(schedule, recipes_, states);
+    std::vector<RecipeState> walked = states;
+    (void)quantize_all(schedule, recipes_, walked);
     sent_by_run = sent_ - before;
     steps = plan_steps(recipes_, states, shape, kBlocks);
     const auto expected =

@@ -319,7 +319,7 @@ TEST_F(LlmMqDecisionTest, TiedLinearsHaveTheSameBits) {
   const json free = decide({{"bits", 2.8}, {"tie", "none"}}), tied = decide({{"bits", 2.8}});
   bool differs = false;
   for (std::size_t block = 0; block < kBlocks; ++block) {
-    for (const InputGroup& group : world_.shape().groups()) {
+    for (const SharedInput& group : world_.shape().shared_inputs()) {
       for (const int i : group.linears) {
         const auto at = [&](const json& decision, int linear) {
           return decision.at("bits")[block][static_cast<std::size_t>(linear)].get<int>();
