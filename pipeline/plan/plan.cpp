@@ -16,7 +16,9 @@
 #include "model/synthetic.h"
 #include "pipeline/plan/cost_model.h"
 #include "pipeline/plan/simulation.h"
+#include "pipeline/run/hdf5_store.h"
 #include "pipeline/schedule/planner.h"
+#include "pipeline/schedule/recipe_failure.h"
 #include "stages/store/run_store.h"
 
 namespace roundhouse {
@@ -330,13 +332,16 @@ std::vector<RecipeState> states_on_disk(const RunConfig& config, int blocks) {
     std::error_code error;
     return fs::exists(config.run / (key + ".h5"), error);
   };
+  if (!fs::is_directory(config.run)) return states;
+  Hdf5Store store(config.run);
   for (std::size_t r = 0; r < states.size(); ++r) {
     const Recipe& recipe = config.recipes[r];
+    states[r].failure = find_failure(recipe.name, store);
     for (int block = 0; block < blocks; ++block)
       states[r].done[static_cast<std::size_t>(block)] = there(block_key(recipe.name, block));
     if (recipe.needs.decision && there(decision_key(recipe.name)))
       states[r].decision = json::object();
-    if (states[r].missing() == 0 || !recipe.needs.streams()) continue;
+    if (!states[r].to_do() || !recipe.needs.streams()) continue;
     for (int place = states[r].first_missing(); place > 0 && states[r].snapshot == 0; --place) {
       bool whole = true;
       for (int shard = 0; whole && shard < calibration_set(config, recipe.calibration).shards;
@@ -359,7 +364,7 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
   double best_seconds = 0;
   const MeshShape best = best_mesh(request, ranks, states, best_seconds);
   int missing = 0;
-  for (const RecipeState& state : states) missing += state.missing();
+  for (const RecipeState& state : states) missing += state.failure ? 0 : state.missing();
 
   json plan;
   plan["model"] = {{"name", request.model_name},
@@ -393,7 +398,7 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
     most.host = std::max(most.host, memory.host);
     most.activations = std::max(most.activations, memory.activations);
     json entry = {{"name", config.recipes[r].name},
-                  {"units", states[r].missing()},
+                  {"units", states[r].failure ? 0 : states[r].missing()},
                   {"team_seconds", of.simulation.recipe_seconds[r]},
                   {"finished_at", of.simulation.finished_at[r]},
                   {"unit", of.costs.make(r).phases},

@@ -89,11 +89,11 @@ std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
   for (const auto& [size, users] : gradient_users(recipes, states))
     plan_gradients(recipes, users, states, mesh, blocks, stages);
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (!recipes[r].needs.decision || states[r].decision) continue;
+    if (!recipes[r].needs.decision || states[r].decision || states[r].failure) continue;
     for (auto& steps : stages) steps.push_back({Kind::kDecide, r, 0});
   }
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (states[r].missing() == 0) continue;
+    if (!states[r].to_do()) continue;
     for (int stage = 0; stage < mesh.pipeline; ++stage) {
       plan_recipe(recipes[r], r, states[r], parts_of_rank(blocks, stage, mesh.pipeline),
                   stages[static_cast<std::size_t>(stage)]);

@@ -31,6 +31,7 @@ class Roundhouse(CMakePackage, CudaPackage):
     depends_on("sentencepiece")
     depends_on("utf8proc")
     depends_on("pcre2")
+    depends_on("kainjow-mustache")
     depends_on("xxhash")
     depends_on("openssl")
     depends_on("nccl", when="+cuda")
