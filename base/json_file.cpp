@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace roundhouse {
 namespace {
 
 constexpr std::size_t kMaxDepth = 64;
+// Of an object whose members keep their order: the library goes through all of them to find one.
+constexpr std::size_t kMostOrderedKeys = 1000;
 
 // What is parsed, and where it stands.
 struct Text {
@@ -51,6 +54,12 @@ class TreeBuilder final : public nlohmann::json_sax<Json> {
     const auto [member, is_new] = open_.back()->emplace(name, nullptr);
     if (!is_new) {
       throw InputError(text_.where + ": the key " + in_quotes(name) + " stands twice");
+    }
+    if constexpr (std::is_same_v<Json, nlohmann::ordered_json>) {
+      if (open_.back()->size() > kMostOrderedKeys) {
+        throw InputError(
+            fmt::format("{}: an object has more than {} keys", text_.where, kMostOrderedKeys));
+      }
     }
     member_ = &*member;
     return true;

@@ -215,6 +215,7 @@ TEST_F(RunFolderTest, CalibrationSetsHaveIdentities) {
   two.recipes.push_back(small);
   two.recipes.back().name = "small";
   settle_config(two, texts);
+  make_product(two);
   EXPECT_EQ(read_identity(two.run).identity->inputs.other_texts, texts.other_texts);
   RunInputs other = texts;
   other.other_texts["small"] = "c02";

@@ -77,7 +77,7 @@ TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
             "a.jsonl:2: the key \"a\" stands twice");
   EXPECT_EQ(error_of("a.json", "[{}, 1]"), "a.json: entry 2: is not a JSON object, {...}");
   EXPECT_EQ(error_of("a.jsonl", "{}\n{\"a\": 1, \"b\": {\"a\": 2}, \"a\": 1}"),
-            "a.jsonl:2: has the key \"a\" twice");
+            "a.jsonl:2: the key \"a\" stands twice");
   EXPECT_EQ(error_of("a.jsonl", "[{\"b\": [{\"a\": 1}, {\"a\": 2}]}]"), "none");
   std::string many = "{\"k0\": 0";
   for (int i = 1; i <= 200000; ++i) many += ", \"k" + std::to_string(i) + "\": 0";
