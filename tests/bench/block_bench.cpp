@@ -104,7 +104,8 @@ std::map<std::string, double> walk_flops(const ModelConfig& config, const Decode
   const double of_a_weight = 2.0 * options.samples * options.length;
   const auto blocks = static_cast<double>(config.blocks);
   double weights = 0;
-  for (const SharedInput& group : shape.shared_inputs()) weights += weights_of(shape, group.linears);
+  for (const SharedInput& group : shape.shared_inputs())
+    weights += weights_of(shape, group.linears);
   const double head = static_cast<double>(config.vocabulary * config.embedding_size);
   return {{"forward", of_a_weight * blocks * weights},
           {"loss", of_a_weight * 2 * head},
