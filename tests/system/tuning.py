@@ -4,16 +4,15 @@ tuning.py --program FILE --source FOLDER --mpiexec FILE
 """
 import argparse
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
 
+from kill_resume import descendants, kill
 from small_run import Failure, SmallRun, check
 
-RECIPES = "[{method: signround, bits: 3, group_size: 32, iterations: 150, batch_size: 2, name: learned}]"
+RECIPES = "[{method: signround, bits: 3, group_size: 32, iterations: 400, batch_size: 2, name: learned}]"
 ALWAYS = "checkpoint.interruption_hours=1e-12"  # saved after each step
 
 
@@ -32,15 +31,14 @@ class Tuning:
         launcher = [] if ranks == 1 else [self.small.mpiexec, "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
         command = [*launcher, str(self.small.program), "run", str(self.small.config), *self.settings, "--set", ALWAYS]
         job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-                               cwd=self.small.folder, env=self.small.environment, start_new_session=True)
+                               cwd=self.small.folder, env=self.small.environment)
         deadline = time.monotonic() + 240
         while not any(place >= at_least for place in self.steps()):
             check(job.poll() is None, f"ended with {job.poll()} before {at_least}")
             check(time.monotonic() < deadline, f"never got to {at_least}: {self.steps()}")
             time.sleep(0.005)
-        os.killpg(job.pid, signal.SIGKILL)
+        kill(descendants(job.pid))  # ranks go on for a while where only their launcher is gone
         job.wait()
-        time.sleep(1)  # ranks whose mpirun is gone
         left = self.steps()
         check(left, "nothing was left of the block")
         return left
