@@ -43,7 +43,7 @@ settings=(--set "run=$RUN")
 [[ $CALIBRATION ]] && settings+=(--set "calibration.text=$CALIBRATION")
 # Where the text of the config's first perplexity lies; how it is read, the config says.
 [[ $WIKITEXT ]] && settings+=(--set "evaluate.perplexity.0.text=$WIKITEXT")
-[[ $RECIPE ]] && settings+=(--set "recipes=[$RECIPE]")
+[[ $RECIPE ]] && settings+=(--set "recipes=[$RECIPE]" --set "sweep=[]")
 [[ $SCRATCH ]] && settings+=(--set "memory.scratch=$SCRATCH")
 
 # shellcheck disable=SC2034  # for supervise.sh

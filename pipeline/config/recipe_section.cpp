@@ -97,16 +97,17 @@ void add_recipe(Recipe recipe, const std::string& where, const std::string& path
 void read_recipes(Section& top, const SetOfMethod& sets, RunConfig& config) {
   const std::vector<YamlNode>* nodes = top.sequence("recipes");
   const YamlNode* const sweep = top.node("sweep");
-  if ((nodes == nullptr || nodes->empty()) && sweep == nullptr) {
-    fail(top.where("recipes"), "recipes", "is missing: name at least one, as in [{method: rtn}]");
-  }
   for (std::size_t i = 0; nodes != nullptr && i < nodes->size(); ++i) {
     const YamlNode& node = (*nodes)[i];
     const std::string path = fmt::format("recipes[{}]", i);
     add_recipe(read_recipe(node, path, sets, config), node.where, path, config.recipes);
   }
-  if (sweep == nullptr) return;
-  for (SweepRecipe& each : expand_sweep(*sweep, config.notes)) {
+  std::vector<SweepRecipe> products;
+  if (sweep != nullptr) products = expand_sweep(*sweep, config.notes);
+  if (config.recipes.empty() && products.empty()) {
+    fail(top.where("recipes"), "recipes", "is missing: name at least one, as in [{method: rtn}]");
+  }
+  for (SweepRecipe& each : products) {
     try {
       Recipe recipe = read_recipe(each.node, each.path, sets, config);
       add_recipe(std::move(recipe), each.node.where, each.path, config.recipes);

@@ -189,7 +189,7 @@ class Product {
 
 std::vector<SweepRecipe> expand_sweep(const YamlNode& sweep, std::vector<std::string>& notes) {
   const bool list = sweep.kind == YamlNode::Kind::kSequence;
-  if (list && sweep.items.empty()) fail(sweep.where, "sweep", "is an empty list");
+  if (list && sweep.items.empty()) return {};
   std::vector<SweepRecipe> recipes;
   for (std::size_t i = 0; i < (list ? sweep.items.size() : 1); ++i) {
     const std::string path = list ? fmt::format("sweep[{}]", i) : "sweep";

@@ -31,6 +31,7 @@ def main():
                          ("/data/wikitext-2-raw/wiki.test.raw", str(folder / "rows.txt")), (", rows: true", ", limit: 2, rows: true")):
             assert old in text, f"{old} is not in configs/llama-2-70b.yaml"
             text = text.replace(old, new)
+        (folder / "sweep.yaml").write_text(text)
         text, sweeps = re.subn(r"(?s)\nsweep:\n.*?\n\n", "\nrecipes: [{method: rtn, bits: 4}]\n\n", text)
         assert sweeps == 1, text
         (folder / "config.yaml").write_text(text)
@@ -39,8 +40,8 @@ def main():
 
         def run(out, **variables):
             environment = dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(source), SLURM_JOB_ID="7", SLURM_JOB_NODELIST="here",
-                               SLURM_CPUS_PER_TASK="1", ROUNDHOUSE=str(program), CONFIG=str(folder / "config.yaml"),
-                               RUN=str(folder / out), **variables)
+                               SLURM_CPUS_PER_TASK="1", ROUNDHOUSE=str(program), RUN=str(folder / out),
+                               **{"CONFIG": str(folder / "config.yaml"), **variables})
             subprocess.run(["bash", source / "slurm/quantize_70b.sh"], env=environment, check=True)
             return (folder / out / "config.yaml").read_text().replace(str(folder / out), "RUN"), \
                 (folder / out / "results/original.json").read_text()
@@ -57,6 +58,9 @@ def main():
             named = named.replace(f'"{folder / link}"', f'"{target}"')
         assert named == plain, f"{plain}\nbecame\n{named}"
         assert other == results, f"{results}\nbecame\n{other}"
+
+        one, _ = run("one", CONFIG=str(folder / "sweep.yaml"), RECIPE="{method: rtn, bits: 3}")
+        assert re.findall(r'"?name"?: "?([a-z]+-w[^",]*)', one) == ["rtn-w3g128"], f"RECIPE is not alone in\n{one}"
     print("the script's settings are those of its configuration")
 
 
