@@ -102,7 +102,7 @@ fuzz: ## installs Clang, builds the fuzzers of tests/fuzz and runs each for FUZZ
 	@failed=; for fuzzer in build/fuzz/bin/fuzz_*; do \
 	  reader=$${fuzzer##*/fuzz_}; mkdir -p build/fuzz/corpus/$$reader build/fuzz/found; \
 	  echo "$$reader:"; \
-	  $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 -print_final_stats=1 \
+	  LSAN_OPTIONS=suppressions=tests/fuzz/lsan.supp:print_suppressions=0 $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build/fuzz/found/$$reader- build/fuzz/corpus/$$reader tests/fuzz/corpus/$$reader || failed="$$failed $$reader"; \
 	done; if [[ $$failed ]]; then echo "found something:$$failed (build/fuzz/found)" >&2; exit 1; fi
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -63,7 +64,11 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory,
                      " more lines that are none of sha256sum");
   }
   for (const auto& [name, digits] : sums) {
-    if (!fs::is_regular_file(directory / name)) {
+    std::error_code error;  // a name that is too long for a file is that of none
+    const fs::file_status status = fs::status(directory / name, error);
+    if (status.type() == fs::file_type::none && error != std::errc::filename_too_long) {
+      faults.push_back(name + ": " + error.message());
+    } else if (!fs::is_regular_file(status)) {
       faults.push_back(name + ": missing");
     } else if (sha256_hex_of_file(directory / name) != digits) {
       faults.push_back(name + ": damaged");

@@ -169,6 +169,7 @@ evaluate: {original: false, perplexity: [{name: n, text: t, window: 64, limit: 2
     put("sums", "binary", f"{a} *a\n{a}  b\n")
     put("sums", "another-folder", f"{a}  ../a\n")
     put("sums", "not-a-line", "a\n")
+    put("sums", "long-name", f"{a}  {'b' * 300}\n")
 
     # First a byte that chooses the task and the kind of file (tasks.cpp).
     put("tasks", "choices", b"\x0c" + b'{"context": "a", "choices": ["b", "c"], "gold": 1}\n')
