@@ -17,6 +17,7 @@
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
+#include "stages/flow/last_fact.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/quantize/methods.h"
 #include "stages/sensitivity/gradient_walk.h"
@@ -61,17 +62,6 @@ fs::path nearest_folder(fs::path path) {
   while (!fs::is_directory(path, error) && path.has_relative_path()) path = path.parent_path();
   return path;
 }
-
-class Events final : public Monitor {
- public:
-  void phase(const std::string&) override {}
-  void tick() override {}
-  void event(const nlohmann::json& fact) override { last = fact; }
-  void say(const std::string&) override {}
-  bool stop_requested() override { return false; }
-
-  nlohmann::json last;
-};
 
 class Measurement {
  public:
@@ -199,7 +189,7 @@ class Measurement {
   }
 
   void measure_gradients(const Recipe* table) {
-    Events monitor;
+    LastFact monitor;
     walk_gradients(
         {.backend = *backend_,
          .team = *team_,

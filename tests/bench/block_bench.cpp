@@ -36,6 +36,7 @@
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
+#include "stages/flow/last_fact.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/quantize/methods.h"
 #include "stages/sensitivity/gradient_walk.h"
@@ -269,18 +270,6 @@ void add_phases(BlockTable& table, const nlohmann::json& record, const BlockCost
   table.add_step(seconds / steps, flops / steps);
 }
 
-// Keeps the last fact.
-class LastEvent final : public Monitor {
- public:
-  void phase(const std::string&) override {}
-  void tick() override {}
-  void event(const nlohmann::json& fact) override { last = fact; }
-  void say(const std::string&) override {}
-  bool stop_requested() override { return false; }
-
-  nlohmann::json last;
-};
-
 // What a recipe makes of a block's gradients, and how long that takes.
 class GradientUse {
  public:
@@ -336,7 +325,7 @@ nlohmann::json run_gradients(const Options& options, const CausalLM& model,
                              ActivationBudget& budget, const Rates& rates, GradientSums wanted,
                              GradientUse* use, Backend& backend) {
   const Samples samples = random_samples(options, model.config().vocabulary);
-  LastEvent monitor;
+  LastFact monitor;
   const double start = now();
   walk_gradients(
       {.backend = backend,
