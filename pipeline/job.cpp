@@ -91,7 +91,10 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor) {
 
 Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluations, Access access,
          const std::function<void(Job&)>& before_claim)
-    : config_(std::move(config)), access_(access), world_(count_bytes(session.world(), sent_)) {
+    : config_(std::move(config)),
+      access_(access),
+      world_(count_bytes(session.world(), sent_)),
+      ranks_a_node_(session.local_size()) {
   agree(*world_, [&] {
     raise_open_files();
     model_ = std::make_unique<CausalLM>(config_.model);

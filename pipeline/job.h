@@ -44,6 +44,7 @@ class Job {
   // Between hosts, by this rank: comm/counted_communicator.h.
   std::uint64_t sent_bytes() const { return sent_; }
   bool first() const { return world_->rank() == 0; }
+  int ranks_a_node() const { return ranks_a_node_; }  // of this rank's
   Backend& backend() { return *backend_; }
   const DeviceChoice& device() const { return device_; }
   const std::string& threads_summary() const { return threads_summary_; }  // "": they were given
@@ -86,6 +87,7 @@ class Job {
   Access access_;
   std::atomic<std::uint64_t> sent_ = 0;
   std::unique_ptr<Communicator> world_;
+  int ranks_a_node_;
   std::unique_ptr<Lease> lease_;  // rank 0
   // Before all that takes long to go: until the last of it has gone the watchdog tells the others that this rank is alive.
   std::unique_ptr<Journal> journal_;

@@ -56,8 +56,8 @@ set(rooms_pipeline_run      config .)
 set(rooms_pipeline_watch    config run .)
 set(rooms_pipeline_start    config run watch .)
 set(rooms_pipeline_schedule config run watch)
-set(rooms_pipeline_steps    config run schedule start watch .)
 set(rooms_pipeline_plan     config run schedule)
+set(rooms_pipeline_steps    config plan run schedule start watch .)
 set(rooms_pipeline_commands config plan run schedule start steps watch .)
 set(above_rooms_pipeline job.h)  # lies in no room, and is for steps and commands alone
 

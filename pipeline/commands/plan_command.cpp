@@ -8,6 +8,9 @@
 #include "pipeline/commands/commands.h"
 #include "pipeline/plan/measure.h"
 #include "pipeline/plan/plan.h"
+#include "pipeline/plan/plan_text.h"
+#include "pipeline/plan/planned_inputs.h"
+#include "pipeline/plan/scaling_table.h"
 
 namespace roundhouse {
 namespace {

@@ -1,6 +1,7 @@
 #include "pipeline/plan/device_rates.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <functional>
 
@@ -141,6 +142,16 @@ DeviceRates rates_of_device(const std::string& name) {
   }
   throw InputError("--device: " + in_quotes(name) + " is not one of " + known +
                    "; give the rates of another by --rates FILE");
+}
+
+DeviceRates rates_like(const Backend& backend) {
+  if (backend.is_host_memory()) return cpu();
+  std::string gpu = backend.description();
+  std::ranges::transform(gpu, gpu.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const Entry& entry : table()) {
+    if (gpu.find(entry.name) != gpu.npos) return entry.make();
+  }
+  return rates_of_device("h100");
 }
 
 DeviceRates read_rates(const std::filesystem::path& file) {

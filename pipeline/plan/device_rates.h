@@ -8,6 +8,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kernels/backend.h"
+
 namespace roundhouse {
 
 struct DeviceRates {
@@ -50,6 +52,9 @@ struct DeviceRates {
 
 std::vector<std::string> known_devices();
 DeviceRates rates_of_device(const std::string& name);  // throws InputError listing the names
+
+// Those of the table for what a rank computes on: by the name of its GPU, the H100's where that has none of them.
+DeviceRates rates_like(const Backend& backend);
 
 // Throws InputError naming file and key: missing, not a positive number, unknown.
 DeviceRates read_rates(const std::filesystem::path& file);

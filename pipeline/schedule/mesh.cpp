@@ -6,22 +6,10 @@
 #include "base/error.h"
 
 namespace roundhouse {
-namespace {
 
-int largest_divisor(int n, int at_most) {
-  int divisor = std::min(n, at_most);
-  while (n % divisor != 0) --divisor;
-  return divisor;
-}
-
-}  // namespace
-
-MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks) {
+MeshShape named_mesh(int pipeline, int data, int ranks, int blocks) {
   MeshShape shape{pipeline, data};
-  if (pipeline == 0 && data == 0) {
-    shape.data = largest_divisor(ranks, shards);
-    shape.pipeline = ranks / shape.data;
-  } else if (pipeline == 0) {
+  if (pipeline == 0) {
     shape.pipeline = std::max(1, ranks / data);
   } else if (data == 0) {
     shape.data = std::max(1, ranks / pipeline);

@@ -20,11 +20,12 @@ namespace roundhouse {
 struct MeshShape {
   int pipeline = 1;
   int data = 1;
+  bool operator==(const MeshShape&) const = default;
 };
 
-// 0 means chosen. With neither given: one team as wide as there are shards to share, and as many stages as that takes.
-// Throws InputError if pipeline x data is not the number of ranks, or a stage would have no block.
-MeshShape choose_mesh(int pipeline, int data, int ranks, int shards, int blocks);
+// One of the two may be 0: as the ranks then make it. Throws InputError if pipeline x data is not the number of ranks, or a stage
+// would have no block.
+MeshShape named_mesh(int pipeline, int data, int ranks, int blocks);
 
 class Mesh {
  public:

@@ -9,6 +9,9 @@
 #include <fmt/ranges.h>
 
 #include "base/error.h"
+#include "comm/together.h"
+#include "kernels/host_memory.h"
+#include "pipeline/plan/mesh_choice.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/snapshots.h"
@@ -94,6 +97,23 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
   job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
 }
 
+// Rank 0 chooses, by what it sees of the machine.
+MeshShape agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
+  nlohmann::json chosen;
+  const int ranks = job.world().size();
+  agree(job.world(), [&] {
+    if (!job.first()) return;
+    DeviceRates rates = rates_like(job.backend());
+    rates.ranks_a_node = job.ranks_a_node();
+    rates.host_bytes = static_cast<double>(available_host_memory());
+    const PlanRequest request{job.config(), job.model().config(), job.decoder(), rates};
+    const MeshShape mesh = choose_mesh(request, ranks, states);
+    chosen = {mesh.pipeline, mesh.data};
+  });
+  chosen = nlohmann::json::parse(job.share(chosen.dump()));
+  return {chosen[0].get<int>(), chosen[1].get<int>()};
+}
+
 // Exports and figures of recipes that have become finished while others are quantized, by the team that they were given to.
 // `doubted` gets those whose blocks are not all whole any more.
 bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std::size_t>& recipes,
@@ -167,8 +187,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   for (const std::string& set : calibration_sets_in_use(config))
     samples.emplace(set, calibration_samples(job, set));
 
-  const MeshShape shape = choose_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(),
-                                      most_shards(config), blocks);
+  const MeshShape shape = agreed_mesh(job, states);
   const Mesh mesh(job.world(), shape, blocks, job.backend());
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},

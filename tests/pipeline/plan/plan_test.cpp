@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/synthetic.h"
+#include "pipeline/plan/mesh_choice.h"
 #include "pipeline/plan/simulation.h"
 #include "pipeline/schedule/planner.h"
 #include "tests/base/temporary_folder.h"
@@ -87,7 +88,8 @@ TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
 TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
   const json plan = planned("configs/llama-2-70b.yaml --ranks 32 --device h200");
   EXPECT_EQ(plan["model"]["blocks"], 80);
-  EXPECT_EQ(plan["mesh"], (json{{"pipeline", 2}, {"data", 16}}));
+  EXPECT_EQ(plan["mesh"]["pipeline"], plan["best_mesh"]["pipeline"]);
+  EXPECT_GT(plan["mesh"]["pipeline"], 2) << "a sweep fills a pipeline";
   EXPECT_EQ(plan["nodes"], 4);
   EXPECT_THAT(plan["sbatch"].get<std::string>(),
               testing::AllOf(HasSubstr("--nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --time="),
@@ -110,7 +112,8 @@ TEST_F(PlanTest, WhatIsWrongIsSaidInOneLine) {
   EXPECT_THAT(refusal("configs/tiny-world.yaml --device v100"), HasSubstr("v100"));
   EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 0"), HasSubstr("--ranks"));
   EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks -3"), HasSubstr("--ranks"));
-  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 112"), HasSubstr("more pipeline stages"));
+  EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 7 --set mesh.pipeline=7"),
+              HasSubstr("more pipeline stages"));
   EXPECT_THAT(refusal("configs/tiny-world.yaml --ranks 6 --set mesh.data=4"),
               HasSubstr("does not fit 6 ranks"));
   EXPECT_THAT(refusal("configs/tiny-world.yaml --set model=/nowhere/mystery"),
@@ -155,41 +158,61 @@ DeviceRates second_a_unit() {
   DeviceRates rates = rates_of_device("cpu");
   for (double DeviceRates::*rate :
        {&DeviceRates::matmul, &DeviceRates::f32, &DeviceRates::attention, &DeviceRates::round,
-        &DeviceRates::pack, &DeviceRates::load, &DeviceRates::node_link, &DeviceRates::host_message,
-        &DeviceRates::file_read, &DeviceRates::file_write, &DeviceRates::file_system}) {
+        &DeviceRates::pack, &DeviceRates::load, &DeviceRates::team_link, &DeviceRates::node_link,
+        &DeviceRates::host_message, &DeviceRates::file_read, &DeviceRates::file_write,
+        &DeviceRates::file_system}) {
     rates.*rate = 1e30;
   }
   rates.message_seconds = 0;
   rates.unit_seconds = 1;
+  rates.host_bytes = 1e15;
   return rates;
 }
 
-TEST(SimulationTest, APipelineIsFilledByRecipes) {
-  RunConfig config;
-  config.evaluate_original = false;
-  config.interruption_hours = 0;
-  for (int bits : {2, 3, 4, 8})
-    config.recipes.push_back(parse_recipe({{"method", "gptq"}, {"bits", bits}}));
-  const ModelConfig model = shape_like("llama-1.1b");
-  const auto backend = make_backend("cpu", {.threads = 1});
-  const auto shape = make_decoder_block(model, 2048, *backend);
-  const DeviceRates rates = second_a_unit();
-  const int blocks = static_cast<int>(model.blocks);
-  const auto seconds = [&](int stages) {
-    const MeshShape mesh{stages, 1};
-    const CostModel costs({.config = config,
-                           .model = model,
-                           .shape = *shape,
-                           .rates = rates,
-                           .ranks = stages,
-                           .mesh = mesh});
-    return simulate(plan_steps(config.recipes, fresh_states(config.recipes, blocks), mesh, blocks),
-                    costs)
-        .seconds;
-  };
-  EXPECT_NEAR(seconds(1), 4 * blocks, 1e-3);
-  EXPECT_NEAR(seconds(2), (4 + 1) * blocks / 2.0, 1e-3) << "J + P - 1 turns of a stage's blocks";
-  EXPECT_NEAR(seconds(11), (4 + 10) * blocks / 11.0, 1e-3);
+class SimulationTest : public testing::Test {
+ protected:
+  SimulationTest() {
+    config_.evaluate_original = false;
+    config_.interruption_hours = 0;
+    for (int bits : {2, 3, 4, 8})
+      config_.recipes.push_back(parse_recipe({{"method", "gptq"}, {"bits", bits}}));
+  }
+  double seconds(int stages) const {
+    return simulate_job(request_, stages, {stages, 1}, states()).simulation.seconds;
+  }
+  MeshShape chosen(int ranks) const { return choose_mesh(request_, ranks, states()); }
+  std::vector<RecipeState> states() const { return fresh_states(config_.recipes, blocks_); }
+
+  RunConfig config_;
+  const ModelConfig model_ = shape_like("llama-1.1b");
+  const int blocks_ = static_cast<int>(model_.blocks);
+  const std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
+  const std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_, 2048, *backend_);
+  DeviceRates rates_ = second_a_unit();
+  const PlanRequest request_{config_, model_, *decoder_, rates_};
+};
+
+TEST_F(SimulationTest, APipelineIsFilledByRecipes) {
+  EXPECT_NEAR(seconds(1), 4 * blocks_, 1e-3);
+  EXPECT_NEAR(seconds(2), (4 + 1) * blocks_ / 2.0, 1e-3) << "J + P - 1 turns of a stage's blocks";
+  EXPECT_NEAR(seconds(11), (4 + 10) * blocks_ / 11.0, 1e-3);
+}
+
+TEST_F(SimulationTest, TheMeshIsTheFastestThatFits) {
+  EXPECT_EQ(chosen(2), (MeshShape{2, 1}))
+      << "two recipes at a time, where a wider team gains nothing";
+  rates_.ranks_a_node = 2;
+  const MemoryUse of_wide = simulate_job(request_, 2, {1, 2}, states()).costs.memory(0);
+  rates_.host_bytes = 2.02 * std::max(of_wide.host / 0.95, 2 * of_wide.activations);
+  EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "a rank of the other would hold all streams";
+  rates_.host_bytes = 1e6;
+  EXPECT_EQ(chosen(2), (MeshShape{2, 1})) << "none fits";
+  config_.recipes.resize(1);
+  EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "one recipe is in one stage at a time";
+  EXPECT_EQ(chosen(23), (MeshShape{1, 23})) << "more stages than blocks";
+  config_.pipeline_ranks = 2;
+  EXPECT_EQ(chosen(2), (MeshShape{2, 1})) << "as it was asked for";
+  EXPECT_THROW(chosen(3), InputError);
 }
 
 }  // namespace

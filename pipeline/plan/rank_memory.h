@@ -1,0 +1,23 @@
+// What a rank has of its node's memory and of its device's, beside what it needs.
+#pragma once
+
+#include <cstddef>
+
+#include "pipeline/plan/cost_model.h"
+
+namespace roundhouse {
+
+// Bytes.
+struct RankMemory {
+  double device = 0;       // infinite where that is the host's
+  double host = 0;         // the node's, shared by its ranks
+  double activations = 0;  // of these; more goes through files
+};
+
+// As much of it as may be planned for.
+RankMemory rank_memory(const CostModel& costs);
+
+// Does what every recipe needs fit, without files for activations?
+bool fits_memory(const CostModel& costs);
+
+}  // namespace roundhouse
