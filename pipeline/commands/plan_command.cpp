@@ -49,7 +49,9 @@ int plan_command(const PlanArguments& arguments) {
     return kExitDone;
   }
   int ranks = arguments.ranks;
-  if (ranks == 0) ranks = std::max(1, config.pipeline_ranks) * std::max(1, config.data_ranks);
+  if (ranks == 0)
+    ranks = std::max(1, config.lanes) * std::max(1, config.pipeline_ranks) *
+            std::max(1, config.data_ranks);
   const nlohmann::json plan =
       make_plan(request, ranks, states_on_disk(config, static_cast<int>(model.blocks)));
   std::fputs((arguments.json ? plan.dump(1) + "\n" : plan_text(plan)).c_str(), stdout);

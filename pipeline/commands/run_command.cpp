@@ -11,9 +11,9 @@
 #include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
+#include "pipeline/plan/mesh_choice.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
-#include "pipeline/schedule/mesh.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/start/preflight.h"
 #include "pipeline/steps/evaluate_step.h"
@@ -30,9 +30,7 @@ void check_beforehand(Job& job) {
   job.monitor().phase("looking at texts, disk and memory");
   agree(job.world(), [&] { check_memory(job.model().config(), job.backend()); });
   if (!job.first()) return;
-  const RunConfig& config = job.config();
-  if (config.pipeline_ranks > 0 || config.data_ranks > 0)
-    named_mesh(config.pipeline_ranks, config.data_ranks, job.world().size(), job.blocks());
+  check_named_mesh(job.config(), job.world().size(), job.blocks());
   for (const std::string& line :
        check_evaluation(job.config().evaluations, job.tokenizer(), job.text_threads(),
                         [&] { job.monitor().tick(); })) {

@@ -83,7 +83,8 @@ std::string figures_of(const Json& results) {
 struct LastJob {
   std::string device;
   int ranks = 0;
-  int stages = 1;           // of its pipeline
+  int pipeline = 1, lanes = 1;
+  Json lane_of;             // by recipe's name
   double unit_seconds = 0;  // mean of its units, each on one team
   int units = 0;
   std::optional<double> left;  // seconds, by TimeLeft
@@ -114,7 +115,10 @@ LastJob last_job(const std::vector<Json>& journal) {
       job = {};
       job.device = text_in(event, "device");
       job.ranks = integer_in(event, "ranks", 0);
-      job.stages = std::max(1, integer_in(event.value("mesh", Json::object()), "pipeline", 1));
+      const Json mesh = event.value("mesh", Json::object());
+      job.pipeline = std::max(1, integer_in(mesh, "pipeline", 1));
+      job.lanes = std::max(1, integer_in(mesh, "lanes", 1));
+      if (mesh.is_object()) job.lane_of = mesh.value("lane_of", Json::object());
       time_left = TimeLeft();
     } else if (kind == "plan") {
       time_left = TimeLeft(event.value("work", Json::object()));
@@ -151,13 +155,17 @@ std::string clock_time(double seconds) {
 }
 
 // What each stage is at, by what is committed.
-std::string describe(const std::vector<RecipeProgress>& recipes, int stages) {
-  const std::vector<StageProgress> all = whereabouts(recipes, stages);
+std::string describe(std::vector<RecipeProgress> recipes, const LastJob& job) {
+  if (job.lanes > 1) {
+    for (RecipeProgress& recipe : recipes) recipe.lane = integer_in(job.lane_of, recipe.name.c_str(), -1);
+    std::ranges::stable_partition(recipes, [](const auto& recipe) { return recipe.lane < 0; });
+  }
+  const std::vector<StageProgress> all = whereabouts(recipes, job.pipeline, job.lanes);
   std::string text;
   for (std::size_t stage = 0; stage < all.size(); ++stage) {
     const StageProgress& at = all[stage];
     if (at.recipe.empty()) continue;
-    text += (stages > 1 ? fmt::format("stage {}: ", stage) : "now: ") +
+    text += (all.size() > 1 ? fmt::format("stage {}: ", stage) : "now: ") +
             (at.waits ? "waits for " : "") + fmt::format("{} block {}", at.recipe, at.block) +
             (at.next.empty() ? "" : ", next " + at.next) + "\n";
   }
@@ -215,7 +223,7 @@ Picture look(const fs::path& run) {
     }
     text += "\n";
   }
-  if (job.ranks > 0 && last != "done" && last != "stopped") text += describe(progress, job.stages);
+  if (job.ranks > 0 && last != "done" && last != "stopped") text += describe(progress, job);
   if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
   return {text, last == "done"};
 }

@@ -40,6 +40,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   check_calibrations(top, config);
 
   Section mesh = top.section("mesh");
+  config.lanes = mesh.integer("lanes", config.lanes, 0, kMaxRanks);
   config.pipeline_ranks = mesh.integer("pipeline", config.pipeline_ranks, 0, kMaxRanks);
   config.data_ranks = mesh.integer("data", config.data_ranks, 0, kMaxRanks);
   mesh.finish();

@@ -43,7 +43,8 @@ struct RunConfig {
 
   // What changes where, how fast and what for.
   std::filesystem::path run;  // the run's folder
-  int pipeline_ranks = 0;     // mesh: {pipeline: P, data: D}; 0: chosen from the ranks
+  int lanes = 0;              // mesh: {lanes: L, pipeline: P, data: D}; 0: chosen
+  int pipeline_ranks = 0;
   int data_ranks = 0;
   std::string device = "auto";       // auto, cpu or cuda
   bool allow_other_device = false;   // go on with blocks that another kind of device computed

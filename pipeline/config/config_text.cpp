@@ -49,7 +49,8 @@ std::string to_yaml(const RunConfig& config) {
     }
     line("  - {{{}}}", fmt::join(pairs, ", "));
   }
-  line("mesh: {{pipeline: {}, data: {}}}", config.pipeline_ranks, config.data_ranks);
+  line("mesh: {{lanes: {}, pipeline: {}, data: {}}}", config.lanes, config.pipeline_ranks,
+       config.data_ranks);
   line("device: {}", config.device);
   if (config.allow_other_device) line("allow_other_device: true");
   line("threads: {}", config.threads);

@@ -418,7 +418,7 @@ DiskUse CostModel::disk() const {
     if (job_.config.interruption_hours > 0) most = std::max(most, streams);
     shared = std::max(shared, gradient_stream_bytes(r));
   }
-  use.snapshots = std::max(2 * most * job_.mesh.pipeline, 2 * shared * job_.mesh.pipeline);
+  use.snapshots = std::max(2 * most * job_.mesh.stages(), 2 * shared * job_.mesh.stages());
   for (const std::string& set : calibration_sets_in_use(job_.config)) {
     const SampleOptions& samples = calibration_set(job_.config, set);
     use.calibration += 4.0 * samples.samples * samples.sequence_length + 4000;
@@ -475,7 +475,7 @@ MemoryUse CostModel::memory(std::size_t r) const {
     computing = std::max(computing, working(memory, needs.gradients->sequence_length, false));
     // The inputs of all blocks of a stage, and the gradient.
     const int own =
-        (static_cast<int>(job_.model.blocks) + job_.mesh.pipeline - 1) / job_.mesh.pipeline;
+        (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();
     use.activations = std::max(use.activations, (own + 1) * gradient_stream_bytes(r) * share);
   }
   (rates.is_host ? use.host : use.device) += computing;

@@ -93,9 +93,10 @@ json hints_of(const PlanRequest& request, const SimulatedJob& of, const MeshChoi
   json hints = json::array();
   const MeshShape mesh = of.costs.job().mesh;
   if (best.seconds < 0.97 * of.simulation.seconds && best.mesh != mesh) {
-    hints.push_back(fmt::format("mesh: {{pipeline: {}, data: {}}} would take {:.0f} % of this time",
-                                best.mesh.pipeline, best.mesh.data,
-                                100 * best.seconds / of.simulation.seconds));
+    hints.push_back(
+        fmt::format("mesh: {{lanes: {}, pipeline: {}, data: {}}} would take {:.0f} % of this time",
+                    best.mesh.lanes, best.mesh.pipeline, best.mesh.data,
+                    100 * best.seconds / of.simulation.seconds));
   }
   const int shards = most_shards(request.config);
   if (shards % mesh.data != 0) {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
+#include "base/error.h"
 #include "pipeline/plan/rank_memory.h"
 
 namespace roundhouse {
@@ -10,35 +12,78 @@ namespace {
 
 constexpr double kClearlyFaster = 0.99;
 
+MeshShape named_by(const RunConfig& config) {
+  return {config.pipeline_ranks, config.data_ranks, config.lanes};
+}
+
+[[noreturn]] void refuse_lanes(int lanes, int ranks, int blocks) {
+  throw InputError("mesh: " + std::to_string(lanes) + " lanes fit neither " +
+                   std::to_string(ranks) + " ranks nor " + std::to_string(blocks) + " blocks");
+}
+
+bool as_wanted(int number, int wanted) { return wanted == 0 || number == wanted; }
+
+// Simplest first.
+std::vector<MeshShape> meshes_of(int ranks, int blocks, int most_lanes, MeshShape wanted) {
+  std::vector<MeshShape> meshes;
+  for (int stages = 1; stages <= std::min(ranks, blocks); ++stages) {
+    if (ranks % stages != 0 || !as_wanted(ranks / stages, wanted.data)) continue;
+    for (int lanes = 1; lanes <= stages; ++lanes) {
+      if (stages % lanes != 0 || !as_wanted(lanes, wanted.lanes) ||
+          !as_wanted(stages / lanes, wanted.pipeline))
+        continue;
+      if (lanes <= most_lanes || lanes == wanted.lanes)
+        meshes.push_back({stages / lanes, ranks / stages, lanes});
+    }
+  }
+  return meshes;
+}
+
+// Recipes that lanes could take, at least one.
+int most_lanes(const RunConfig& config, const std::vector<RecipeState>& states) {
+  int lanes = 0;
+  for (std::size_t r = 0; r < states.size(); ++r)
+    lanes += config.recipes[r].needs.streams() && states[r].to_do() ? 1 : 0;
+  return std::max(1, lanes);
+}
+
 }  // namespace
 
 MeshChoice fastest_mesh(const PlanRequest& request, int ranks,
-                        const std::vector<RecipeState>& states) {
+                        const std::vector<RecipeState>& states, MeshShape wanted) {
   std::optional<MeshChoice> best;
   bool best_fits = false;
-  const int most_stages = std::min(ranks, static_cast<int>(request.model.blocks));
-  for (int pipeline = 1; pipeline <= most_stages; ++pipeline) {
-    if (ranks % pipeline != 0) continue;
-    const MeshShape mesh{pipeline, ranks / pipeline};
-    const SimulatedJob job = simulate_job(request, ranks, mesh, states);
+  const auto blocks = static_cast<int>(request.model.blocks);
+  for (const MeshShape mesh :
+       meshes_of(ranks, blocks, most_lanes(request.config, states), wanted)) {
+    SimulatedJob job = simulate_job(request, ranks, mesh, states);
     const bool fits = fits_memory(job.costs);
     const bool better =
         !best || (fits && !best_fits) ||
         (fits == best_fits && job.simulation.seconds < kClearlyFaster * best->seconds);
     if (!better) continue;
-    best = {mesh, job.simulation.seconds};
+    best = {mesh, std::move(job.lane_of), job.simulation.seconds};
     best_fits = fits;
   }
-  return *best;  // a mesh of one stage there always is
+  if (!best) refuse_lanes(wanted.lanes, ranks, blocks);
+  return *best;
 }
 
-MeshShape choose_mesh(const PlanRequest& request, int ranks,
-                      const std::vector<RecipeState>& states) {
-  const RunConfig& config = request.config;
-  if (config.pipeline_ranks == 0 && config.data_ranks == 0)
-    return fastest_mesh(request, ranks, states).mesh;
-  return named_mesh(config.pipeline_ranks, config.data_ranks, ranks,
-                    static_cast<int>(request.model.blocks));
+MeshChoice choose_mesh(const PlanRequest& request, int ranks,
+                       const std::vector<RecipeState>& states) {
+  const MeshShape named = named_by(request.config);
+  if (named.pipeline == 0 && named.data == 0) return fastest_mesh(request, ranks, states, named);
+  return fastest_mesh(request, ranks, states,
+                      named_mesh(named, ranks, static_cast<int>(request.model.blocks)));
+}
+
+void check_named_mesh(const RunConfig& config, int ranks, int blocks) {
+  const MeshShape named = named_by(config);
+  if (named.pipeline > 0 || named.data > 0) {
+    (void)named_mesh(named, ranks, blocks);
+  } else if (meshes_of(ranks, blocks, 1, named).empty()) {
+    refuse_lanes(named.lanes, ranks, blocks);
+  }
 }
 
 }  // namespace roundhouse

@@ -10,16 +10,21 @@ namespace roundhouse {
 
 struct MeshChoice {
   MeshShape mesh;
-  double seconds = 0;  // reckoned, for the whole job
+  std::vector<int> lane_of;  // by recipe
+  double seconds = 0;        // reckoned, for the whole job
 };
 
-// Of all meshes of so many ranks: among those whose ranks' memory holds what they need without scratch files (all, where none
-// does), the fastest; of those within 1 % of it, the one of fewest stages.
+// Of all meshes of so many ranks that have what `wanted` says (0: anything): among those whose ranks' memory holds what they need
+// without scratch files (all, where none does), the fastest; of those within 1 % of it, the one of fewest stages and lanes. Throws
+// InputError where the ranks fit none.
 MeshChoice fastest_mesh(const PlanRequest& request, int ranks,
-                        const std::vector<RecipeState>& states);
+                        const std::vector<RecipeState>& states, MeshShape wanted);
 
-// By `mesh:` of the config, and where that names none, fastest_mesh(). Throws InputError where the ranks do not fit what it names.
-MeshShape choose_mesh(const PlanRequest& request, int ranks,
-                      const std::vector<RecipeState>& states);
+// By `mesh:` of the config; of what it does not name, the fastest. Throws InputError where the ranks do not fit what it names.
+MeshChoice choose_mesh(const PlanRequest& request, int ranks,
+                       const std::vector<RecipeState>& states);
+
+// The same InputError, before anything is known of the recipes.
+void check_named_mesh(const RunConfig& config, int ranks, int blocks);
 
 }  // namespace roundhouse

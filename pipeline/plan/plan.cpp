@@ -45,12 +45,12 @@ json wire_of(const SimulatedJob& of) {
       if (step.kind == Kind::kHandOver) activations += of.costs.stream_bytes(step.recipe);
     }
   }
-  // Forward and back over each border between stages that a walk passes.
+  // Forward and back over each border between stages that a walk passes: those of all lanes.
   for (std::size_t s = 0; s + 1 < of.steps.size(); ++s) {
     for (const Step& step : of.steps[s]) {
       const bool last =
           step.block + 1 == parts_of_rank(static_cast<int>(of.costs.job().model.blocks),
-                                          static_cast<int>(s), of.costs.job().mesh.pipeline)
+                                          static_cast<int>(s), of.costs.job().mesh.stages())
                                 .end;
       if (last && (step.kind == Kind::kForward || step.kind == Kind::kBackward))
         gradients += of.costs.gradient_stream_bytes(step.recipe);
@@ -121,9 +121,9 @@ std::string batch_line(const PlanRequest& request, const SimulatedJob& of) {
 
 json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> states) {
   const RunConfig& config = request.config;
-  const MeshShape mesh = choose_mesh(request, ranks, states);
+  const MeshChoice best = fastest_mesh(request, ranks, states, {0, 0, 0});
+  const MeshShape mesh = choose_mesh(request, ranks, states).mesh;
   const SimulatedJob of = simulate_job(request, ranks, mesh, states);
-  const MeshChoice best = fastest_mesh(request, ranks, states);
   int missing = 0;
   for (const RecipeState& state : states) missing += state.failure ? 0 : state.missing();
 
@@ -136,9 +136,11 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                                  of.costs.outside_bytes()}};
   plan["ranks"] = ranks;
   plan["nodes"] = of.costs.nodes();
-  plan["mesh"] = {{"pipeline", mesh.pipeline}, {"data", mesh.data}};
-  plan["best_mesh"] = {
-      {"pipeline", best.mesh.pipeline}, {"data", best.mesh.data}, {"seconds", best.seconds}};
+  plan["mesh"] = {{"lanes", mesh.lanes}, {"pipeline", mesh.pipeline}, {"data", mesh.data}};
+  plan["best_mesh"] = {{"lanes", best.mesh.lanes},
+                       {"pipeline", best.mesh.pipeline},
+                       {"data", best.mesh.data},
+                       {"seconds", best.seconds}};
   plan["device"] = {{"name", request.rates.name}, {"source", request.rates.source}};
   plan["calibration"] = json::object();
   for (const std::string& set : calibration_sets_in_use(config)) {
@@ -165,6 +167,7 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                   {"finished_at", of.simulation.finished_at[r]},
                   {"unit", of.costs.make(r).phases},
                   {"unit_seconds", of.costs.make(r).seconds()},
+                  {"lane", of.lane_of[r]},
                   {"record_bytes", of.costs.record_bytes(r)},
                   {"device_bytes", memory.device},
                   {"host_bytes", memory.host},

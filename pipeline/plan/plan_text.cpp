@@ -10,6 +10,7 @@
 #include "pipeline/config/config.h"
 #include "pipeline/plan/plan.h"
 #include "pipeline/plan/quantities.h"
+#include "pipeline/schedule/mesh.h"
 
 namespace roundhouse {
 
@@ -31,9 +32,11 @@ std::string plan_text(const json& plan) {
        word(plan["model"], "name"), plan["model"]["blocks"].get<int>(),
        size(number(plan["model"], "bytes")), plan["recipes"].size(),
        plan["units"]["all"].get<int>(), plan["units"]["missing"].get<int>());
-  line("{} ranks on {} ({}): {} nodes, mesh {} x {} (pipeline x data)", plan["ranks"].get<int>(),
+  const MeshShape shape{mesh["pipeline"].get<int>(), mesh["data"].get<int>(),
+                        mesh["lanes"].get<int>()};
+  line("{} ranks on {} ({}): {} nodes, mesh {} (pipeline x data)", plan["ranks"].get<int>(),
        word(plan["device"], "name"), word(plan["device"], "source"), plan["nodes"].get<int>(),
-       mesh["pipeline"].get<int>(), mesh["data"].get<int>());
+       describe(shape));
   for (const auto& [set, samples] : plan["calibration"].items()) {
     line("calibration{}: {} x {} tokens in {} shards", set == kDefaultCalibration ? "" : " " + set,
          samples["samples"].get<int>(), samples["sequence_length"].get<int>(),
@@ -53,13 +56,12 @@ std::string plan_text(const json& plan) {
          size(number(recipe, "host_bytes")), size(number(recipe, "record_bytes")));
   }
   line("");
-  line("seconds of teams by phase (of {} x {}):", mesh["pipeline"].get<int>(),
-       clock(number(plan, "seconds")));
+  line("seconds of teams by phase (of {} x {}):", shape.stages(), clock(number(plan, "seconds")));
   std::vector<std::pair<double, std::string>> phases;
   for (const auto& [phase, seconds] : plan["phases"].items())
     phases.emplace_back(seconds.get<double>(), phase);
   std::ranges::sort(phases, std::greater<>());
-  const double all = number(plan, "seconds") * mesh["pipeline"].get<int>();
+  const double all = number(plan, "seconds") * shape.stages();
   for (const auto& [seconds, phase] : phases)
     line("  {:<12} {:>10} {:>5.1f} %", phase, clock(seconds), all > 0 ? 100 * seconds / all : 0.0);
   line("");

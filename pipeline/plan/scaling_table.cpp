@@ -75,14 +75,14 @@ std::string scaling_text(const PlanRequest& request) {
     line("|---|---|---|---|---|---|---|");
     std::optional<SimulatedJob> one;
     for (int ranks = 1; ranks <= kMostRanks; ranks *= 2) {
-      const MeshShape mesh = fastest_mesh(of, ranks, states).mesh;
+      const MeshShape mesh = fastest_mesh(of, ranks, states, {0, 0, 0}).mesh;
       SimulatedJob outcome = simulate_job(of, ranks, mesh, states);
       if (!one) one.emplace(std::move(outcome));
       const SimulatedJob& now = ranks == one->costs.job().ranks ? *one : outcome;
       const double speed_up = one->simulation.seconds / now.simulation.seconds;
-      line("| {} | {} x {} | {} | {:.1f} | {:.0f} % | {:.0f} % | {} |", ranks, mesh.pipeline,
-           mesh.data, clock(now.simulation.seconds), speed_up,
-           100 * speed_up * one->costs.job().ranks / ranks, 100 * now.simulation.utilisation,
+      line("| {} | {} | {} | {:.1f} | {:.0f} % | {:.0f} % | {} |", ranks, describe(mesh),
+           clock(now.simulation.seconds), speed_up, 100 * speed_up * one->costs.job().ranks / ranks,
+           100 * now.simulation.utilisation,
            ranks == one->costs.job().ranks ? "" : what_grew(*one, now));
     }
   }

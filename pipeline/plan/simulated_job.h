@@ -25,6 +25,7 @@ struct PlanRequest {
 
 struct SimulatedJob {
   CostModel costs;
+  std::vector<int> lane_of;              // by recipe
   std::vector<std::vector<Step>> steps;  // by stage
   Simulation simulation;
 };

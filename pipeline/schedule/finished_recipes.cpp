@@ -95,7 +95,7 @@ std::vector<std::size_t> FinishedRecipes::take() {
   return recipes;
 }
 
-void FinishedRecipes::finish() {
+void FinishedRecipes::finish(Communicator& all) {
   for (Kept& kept : kept_) {
     for (Note& note : kept.notes) {
       if (note.ticket) note.ticket->wait();
@@ -103,7 +103,7 @@ void FinishedRecipes::finish() {
   }
   for (const auto& note : sent_) note->ticket->wait();
   const std::string text = told_.dump();
-  for (const auto& part : comm_->all_gather(std::as_bytes(std::span(text)))) {
+  for (const auto& part : all.all_gather(std::as_bytes(std::span(text)))) {
     const char* const begin = reinterpret_cast<const char*>(part.data());
     const nlohmann::json theirs = nlohmann::json::parse(begin, begin + part.size());
     for (const auto& [key, length] : theirs.items())

@@ -32,8 +32,9 @@ class FinishedRecipes {
   void tell(std::size_t recipe, bool whole);
   // Collective over the team: those that this stage keeps, are finished everywhere, and were not taken before. Does not wait.
   std::vector<std::size_t> take();
-  // Collective over the world: waits for what is under way, and tells all ranks of all records. Every recipe was told of.
-  void finish();
+  // Collective over `all`, of which the mesh's world is a part: waits for what is under way, and tells all ranks of all records. Every
+  // recipe was told of.
+  void finish(Communicator& all);
 
  private:
   struct Note {                       // from one stage to a keeper

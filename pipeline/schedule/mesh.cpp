@@ -7,20 +7,22 @@
 
 namespace roundhouse {
 
-MeshShape named_mesh(int pipeline, int data, int ranks, int blocks) {
-  MeshShape shape{pipeline, data};
-  if (pipeline == 0) {
-    shape.pipeline = std::max(1, ranks / data);
-  } else if (data == 0) {
-    shape.data = std::max(1, ranks / pipeline);
+std::string describe(MeshShape shape) {
+  return (shape.lanes > 1 ? std::to_string(shape.lanes) + " lanes of " : "") +
+         std::to_string(shape.pipeline) + " x " + std::to_string(shape.data);
+}
+
+MeshShape named_mesh(MeshShape named, int ranks, int blocks) {
+  MeshShape shape = named;
+  shape.lanes = std::max(1, named.lanes);
+  if (named.pipeline == 0) shape.pipeline = std::max(1, ranks / (shape.lanes * named.data));
+  if (named.data == 0) shape.data = std::max(1, ranks / (shape.lanes * named.pipeline));
+  if (shape.stages() * shape.data != ranks) {
+    throw InputError("mesh: " + describe(shape) + " (pipeline x data) does not fit " +
+                     std::to_string(ranks) + " ranks");
   }
-  const std::string text = std::to_string(shape.pipeline) + " x " + std::to_string(shape.data);
-  if (shape.pipeline * shape.data != ranks) {
-    throw InputError("mesh: pipeline x data = " + text + " does not fit " + std::to_string(ranks) +
-                     " ranks");
-  }
-  if (shape.pipeline > blocks) {
-    throw InputError("mesh: " + text + ": more pipeline stages than the model's " +
+  if (shape.stages() > blocks) {
+    throw InputError("mesh: " + describe(shape) + ": more pipeline stages than the model's " +
                      std::to_string(blocks) + " blocks");
   }
   return shape;

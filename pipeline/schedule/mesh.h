@@ -20,16 +20,23 @@ namespace roundhouse {
 struct MeshShape {
   int pipeline = 1;
   int data = 1;
+  int lanes = 1;  // such meshes side by side (lane.h)
+
+  int stages() const { return lanes * pipeline; }
+  MeshShape all_lanes() const { return {stages(), data}; }
+  MeshShape one_lane() const { return {pipeline, data}; }
   bool operator==(const MeshShape&) const = default;
 };
 
-// One of the two may be 0: as the ranks then make it. Throws InputError if pipeline x data is not the number of ranks, or a stage
-// would have no block.
-MeshShape named_mesh(int pipeline, int data, int ranks, int blocks);
+std::string describe(MeshShape shape);  // "2 x 4", "3 lanes of 2 x 4"
+
+// What a configuration names. Of pipeline and data one may be 0: as the ranks then make it; no lanes are one. Throws InputError if
+// lanes x pipeline x data is not the number of ranks, or a stage of them would have no block.
+MeshShape named_mesh(MeshShape named, int ranks, int blocks);
 
 class Mesh {
  public:
-  // Collective. `memory`: of this rank's device.
+  // Collective. `shape`: of one lane. `memory`: of this rank's device.
   Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory);
 
   Communicator& world() const { return world_; }

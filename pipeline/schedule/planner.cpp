@@ -1,8 +1,11 @@
 #include "pipeline/schedule/planner.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "pipeline/schedule/gradient_recipes.h"
+#include "pipeline/schedule/lane.h"
 
 namespace roundhouse {
 namespace {
@@ -84,22 +87,47 @@ void plan_recipe(const Recipe& recipe, std::size_t r, const RecipeState& state, 
 
 std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
                                           std::vector<RecipeState> states, MeshShape mesh,
-                                          int blocks) {
-  std::vector<std::vector<Step>> stages(static_cast<std::size_t>(mesh.pipeline));
+                                          int blocks, const std::vector<int>& lane_of) {
+  std::vector<std::vector<Step>> stages(static_cast<std::size_t>(mesh.stages()));
   for (const auto& [size, users] : gradient_users(recipes, states))
-    plan_gradients(recipes, users, states, mesh, blocks, stages);
+    plan_gradients(recipes, users, states, mesh.all_lanes(), blocks, stages);
   for (std::size_t r = 0; r < recipes.size(); ++r) {
     if (!recipes[r].needs.decision || states[r].decision || states[r].failure) continue;
     for (auto& steps : stages) steps.push_back({Kind::kDecide, r, 0});
   }
-  for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (!states[r].to_do()) continue;
-    for (int stage = 0; stage < mesh.pipeline; ++stage) {
-      plan_recipe(recipes[r], r, states[r], parts_of_rank(blocks, stage, mesh.pipeline),
-                  stages[static_cast<std::size_t>(stage)]);
+  const auto plan = [&](std::size_t r, int first_stage, int count) {
+    for (int stage = 0; states[r].to_do() && stage < count; ++stage) {
+      plan_recipe(recipes[r], r, states[r], parts_of_rank(blocks, stage, count),
+                  stages[static_cast<std::size_t>(first_stage + stage)]);
     }
+  };
+  const bool lanes = mesh.lanes > 1;
+  for (std::size_t r = 0; r < recipes.size() && lanes; ++r) {
+    if (lane_of[r] == Lane::kAllLanes) plan(r, 0, mesh.stages());
+  }
+  for (std::size_t r = 0; r < recipes.size(); ++r) {
+    if (!lanes)
+      plan(r, 0, mesh.pipeline);
+    else if (lane_of[r] != Lane::kAllLanes)
+      plan(r, lane_of[r] * mesh.pipeline, mesh.pipeline);
   }
   return stages;
+}
+
+std::vector<int> deal_recipes(const std::vector<double>& seconds, int lanes) {
+  std::vector<std::size_t> longest_first(seconds.size());
+  std::iota(longest_first.begin(), longest_first.end(), 0);
+  std::ranges::stable_sort(longest_first, std::greater<>(),
+                           [&](std::size_t r) { return seconds[r]; });
+  std::vector<double> load(static_cast<std::size_t>(lanes));
+  std::vector<int> lane_of(seconds.size(), Lane::kAllLanes);
+  for (const std::size_t r : longest_first) {
+    if (seconds[r] <= 0) continue;
+    const auto least = std::ranges::min_element(load);
+    *least += seconds[r];
+    lane_of[r] = static_cast<int>(least - load.begin());
+  }
+  return lane_of;
 }
 
 std::vector<RecipeState> fresh_states(const std::vector<Recipe>& recipes, int blocks) {

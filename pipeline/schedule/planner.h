@@ -35,10 +35,15 @@ struct Step {
   bool operator==(const Step&) const = default;
 };
 
-// By stage, what all ranks of its team do. Nothing is assumed of gradients but what the states say.
+// By stage, lane after lane, what all ranks of its team do. Nothing is assumed of gradients but what the states say. `lane_of`: by
+// recipe, deal_recipes()'s; looked at where there is more than one lane.
 std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
                                           std::vector<RecipeState> states, MeshShape mesh,
-                                          int blocks);
+                                          int blocks, const std::vector<int>& lane_of = {});
+
+// Which lane takes which recipe. `seconds`: what is left to do of each; 0 where that is not done in lanes. The longest first, each to
+// the lane that has least so far.
+std::vector<int> deal_recipes(const std::vector<double>& seconds, int lanes);
 
 // Nothing is done yet.
 std::vector<RecipeState> fresh_states(const std::vector<Recipe>& recipes, int blocks);

@@ -14,9 +14,10 @@
 
 namespace roundhouse {
 
-RecipeWalk::RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
+RecipeWalk::RecipeWalk(Schedule& schedule, const Mesh& mesh, Handover& handover, std::size_t number,
                        const std::vector<Recipe>& all, const RecipeState& state)
     : s_(schedule),
+      mesh_(mesh),
       handover_(handover),
       number_(number),
       recipe_(all[number]),
@@ -77,8 +78,8 @@ RecipeWalk::End RecipeWalk::run_in_order() {
     if (done) {
       run_committed(block, activations);
     } else if (!make_unit(block, activations)) {
-      s_.mesh.team().barrier();
-      if (s_.mesh.team().rank() == 0) snapshots.remove_all(samples_->shards());
+      mesh_.team().barrier();
+      if (mesh_.team().rank() == 0) snapshots.remove_all(samples_->shards());
       return failed();
     }
     const double seconds = seconds_since(start);
@@ -86,8 +87,8 @@ RecipeWalk::End RecipeWalk::run_in_order() {
     if (block < last_block()) write_snapshot(block + 1, activations, snapshots);
   }
   if (end == last_block() + 1) {
-    s_.mesh.team().barrier();
-    if (s_.mesh.team().rank() == 0) snapshots.remove_all(samples_->shards());
+    mesh_.team().barrier();
+    if (mesh_.team().rank() == 0) snapshots.remove_all(samples_->shards());
   }
   if (hands_over()) handover_.send(std::move(activations), shards());
   return End::kDone;
@@ -100,7 +101,7 @@ RecipeWalk::End RecipeWalk::stopped() {
 
 // What this stage waited for, apart from what it works; and the bytes that came, for all ranks of the team.
 void RecipeWalk::report_arrival(int block, double seconds) {
-  if (s_.mesh.team().rank() != 0) return;
+  if (mesh_.team().rank() != 0) return;
   const std::int64_t streams =
       (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
   const std::int64_t bytes = streams * samples_->count() * samples_->length() *
@@ -109,7 +110,7 @@ void RecipeWalk::report_arrival(int block, double seconds) {
   s_.monitor.event({{"event", "handover"},
                     {"recipe", recipe_.name},
                     {"block", block},
-                    {"stage", s_.mesh.stage()},
+                    {"stage", mesh_.stage()},
                     {"waited_seconds", seconds},
                     {"bytes", bytes}});
 }
@@ -121,7 +122,7 @@ RecipeWalk::End RecipeWalk::failed() {
 
 bool RecipeWalk::stop() {
   std::uint8_t wish = s_.monitor.stop_requested() ? 1 : 0;
-  s_.mesh.team().broadcast(std::as_writable_bytes(std::span(&wish, 1)), 0);
+  mesh_.team().broadcast(std::as_writable_bytes(std::span(&wish, 1)), 0);
   return wish != 0;
 }
 
@@ -157,8 +158,8 @@ void RecipeWalk::embed(StreamActivations& activations) {
 
 BlockSite RecipeWalk::site(int block) const {
   return {.backend = s_.backend,
-          .team = s_.mesh.team(),
-          .device_team = s_.mesh.device_team(),
+          .team = mesh_.team(),
+          .device_team = mesh_.device_team(),
           .shape = s_.shape,
           .block = block,
           .samples = samples_,
@@ -183,15 +184,15 @@ bool RecipeWalk::make_unit(int block, const StreamActivations& activations) {
   if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
   const double load_seconds = seconds_since(start);
   BlockTask block_task = task(block, weights, activations);
-  StoredProgress progress(recipe_.name, block, s_.store, s_.mesh.team(), s_.monitor,
-                          progress_timing_, [&] { return origin_of_block(s_, block); });
+  StoredProgress progress(recipe_.name, block, s_.store, mesh_.team(), s_.monitor, progress_timing_,
+                          [&] { return origin_of_block(s_, block); });
   block_task.progress = &progress;
   try {
     roundhouse::make_unit(s_, recipe_, *method_, block_task, start, load_seconds);
     return true;
   } catch (const UnquantizableError& error) {  // on all ranks of the team alike
     s_.backend.finish_downloads();
-    if (s_.mesh.team().rank() == 0) note_failure(s_, number_, recipe_.name, block, error.what());
+    if (mesh_.team().rank() == 0) note_failure(s_, number_, recipe_.name, block, error.what());
     return false;
   }
 }
@@ -229,11 +230,11 @@ void RecipeWalk::write_snapshot(int blocks_done, const StreamActivations& activa
       bytes += static_cast<double>(stream.activations->bytes(shard).size());
   }
   std::uint8_t due = timing_.due(bytes) ? 1 : 0;
-  s_.mesh.team().broadcast(std::as_writable_bytes(std::span(&due, 1)), 0);
+  mesh_.team().broadcast(std::as_writable_bytes(std::span(&due, 1)), 0);
   if (due == 0) return;
   s_.monitor.phase(recipe_.name + ": snapshot after block " + std::to_string(blocks_done - 1));
   const auto start = std::chrono::steady_clock::now();
-  snapshots.write(blocks_done, activations, s_.mesh.team());
+  snapshots.write(blocks_done, activations, mesh_.team());
   timing_.written(bytes, seconds_since(start));
 }
 

@@ -14,8 +14,8 @@ namespace roundhouse {
 
 class RecipeWalk {
  public:
-  // `number`: of the recipe among all.
-  RecipeWalk(Schedule& schedule, Handover& handover, std::size_t number,
+  // `mesh`: the one that the recipe goes through. `number`: of the recipe among all.
+  RecipeWalk(Schedule& schedule, const Mesh& mesh, Handover& handover, std::size_t number,
              const std::vector<Recipe>& all, const RecipeState& state);
 
   // kFailed: here or on a stage before this one; whoever found it has noted it.
@@ -35,9 +35,9 @@ class RecipeWalk {
     return in_order() && first_block() < own().end && own().end <= last_block();
   }
   bool in_order() const { return recipe_.needs.streams(); }
-  PartRange own() const { return s_.mesh.blocks(); }
+  PartRange own() const { return mesh_.blocks(); }
   PartRange shards() const {
-    return parts_of_rank(samples_->shards(), s_.mesh.team().rank(), s_.mesh.team().size());
+    return parts_of_rank(samples_->shards(), mesh_.team().rank(), mesh_.team().size());
   }
   int first_block() const { return state_.snapshot; }
   int last_block() const { return state_.last_missing(); }
@@ -63,6 +63,7 @@ class RecipeWalk {
   void write_snapshot(int blocks_done, const StreamActivations& activations, Snapshots& snapshots);
 
   Schedule& s_;
+  const Mesh& mesh_;
   Handover& handover_;
   std::size_t number_;
   const Recipe& recipe_;

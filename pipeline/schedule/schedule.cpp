@@ -16,6 +16,42 @@ const Samples* Schedule::samples_of(const Recipe& recipe) const {
   return recipe.needs.streams() && found != samples.end() ? &found->second : nullptr;
 }
 
+namespace {
+
+// Through these recipes on one mesh, of which this rank is one. `on_finished`: Schedule's, or nobody; it gets these recipes and
+// `finished`. False if this rank's team stopped. Collective over all ranks, whose meshes may be different ones.
+bool walk_recipes(Schedule& schedule, const Mesh& mesh, const std::vector<std::size_t>& numbers,
+                  const std::vector<std::size_t>& finished,
+                  const std::function<bool(const std::vector<std::size_t>&)>& on_finished,
+                  const std::vector<Recipe>& recipes, std::vector<RecipeState>& states) {
+  Handover handover(mesh, schedule.backend, schedule.monitor);
+  schedule.monitor.on_tick([&] { handover.progress(); });
+  FinishedRecipes ready(mesh, static_cast<int>(schedule.model.config().blocks), recipes, finished,
+                        numbers, schedule.store, [&] { schedule.monitor.tick(); });
+  bool going = true;
+  for (const std::size_t r : numbers) {
+    if (going && on_finished) going = on_finished(ready.take());
+    RecipeWalk walk(schedule, mesh, handover, r, recipes, states[r]);
+    RecipeWalk::End end = RecipeWalk::End::kStopped;
+    if (going) {
+      end = walk.run();
+    } else {
+      walk.skip();
+    }
+    going = end != RecipeWalk::End::kStopped;
+    ready.tell(r, end == RecipeWalk::End::kDone);
+  }
+  handover.finish();
+  const Watchdog::Waiting waiting(&schedule.monitor.watchdog());
+  ready.finish(schedule.mesh.world());
+  for (auto& [r, failure] : schedule.failures.share(schedule.mesh.world()))
+    states[r].failure = failure;
+  schedule.monitor.on_tick(nullptr);
+  return going;
+}
+
+}  // namespace
+
 bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
                   std::vector<RecipeState>& states) {
   std::vector<std::size_t> of_gradients;
@@ -33,37 +69,36 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
     if (schedule.mesh.world().all_reduce_max(stop ? 1 : 0) == 1) return false;
   }
 
-  Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
-  schedule.monitor.on_tick([&] { handover.progress(); });
-  std::vector<std::size_t> unfinished;
+  std::vector<std::size_t> everywhere, mine;
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (states[r].to_do()) unfinished.push_back(r);
-  }
-  const int blocks = static_cast<int>(schedule.model.config().blocks);
-  FinishedRecipes ready(schedule.mesh, blocks, recipes, of_gradients, unfinished, schedule.store,
-                        [&] { schedule.monitor.tick(); });
-  bool finished = true;
-  for (const std::size_t r : unfinished) {
-    if (finished && schedule.on_finished) finished = schedule.on_finished(ready.take());
-    RecipeWalk walk(schedule, handover, r, recipes, states[r]);
-    RecipeWalk::End end = RecipeWalk::End::kStopped;
-    if (finished) {
-      end = walk.run();
-    } else {
-      walk.skip();
+    if (!states[r].to_do()) continue;
+    const bool in_lanes = schedule.lane && schedule.lane->lane_of(r) != Lane::kAllLanes;
+    if (!in_lanes) {
+      everywhere.push_back(r);
+    } else if (schedule.lane->lane_of(r) == schedule.lane->number()) {
+      mine.push_back(r);
     }
-    finished = end != RecipeWalk::End::kStopped;
-    ready.tell(r, end == RecipeWalk::End::kDone);
   }
-  handover.finish();
-  {
-    const Watchdog::Waiting waiting(&schedule.monitor.watchdog());
-    ready.finish();
-    for (auto& [r, failure] : schedule.failures.share(schedule.mesh.world()))
-      states[r].failure = failure;
+  if (!schedule.lane)
+    return walk_recipes(schedule, schedule.mesh, everywhere, of_gradients, schedule.on_finished,
+                        recipes, states);
+
+  // What all have made together is given to the lanes, in turns.
+  bool going = walk_recipes(schedule, schedule.mesh, everywhere, {}, nullptr, recipes, states);
+  going = schedule.mesh.world().all_reduce_min(going ? 1 : 0) == 1;
+  if (!going) return false;
+  std::vector<std::size_t> finished;
+  std::size_t turn = 0;
+  for (const std::vector<std::size_t>& made : {of_gradients, everywhere}) {
+    for (const std::size_t r : made) {
+      if (states[r].failure) continue;
+      if (turn++ % static_cast<std::size_t>(schedule.lane->count()) ==
+          static_cast<std::size_t>(schedule.lane->number()))
+        finished.push_back(r);
+    }
   }
-  schedule.monitor.on_tick(nullptr);
-  return finished;
+  return walk_recipes(schedule, schedule.lane->mesh(), mine, finished, schedule.on_finished,
+                      recipes, states);
 }
 
 }  // namespace roundhouse

@@ -24,7 +24,7 @@
 #include "model/causal_lm.h"
 #include "model/quantized/quantized_linear.h"
 #include "pipeline/run/model_identity.h"
-#include "pipeline/schedule/mesh.h"
+#include "pipeline/schedule/lane.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/recipe_state.h"
 #include "pipeline/watch/job_monitor.h"
@@ -38,7 +38,8 @@ namespace roundhouse {
 
 struct Schedule {
   Backend& backend;
-  const Mesh& mesh;
+  const Mesh& mesh;            // of all ranks
+  const Lane* lane = nullptr;  // of this rank, where recipes are dealt to lanes
   const CausalLM& model;
   ModelIdentity& identity;
   const DecoderBlock& shape;

@@ -115,7 +115,9 @@ void add_start(const Json& event, JournalFacts& facts) {
   if (const std::string program = word(event, "program"); !program.empty())
     facts.programs.insert(program);
   const Json mesh = member(event, "mesh");
-  facts.meshes.insert(fmt::format("{} ranks as {} x {} by {}", integer_in(event, "ranks", 0),
+  const int lanes = integer_in(mesh, "lanes", 1);
+  facts.meshes.insert(fmt::format("{} ranks as {}{} x {} by {}", integer_in(event, "ranks", 0),
+                                  lanes > 1 ? fmt::format("{} lanes of ", lanes) : "",
                                   integer_in(mesh, "pipeline", 0), integer_in(mesh, "data", 0),
                                   word(event, "traffic")));
   if (const Json gpus = member(event, "gpus"); !gpus.is_null()) facts.gpus.insert(dump(gpus));

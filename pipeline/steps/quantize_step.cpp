@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -98,7 +99,7 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
 }
 
 // Rank 0 chooses, by what it sees of the machine.
-MeshShape agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
+MeshChoice agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
   nlohmann::json chosen;
   const int ranks = job.world().size();
   agree(job.world(), [&] {
@@ -107,11 +108,21 @@ MeshShape agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
     rates.ranks_a_node = job.ranks_a_node();
     rates.host_bytes = static_cast<double>(available_host_memory());
     const PlanRequest request{job.config(), job.model().config(), job.decoder(), rates};
-    const MeshShape mesh = choose_mesh(request, ranks, states);
-    chosen = {mesh.pipeline, mesh.data};
+    const auto [mesh, lane_of, seconds] = choose_mesh(request, ranks, states);
+    chosen = {mesh.pipeline, mesh.data, mesh.lanes, lane_of};
   });
   chosen = nlohmann::json::parse(job.share(chosen.dump()));
-  return {chosen[0].get<int>(), chosen[1].get<int>()};
+  return {.mesh = {chosen[0].get<int>(), chosen[1].get<int>(), chosen[2].get<int>()},
+          .lane_of = chosen[3].get<std::vector<int>>()};
+}
+
+nlohmann::json to_json(const MeshChoice& chosen, const std::vector<Recipe>& recipes) {
+  nlohmann::json mesh = {
+      {"lanes", chosen.mesh.lanes}, {"pipeline", chosen.mesh.pipeline}, {"data", chosen.mesh.data}};
+  for (std::size_t r = 0; r < recipes.size() && chosen.mesh.lanes > 1; ++r) {
+    if (chosen.lane_of[r] != Lane::kAllLanes) mesh["lane_of"][recipes[r].name] = chosen.lane_of[r];
+  }
+  return mesh;
 }
 
 // Exports and figures of recipes that have become finished while others are quantized, by the team that they were given to.
@@ -187,13 +198,16 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   for (const std::string& set : calibration_sets_in_use(config))
     samples.emplace(set, calibration_samples(job, set));
 
-  const MeshShape shape = agreed_mesh(job, states);
-  const Mesh mesh(job.world(), shape, blocks, job.backend());
+  const MeshChoice chosen = agreed_mesh(job, states);
+  const MeshShape shape = chosen.mesh;
+  const Mesh mesh(job.world(), shape.all_lanes(), blocks, job.backend());
+  std::optional<Lane> lane;
+  if (shape.lanes > 1) lane.emplace(mesh, shape, blocks, job.backend(), chosen.lane_of);
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
                             {"program", build_description()},
                             {"ranks", job.world().size()},
-                            {"mesh", {{"pipeline", shape.pipeline}, {"data", shape.data}}},
+                            {"mesh", to_json(chosen, config.recipes)},
                             {"device", job.backend().description()},
                             {"traffic", mesh.traffic()},
                             {"units", total},
@@ -204,9 +218,8 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
                       std::to_string(config.recipes.size()) + " recipes, " +
                       std::to_string(total - missing) + " of " + std::to_string(total) +
                       " units done before; " + std::to_string(job.world().size()) +
-                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " +
-                      std::to_string(shape.pipeline) + " x " + std::to_string(shape.data) + ", " +
-                      job.backend().description() +
+                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " + describe(shape) +
+                      ", " + job.backend().description() +
                       (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
                       (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
@@ -235,6 +248,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   Schedule schedule{
       .backend = job.backend(),
       .mesh = mesh,
+      .lane = lane ? &*lane : nullptr,
       .model = job.model(),
       .identity = job.model_identity(),
       .shape = job.decoder(),

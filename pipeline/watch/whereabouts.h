@@ -10,6 +10,7 @@ struct RecipeProgress {
   std::string name;
   bool in_order = false;   // a block begins when those before it are done
   bool failed = false;     // it is not gone on with
+  int lane = -1;           // that takes it; -1: all do
   std::vector<bool> done;  // by block
 };
 
@@ -20,7 +21,9 @@ struct StageProgress {
   std::string next;    // the recipe after; empty: none
 };
 
-// By stage. Recipes are gone through in this order by all stages; stages share the blocks as a mesh does.
-std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipes, int stages);
+// By stage, lane after lane. Recipes are gone through in this order; the stages of a lane, or all of them, share the blocks as a mesh
+// does.
+std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipes, int pipeline,
+                                       int lanes = 1);
 
 }  // namespace roundhouse

@@ -222,13 +222,13 @@ def reference(world):
 
 
 def meshes(world):
-    """(ranks, pipeline, data, threads); 0: the planner's choice."""
-    for ranks, pipeline, data, threads in ((1, 1, 1, 2), (2, 1, 2, 1), (2, 2, 1, 2), (3, 1, 3, 2), (3, 3, 1, 1), (4, 2, 2, 1),
-                                           (4, 0, 0, 2), (3, 0, 0, 1), (2, 0, 0, 2)):
+    """(ranks, lanes, pipeline, data, threads); 0: the planner's choice."""
+    for ranks, lanes, pipeline, data, threads in ((1, 1, 1, 1, 2), (2, 1, 1, 2, 1), (2, 1, 2, 1, 2), (3, 1, 1, 3, 2), (3, 3, 1, 1, 1), (4, 1, 2, 2, 1),
+                                                  (4, 2, 2, 1, 2), (3, 0, 0, 0, 1), (2, 2, 1, 1, 2)):
         world.clear()
         began = time.monotonic()
-        world.finish(ranks, mesh__pipeline=pipeline, mesh__data=data, threads=threads)
-        what = f"{ranks} rank(s), mesh {f'{pipeline}x{data}' if pipeline else 'chosen'}, {threads} thread(s) each"
+        world.finish(ranks, mesh__lanes=lanes, mesh__pipeline=pipeline, mesh__data=data, threads=threads)
+        what = f"{ranks} rank(s), mesh {f'{lanes} x {pipeline} x {data}' if lanes else 'chosen'}, {threads} thread(s) each"
         world.check_products(what)
         print(f"{what}: same bits, {time.monotonic() - began:.1f} s", flush=True)
 
@@ -283,7 +283,8 @@ def kills(world):
         before = durable(world)
         ranks = world.random.choice((1, 2, 3, 4))
         data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
-        settings = {"mesh__pipeline": ranks // data, "mesh__data": data} if data else {}
+        lanes = world.random.choice((1, ranks // data)) if data else 0
+        settings = {"mesh__lanes": lanes, "mesh__pipeline": ranks // data // lanes, "mesh__data": data} if data else {}
         delay = world.random.uniform(0.05, longest)
         whole = world.random.random() < 0.3
         began = time.time()
@@ -298,7 +299,7 @@ def kills(world):
             if code != 0:
                 killed += 1
                 times.ended(world, before, began)
-                print(f"kill {killed}: {ranks} rank(s), mesh {f'{ranks // data}x{data}' if data else 'chosen'}, "
+                print(f"kill {killed}: {ranks} rank(s), mesh {f'{lanes} x {ranks // data // lanes} x {data}' if data else 'chosen'}, "
                       f"{'all of them' if whole else f'number {victim}'} after {delay:.2f} s: "
                       f"{len(before)} -> {len(durable(world))} blocks, exports and results", flush=True)
                 continue

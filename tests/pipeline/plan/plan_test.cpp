@@ -89,7 +89,7 @@ TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
   const json plan = planned("configs/llama-2-70b.yaml --ranks 32 --device h200");
   EXPECT_EQ(plan["model"]["blocks"], 80);
   EXPECT_EQ(plan["mesh"]["pipeline"], plan["best_mesh"]["pipeline"]);
-  EXPECT_GT(plan["mesh"]["pipeline"], 2) << "a sweep fills a pipeline";
+  EXPECT_GT(plan["mesh"]["lanes"], 2) << "recipes of a sweep go side by side";
   EXPECT_EQ(plan["nodes"], 4);
   EXPECT_THAT(plan["sbatch"].get<std::string>(),
               testing::AllOf(HasSubstr("--nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --time="),
@@ -180,7 +180,7 @@ class SimulationTest : public testing::Test {
   double seconds(int stages) const {
     return simulate_job(request_, stages, {stages, 1}, states()).simulation.seconds;
   }
-  MeshShape chosen(int ranks) const { return choose_mesh(request_, ranks, states()); }
+  MeshShape chosen(int ranks) const { return choose_mesh(request_, ranks, states()).mesh; }
   std::vector<RecipeState> states() const { return fresh_states(config_.recipes, blocks_); }
 
   RunConfig config_;
@@ -199,14 +199,21 @@ TEST_F(SimulationTest, APipelineIsFilledByRecipes) {
 }
 
 TEST_F(SimulationTest, TheMeshIsTheFastestThatFits) {
-  EXPECT_EQ(chosen(2), (MeshShape{2, 1}))
-      << "two recipes at a time, where a wider team gains nothing";
+  EXPECT_EQ(chosen(2), (MeshShape{1, 1, 2})) << "two recipes at a time, and no pipeline to fill";
   rates_.ranks_a_node = 2;
   const MemoryUse of_wide = simulate_job(request_, 2, {1, 2}, states()).costs.memory(0);
   rates_.host_bytes = 2.02 * std::max(of_wide.host / 0.95, 2 * of_wide.activations);
-  EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "a rank of the other would hold all streams";
+  EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "a rank of the others would hold all streams";
   rates_.host_bytes = 1e6;
-  EXPECT_EQ(chosen(2), (MeshShape{2, 1})) << "none fits";
+  EXPECT_EQ(chosen(2), (MeshShape{1, 1, 2})) << "none fits";
+  rates_.host_bytes = 1e15;
+  config_.lanes = 1;
+  EXPECT_EQ(chosen(2), (MeshShape{2, 1}));
+  config_.lanes = 2;
+  EXPECT_EQ(chosen(4), (MeshShape{2, 1, 2}));
+  config_.lanes = 3;
+  EXPECT_THROW(chosen(4), InputError);
+  config_.lanes = 0;
   config_.recipes.resize(1);
   EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "one recipe is in one stage at a time";
   EXPECT_EQ(chosen(23), (MeshShape{1, 23})) << "more stages than blocks";

@@ -19,6 +19,7 @@
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
+#include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
 #include "tests/support/memory_store.h"
 
@@ -100,7 +101,7 @@ class Walker {
   bool run(RunStore& store, MeshShape shape,
            std::function<void(JobMonitor&, int)> on_unit = nullptr) {
     order.clear();
-    const Mesh mesh(world_, shape, kBlocks, *backend_);
+    const Meshes meshes(world_, shape, recipes_, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     std::vector<RecipeState> states;
@@ -109,7 +110,8 @@ class Walker {
     }
     int units = 0;
     Schedule schedule{.backend = *backend_,
-                      .mesh = mesh,
+                      .mesh = meshes.all,
+                      .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
@@ -205,9 +207,7 @@ TEST(GradientRecipesTest, SameBytesOnEveryMeshAndAfterAStop) {
   const auto& expected = undisturbed().contents;
   ASSERT_EQ(expected.size(), std::size_t{5 * kBlocks + 3});
   Communicator& world = test_world();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -217,8 +217,7 @@ TEST(GradientRecipesTest, SameBytesOnEveryMeshAndAfterAStop) {
     world.barrier();
     EXPECT_TRUE(walker.run(store, shape));
     world.barrier();
-    EXPECT_EQ(contents(store), expected)
-        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store), expected) << describe(shape);
   }
 }
 

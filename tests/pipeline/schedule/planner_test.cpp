@@ -14,6 +14,7 @@
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
+#include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
 
 namespace roundhouse {
@@ -143,14 +144,15 @@ class Walker {
 
   // Everything that is missing; stops after so many units of this rank's. Compares what was planned with what was done.
   void run(RunStore& inner, MeshShape shape, int units_until_stop = 0) {
-    const Mesh mesh(*world_, shape, kBlocks, *backend_);
+    const Meshes meshes(*world_, shape, recipes_, kBlocks, *backend_);
     JobMonitor monitor(*world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     const std::vector<RecipeState> states = look(inner);
     WatchedStore store(inner);
     int units = 0;
     Schedule schedule{.backend = *backend_,
-                      .mesh = mesh,
+                      .mesh = meshes.all,
+                      .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
@@ -170,11 +172,11 @@ class Walker {
     std::vector<RecipeState> walked = states;
     (void)quantize_all(schedule, recipes_, walked);
     sent_by_run = sent_ - before;
-    steps = plan_steps(recipes_, states, shape, kBlocks);
-    const auto expected =
-        expected_lines(steps[static_cast<std::size_t>(mesh.stage())], recipes_, mesh, hours_ > 0);
+    steps = plan_steps(recipes_, states, shape, kBlocks, meshes.lane_of);
+    const auto expected = expected_lines(steps[static_cast<std::size_t>(meshes.all.stage())],
+                                         recipes_, meshes.all, hours_ > 0);
     if (units_until_stop == 0) {
-      EXPECT_EQ(store.seen, expected) << shape.pipeline << " x " << shape.data;
+      EXPECT_EQ(store.seen, expected) << describe(shape);
     } else {
       ASSERT_LE(store.seen.size(), expected.size());
       EXPECT_TRUE(std::equal(store.seen.begin(), store.seen.end(), expected.begin()));
@@ -203,24 +205,16 @@ class Walker {
   std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), kLength, *backend_);
 };
 
-template <class Visit>
-void for_each_mesh(const Visit& visit) {
-  const int ranks = test_world().size();
-  for (int pipeline = 1; pipeline <= ranks; ++pipeline) {
-    if (ranks % pipeline == 0) visit(MeshShape{pipeline, ranks / pipeline});
-  }
-}
-
 TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
-  for_each_mesh([](MeshShape shape) {
+  for (const MeshShape shape : all_meshes(test_world().size(), kBlocks)) {
     const SharedFolder folder(test_world());
     Hdf5Store store(folder.path());
     Walker(all_kinds(), kAlwaysInterrupted).run(store, shape);
-  });
+  }
 }
 
 TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
-  for_each_mesh([](MeshShape shape) {
+  for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
     for (const double hours : {kAlwaysInterrupted, kNever}) {
       const SharedFolder folder(test_world());
       Hdf5Store store(folder.path());
@@ -232,11 +226,11 @@ TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
       test_world().barrier();
       walker.run(store, shape);
     }
-  });
+  }
 }
 
 TEST(PlannerTest, AlsoWhereBlocksWithinAreMissing) {
-  for_each_mesh([](MeshShape shape) {
+  for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
     const SharedFolder folder(test_world());
     Hdf5Store store(folder.path());
     Walker walker(recipes_of({{{"method", "gptq"}},
@@ -253,7 +247,7 @@ TEST(PlannerTest, AlsoWhereBlocksWithinAreMissing) {
     }
     test_world().barrier();
     walker.run(store, shape);
-  });
+  }
 }
 
 // Of methods' messages and activations every byte; what else is sent are the few words by which ranks agree.
@@ -269,7 +263,7 @@ TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
     config.calibration.sequence_length = kLength;
     config.calibration.shards = kShards;
     const DeviceRates rates = rates_of_device("cpu");
-    for_each_mesh([&](MeshShape shape) {
+    for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
       const SharedFolder folder(test_world());
       Hdf5Store store(folder.path());
       Walker walker(config.recipes, kNever);
@@ -292,9 +286,17 @@ TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
       EXPECT_LE(reckoned, sent) << settings.dump();
       constexpr double kWordsOfABlock = 600;
       EXPECT_LT(sent - reckoned, kWordsOfABlock * kBlocks * test_world().size())
-          << settings.dump() << " " << shape.pipeline << " x " << shape.data << ": " << reckoned;
-    });
+          << settings.dump() << " " << describe(shape) << ": " << reckoned;
+    }
   }
+}
+
+// The longest first, each to the lane that has least so far.
+TEST(PlannerTest, RecipesAreDealtByWhatTheyTake) {
+  constexpr int kAll = Lane::kAllLanes;
+  EXPECT_EQ(deal_recipes({1, 0, 5, 3, 3}, 2), (std::vector<int>{0, kAll, 0, 1, 1}));
+  EXPECT_EQ(deal_recipes({2, 2, 2}, 4), (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(deal_recipes({2, 0}, 1), (std::vector<int>{0, kAll}));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
 #include "tests/model/model_files.h"
+#include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
 #include "tests/support/memory_store.h"
 
@@ -64,7 +65,7 @@ class Walker {
   bool run(
       RunStore& store, MeshShape shape, std::function<void(JobMonitor&, int)> on_unit = nullptr,
       std::function<bool(const Mesh&, const std::vector<std::size_t>&)> on_finished = nullptr) {
-    const Mesh mesh(world_, shape, kBlocks, *backend_);
+    const Meshes meshes(world_, shape, recipes_, kBlocks, *backend_);
     JobMonitor monitor(world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     states_.clear();
@@ -73,7 +74,8 @@ class Walker {
     }
     int units = 0;
     Schedule schedule{.backend = *backend_,
-                      .mesh = mesh,
+                      .mesh = meshes.all,
+                      .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
                       .shape = *shape_,
@@ -95,7 +97,7 @@ class Walker {
                           },
                       .on_finished =
                           [&](const std::vector<std::size_t>& finished) {
-                            return !on_finished || on_finished(mesh, finished);
+                            return !on_finished || on_finished(meshes.of_recipes(), finished);
                           },
                       .gradient_samples = {}};
     if (method_of_) schedule.method_of = method_of_;
@@ -206,14 +208,12 @@ TEST(ScheduleTest, MakesADamagedBlockAgainAndNoOther) {
 TEST(ScheduleTest, SameBytesOnEveryMesh) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
-    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}));
+    EXPECT_TRUE(Walker(world).run(store, shape));
     world.barrier();
-    EXPECT_EQ(contents(store), expected)
-        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store), expected) << describe(shape);
   }
 }
 
@@ -228,12 +228,11 @@ TEST(FailureTest, WhatCannotBeQuantizedIsNamed) {
     write_model(model.path(), config, tensors);
   }
   world.barrier();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world, 0, model.path());
-    EXPECT_TRUE(walker.run(store, {pipeline, world.size() / pipeline}));
+    EXPECT_TRUE(walker.run(store, shape));
     for (const RecipeState& state : walker.states()) {
       ASSERT_TRUE(state.failure);
       EXPECT_EQ(state.failure->block, 3);
@@ -296,9 +295,7 @@ void expect_failure(const Walker& walker) {
 TEST(FailureTest, TheOthersGoOnOnEveryMesh) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -312,7 +309,7 @@ TEST(FailureTest, TheOthersGoOnOnEveryMesh) {
     world.barrier();
     expect_failure(walker);
     EXPECT_THAT(taken, testing::Not(testing::Contains(1u)));
-    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline;
+    EXPECT_EQ(contents(store), expected) << describe(shape);
     EXPECT_TRUE(store.has(block_key("failing", 2)));
     EXPECT_FALSE(store.has(block_key("failing", 3)));
     EXPECT_TRUE(store.has(failure_key("failing", 3)));
@@ -360,9 +357,7 @@ TEST(FailureTest, ResumesAroundAFailureAtAnyWrite) {
 TEST(FailureTest, StopsTogetherAroundAFailure) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -375,7 +370,7 @@ TEST(FailureTest, StopsTogetherAroundAFailure) {
     EXPECT_TRUE(walker.run(store, shape));
     world.barrier();
     expect_failure(walker);
-    EXPECT_EQ(contents(store), expected) << "pipeline " << pipeline;
+    EXPECT_EQ(contents(store), expected) << describe(shape);
   }
 }
 
@@ -391,8 +386,7 @@ class UndecidedMethod final : public Method {
 TEST(FailureTest, WhatCannotBeDecidedIsLeftToo) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -406,7 +400,7 @@ TEST(FailureTest, WhatCannotBeDecidedIsLeftToo) {
       return make_method(recipe);
     });
     for (int start = 0; start < 2; ++start) {
-      EXPECT_TRUE(walker.run(store, {pipeline, world.size() / pipeline}));
+      EXPECT_TRUE(walker.run(store, shape));
       world.barrier();
       ASSERT_TRUE(walker.states()[0].failure);
       EXPECT_EQ(walker.states()[0].failure->place(), "the whole model");
@@ -419,8 +413,7 @@ TEST(FailureTest, WhatCannotBeDecidedIsLeftToo) {
 // While a recipe is under way there is one, of its last block; afterwards there is none, and no folder.
 TEST(ScheduleTest, SnapshotsGoWithTheirRecipe) {
   Communicator& world = test_world();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     const auto snapshots = [&](const Recipe& recipe) {
@@ -434,7 +427,7 @@ TEST(ScheduleTest, SnapshotsGoWithTheirRecipe) {
       for (const std::size_t recipe : finished) EXPECT_TRUE(snapshots(recipes()[recipe]).empty());
       return true;
     };
-    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, look, take));
+    EXPECT_TRUE(Walker(world).run(store, shape, look, take));
     world.barrier();
     EXPECT_GT(world.all_reduce_max(static_cast<std::int64_t>(most)), 0);
     EXPECT_LE(most, 2u * kShards) << "that before goes when the next is there";
@@ -459,8 +452,7 @@ TEST(ScheduleTest, SameBytesWithoutSnapshots) {
 // A recipe is handed over when it is finished, before the team goes on to the next; to one team, which sees all of its blocks.
 TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
   Communicator& world = test_world();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     std::vector<std::size_t> taken;  // by this rank's team
@@ -472,15 +464,15 @@ TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
         for (int block = 0; block < kBlocks; ++block) {
           EXPECT_TRUE(store.has(block_key(recipes()[recipe].name, block)));
         }
-        if (mesh.shape().pipeline == 1) {
+        if (shape.stages() == 1) {
           EXPECT_EQ(store.bytes(block_key(recipes()[recipe + 1].name, 0)), 0u)
               << "the next has begun";
         }
       }
       return true;
     };
-    EXPECT_TRUE(Walker(world).run(store, {pipeline, world.size() / pipeline}, nullptr, take));
-    if (pipeline == 1) {
+    EXPECT_TRUE(Walker(world).run(store, shape, nullptr, take));
+    if (shape.stages() == 1) {
       EXPECT_EQ(taken, (std::vector<std::size_t>{0, 1})) << "the last is for all ranks together";
     }
     std::array<std::int64_t, 3> times{};
@@ -493,16 +485,14 @@ TEST(ScheduleTest, HandsOverEachRecipeAsItIsFinished) {
 TEST(ScheduleTest, StopsWhereResultsStop) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
     const bool done = walker.run(
         store, shape, nullptr,
         [&](const Mesh&, const std::vector<std::size_t>& ready) { return ready.empty(); });
-    if (pipeline == 1) {
+    if (shape.stages() == 1) {
       EXPECT_FALSE(done);
     }
     world.barrier();
@@ -516,9 +506,7 @@ TEST(ScheduleTest, StopsWhereResultsStop) {
 TEST(ScheduleTest, StopsTogetherAndGoesOn) {
   Communicator& world = test_world();
   const auto expected = undisturbed();
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -528,8 +516,7 @@ TEST(ScheduleTest, StopsTogetherAndGoesOn) {
     world.barrier();
     EXPECT_TRUE(walker.run(store, shape));
     world.barrier();
-    EXPECT_EQ(contents(store), expected)
-        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store), expected) << describe(shape);
   }
 }
 
@@ -583,9 +570,7 @@ TEST(DecisionTest, IsMadeOnceByAllRanksAndHandedToEveryBlock) {
     expected = contents(store, made);
   }
   ASSERT_EQ(expected.size(), 1u + kBlocks);
-  for (int pipeline = 1; pipeline <= world.size(); ++pipeline) {
-    if (world.size() % pipeline != 0) continue;
-    const MeshShape shape{pipeline, world.size() / pipeline};
+  for (const MeshShape shape : meshes_of_one_lane(world.size(), kBlocks)) {
     const SharedFolder folder(world);
     Hdf5Store store(folder.path());
     Walker walker(world);
@@ -598,8 +583,7 @@ TEST(DecisionTest, IsMadeOnceByAllRanksAndHandedToEveryBlock) {
     EXPECT_TRUE(walker.run(store, shape));
     world.barrier();
     EXPECT_EQ(decided, 1) << "who resumes reads it";
-    EXPECT_EQ(contents(store, made), expected)
-        << "pipeline " << pipeline << " of " << world.size() << " ranks";
+    EXPECT_EQ(contents(store, made), expected) << describe(shape);
     for (int block = 0; block < kBlocks; ++block) {
       const auto attributes = store.attributes(block_key("deciding", block));
       ASSERT_TRUE(attributes);

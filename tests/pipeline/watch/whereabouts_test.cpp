@@ -42,5 +42,22 @@ TEST(WhereaboutsTest, WhatFailedIsPassedOver) {
   EXPECT_EQ(whereabouts({failed, recipe("b", 6)}, 1)[0].recipe, "");
 }
 
+TEST(WhereaboutsTest, LanesHaveRecipesOfTheirOwn) {
+  std::vector<RecipeProgress> recipes = {recipe("all", 6), recipe("a", 4), recipe("b", 1),
+                                         recipe("c", 0)};
+  recipes[1].lane = recipes[3].lane = 0;
+  recipes[2].lane = 1;
+  const auto stages = whereabouts(recipes, 1, 2);
+  ASSERT_EQ(stages.size(), 2u);
+  EXPECT_EQ(stages[0].recipe, "a");
+  EXPECT_EQ(stages[0].block, 4);
+  EXPECT_EQ(stages[0].next, "c");
+  EXPECT_EQ(stages[1].recipe, "b");
+  EXPECT_EQ(stages[1].next, "");
+  recipes[0] = recipe("all", 4, false);
+  EXPECT_EQ(whereabouts(recipes, 1, 2)[0].recipe, "a") << "its half of the blocks is done";
+  EXPECT_EQ(whereabouts(recipes, 1, 2)[1].recipe, "all");
+}
+
 }  // namespace
 }  // namespace roundhouse
