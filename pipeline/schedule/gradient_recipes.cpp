@@ -134,12 +134,17 @@ class Walk {
 
   void take(const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
     SummedGradients sums;
-    for (std::size_t i = 0; i < site.shape.linears().size(); ++i) {
+    const bool usable = settle_dropped(site, gradients);
+    for (std::size_t i = 0; usable && i < site.shape.linears().size(); ++i) {
       sums.push_back(gradients.finish(static_cast<int>(i)));
     }
     std::map<std::string, nlohmann::json> made;  // statistics, by their settings
     for (User& user : users_) {
       if (user.done(site.block)) continue;
+      if (!usable) {
+        fail(user, site, too_many_dropped_);
+        continue;
+      }
       BlockTask task{site,      s_.model.checkpoint(),     weights,           nullptr, nullptr,
                      s_.budget, s_.saved_activation_bytes, decision_of(user), &sums};
       try {
@@ -150,14 +155,33 @@ class Walk {
           make_statistics(user, task, made);
         }
       } catch (const UnquantizableError& error) {  // on all ranks of the team alike
-        user.state.failure = RecipeFailure{.block = site.block, .reason = error.what()};
-        if (site.team.rank() == 0)
-          note_failure(s_, user.number, user.recipe.name, site.block, error.what());
+        fail(user, site, error.what());
       }
       s_.monitor.tick();
     }
     site.team.barrier();
     taken_.push_back(site.block);
+  }
+
+  // Of the team alike.
+  void fail(User& user, const BlockSite& site, const std::string& what) {
+    user.state.failure = RecipeFailure{.block = site.block, .reason = what};
+    if (site.team.rank() == 0) note_failure(s_, user.number, user.recipe.name, site.block, what);
+  }
+
+  // Which samples the block's sums lack goes to the journal. False: too many, as too_many_dropped_ then says.
+  bool settle_dropped(const BlockSite& site, const BlockGradients& gradients) {
+    try {
+      nlohmann::json event = gradients.settle_dropped();
+      if (event.empty() || site.team.rank() != 0) return true;
+      event["event"] = "dropped_gradients";
+      event["block"] = site.block;
+      s_.monitor.event(event);
+      return true;
+    } catch (const UnquantizableError& error) {  // on all ranks of the team alike
+      too_many_dropped_ = error.what();
+      return false;
+    }
   }
 
   const nlohmann::json& decision_of(const User& user) const {
@@ -207,6 +231,7 @@ class Walk {
   std::vector<User> users_;
   const std::vector<std::string>& others_;
   const nlohmann::json nothing_decided_;
+  std::string too_many_dropped_;
   std::vector<int> taken_;              // blocks, by this rank's team
   std::vector<std::string> committed_;  // records, by this rank
 };

@@ -105,7 +105,7 @@ void add_block(const Json& event, int block, double blocks, RecipeFacts& facts) 
   for (const Json& linear : member(event, "linears")) add_linear(linear, block, facts);
   for (const Json& dropped : member(event, "dropped_samples")) {
     facts.lines.push_back(
-        fmt::format("block {}, {}: {} samples have inputs that are not finite and were left out",
+        fmt::format("block {}, {}: {} samples are not finite and were left out",
                     block, word(dropped, "linears"), integer_in(dropped, "count", 0)));
   }
 }
@@ -134,6 +134,13 @@ void add_remark(const Json& event, JournalFacts& facts) {
   } else if (kind == "pin_failed") {
     facts.remarks.push_back("some activations could not be pinned, so copies were slower: " +
                             word(event, "why"));
+  } else if (kind == "dropped_gradients") {
+    for (const Json& dropped : member(event, "dropped_samples")) {
+      facts.remarks.push_back(
+          fmt::format("block {}, {}: {} samples are not finite and were left out of the sums",
+                      integer_in(event, "block", -1), word(dropped, "linears"),
+                      integer_in(dropped, "count", 0)));
+    }
   } else if (kind == "unread_tensors") {
     facts.remarks.push_back("tensors of the checkpoint that no part of the model reads: " +
                             dump(member(event, "tensors")));

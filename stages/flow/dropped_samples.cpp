@@ -21,7 +21,7 @@ std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
   if (count == 0) return samples;
 
   const std::string what = linears + ": " + std::to_string(count) + " of " +
-                           std::to_string(samples) + " samples have inputs that are not finite";
+                           std::to_string(samples) + " samples are not finite";
   if (10 * count > samples)
     throw UnquantizableError(what + "; more than a tenth cannot be left out");
   std::ranges::sort(dropped);

@@ -149,9 +149,10 @@ class Walk {
     }
   }
 
-  // From the output of the last block to the gradient of the loss, in place. Returns the sum of the shard's losses.
-  double differentiate_loss(int shard, const CausalLM::Head& head) {
-    double sum = 0.0;
+  // From the output of the last block to the gradient of the loss, in place. Returns the sum of the shard's losses that are finite, and
+  // how many they are: what is not finite is left out of sums (BlockGradients).
+  std::vector<double> differentiate_loss(int shard, const CausalLM::Head& head) {
+    double sum = 0.0, finite = 0.0;
     for_each_batch(
         shard, {gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
           const ConstMatrix output = std::as_const(rows.front()).view();
@@ -160,27 +161,28 @@ class Walk {
             const CausalLM::LossGradient loss =
                 w_.model.loss_gradient(head, output.row_range(row, row + batch.length),
                                        w_.samples.ids(sample, 1), w_.backend);
-            if (!std::isfinite(loss.loss)) {
-              throw Error("the loss of calibration sample " + std::to_string(sample) +
-                          " is not finite, computed in " +
-                          std::string(name_of(w_.backend.activation_type())) +
-                          ": draw others (calibration.seed, calibration.text)");
+            if (std::isfinite(loss.loss)) {
+              sum += loss.loss;
+              ++finite;
             }
-            sum += loss.loss;
             gradient_->store_behind(shard, batch.first_row + row, loss.residual.view(), w_.backend);
           }
         });
-    return sum;
+    return {sum, finite};
   }
 
-  void finish_losses(const BlockSite& at, std::vector<double> of_shards) {
-    ShardNumberSum losses(at, 1);
+  void finish_losses(const BlockSite& at, std::vector<std::vector<double>> of_shards) {
+    ShardNumberSum losses(at, 2);
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
-      losses.add(shard, {of_shards[static_cast<std::size_t>(shard - shards_.begin)]});
+      losses.add(shard, std::move(of_shards[static_cast<std::size_t>(shard - shards_.begin)]));
     }
-    const double mean = losses.finish().front() / static_cast<double>(w_.samples.count());
+    const std::vector<double> sums = losses.finish();
     if (w_.team.rank() != 0) return;
-    w_.monitor.event({{"event", "loss"}, {"mean", mean}, {"samples", w_.samples.count()}});
+    nlohmann::json event = {
+        {"event", "loss"}, {"mean", sums[0] / sums[1]}, {"samples", w_.samples.count()}};
+    const auto finite = static_cast<std::int64_t>(sums[1]);
+    if (finite < w_.samples.count()) event["not_finite"] = w_.samples.count() - finite;
+    w_.monitor.event(event);
   }
 
   // False: the gradient of the output does not come, or the walk is to end.
@@ -197,7 +199,7 @@ class Walk {
     if (!w_.summed || w_.summed(block)) gradients.emplace(here, w_.wanted);
     CausalLM::Head head;
     if (from_loss) head = w_.model.load_head(w_.backend);
-    std::vector<double> losses;
+    std::vector<std::vector<double>> losses;
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
       if (from_loss) {
         clock_.measure("loss", [&] { losses.push_back(differentiate_loss(shard, head)); });
@@ -212,7 +214,7 @@ class Walk {
     }
     head = {};
     inputs_.pop_back();
-    if (from_loss) finish_losses(here, losses);
+    if (from_loss) finish_losses(here, std::move(losses));
     count(block, gradients.has_value(), input_wanted);
     tell_block("gradients_block", block, timer.seconds());
     if (gradients) {

@@ -53,8 +53,8 @@ struct GradientWalk {
   std::function<bool(int block, Activations* gradient)> block_done = {};
 };
 
-// Collective over the team. False if block_done() or receive_gradient() said so. Throws Error naming the sample if its loss is not
-// finite. To the journal, from the team's rank 0: {"event": "loss", "mean": nats a token, ...} where the model ends; for each
+// Collective over the team. False if block_done() or receive_gradient() said so. To the journal, from the team's rank 0: {"event":
+// "loss", "mean": nats a token, of the samples whose loss is finite, "not_finite": the others, if any} where the model ends; for each
 // block {"event": "gradients_forward" or, on the way back and without take(), "gradients_block", "block", "samples", "length",
 // "seconds", "ranks"}; and {"event": "gradients", "blocks": [first, end], "phases": ..., "flops": ...} (stages/flow/phase_clock.h) in
 // the end.

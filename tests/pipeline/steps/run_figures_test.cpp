@@ -137,7 +137,7 @@ TEST_F(RunFiguresTest, ReadsTheJournal) {
   EXPECT_THAT(
       figures.run.fallbacks,
       ElementsAre("rtn-w4g128, block 1, q_proj: damping was raised 2 times, to 0.04; made by rtn",
-                  "rtn-w4g128, block 1, q, k, v: 2 samples have inputs that are not finite "
+                  "rtn-w4g128, block 1, q, k, v: 2 samples are not finite "
                   "and were left out"));
   ASSERT_THAT(figures.run.spans, SizeIs(2));
   EXPECT_EQ(figures.run.spans[0].first_rank, 2);

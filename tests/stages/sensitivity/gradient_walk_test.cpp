@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 
 #include "base/error.h"
+#include "base/numerical_error.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/model/reference_model.h"
 #include "tests/reference/gradients.h"
@@ -25,6 +26,7 @@ struct Sums {
   std::map<std::string, std::vector<float>> sum, squares;
   std::vector<int> order;    // blocks
   std::vector<json> events;  // of the loss
+  std::vector<json> dropped;
 };
 
 struct Settings {
@@ -48,6 +50,10 @@ Sums walk(Communicator& team, const std::filesystem::path& path, std::int64_t co
   const auto take = [&](const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
     result.order.push_back(site.block);
     EXPECT_EQ(weights.linears.size(), shape->linears().size());
+    const json dropped = gradients.settle_dropped();
+    if (dropped.contains("dropped_samples")) {
+      for (const json& each : dropped["dropped_samples"]) result.dropped.push_back(each);
+    }
     for (std::size_t i = 0; i < shape->linears().size(); ++i) {
       const LinearSpec& spec = shape->linears()[i];
       const auto size = static_cast<std::size_t>(spec.rows * spec.cols);
@@ -223,29 +229,63 @@ TEST(GradientWalkTest, SameBitsOnAnyNumberOfRanks) {
   }
 }
 
-TEST(GradientWalkTest, ALossThatIsNotFiniteIsAnErrorThatNamesTheSample) {
-  const TemporaryFolder folder;
+// A model in which the sum of token 7 and position 3 is infinite; two rows of the table of positions belong to none.
+void write_overflowing_model(const std::filesystem::path& folder) {
   json config = small_opt_config();
   config["torch_dtype"] = "float32";
   config["tie_word_embeddings"] = false;
   Tensors tensors = formula_tensors(config, DType::kF32);
-  // Token 7 at position 3 overflows; two rows of the table belong to no position.
-  const auto fill = [&](const char* name, std::size_t row) {
-    std::ranges::fill(tensors.at(name).as<float>().subspan(row * 32, 32), 3e38f);
-  };
-  fill("model.decoder.embed_tokens.weight", 7);
-  fill("model.decoder.embed_positions.weight", 2 + 3);
-  write_model(folder.path(), config, tensors);
-  std::vector<std::int32_t> ids(4 * 6, 1);
-  ids[2 * 6 + 3] = 7;
+  tensors.at("model.decoder.embed_tokens.weight").as<float>()[7 * 32] = 3e38f;
+  tensors.at("model.decoder.embed_positions.weight").as<float>()[(2 + 3) * 32] = 1e38f;
+  write_model(folder, config, tensors);
+}
+
+constexpr std::int64_t kOfOverflow = 6;  // tokens of a sample
+std::vector<std::int32_t> samples_of_ones(std::size_t count,
+                                          const std::vector<std::size_t>& overflowing) {
+  std::vector<std::int32_t> ids(count * kOfOverflow, 1);
+  for (std::size_t s = 0; s < count; ++s)
+    ids[s * kOfOverflow] = static_cast<std::int32_t>(2 + s % 5);
+  for (const std::size_t s : overflowing) ids[s * kOfOverflow + 3] = 7;
+  return ids;
+}
+
+TEST(GradientWalkTest, ASampleThatIsNotFiniteIsLeftOutAndNamed) {
+  const TemporaryFolder folder;
+  write_overflowing_model(folder.path());
   const auto alone = make_local_communicator();
+  const auto ids = samples_of_ones(11, {4});
+  std::map<std::string, std::vector<double>> want;
+  for (std::size_t s = 0; s < 11; ++s) {
+    if (s == 4) continue;
+    const auto first = ids.begin() + static_cast<std::ptrdiff_t>(s * kOfOverflow);
+    const Sums one =
+        walk(*alone, folder.path(), 1, kOfOverflow, {first, first + kOfOverflow}, {.shards = 1});
+    for (const auto& [name, sum] : one.sum) {
+      want[name].resize(sum.size());
+      for (std::size_t i = 0; i < sum.size(); ++i) want[name][i] += sum[i];
+    }
+  }
+  const Sums got = walk(test_world(), folder.path(), 11, kOfOverflow, ids);
+  for (const auto& [name, sum] : got.sum) expect_near(sum, want.at(name), 2e-5, name);
+  ASSERT_EQ(got.dropped.size(), got.sum.size());
+  for (const json& each : got.dropped) EXPECT_EQ(each.at("samples"), json({4})) << each;
+  if (test_world().rank() == 0) {
+    EXPECT_EQ(got.events.front().at("not_finite"), 1);
+    EXPECT_TRUE(std::isfinite(got.events.front().at("mean").get<double>()));
+  }
+}
+
+TEST(GradientWalkTest, MoreThanATenthCannotBeLeftOut) {
+  const TemporaryFolder folder;
+  write_overflowing_model(folder.path());
   std::string said = "nothing";
   try {
-    (void)walk(*alone, folder.path(), 4, 6, ids, {.shards = 2});
-  } catch (const Error& error) {
+    (void)walk(test_world(), folder.path(), 11, kOfOverflow, samples_of_ones(11, {2, 9}));
+  } catch (const UnquantizableError& error) {
     said = error.what();
   }
-  EXPECT_THAT(said, testing::HasSubstr("sample 2"));
+  EXPECT_THAT(said, testing::HasSubstr("2 of 11 samples"));
 }
 
 }  // namespace
