@@ -34,7 +34,10 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
   }
 
   Handover handover(schedule.mesh, schedule.backend, schedule.monitor);
-  schedule.monitor.on_tick([&] { handover.progress(); });
+  schedule.monitor.on_tick([&] {
+    handover.progress();
+    schedule.behind.poll();
+  });
   std::vector<std::size_t> unfinished;
   for (std::size_t r = 0; r < recipes.size(); ++r) {
     if (states[r].to_do()) unfinished.push_back(r);
@@ -53,6 +56,7 @@ bool quantize_all(Schedule& schedule, const std::vector<Recipe>& recipes,
       walk.skip();
     }
     finished = end != RecipeWalk::End::kStopped;
+    finish_writing(schedule);
     ready.tell(r, end == RecipeWalk::End::kDone);
   }
   handover.finish();
