@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/host_threads.h"
 
 namespace roundhouse {
 namespace {
@@ -61,6 +62,21 @@ Tensor::Tensor(Memory& memory, DType type, std::int64_t rows, std::int64_t cols)
       rows_(rows),
       cols_(cols) {}
 
+namespace {
+
+void convert_on_host_threads(DType from_type, const std::byte* from, DType to_type, std::byte* to,
+                             std::size_t count) {
+  constexpr std::size_t kPiece = std::size_t{1} << 18;  // elements
+  on_host_threads(static_cast<std::int64_t>((count + kPiece - 1) / kPiece),
+                  [&](std::int64_t piece) {
+                    const std::size_t at = static_cast<std::size_t>(piece) * kPiece;
+                    convert(from_type, from + at * size_of(from_type), to_type,
+                            to + at * size_of(to_type), std::min(kPiece, count - at));
+                  });
+}
+
+}  // namespace
+
 Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
   require(host.shape.size() <= 2, "a tensor on a device has at most two dimensions");
   const std::int64_t rows = host.shape.size() == 2 ? host.shape[0] : 1;
@@ -73,11 +89,22 @@ Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
     memory.sync();  // `host` need not outlive this call
     return tensor;
   }
-  std::vector<std::byte> converted(tensor.bytes());
-  convert(host.type, host.bytes.data(), type, converted.data(),
-          static_cast<std::size_t>(rows * cols));
-  memory.upload(converted, tensor.buffer_.get());
-  memory.sync();
+  const std::size_t count = static_cast<std::size_t>(rows * cols), each = size_of(type);
+  if (memory.is_host_memory()) {
+    convert_on_host_threads(host.type, host.bytes.data(), type, tensor.buffer_.get(), count);
+    return tensor;
+  }
+  // By way of a buffer that is kept, since new memory takes as long as the work.
+  constexpr std::size_t kAtATime = std::size_t{8} << 20;  // elements
+  static thread_local std::vector<std::byte> kept;
+  kept.resize(std::max(kept.size(), std::min(count, kAtATime) * each));
+  for (std::size_t begin = 0; begin < count; begin += kAtATime) {
+    const std::size_t n = std::min(count - begin, kAtATime);
+    convert_on_host_threads(host.type, host.bytes.data() + begin * size_of(host.type), type,
+                            kept.data(), n);
+    memory.upload(std::span(kept).first(n * each), tensor.buffer_.get() + begin * each);
+    memory.sync();  // before the buffer is written again
+  }
   return tensor;
 }
 

@@ -8,6 +8,7 @@
 #include "base/write_guard.h"
 #include "comm/counted_communicator.h"
 #include "comm/together.h"
+#include "kernels/host_threads.h"
 #include "model/architectures/tensor_names.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
@@ -64,6 +65,7 @@ RankThreads rank_threads(int threads, const LaunchSession& session) {
 }
 
 std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads) {
+  set_host_threads(threads);
   return make_backend(device.backend,
                       {.threads = threads, .device = device.index, .sharers = device.sharers});
 }

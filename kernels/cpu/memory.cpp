@@ -1,4 +1,5 @@
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -52,16 +53,25 @@ std::string CpuBackend::computes_as() const {
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) {
-  constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  // A cache line, and the widest vector. What is large begins with a page of that size, if the system has such: the first touch of
+  // weights would else be half of loading them.
+  constexpr std::size_t kLine = 64, kHugePage = std::size_t{2} << 20, kLarge = 4 * kHugePage;
+  const std::size_t alignment = bytes >= kLarge ? kHugePage : kLine;
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   void* const memory =
-      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+      rounded < bytes ? nullptr : std::aligned_alloc(alignment, std::max(rounded, alignment));
   if (memory == nullptr) throw Error("out of memory: " + std::to_string(bytes) + " bytes wanted");
+  if (alignment == kHugePage) (void)::madvise(memory, rounded, MADV_HUGEPAGE);
   return {static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); }};
 }
 
 void CpuBackend::upload(std::span<const std::byte> from, void* to) {
-  std::ranges::copy(from, static_cast<std::byte*>(to));
+  constexpr std::int64_t kPieceBytes = 1 << 20;
+  for_each_range(threads_, std::ssize(from), kPieceBytes,
+                 [&](std::int64_t begin, std::int64_t end) {
+                   std::memcpy(static_cast<std::byte*>(to) + begin, from.data() + begin,
+                               static_cast<std::size_t>(end - begin));
+                 });
 }
 
 void CpuBackend::download(const void* from, std::span<std::byte> to) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/quantized/validation.h"
 
 namespace roundhouse {
 namespace {
@@ -59,6 +60,18 @@ Tensor dequantize_on_host(const QuantizedLinear& q, Backend& backend) {
 }  // namespace
 
 void validate(const QuantizedLinear& q) {
+  validate_beside_codes(q);
+  const int largest = (1 << q.bits) - 1;
+  const std::span<const std::uint8_t> codes = q.codes.as<std::uint8_t>();
+  if (*std::ranges::max_element(codes) > largest) throw_code_out_of_range(q);
+}
+
+void throw_code_out_of_range(const QuantizedLinear& q) {
+  throw Error("quantized linear " + q.name + ": a code of more than " + std::to_string(q.bits) +
+              " bits");
+}
+
+void validate_beside_codes(const QuantizedLinear& q) {
   const auto check = [&](bool ok, const std::string& what) {
     if (!ok) throw Error("quantized linear " + q.name + ": " + what);
   };
@@ -77,8 +90,6 @@ void validate(const QuantizedLinear& q) {
   const auto within = [&](std::span<const std::uint8_t> values) {
     return values.empty() || *std::ranges::max_element(values) <= largest;
   };
-  check(within(q.codes.as<std::uint8_t>()),
-        "a code of more than " + std::to_string(q.bits) + " bits");
   check(!q.sparse.empty() || (q.sparse.columns.count() == 0 && q.sparse.values.count() == 0),
         "a sparse part without offsets");
   try {

@@ -127,10 +127,12 @@ StepTime CostModel::timed(const std::string& method, const BlockCost& cost) cons
 StepTime CostModel::make(std::size_t r) const {
   StepTime time = timed(recipe(r).method, costs_[r]);
   if (!recipe(r).needs.makes_blocks_of_gradients()) add_load(time, block_bytes_, team());
-  const double commit = weights_ / job_.rates.pack + record_bytes(r) / job_.rates.file_write;
-  time.phases["commit"] = commit;
   time.phases["other"] = job_.rates.unit_seconds;
-  time.work += commit;
+  // One rank packs while its team waits; what it has packed is written while the next unit is made.
+  const double packing = weights_ / job_.rates.commit;
+  const double writing = record_bytes(r) / job_.rates.file_write;
+  time.phases["commit"] = packing + std::max(0.0, writing - time.seconds());
+  time.work += packing + writing;
   return time;
 }
 
@@ -479,7 +481,7 @@ MemoryUse CostModel::memory(std::size_t r) const {
     use.activations = std::max(use.activations, (own + 1) * gradient_stream_bytes(r) * share);
   }
   (rates.is_host ? use.host : use.device) += computing;
-  // Codes of all linears, a byte each; then packed, and the file's image.
+  // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
   use.host += rates.program_bytes + use.activations + weights_ + 2 * record_bytes(r);
   return use;
 }

@@ -27,7 +27,8 @@ struct DeviceRates {
   // Weights a second:
   double round = 0;    // a grid found and rounded to, once
   double cluster = 0;  // k-means
-  double pack = 0;     // committed by one rank: codes packed, checked, hashed
+  double commit = 0;   // packed and checked for a record, by all threads of one rank
+  double pack = 0;     // the same and hashed, by one thread: as files of exports are made
 
   // Bytes a second:
   double load = 0;          // a checkpoint's weights from the page cache to the device, by one rank

@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "kernels/host_memory.h"
+#include "kernels/host_threads.h"
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
@@ -82,6 +83,7 @@ class Measurement {
     synthetic.config.blocks = 1;
     write_synthetic_model(synthetic, scratch.path() / "model");
     model_ = std::make_unique<CausalLM>(scratch.path() / "model");
+    set_host_threads(config.threads);
     const auto wanted = static_cast<std::int64_t>(config.calibration.sequence_length);
     length_ = std::min(wanted, model_->config().max_positions);
     shape_ = make_decoder_block(model_->config(), length_, *backend_);
@@ -183,7 +185,10 @@ class Measurement {
 
   void commit(const Recipe& recipe, const QuantizedBlock& block) {
     Hdf5Store store(scratch_.path() / "run");
-    const double start = now();
+    double start = now();
+    (void)to_record(block);
+    rates_.commit = weights_ / (now() - start);
+    start = now();
     store.commit(block_key(recipe.name, 0), to_record(block));
     rates_.pack = weights_ / (now() - start);
   }

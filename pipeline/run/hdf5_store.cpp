@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -30,6 +31,9 @@ constexpr std::string_view kEarlierMagic = "roundhouse-record 1\n";  // did not 
 constexpr std::string_view kNoIdentity = "none";
 constexpr std::array kTypes = {DType::kF32, DType::kF16, DType::kBF16, DType::kU8,
                                DType::kI32, DType::kI64, DType::kU32};
+
+// Of what stores keep in mind: a thread that writes behind commits while another one looks at other records.
+std::mutex notes;
 
 // What is wrong with a record; never leaves this file.
 struct Damage {
@@ -174,10 +178,10 @@ H5Properties properties(hid_t kind) {
   return H5Properties(check_hdf5(H5Pcreate(kind), "properties"));
 }
 
-// In this thread HDF5 prints nothing while this lives.
+// While this lives, no other thread is inside of HDF5, which knows of none, and it prints nothing.
 class QuietHdf5 {
  public:
-  QuietHdf5() {
+  QuietHdf5() : alone_(inside()) {
     H5Eget_auto2(H5E_DEFAULT, &print_, &data_);
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
   }
@@ -186,6 +190,12 @@ class QuietHdf5 {
   ~QuietHdf5() { H5Eset_auto2(H5E_DEFAULT, print_, data_); }
 
  private:
+  static std::mutex& inside() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  std::lock_guard<std::mutex> alone_;
   H5E_auto2_t print_ = nullptr;
   void* data_ = nullptr;
 };
@@ -247,6 +257,33 @@ H5File build_image(const fs::path& name, const Record& record) {
   check_hdf5(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "flush");
   return file;
 }
+
+// The same as bytes, with room for the seal at the front. HDF5 holds them until this goes, and is left to other threads meanwhile.
+class Image {
+ public:
+  Image(const fs::path& name, const Record& record) {
+    const QuietHdf5 quiet;
+    H5File file = build_image(name, record);
+    size_ = static_cast<std::size_t>(check_hdf5(H5Fget_file_image(file.get(), nullptr, 0), "size"));
+    void* memory = nullptr;
+    check_hdf5(H5Fget_vfd_handle(file.get(), H5P_DEFAULT, &memory), "memory");
+    begin_ = *static_cast<char**>(memory);
+    file_ = std::move(file);
+  }
+  Image(const Image&) = delete;
+  Image& operator=(const Image&) = delete;
+  ~Image() {
+    const QuietHdf5 quiet;
+    const H5File gone = std::move(file_);
+  }
+
+  std::span<char> bytes() const { return {begin_, kSealBytes + size_}; }
+
+ private:
+  H5File file_;
+  char* begin_ = nullptr;
+  std::size_t size_ = 0;
+};
 
 DType known_type(hid_t dataset) {
   const H5Type type(check_hdf5(H5Dget_type(dataset), "type"));
@@ -437,26 +474,20 @@ fs::path Hdf5Store::path_of(const std::string& key) const {
 
 void Hdf5Store::commit(const std::string& key, const Record& record) {
   const fs::path path = path_of(key);
-  const QuietHdf5 quiet;
   try {
-    const H5File file = build_image(path.native() + ".image", record);
-    const ssize_t bytes = check_hdf5(H5Fget_file_image(file.get(), nullptr, 0), "size");
-    void* memory = nullptr;
-    check_hdf5(H5Fget_vfd_handle(file.get(), H5P_DEFAULT, &memory), "memory");
-    char* const image = *static_cast<char**>(memory);
+    const Image image(path.native() + ".image", record);
+    const std::span<char> bytes = image.bytes();
+    const std::span<char> content = bytes.subspan(kSealBytes);
 
-    Seal seal{.key = key,
-              .identity = identity_of(key),
-              .bytes = static_cast<std::uint64_t>(bytes),
-              .hash = ""};
+    Seal seal{.key = key, .identity = identity_of(key), .bytes = content.size(), .hash = ""};
     if (seal.identity.empty()) seal.identity = kNoIdentity;
     Xxh3 hash;
     const std::string head = seal.head();
     hash.update(std::as_bytes(std::span(head)));
-    hash.update(std::as_bytes(std::span(image + kSealBytes, static_cast<std::size_t>(bytes))));
+    hash.update(std::as_bytes(content));
     seal.hash = hash.hex();
-    std::ranges::copy(seal.text(), image);
-    write_text_atomically(path, {image, kSealBytes + static_cast<std::size_t>(bytes)});
+    std::ranges::copy(seal.text(), bytes.begin());
+    write_text_atomically(path, {bytes.data(), bytes.size()});
   } catch (const InUseError&) {
     throw;  // nothing is wrong with the file
   } catch (const Error& error) {
@@ -464,6 +495,7 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
     throw Error(what.starts_with("cannot write") ? what
                                                  : "cannot write " + path.string() + ": " + what);
   }
+  const std::lock_guard lock(notes);
   reported_.erase(key);
   expected_.erase(key);
   whole_.insert(key);
@@ -493,7 +525,11 @@ std::optional<nlohmann::json> Hdf5Store::read_attributes_only(const std::string&
 
 std::optional<Record> Hdf5Store::read(const std::string& key, Content content, std::string& why) {
   const fs::path path = path_of(key);
-  if (const auto expected = expected_.extract(key)) {
+  const auto expected = [&] {
+    const std::lock_guard lock(notes);
+    return expected_.extract(key);
+  }();
+  if (expected) {
     wait_until_visible(path, expected.mapped());
   } else if (!bytes_of_file(path)) {
     return std::nullopt;
@@ -510,6 +546,7 @@ std::optional<Record> Hdf5Store::read(const std::string& key, Content content, s
     const QuietHdf5 quiet;
     try {
       Record record = read_record(image, content == Content::kAll);
+      const std::lock_guard lock(notes);
       whole_.insert(key);
       return record;
     } catch (const Error& structure) {
@@ -523,8 +560,12 @@ std::optional<Record> Hdf5Store::read(const std::string& key, Content content, s
 
 void Hdf5Store::report(const std::string& key, const std::string& why) {
   if (why.empty()) return;
-  whole_.erase(key);
-  if (reported_.insert(key).second && on_damage) on_damage(key, why);
+  const bool first = [&] {
+    const std::lock_guard lock(notes);
+    whole_.erase(key);
+    return reported_.insert(key).second;
+  }();
+  if (first && on_damage) on_damage(key, why);
 }
 
 std::optional<Record> Hdf5Store::read_or_report(const std::string& key, Content content) {
@@ -573,20 +614,27 @@ std::uint64_t Hdf5Store::bytes(const std::string& key) {
 }
 
 void Hdf5Store::doubt(const std::string& key) {
+  const std::lock_guard lock(notes);
   whole_.erase(key);
   expected_.erase(key);
 }
 
-void Hdf5Store::expect(const std::string& key, std::uint64_t bytes) { expected_[key] = bytes; }
+void Hdf5Store::expect(const std::string& key, std::uint64_t bytes) {
+  const std::lock_guard lock(notes);
+  expected_[key] = bytes;
+}
 
 void Hdf5Store::remove(const std::string& key) {
   const fs::path path = path_of(key);
   pass_write_guard();
-  expected_.erase(key);
   std::error_code error;
   fs::remove(path, error);
-  reported_.erase(key);
-  whole_.erase(key);
+  {
+    const std::lock_guard lock(notes);
+    expected_.erase(key);
+    reported_.erase(key);
+    whole_.erase(key);
+  }
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
   for (fs::path folder = path.parent_path(); folder != root_; folder = folder.parent_path()) {
     if (::rmdir(folder.c_str()) != 0) break;  // it is not empty, mostly

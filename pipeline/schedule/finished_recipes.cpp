@@ -5,10 +5,11 @@
 #include <utility>
 
 #include "comm/together.h"
+#include "pipeline/schedule/unit.h"
 
 namespace roundhouse {
 
-// Notes go between the first ranks of the teams, which also commit the blocks.
+// Notes go between the first ranks of the teams.
 FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector<Recipe>& recipes,
                                  const std::vector<std::size_t>& finished,
                                  const std::vector<std::size_t>& unfinished, RunStore& store,
@@ -49,14 +50,28 @@ PartRange FinishedRecipes::blocks_of(int stage) const {
 
 void FinishedRecipes::tell(std::size_t recipe, bool whole) {
   const int keeper = keeper_[recipe];
-  if (keeper < 0 || mesh_.team().rank() != 0) return;
-  std::vector<std::int64_t> bytes;
+  if (keeper < 0) return;
   const PartRange mine = blocks_of(mesh_.stage());
+  std::vector<std::int64_t> bytes;
   for (int block = mine.begin; block < mine.end; ++block) {
-    const std::uint64_t length = whole ? store_.bytes(block_key(recipes_[recipe].name, block)) : 0;
+    // Who has committed a record sees it; the first rank has seen those that were there before.
+    const int rank = mesh_.team().rank();
+    const bool seen = rank == 0 || rank == committer_of(block, mesh_.team().size());
+    const std::uint64_t length =
+        whole && seen ? store_.bytes(block_key(recipes_[recipe].name, block)) : 0;
     bytes.push_back(length > 0 ? static_cast<std::int64_t>(length) : -1);
-    if (length > 0) told_[block_key(recipes_[recipe].name, block)] = length;
     tick_();
+  }
+  for (const auto& part : mesh_.team().all_gather(std::as_bytes(std::span(bytes)))) {
+    std::vector<std::int64_t> theirs(bytes.size());
+    std::ranges::copy(part, std::as_writable_bytes(std::span(theirs)).begin());
+    std::ranges::transform(bytes, theirs, bytes.begin(),
+                           [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+  }
+  if (mesh_.team().rank() != 0) return;
+  for (int block = mine.begin; block < mine.end; ++block) {
+    const std::int64_t length = bytes[static_cast<std::size_t>(block - mine.begin)];
+    if (length > 0) told_[block_key(recipes_[recipe].name, block)] = length;
   }
   if (keeper == mesh_.stage()) {
     const auto kept = std::ranges::find(kept_, recipe, &Kept::recipe);

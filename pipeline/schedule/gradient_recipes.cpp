@@ -150,7 +150,7 @@ class Walk {
       try {
         if (user.makes_blocks()) {
           make_unit(s_, user.recipe, *user.method, task, std::chrono::steady_clock::now(), 0.0);
-          if (site.team.rank() == 0) committed_.push_back(block_key(user.recipe.name, site.block));
+          if (task.commits()) committed_.push_back(block_key(user.recipe.name, site.block));
         } else {
           make_statistics(user, task, made);
         }
@@ -159,7 +159,7 @@ class Walk {
       }
       s_.monitor.tick();
     }
-    site.team.barrier();
+    finish_writing(s_);  // before the gradient goes from which the block could be made again
     taken_.push_back(site.block);
   }
 

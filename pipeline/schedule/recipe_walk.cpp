@@ -87,7 +87,7 @@ RecipeWalk::End RecipeWalk::run_in_order() {
     if (block < last_block()) write_snapshot(block + 1, activations, snapshots);
   }
   if (end == last_block() + 1) {
-    mesh_.team().barrier();
+    finish_writing(s_);  // what the last of the snapshots is still good for
     if (mesh_.team().rank() == 0) snapshots.remove_all(samples_->shards());
   }
   if (hands_over()) handover_.send(std::move(activations), shards());
@@ -234,6 +234,8 @@ void RecipeWalk::write_snapshot(int blocks_done, const StreamActivations& activa
   if (due == 0) return;
   s_.monitor.phase(recipe_.name + ": snapshot after block " + std::to_string(blocks_done - 1));
   const auto start = std::chrono::steady_clock::now();
+  finish_writing(
+      s_);  // older snapshots go, from which a block that is not there could be made again
   snapshots.write(blocks_done, activations, mesh_.team());
   timing_.written(bytes, seconds_since(start));
 }

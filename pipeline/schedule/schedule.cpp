@@ -25,7 +25,10 @@ bool walk_recipes(Schedule& schedule, const Mesh& mesh, const std::vector<std::s
                   const std::function<bool(const std::vector<std::size_t>&)>& on_finished,
                   const std::vector<Recipe>& recipes, std::vector<RecipeState>& states) {
   Handover handover(mesh, schedule.backend, schedule.monitor);
-  schedule.monitor.on_tick([&] { handover.progress(); });
+  schedule.monitor.on_tick([&] {
+    handover.progress();
+    schedule.behind.poll();
+  });
   FinishedRecipes ready(mesh, static_cast<int>(schedule.model.config().blocks), recipes, finished,
                         numbers, schedule.store, [&] { schedule.monitor.tick(); });
   bool going = true;
@@ -39,6 +42,7 @@ bool walk_recipes(Schedule& schedule, const Mesh& mesh, const std::vector<std::s
       walk.skip();
     }
     going = end != RecipeWalk::End::kStopped;
+    finish_writing(schedule);
     ready.tell(r, end == RecipeWalk::End::kDone);
   }
   handover.finish();

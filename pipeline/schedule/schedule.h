@@ -27,6 +27,7 @@
 #include "pipeline/schedule/lane.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/recipe_state.h"
+#include "pipeline/schedule/write_behind.h"
 #include "pipeline/watch/job_monitor.h"
 #include "stages/calibrate/samples.h"
 #include "stages/flow/activations.h"
@@ -50,7 +51,7 @@ struct Schedule {
   std::size_t saved_activation_bytes;  // see BlockTask
   JobMonitor& monitor;
   double interruption_hours;  // checkpoint.interruption_hours: for snapshots
-  // On the team's rank 0, after a unit was committed.
+  // On the rank that committed a unit, once its record is durable.
   std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
   // Collective over the team, before it begins with a recipe: these are finished on all stages, and this team is to make what is
   // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
@@ -62,6 +63,7 @@ struct Schedule {
     return make_method(recipe);
   };
   RecipeFailures failures = {};  // found on the way
+  WriteBehind behind{store};     // this rank's units
 
   const Samples* samples_of(const Recipe& recipe) const;  // nullptr: it needs no streams
 };

@@ -1,5 +1,6 @@
 #include "pipeline/schedule/unit.h"
 
+#include <memory>
 #include <utility>
 
 #include "base/hash.h"
@@ -60,34 +61,54 @@ void with_place_named(const std::string& place, const std::function<void()>& wor
   }
 }
 
+int committer_of(int block, int team_size) { return block % team_size; }
+
+void finish_writing(Schedule& schedule) {
+  together(schedule.mesh.team(), [&] { schedule.behind.finish(); });
+}
+
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
                std::chrono::steady_clock::time_point start, double load_seconds) {
-  QuantizedBlock result;
+  const auto result = std::make_shared<QuantizedBlock>();
   Record record;
   nlohmann::json phases;
-  std::chrono::steady_clock::time_point commit_start;
-  with_place_named(recipe.name + ", block " + std::to_string(task.block), [&] {
-    result = method.quantize(task);
+  const auto at_place = [&](const std::function<void()>& work) {
+    with_place_named(recipe.name + ", block " + std::to_string(task.block), work);
+  };
+  task.committer = committer_of(task.block, task.team.size());
+  at_place([&] { *result = method.quantize(task); });
+  const auto commit_start = std::chrono::steady_clock::now();
+  finish_writing(schedule);
+  at_place([&] {
     NumericalFailures failures;
-    if (task.team.rank() == 0) {
+    if (task.commits()) {
       // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
-      phases = std::exchange(result.record["phases"], nullptr);
-      result.record.erase("phases");
-      commit_start = std::chrono::steady_clock::now();
-      failures.run(0, [&] { record = to_valid_record(result); });
+      phases = std::exchange(result->record["phases"], nullptr);
+      result->record.erase("phases");
+      failures.run(0, [&] { record = to_valid_record(*result); });
     }
     failures.agree(task.team);  // whether it may be committed
   });
-  if (task.team.rank() != 0) return;
+  if (!task.commits()) return;
+  for (QuantizedLinear& linear : result->linears) linear.codes = {};  // the record has them packed
   record.attributes.update(origin_of_block(schedule, task.block));
   if (recipe.needs.decision) record.attributes[kDecidedAs] = identity_of(task.decision);
-  schedule.store.commit(block_key(recipe.name, task.block), record);
-  if (task.progress) remove_progress(recipe.name, task.block, schedule.store);
   phases["load"] = load_seconds;
   phases["commit"] = seconds_since(commit_start);
-  result.record["phases"] = std::move(phases);
-  result.record["read_bytes"] = bytes_of_block(schedule.model, task.block);
-  schedule.on_unit(recipe, result, seconds_since(start));
+  result->record["phases"] = std::move(phases);
+  result->record["read_bytes"] = bytes_of_block(schedule.model, task.block);
+  // It is told of when it is written; which ranks made it, and when they were done, is told too.
+  result->record["first_rank"] = schedule.mesh.stage() * schedule.mesh.shape().data;
+  const bool keeps_progress = task.progress != nullptr;
+  schedule.behind.start(block_key(recipe.name, task.block), std::move(record),
+                        [&schedule, &recipe, result, keeps_progress, seconds = seconds_since(start),
+                         end = std::chrono::steady_clock::now()](double writing) {
+                          if (keeps_progress)
+                            remove_progress(recipe.name, result->block, schedule.store);
+                          result->record["write_seconds"] = writing;
+                          result->record["told_after"] = seconds_since(end);
+                          schedule.on_unit(recipe, *result, seconds);
+                        });
 }
 
 std::string identity_of(const nlohmann::json& decision) { return xxh3_hex(decision.dump()); }

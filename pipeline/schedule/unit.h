@@ -30,10 +30,17 @@ double seconds_since(std::chrono::steady_clock::time_point start);
 // Methods name the linear; which block of which recipe it is one of is said here: an Error of `work` begins with the place.
 void with_place_named(const std::string& place, const std::function<void()>& work);
 
-// Collective over the team: has the method make a block, commits it and says so (Schedule::on_unit). `load_seconds`: since
-// `start`, what loading its weights took.
+// The ranks of a team take turns: which of them packs and writes a block.
+int committer_of(int block, int team_size);
+
+// Collective over the team: has the method make a block, and its committer pack it and begin to write it (Schedule::behind), once the
+// record of the unit before is durable. Schedule::on_unit comes when that of this one is. `load_seconds`: since `start`, what loading
+// its weights took.
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
                std::chrono::steady_clock::time_point start, double load_seconds);
+
+// Collective over the team: what its ranks have committed is durable; or all throw what writing it has met.
+void finish_writing(Schedule& schedule);
 
 // On one rank: block `block` of a recipe (its number and name), or what it decides for the whole model, cannot be made, as an
 // UnquantizableError said. Goes to the store, the journal and Schedule::failures.

@@ -47,10 +47,14 @@ std::map<std::string, double> phases_in(const Json& event) {
 }
 
 std::optional<Span> span_of(const Json& event, const std::string& kind, std::string what) {
-  const std::optional<double> end = seconds_since_1970(text_in(event, "time"));
+  std::optional<double> end = seconds_since_1970(text_in(event, "time"));
   const double seconds = number_in(event, "seconds");
   if (!end || !(seconds > 0) || !(seconds <= kMostSeconds)) return std::nullopt;
-  const int rank = integer_in(event, "rank", 0), ranks = integer_in(event, "ranks", 1);
+  // A block is told of by who has committed it, once it is written.
+  const double since = number_in(event, "told_after");
+  if (since > 0 && since <= kMostSeconds) *end -= since;
+  const int rank = integer_in(event, "first_rank", integer_in(event, "rank", 0));
+  const int ranks = integer_in(event, "ranks", 1);
   if (rank < 0 || ranks < 1 || rank + ranks > kMostRanks) return std::nullopt;
   return Span{.first_rank = rank,
               .ranks = ranks,

@@ -51,6 +51,9 @@ struct BlockTask : BlockSite {
   const SummedGradients* gradients = nullptr;
   // For methods that work on one block for many minutes; nullptr: nothing is kept of a block that is not finished.
   BlockProgress* progress = nullptr;
+  int committer = 0;  // the rank of the team that gets the whole block
+
+  bool commits() const { return team.rank() == committer; }
 };
 
 class Method {
@@ -72,7 +75,8 @@ class Method {
   virtual std::string statistics_settings() const;
   // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
   virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
-  // Collective over the team. Returns the whole block at the team's rank 0 (elsewhere: only block and record may be set).
+  // Collective over the team. Returns the whole block at the task's committer (elsewhere: only block and record may be set); but for
+  // "phases", seconds, with the same bits whichever rank that is.
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
   // asked for them, with the bits that DecoderBlock::forward() with those weights would give. Where the numbers allow no result it throws
   // UnquantizableError (base/numerical_error.h), as decide() and statistics() do, on all ranks alike: the run then goes on without the recipe.

@@ -26,12 +26,16 @@
 // sparse parts; what it holds reads as version 2.
 #include "stages/store/block_record.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
+#include "kernels/host_threads.h"
 #include "model/quantized/bitstream.h"
+#include "model/quantized/validation.h"
 
 namespace roundhouse {
 namespace {
@@ -49,10 +53,26 @@ std::optional<Grid> grid_from_name(const std::string& name) {
   return std::nullopt;
 }
 
+// Calls work(row) for all rows, by all threads of the host.
+void for_each_row(const QuantizedLinear& linear, const std::function<void(std::size_t row)>& work) {
+  constexpr std::int64_t kCodes = 1 << 18;  // at a time
+  const std::int64_t band = std::max<std::int64_t>(1, kCodes / linear.cols);
+  on_host_threads((linear.rows + band - 1) / band, [&](std::int64_t piece) {
+    const std::int64_t end = std::min(linear.rows, (piece + 1) * band);
+    for (std::int64_t row = piece * band; row < end; ++row) work(static_cast<std::size_t>(row));
+  });
+}
+
 HostTensor pack_codes(const QuantizedLinear& linear) {
-  const std::size_t words = packed_words(static_cast<std::size_t>(linear.cols), linear.bits);
+  const auto cols = static_cast<std::size_t>(linear.cols);
+  const std::size_t words = packed_words(cols, linear.bits);
   HostTensor packed(DType::kU32, {linear.rows, static_cast<std::int64_t>(words)});
-  pack_rows(linear.codes, linear.bits, packed);
+  const std::span<const std::uint8_t> codes = linear.codes.as<std::uint8_t>();
+  const std::span<std::uint32_t> out = packed.as<std::uint32_t>();
+  for_each_row(linear, [&](std::size_t row) {
+    if (!try_pack_bits(codes.data() + row * cols, cols, linear.bits, out.data() + row * words))
+      throw_code_out_of_range(linear);
+  });
   return packed;
 }
 
@@ -64,14 +84,14 @@ HostTensor unpack_codes(const HostTensor& packed, const QuantizedLinear& linear)
   HostTensor codes(DType::kU8, {linear.rows, linear.cols});
   const std::span<const std::uint32_t> in = packed.as<std::uint32_t>();
   const std::span<std::uint8_t> out = codes.as<std::uint8_t>();
-  for (std::size_t row = 0; row < static_cast<std::size_t>(linear.rows); ++row) {
+  for_each_row(linear, [&](std::size_t row) {
     const std::uint32_t* stream = in.data() + row * words;
     if (used_bits != 0 && stream[words - 1] >> used_bits != 0) {
       throw Error(linear.name + ": codes of row " + std::to_string(row) +
                   " run past the last column");
     }
     unpack_bits(stream, cols, linear.bits, out.data() + row * cols);
-  }
+  });
   return codes;
 }
 
@@ -147,9 +167,9 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
 }
 
 nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
-  validate(linear);
-  const auto put = [&](const char* name, const HostTensor& tensor) {
-    record.tensors[linear.name + "." + name] = tensor;
+  validate_beside_codes(linear);
+  const auto put = [&](const char* name, HostTensor tensor) {
+    record.tensors[linear.name + "." + name] = std::move(tensor);
   };
   nlohmann::json attributes = {{"name", linear.name}, {"bits", linear.bits},
                                {"grid", kTable},      {"rows", linear.rows},
@@ -184,7 +204,7 @@ QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& 
   linear.grid = scheme.grid;
   linear.group_size = scheme.group_size;
   linear.record = attributes.at("record");
-  const auto part = [&](const char* name, DType type, const Shape& shape) {
+  const auto part = [&](const char* name, DType type, const Shape& shape) -> const HostTensor& {
     return reader.tensor(spec.name + "." + name, type, shape);
   };
   const auto words =
@@ -204,7 +224,7 @@ QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& 
                      .columns = part("sparse.columns", DType::kI32, {entries}),
                      .values = part("sparse.values", DType::kF16, {entries})};
   }
-  validate(linear);
+  validate_beside_codes(linear);
   return linear;
 }
 

@@ -20,6 +20,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -33,6 +34,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
+#include "kernels/host_threads.h"
 #include "model/causal_lm.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
@@ -48,6 +50,13 @@ namespace {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Of this process, all threads: on a machine that others use, too, less depends on them than seconds do.
+double cpu_now() {
+  std::timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 // What the machine can do, measured or given.
@@ -218,7 +227,9 @@ class BlockTable {
   BlockTable(const std::string& what, const Rates& rates) : rates_(rates) {
     std::printf("%-18s seconds     floor   share     GFLOP\n", what.c_str());
   }
-  void add_seconds(const std::string& part, double seconds) { add(part, seconds, 0, 0); }
+  void add_seconds(const std::string& part, double seconds, double of_cpu) {
+    add(part, seconds, 0, 0, of_cpu);
+  }
   void add_phase(const std::string& phase, double seconds, double flops) {
     const double floor = floor_of(phase, flops);
     add(phase, seconds, flops, floor);
@@ -235,13 +246,17 @@ class BlockTable {
   double floor_of(const std::string& phase, double flops) const {
     return flops / (works_in_f32(phase) ? rates_.f32 : rates_.activations);
   }
-  void add(const std::string& part, double seconds, double flops, double floor) {
+  void add(const std::string& part, double seconds, double flops, double floor, double of_cpu = 0) {
     nlohmann::json& kept = facts_["parts"][part] = {{"seconds", seconds}};
     std::printf("  %-14s %9.3f", part.c_str(), seconds);
     if (flops > 0) {
       std::printf(" %9.3f %5.1f %% %9.1f", floor, 100 * floor / seconds, flops / 1e9);
       kept["flops"] = flops;
       kept["floor_seconds"] = floor;
+    }
+    if (of_cpu > 0) {
+      std::printf("   %.3f of CPU", of_cpu);
+      kept["cpu_seconds"] = of_cpu;
     }
     std::printf("\n");
   }
@@ -366,6 +381,7 @@ void run(const Options& options) {
                                              : std::filesystem::path(options.model));
   const std::string device = has_device("cuda") ? "cuda" : "cpu";
   const auto backend = make_backend(device, {.threads = options.threads});
+  set_host_threads(options.threads);
   const auto shape = make_decoder_block(model.config(), options.length, *backend);
   const auto team = make_local_communicator();
   Hdf5Store store(scratch.path() / "run");
@@ -428,10 +444,10 @@ void run(const Options& options) {
                          : std::min(options.blocks, static_cast<int>(model.config().blocks));
   for (int block = 0; block < blocks; ++block) {
     BlockTable table("block " + std::to_string(block), rates);
-    const double start = now();
+    const double start = now(), cpu_start = cpu_now();
     BlockWeights weights = shape->load(model.checkpoint(), block, *backend);
     backend->sync();
-    const double loaded = now();
+    const double loaded = now(), cpu_loaded = cpu_now();
     const BlockSite site{.backend = *backend,
                          .team = *team,
                          .device_team = *team,
@@ -448,14 +464,14 @@ void run(const Options& options) {
                    backend->available_bytes() / 4,
                    decision};
     const QuantizedBlock result = method->quantize(task);
-    const double quantized = now();
+    const double quantized = now(), cpu_quantized = cpu_now();
     store.commit(block_key(recipe.name, block), to_record(result));
-    const double end = now();
+    const double end = now(), cpu_end = cpu_now();
 
-    table.add_seconds("load", loaded - start);
+    table.add_seconds("load", loaded - start, cpu_loaded - cpu_start);
     add_phases(table, result.record,
                make_method(recipe)->cost(*shape, options.samples, options.length));
-    table.add_seconds("commit", end - quantized);
+    table.add_seconds("commit", end - quantized, cpu_end - cpu_quantized);
     table.finish("whole block", end - start);
     facts["blocks"].push_back(table.facts());
     facts["blocks"].back()["block"] = block;

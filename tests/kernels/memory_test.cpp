@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "kernels/host_threads.h"
 #include "tests/kernels/backend_test.h"
 
 namespace roundhouse {
@@ -48,6 +49,42 @@ TEST_P(MemoryTest, UploadsConvertsAndDownloads) {
   EXPECT_EQ(tensor.rows(), 1);
   EXPECT_EQ(tensor.cols(), 3);
   EXPECT_EQ(download(backend(), tensor.view()).values, (std::vector<double>{1.0, -2.0, 0x1p-24}));
+}
+
+// By several threads, and piece by piece where they go to a device.
+TEST_P(MemoryTest, ConvertsMoreThanAPiece) {
+  const std::int64_t count = (8 << 20) + 5;
+  std::vector<std::uint16_t> halves(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < halves.size(); ++i) {
+    halves[i] = static_cast<std::uint16_t>(i * 7919 % 0x7c00);  // finite
+  }
+  set_host_threads(3);
+  const Tensor tensor = Tensor::upload(
+      backend(), {DType::kF16, {count}, std::as_bytes(std::span(halves))}, DType::kF32);
+  set_host_threads(1);
+  std::vector<float> found(halves.size());
+  backend().download(tensor.f32(), std::as_writable_bytes(std::span(found)));
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < halves.size(); ++i) wrong += found[i] != half_to_float(halves[i]);
+  EXPECT_EQ(wrong, 0u);
+}
+
+TEST(HostThreadsTest, DoAllPiecesAndThrowWhatTheLowestDoes) {
+  for (const int threads : {1, 3}) {
+    set_host_threads(threads);
+    std::vector<int> done(100);
+    on_host_threads(100, [&](std::int64_t piece) { ++done[static_cast<std::size_t>(piece)]; });
+    EXPECT_THAT(done, testing::Each(1));
+    try {
+      on_host_threads(100, [&](std::int64_t piece) {
+        if (piece >= 40) throw Error(std::to_string(piece));
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.what(), "40");
+    }
+  }
+  set_host_threads(1);
 }
 
 TEST_P(MemoryTest, CopiesWithStridesAndBetweenFloatTypes) {

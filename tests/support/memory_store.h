@@ -2,6 +2,7 @@
 // demand.
 #pragma once
 
+#include <mutex>
 #include <set>
 #include <vector>
 
@@ -16,7 +17,10 @@ class MemoryStore final : public RunStore {
   std::optional<nlohmann::json> attributes(const std::string& key) override;
   void remove(const std::string& key) override;
   std::vector<std::string> keys(const std::string& folder) override;
-  std::uint64_t bytes(const std::string& key) override { return records_.contains(key) ? 1 : 0; }
+  std::uint64_t bytes(const std::string& key) override {
+    const std::lock_guard lock(mutex_);
+    return records_.contains(key) ? 1 : 0;
+  }
   void expect(const std::string&, std::uint64_t) override {}
 
   // The n-th commit from now (1: the next) throws Error and every later one too, as on a full disk;
@@ -28,6 +32,7 @@ class MemoryStore final : public RunStore {
   std::vector<std::string> keys() const;
 
  private:
+  std::recursive_mutex mutex_;  // a walk writes from two threads
   std::map<std::string, Record> records_;
   std::set<std::string> damaged_;
   std::set<std::string> reported_;  // damage that on_damage was told of

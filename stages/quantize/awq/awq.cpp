@@ -73,7 +73,7 @@ class AwqQuantizer {
       }
     }
     clock_.write(block.record);
-    if (task_.team.rank() == 0) {
+    if (task_.commits()) {
       block.replaced = std::move(folding.replaced);
     } else {
       block.linears.clear();

@@ -44,7 +44,7 @@ class GptqQuantizer {
     }
     clock_.write(record_);
     QuantizedBlock block{.block = task_.block, .linears = {}, .record = std::move(record_)};
-    if (task_.team.rank() == 0) block.linears = std::move(linears_);
+    if (task_.commits()) block.linears = std::move(linears_);
     return block;
   }
 

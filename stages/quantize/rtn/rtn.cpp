@@ -41,7 +41,7 @@ class Rtn final : public Method {
         linear.record = {{"error", error.error},
                          {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
       });
-      if (task.team.rank() == 0) block.linears.push_back(std::move(linear));
+      if (task.commits()) block.linears.push_back(std::move(linear));
       task.monitor.tick();
     }
     clock.write(block.record);

@@ -186,7 +186,7 @@ class SqueezeLlm final : public Method {
       task.monitor.phase("block " + std::to_string(task.block) + ": k-means of " +
                          task.shape.linears()[i].name);
       QuantizedLinear linear = solve(task, i, clock);
-      if (task.team.rank() == 0) block.linears.push_back(std::move(linear));
+      if (task.commits()) block.linears.push_back(std::move(linear));
       task.monitor.tick();
     }
     clock.write(block.record);

@@ -75,6 +75,23 @@ TEST(BitstreamTest, PacksEveryStrideThValue) {
   }
 }
 
+TEST(BitstreamTest, SaysWhetherEveryValueFits) {
+  for (const int bits : kAllBits) {
+    for (const std::size_t count : {1, 7, 8, 33}) {
+      std::vector<std::uint8_t> values(count, static_cast<std::uint8_t>((1 << bits) - 1));
+      std::vector<std::uint32_t> words(packed_words(count, bits));
+      EXPECT_TRUE(try_pack_bits(values.data(), count, bits, words.data()));
+      EXPECT_EQ(words, packed(values, bits));
+      for (std::size_t i = 0; i < count && bits < 8; ++i) {
+        std::vector<std::uint8_t> wrong = values;
+        wrong[i] = static_cast<std::uint8_t>(1 << bits);
+        EXPECT_FALSE(try_pack_bits(wrong.data(), count, bits, words.data()))
+            << bits << " bits, value " << i << " of " << count;
+      }
+    }
+  }
+}
+
 // The definition, one bit at a time.
 TEST(BitstreamTest, PutsValueIAtBitIB) {
   Random random(3);

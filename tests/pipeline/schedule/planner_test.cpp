@@ -6,11 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <mutex>
 
 #include "base/random.h"
 #include "comm/counted_communicator.h"
 #include "pipeline/plan/cost_model.h"
 #include "pipeline/run/hdf5_store.h"
+#include "pipeline/schedule/unit.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
@@ -47,6 +49,11 @@ Samples few_samples() {
   return Samples(6, kLength, kShards, ids);
 }
 
+bool is_unit(const std::string& line) {
+  return line.starts_with("commit ") && line.find("/block-") != line.npos &&
+         line.find("/statistics/") == line.npos;
+}
+
 // Says what is committed and loaded, once in a row: shards are many.
 class WatchedStore final : public RunStore {
  public:
@@ -70,18 +77,25 @@ class WatchedStore final : public RunStore {
   std::uint64_t bytes(const std::string& key) override { return inner_.bytes(key); }
   void expect(const std::string& key, std::uint64_t length) override { inner_.expect(key, length); }
 
-  std::vector<std::string> seen;
+  std::vector<std::string> units;  // blocks, which are written beside what comes next
+  std::vector<std::string> seen;   // all else
 
  private:
   void note(const std::string& what, const std::string& key) {
+    const std::lock_guard lock(mutex_);
     // What recipes share, and what gradients leave between blocks, is no step of its own.
     if (!key.starts_with("recipes/")) return;
     const std::size_t shard = key.find("/shard-");
     const std::string line = what + key.substr(0, shard);
     if (line.find("load ") == 0 && key.find("/statistics/") != key.npos) return;
-    if (seen.empty() || seen.back() != line) seen.push_back(line);
+    if (is_unit(line)) {
+      units.push_back(line);
+    } else if (seen.empty() || seen.back() != line) {
+      seen.push_back(line);
+    }
   }
   RunStore& inner_;
+  std::mutex mutex_;
 };
 
 // What of a rank's steps can be seen in its store.
@@ -98,7 +112,8 @@ std::vector<std::string> expected_lines(const std::vector<Step>& steps,
     };
     switch (step.kind) {
       case Step::Kind::kMake:
-        if (leads) lines.push_back("commit " + block_key(name, step.block));
+        if (mesh.team().rank() == committer_of(step.block, mesh.team().size()))
+          lines.push_back("commit " + block_key(name, step.block));
         break;
       case Step::Kind::kStatistics:
         if (leads) {
@@ -173,14 +188,22 @@ class Walker {
     (void)quantize_all(schedule, recipes_, walked);
     sent_by_run = sent_ - before;
     steps = plan_steps(recipes_, states, shape, kBlocks, meshes.lane_of);
-    const auto expected = expected_lines(steps[static_cast<std::size_t>(meshes.all.stage())],
-                                         recipes_, meshes.all, hours_ > 0);
-    if (units_until_stop == 0) {
-      EXPECT_EQ(store.seen, expected) << describe(shape);
-    } else {
-      ASSERT_LE(store.seen.size(), expected.size());
-      EXPECT_TRUE(std::equal(store.seen.begin(), store.seen.end(), expected.begin()));
+    std::vector<std::string> units_expected, expected;
+    for (const std::string& line :
+         expected_lines(steps[static_cast<std::size_t>(meshes.all.stage())], recipes_, meshes.all,
+                        hours_ > 0)) {
+      (is_unit(line) ? units_expected : expected).push_back(line);
     }
+    const auto compare = [&](const auto& found, const auto& planned) {
+      if (units_until_stop == 0) {
+        EXPECT_EQ(found, planned) << describe(shape);
+      } else {
+        ASSERT_LE(found.size(), planned.size());
+        EXPECT_TRUE(std::equal(found.begin(), found.end(), planned.begin()));
+      }
+    };
+    compare(store.units, units_expected);
+    compare(store.seen, expected);
   }
 
   Communicator& world() { return *world_; }

@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "base/file.h"
 #include "base/numerical_error.h"
 #include "base/random.h"
@@ -101,8 +105,11 @@ class Walker {
                           },
                       .gradient_samples = {}};
     if (method_of_) schedule.method_of = method_of_;
-    return quantize_all(schedule, recipes_, states_);
+    const bool finished = quantize_all(schedule, recipes_, states_);
+    units_told_ = units;
+    return finished;
   }
+  int units_told() const { return units_told_; }  // of this rank's, before the last run() returned
 
  private:
   Communicator& world_;
@@ -113,6 +120,7 @@ class Walker {
   ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
   std::vector<Recipe> recipes_ = recipes();
   std::vector<RecipeState> states_;
+  int units_told_ = 0;
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
@@ -518,6 +526,151 @@ TEST(ScheduleTest, StopsTogetherAndGoesOn) {
     world.barrier();
     EXPECT_EQ(contents(store), expected) << describe(shape);
   }
+}
+
+// Another store: something else happens before a block is written.
+class HookedStore final : public RunStore {
+ public:
+  HookedStore(RunStore& inner, std::function<void(int block)> before_block)
+      : inner_(inner), before_block_(std::move(before_block)) {}
+  void commit(const std::string& key, const Record& record) override {
+    const std::size_t at = key.find("/block-");
+    if (at != key.npos) before_block_(std::stoi(key.substr(at + 7)));
+    inner_.commit(key, record);
+  }
+  std::optional<Record> load(const std::string& key) override { return inner_.load(key); }
+  std::optional<nlohmann::json> attributes(const std::string& key) override {
+    return inner_.attributes(key);
+  }
+  bool whole(const std::string& key) override { return inner_.whole(key); }
+  bool known_whole(const std::string& key) const override { return inner_.known_whole(key); }
+  void doubt(const std::string& key) override { inner_.doubt(key); }
+  void remove(const std::string& key) override { inner_.remove(key); }
+  std::vector<std::string> keys(const std::string& folder) override { return inner_.keys(folder); }
+  std::uint64_t bytes(const std::string& key) override { return inner_.bytes(key); }
+  void expect(const std::string& key, std::uint64_t length) override { inner_.expect(key, length); }
+
+ private:
+  RunStore& inner_;
+  std::function<void(int block)> before_block_;
+};
+
+// GPTQ; says which block it has begun.
+class AnnouncedMethod final : public Method {
+ public:
+  explicit AnnouncedMethod(std::atomic<int>& begun) : begun_(begun) {}
+  static Recipe recipe() { return recipes().front(); }
+  Needs needs() const override { return gptq_->needs(); }
+  std::vector<LinearScheme> schemes() const override { return gptq_->schemes(); }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    begun_ = task.block;
+    return gptq_->quantize(task);
+  }
+
+ private:
+  std::atomic<int>& begun_;
+  std::unique_ptr<Method> gptq_ = make_method(recipe());
+};
+
+// A rank's walk through one recipe without snapshots, on a store whose writing is held up.
+class WriteBehindTest : public testing::Test {
+ protected:
+  WriteBehindTest() {
+    walker_.make(AnnouncedMethod::recipe(),
+                 [&] { return std::make_unique<AnnouncedMethod>(begun_); });
+  }
+  // Until this rank has begun with the block after `block`; false: it has not for so long that it waits for the writing.
+  bool next_begins(int block, std::chrono::seconds patience = std::chrono::seconds(30)) const {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (begun_ <= block && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return begun_ > block;
+  }
+  void finish_and_compare(const SharedFolder& folder) {
+    Hdf5Store store(folder.path());
+    EXPECT_TRUE(walker_.run(store, {1, world_.size()}));
+    world_.barrier();
+    auto expected = undisturbed();
+    std::erase_if(expected, [](const auto& record) {
+      return !record.first.starts_with("recipes/" + AnnouncedMethod::recipe().name + "/");
+    });
+    EXPECT_EQ(contents(store, {AnnouncedMethod::recipe()}), expected);
+  }
+
+  Communicator& world_ = test_world();
+  Walker walker_{world_, 0};
+  std::atomic<int> begun_ = -1;
+};
+
+TEST_F(WriteBehindTest, TheNextUnitIsMadeWhileARecordIsWritten) {
+  for (int pipeline = 1; pipeline <= world_.size(); ++pipeline) {
+    if (world_.size() % pipeline != 0) continue;
+    const int data = world_.size() / pipeline;
+    const int end = parts_of_rank(kBlocks, world_.rank() / data, pipeline).end;
+    const SharedFolder folder(world_);
+    Hdf5Store inner(folder.path());
+    begun_ = -1;
+    int written = 0;
+    HookedStore store(inner, [&](int block) {
+      ++written;
+      EXPECT_TRUE(block + 1 == end || next_begins(block)) << "block " << block;
+      EXPECT_EQ(block % data, world_.rank() % data) << "ranks of a team take turns";
+    });
+    EXPECT_TRUE(walker_.run(store, {pipeline, data}));
+    EXPECT_EQ(walker_.units_told(), written);
+    EXPECT_EQ(world_.all_reduce_sum(written), kBlocks);
+    world_.barrier();
+    finish_and_compare(folder);
+  }
+}
+
+TEST_F(WriteBehindTest, AFailureIsThatOfAllRanksAndNoLaterBlockIsThere) {
+  for (const int bad : {1, 2, kBlocks - 1}) {
+    const SharedFolder folder(world_);
+    Hdf5Store inner(folder.path());
+    begun_ = -1;
+    HookedStore store(inner, [&](int block) {
+      if (block != bad) return;
+      EXPECT_TRUE(bad + 1 == kBlocks || next_begins(bad)) << "block " << block;
+      throw Error("cannot write it: no space is left");
+    });
+    std::string what;
+    try {
+      (void)walker_.run(store, {1, world_.size()});
+    } catch (const Error& error) {
+      what = error.what();
+    }
+    EXPECT_EQ(what, "cannot write it: no space is left");
+    world_.barrier();
+    for (int block = 0; block < kBlocks; ++block) {
+      EXPECT_EQ(inner.has(block_key(AnnouncedMethod::recipe().name, block)), block < bad) << block;
+    }
+    world_.barrier();
+    finish_and_compare(folder);
+  }
+}
+
+// The wish comes while a record is written, and the writing takes longer than the way to the end.
+TEST_F(WriteBehindTest, AStopWaitsForWhatIsBeingWritten) {
+  const SharedFolder folder(world_);
+  Hdf5Store inner(folder.path());
+  std::atomic<JobMonitor*> asked = nullptr;
+  int written = 0;
+  HookedStore store(inner, [&](int block) {
+    ++written;
+    if (asked == nullptr || world_.rank() != 0) return;  // the first decides
+    asked.load()->watchdog().request_stop();
+    (void)next_begins(block, std::chrono::seconds(1));
+  });
+  EXPECT_FALSE(
+      walker_.run(store, {1, world_.size()}, [&](JobMonitor& monitor, int) { asked = &monitor; }));
+  EXPECT_EQ(walker_.units_told(), written);
+  world_.barrier();
+  for (int block = 0; block <= begun_; ++block)
+    EXPECT_TRUE(inner.has(block_key(AnnouncedMethod::recipe().name, block))) << block;
+  EXPECT_LT(begun_, kBlocks - 1);
+  world_.barrier();
+  finish_and_compare(folder);
 }
 
 // A method that decides for the whole model: the bits of all linears, from what the ranks see of it together.

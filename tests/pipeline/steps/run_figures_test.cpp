@@ -127,6 +127,9 @@ TEST_F(RunFiguresTest, ReadsTheJournal) {
                       {"dropped_samples", {{{"linears", "q, k, v"}, {"count", 2}}}}};
   Json again = block;
   again["seconds"] = 5.5;
+  again["rank"] = 3;
+  again["first_rank"] = 1;
+  again["told_after"] = 0.25;
   write("journal.jsonl", block.dump() + "\n" + again.dump() + "\n");
   const RunFigures figures = read_run_figures(run_);
   const ReportRow& row = figures.rows[0];
@@ -144,6 +147,8 @@ TEST_F(RunFiguresTest, ReadsTheJournal) {
   EXPECT_EQ(figures.run.spans[0].ranks, 2);
   EXPECT_EQ(figures.run.spans[0].end, 86410.5);
   EXPECT_EQ(figures.run.spans[0].begin, 86406);
+  EXPECT_EQ(figures.run.spans[1].first_rank, 1) << "told of by another one of the team";
+  EXPECT_EQ(figures.run.spans[1].end, 86410.25) << "and later";
   EXPECT_THAT(figures.run.provenance,
               Contains(std::pair<std::string, std::string>("hosts", "node-7")));
 }
@@ -162,9 +167,9 @@ TEST_F(RunFiguresTest, DoesNotTrustTheJournal) {
     event[key] = std::move(value);
     lines += event.dump() + "\n";
   };
-  for (const char* key :
-       {"event", "recipe", "block", "rank", "ranks", "seconds", "time", "phases", "linears",
-        "dropped_samples", "mesh", "host", "bits_per_weight", "relative_error"}) {
+  for (const char* key : {"event", "recipe", "block", "rank", "first_rank", "told_after", "ranks",
+                          "seconds", "time", "phases", "linears", "dropped_samples", "mesh", "host",
+                          "bits_per_weight", "relative_error"}) {
     for (const Json& value : std::vector<Json>{nullptr,
                                                -1,
                                                1e300,

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "kernels/host_threads.h"
 #include "stages/store/block_record.h"
 #include "tests/stages/export_world.h"
 #include "tests/support/memory_store.h"
@@ -111,6 +112,32 @@ TEST(BlockRecordTest, PacksCodesAtTheirBits) {
   EXPECT_EQ(codes.type(), DType::kU32);
   EXPECT_EQ(codes.shape(), (Shape{5, 5}));  // 43 x 3 bits in 5 words
   EXPECT_FALSE(record.tensors.contains("mlp.down_proj.group_of_column"));
+}
+
+// Whatever its place, and however many threads look; of two the first is named.
+TEST(BlockRecordTest, RefusesCodesBeyondTheirBits) {
+  for (const int threads : {1, 3}) {
+    set_host_threads(threads);
+    for (const int bits : {2, 3, 4}) {
+      const QuantizedBlock whole = example(bits);
+      for (const std::size_t linear : {0u, 1u}) {
+        const auto count = static_cast<std::size_t>(whole.linears[linear].codes.count());
+        for (const std::size_t at : {std::size_t{0}, count / 2, count - 1}) {
+          QuantizedBlock block = whole;
+          block.linears[linear].codes.as<std::uint8_t>()[at] = static_cast<std::uint8_t>(1 << bits);
+          block.linears[1].codes.as<std::uint8_t>()[0] |= static_cast<std::uint8_t>(1 << bits);
+          try {
+            (void)to_record(block);
+            ADD_FAILURE() << bits << " bits, code " << at;
+          } catch (const Error& error) {
+            EXPECT_EQ(error.what(), "quantized linear " + whole.linears[linear].name +
+                                        ": a code of more than " + std::to_string(bits) + " bits");
+          }
+        }
+      }
+    }
+  }
+  set_host_threads(1);
 }
 
 TEST(BlockRecordTest, SaysInItsAttributesWhatEachLinearIs) {
