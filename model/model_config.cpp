@@ -19,23 +19,6 @@ using nlohmann::json;
 constexpr std::int64_t kMaxBlocks = 10'000;
 constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 24;
 
-struct Name {
-  Architecture architecture;
-  std::string_view model_type;
-  std::string_view class_name;
-  void (*read)(const ConfigKeys& keys, ModelConfig& config);
-};
-constexpr std::array<Name, 8> kNames = {{
-    {Architecture::kLlama, "llama", "LlamaForCausalLM", read_llama_kind},
-    {Architecture::kMistral, "mistral", "MistralForCausalLM", read_llama_kind},
-    {Architecture::kQwen2, "qwen2", "Qwen2ForCausalLM", read_llama_kind},
-    {Architecture::kQwen3, "qwen3", "Qwen3ForCausalLM", read_llama_kind},
-    {Architecture::kPhi3, "phi3", "Phi3ForCausalLM", read_llama_kind},
-    {Architecture::kOlmo2, "olmo2", "Olmo2ForCausalLM", read_llama_kind},
-    {Architecture::kGranite, "granite", "GraniteForCausalLM", read_llama_kind},
-    {Architecture::kOpt, "opt", "OPTForCausalLM", read_opt},
-}};
-
 // Mixtures of experts, by model_type and class.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 12> kMixtures = {{
     {"mixtral", "MixtralForCausalLM"},
@@ -57,10 +40,10 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 12> kMixture
   const bool mixture = std::ranges::any_of(
       kMixtures, [&](const auto& each) { return each.first == name || each.second == name; });
   std::string supported;
-  for (const Name& each : kNames) {
-    supported += (supported.empty()         ? ""
-                  : &each == &kNames.back() ? " and "
-                                            : ", ") +
+  for (const Family& each : families()) {
+    supported += (supported.empty()             ? ""
+                  : &each == &families().back() ? " and "
+                                                : ", ") +
                  std::string(each.class_name);
   }
   keys.fail(key, in_quotes(name) + " is not supported" +
@@ -68,22 +51,22 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 12> kMixture
                      " are)");
 }
 
-const Name& read_architecture(const ConfigKeys& keys) {
+const Family& read_architecture(const ConfigKeys& keys) {
   const std::optional<std::string> type = keys.string("model_type");
   if (const json* list = keys.find("architectures")) {
     if (!list->is_array() || list->size() != 1 || !list->front().is_string()) {
       keys.fail("architectures", "must be a list of one name");
     }
     const auto name = list->front().get<std::string>();
-    const auto* found = std::ranges::find(kNames, name, &Name::class_name);
-    if (found == kNames.end()) refuse_architecture(keys, "architectures", name);
+    const auto found = std::ranges::find(families(), name, &Family::class_name);
+    if (found == families().end()) refuse_architecture(keys, "architectures", name);
     if (type && *type != found->model_type)
       keys.fail("model_type", in_quotes(*type) + " does not go with " + in_quotes(name));
     return *found;
   }
   if (!type) keys.fail("model_type", "is missing, and so is architectures");
-  const auto* found = std::ranges::find(kNames, *type, &Name::model_type);
-  if (found == kNames.end()) refuse_architecture(keys, "model_type", *type);
+  const auto found = std::ranges::find(families(), *type, &Family::model_type);
+  if (found == families().end()) refuse_architecture(keys, "model_type", *type);
   return *found;
 }
 
@@ -101,13 +84,6 @@ DType read_dtype(const ConfigKeys& keys) {
 
 }  // namespace
 
-void require_activation(const ConfigKeys& keys, const char* key, const char* supported) {
-  const auto activation = keys.string(key);
-  if (activation && *activation != supported) {
-    keys.fail(key, in_quotes(*activation) + " is not supported (" + supported + " is)");
-  }
-}
-
 std::int64_t ModelConfig::window_of(std::int64_t block) const {
   return windowed.empty() || windowed.at(static_cast<std::size_t>(block)) ? sliding_window : 0;
 }
@@ -116,8 +92,8 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
   const std::filesystem::path file = directory / "config.json";
   const ConfigKeys keys(file, read_json_file(file, kMaxConfigBytes));
   ModelConfig config;
-  const Name& name = read_architecture(keys);
-  config.architecture = name.architecture;
+  const Family& family = read_architecture(keys);
+  config.architecture = family.architecture;
   if (keys.find("quantization_config") != nullptr) {
     keys.fail("quantization_config", "this model is quantized already; give the original one");
   }
@@ -126,7 +102,7 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
   config.heads = keys.size("num_attention_heads");
   config.vocabulary = keys.size("vocab_size");
   config.eos = {2};
-  name.read(keys, config);
+  family.read(keys, config);
   // A family's default may lie outside a small model's vocabulary.
   std::erase_if(config.eos, [&](int id) { return id >= config.vocabulary; });
   config.dtype = read_dtype(keys);

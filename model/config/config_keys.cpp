@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/quote.h"
 
 namespace roundhouse {
 
@@ -63,8 +64,8 @@ double ConfigKeys::number(const std::string& key, const json& value, double low,
   return value.get<double>();
 }
 
-double ConfigKeys::number(const std::string& key, double low, double high,
-                          std::optional<double> absent_value) const {
+double ConfigKeys::number_at(const std::string& key, double low, double high,
+                             std::optional<double> absent_value) const {
   const json* value = find(key);
   if (value != nullptr) return number(key, *value, low, high);
   if (!absent_value) fail(key, "is missing");

@@ -36,8 +36,8 @@ class ConfigKeys {
   std::int64_t size(const std::string& key, std::int64_t high = kMostSize,
                     std::optional<std::int64_t> absent_value = std::nullopt) const;
   double number(const std::string& key, const nlohmann::json& value, double low, double high) const;
-  double number(const std::string& key, double low, double high,
-                std::optional<double> absent_value = std::nullopt) const;
+  double number_at(const std::string& key, double low, double high,
+                   std::optional<double> absent_value = std::nullopt) const;
   bool boolean(const std::string& key, bool absent_value) const;
   std::optional<std::string> string(const std::string& key) const;
 

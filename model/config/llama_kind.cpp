@@ -148,7 +148,7 @@ void read_llama_kind(const ConfigKeys& keys, ModelConfig& config) {
   config.max_positions =
       keys.size("max_position_embeddings", ConfigKeys::kMostPositions, defaults.max_positions);
   config.norm_epsilon =
-      static_cast<float>(keys.number("rms_norm_eps", 1e-12, 0.1, defaults.norm_epsilon));
+      static_cast<float>(keys.number_at("rms_norm_eps", 1e-12, 0.1, defaults.norm_epsilon));
   read_biases(keys, config);
   read_window(keys, config);
   config.rope = read_rope(keys, config.head_dim, config.max_positions, defaults.rope);
@@ -162,7 +162,7 @@ void read_llama_kind(const ConfigKeys& keys, ModelConfig& config) {
   if (config.architecture == Architecture::kOlmo2) config.query_key_norm = QueryKeyNorm::kAll;
   if (config.architecture == Architecture::kGranite) {
     const auto multiplier = [&](const char* key) {
-      return static_cast<float>(keys.number(key, 1e-6, 1e6, 1.0));
+      return static_cast<float>(keys.number_at(key, 1e-6, 1e6, 1.0));
     };
     config.attention_scale = multiplier("attention_multiplier");
     config.residual_multiplier = multiplier("residual_multiplier");

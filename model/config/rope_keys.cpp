@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-#include "base/error.h"
+#include "base/quote.h"
 
 namespace roundhouse {
 namespace {
@@ -81,29 +81,29 @@ void read_scaling(const ConfigKeys& rope, std::int64_t max_positions, RopeConfig
   const double longer =
       static_cast<double>(max_positions) / static_cast<double>(config.original_positions);
   const auto magnitude_or = [&](double absent) {
-    return rope.number("attention_factor", 1e-3, 1e3, absent);
+    return rope.number_at("attention_factor", 1e-3, 1e3, absent);
   };
   switch (config.scaling) {
     case Scaling::kNone:
       return;
     case Scaling::kLinear:
     case Scaling::kDynamic:
-      config.factor = rope.number("factor", 1.0, kMostFactor);
+      config.factor = rope.number_at("factor", 1.0, kMostFactor);
       return;
     case Scaling::kLlama3:
-      config.factor = rope.number("factor", 1.0, kMostFactor);
-      config.low_frequency_factor = rope.number("low_freq_factor", 1e-6, kMostFactor);
-      config.high_frequency_factor = rope.number("high_freq_factor", 1e-6, kMostFactor);
+      config.factor = rope.number_at("factor", 1.0, kMostFactor);
+      config.low_frequency_factor = rope.number_at("low_freq_factor", 1e-6, kMostFactor);
+      config.high_frequency_factor = rope.number_at("high_freq_factor", 1e-6, kMostFactor);
       if (config.high_frequency_factor <= config.low_frequency_factor)
         rope.fail("high_freq_factor", "must be larger than low_freq_factor");
       return;
     case Scaling::kYarn: {
-      config.factor = rope.number("factor", 1.0, kMostFactor, std::max(1.0, longer));
-      config.beta_fast = rope.number("beta_fast", 1e-6, kMostFactor, 32.0);
-      config.beta_slow = rope.number("beta_slow", 1e-6, kMostFactor, 1.0);
+      config.factor = rope.number_at("factor", 1.0, kMostFactor, std::max(1.0, longer));
+      config.beta_fast = rope.number_at("beta_fast", 1e-6, kMostFactor, 32.0);
+      config.beta_slow = rope.number_at("beta_slow", 1e-6, kMostFactor, 1.0);
       config.ramp_of_whole_pairs = rope.boolean("truncate", true);
-      const double scale = rope.number("mscale", 0.0, kMostFactor, 0.0);
-      const double scale_of_all = rope.number("mscale_all_dim", 0.0, kMostFactor, 0.0);
+      const double scale = rope.number_at("mscale", 0.0, kMostFactor, 0.0);
+      const double scale_of_all = rope.number_at("mscale_all_dim", 0.0, kMostFactor, 0.0);
       config.magnitude = magnitude_or(scale > 0.0 && scale_of_all > 0.0
                                           ? yarn_magnitude(config.factor, scale) /
                                                 yarn_magnitude(config.factor, scale_of_all)
@@ -113,7 +113,7 @@ void read_scaling(const ConfigKeys& rope, std::int64_t max_positions, RopeConfig
     case Scaling::kLongRope:
       config.short_factors = factors(rope, "short_factor", config.columns);
       config.long_factors = factors(rope, "long_factor", config.columns);
-      config.factor = rope.number("factor", 1e-6, kMostFactor, longer);
+      config.factor = rope.number_at("factor", 1e-6, kMostFactor, longer);
       config.magnitude = magnitude_or(
           config.factor <= 1.0
               ? 1.0
