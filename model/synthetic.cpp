@@ -129,6 +129,7 @@ ModelConfig tiny_world() {
 ModelConfig opt(std::int64_t hidden, std::int64_t blocks, std::int64_t heads) {
   ModelConfig config = llama(hidden, 4 * hidden, blocks, heads, heads, 2048, 1e-5f);
   config.architecture = Architecture::kOpt;
+  config.rope = {};
   config.vocabulary = 50272;
   config.qkv_bias = config.output_bias = config.mlp_bias = true;
   config.tied_embeddings = true;

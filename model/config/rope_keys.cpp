@@ -111,6 +111,7 @@ void read_scaling(const ConfigKeys& rope, std::int64_t max_positions, RopeConfig
       return;
     }
     case Scaling::kLongRope:
+      if (config.original_positions < 2) rope.fail(kOriginalPositions, "must be larger than 1");
       config.short_factors = factors(rope, "short_factor", config.columns);
       config.long_factors = factors(rope, "long_factor", config.columns);
       config.factor = rope.number_at("factor", 1e-6, kMostFactor, longer);
@@ -180,6 +181,8 @@ RopeConfig read_rope(const ConfigKeys& keys, std::int64_t head_dim, std::int64_t
   }
   if (scaled) config = std::move(*scaled);
   config.theta = theta.value_or(defaults.theta);
+  if (config.scaling == Scaling::kYarn && config.theta <= kSmallestTheta)
+    keys.fail("rope_theta", "must be larger than 1 where yarn scales its frequencies");
   return config;
 }
 

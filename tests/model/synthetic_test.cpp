@@ -18,7 +18,8 @@ using testing::IsSupersetOf;
 // The shape of one of them, but small.
 ModelConfig shrunk(const std::string& name) {
   ModelConfig config = shape_like(name);
-  config.head_dim = config.rope.columns = 8;
+  config.head_dim = 8;
+  if (config.architecture != Architecture::kOpt) config.rope.columns = 8;
   config.kv_heads = config.kv_heads == config.heads ? 4 : 2;
   config.heads = 4;
   config.embedding_size = config.embedding_size == config.hidden_size ? 32 : 16;
