@@ -107,7 +107,10 @@ class ExportArchitectureTest : public ExportOptTest,
  protected:
   nlohmann::json config() const {
     const std::string name = GetParam();
-    return name == "Opt" ? narrow_config() : small_config_of(name);
+    if (name == "Opt") return narrow_config();
+    nlohmann::json config = small_config_of(name);
+    config.update({{"hidden_size", 64}, {"intermediate_size", 96}});
+    return config;
   }
 };
 
