@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "golden"))
 import dequantize  # noqa: E402: after the path
 
 MODEL = HERE.parent / "tests" / "data" / "tiny-world"
-WINDOW = 512
+WINDOW = 64
 
 
 def recipes():
@@ -43,7 +43,7 @@ def recipes():
 
 def run(program, work, windows):
     config = {"model": str(MODEL), "run": str(work / "run"), "recipes": list(recipes()),
-              "calibration": {"text": str(MODEL / "calibration.jsonl"), "samples": 1, "sequence_length": 128},
+              "calibration": {"text": str(MODEL / "calibration.jsonl"), "samples": 1, "sequence_length": WINDOW},
               "export": {"formats": ["gguf", "dense"], "dtype": "float32"},
               "evaluate": {"perplexity": [{"name": "test", "text": str(MODEL / "test.txt"), "window": WINDOW, "limit": windows}]}}
     work.mkdir(parents=True, exist_ok=True)
@@ -99,17 +99,16 @@ def llama_perplexity(path, ids, vocabulary):
     params.model.path = str(path)
     params.n_ctx, params.n_batch, params.n_parallel, params.n_gpu_layers = WINDOW, WINDOW, 1, 0
     params.warmup, params.verbosity = False, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     losses = []
     for window in ids:
         total = 0.0
         for at in range(1, WINDOW):
-            answer = server.handle_completions(json.dumps({
+            answer = server.handle_completions({
                 "prompt": [int(id) for id in window[:at]], "n_predict": 1, "n_probs": vocabulary, "temperature": 0,
-                "cache_prompt": True, "post_sampling_probs": False}))
-            answer = json.loads(answer) if isinstance(answer, str) else answer
-            found = answer["completion_probabilities"][0]["top_logprobs"]
+                "cache_prompt": True, "post_sampling_probs": False})
+            found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             total -= next(entry["logprob"] for entry in found if entry["id"] == window[at])
         losses.append(total / (WINDOW - 1))
     return math.exp(sum(losses) / len(losses))

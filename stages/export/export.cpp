@@ -388,10 +388,11 @@ class Exporter {
       }
     }
     if (wrong == 0) return "";
-    return fmt::format("{} of {}: {} ({} of its {} weights differ)",
-                       piece.tensors.size() == 1 ? "tensor" : "tensors",
-                       piece.tensors.size() == 1 ? piece.tensors.front().name : exported.module,
-                       first, wrong, linear.rows * linear.cols);
+    const std::string what = piece.tensors.size() == 1
+                                 ? "tensor " + piece.tensors.front().name
+                                 : "tensors of " + exported.module;
+    return fmt::format("{}: {} ({} of its {} weights differ)", what, first, wrong,
+                       linear.rows * linear.cols);
   }
 
   std::string compare_kept(const Piece& piece, const std::vector<HostView>& stored) {

@@ -62,7 +62,7 @@ def check_sums(directory):
     for line in (directory / "SHA256SUMS").read_text().splitlines():
         digits, name = re.fullmatch(r"([0-9a-f]{64})  (.+)", line).groups()
         listed[name] = digits
-    there = {path.name for path in directory.iterdir()} - {"SHA256SUMS"}
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - {"SHA256SUMS"}
     expect(there == set(listed), f"{directory}: SHA256SUMS lists {sorted(listed)}, there are {sorted(there)}")
     for name, digits in listed.items():
         expect(hashlib.sha256((directory / name).read_bytes()).hexdigest() == digits, f"{directory}: {name} differs")

@@ -415,7 +415,7 @@ TEST_F(ExportTest, NamesWhatFloat16CannotHold) {
 
 TEST_F(ExportTest, FailsBeforeAnyWork) {
   prepare();
-  EXPECT_THAT(failure(out(), {.format = "gguf"}), HasSubstr("unknown export format"));
+  EXPECT_THAT(failure(out(), {.format = "exl2"}), HasSubstr("unknown export format"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kI32}),
               HasSubstr("float16, bfloat16 or float32"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 0}),
@@ -642,7 +642,7 @@ void write_tokenizer(const fs::path& directory) {
         {"pretokenizers",
          {{{"type", "Digits"}, {"individual_digits", true}},
           {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}}}}},
-      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", {{"a", "b"}}}}}};
+      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::ordered_json::array({"a b"})}}}};
   std::ofstream(directory / "tokenizer.json") << file.dump();
   std::ofstream(directory / "tokenizer_config.json")
       << R"({"bos_token": "<s>", "add_bos_token": true, "chat_template": "hello"})";
@@ -667,34 +667,32 @@ TEST_F(ExportTest, WhatWasWrittenIsReadBackAndComparedWithTheRun) {
     const ExportOptions options{.format = format, .max_shard_bytes = 30000};
     write(out() / format, options);
     EXPECT_THAT(compared(options), IsEmpty()) << format;
-    // A byte of each kind of tensor, far from what pads a file.
-    const std::vector<std::string> files = listing(out() / format);
-    const std::string ending = format == std::string("gguf") ? ".gguf" : ".safetensors";
+    // A byte of the last tensor of each file, before what pads it.
+    std::vector<std::string> files = listing(out() / format);
+    std::erase_if(files, [](const std::string& name) { return !name.starts_with("model-"); });
+    std::erase_if(files, [](const std::string& name) { return name.ends_with(".json"); });
+    world_.barrier();
     for (const std::string& file : files) {
-      const fs::path path = out() / format / file;
-      if (path.extension() != ending) continue;
-      if (world_.rank() == 0) {
-        std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
-        bytes.seekg(0, std::ios::end);
-        const std::streamoff at = static_cast<std::streamoff>(bytes.tellg()) - 40;
-        bytes.seekg(at);
-        const char is = static_cast<char>(bytes.get() ^ 0x10);
-        bytes.seekp(at);
-        bytes.put(is);
-      }
-      world_.barrier();
-      const std::vector<std::string> faults = compared(options);
-      if (world_.rank() == 0) {
-        ASSERT_EQ(faults.size(), 1u) << format << " " << file;
-        EXPECT_THAT(faults[0], testing::StartsWith(file + ": tensor")) << format;
-      }
-      world_.barrier();
-      write(out() / format, options);
+      if (world_.rank() != 0) continue;
+      std::fstream bytes(out() / format / file, std::ios::in | std::ios::out | std::ios::binary);
+      bytes.seekg(-40, std::ios::end);
+      const std::streamoff at = bytes.tellg();
+      const char is = static_cast<char>(bytes.get() ^ 0x10);
+      bytes.seekp(at);
+      bytes.put(is);
     }
-    if (world_.rank() == 0) fs::remove(out() / format / files[files.size() / 2]);
+    world_.barrier();
+    const std::vector<std::string> damaged = compared(options);
+    if (world_.rank() == 0) {
+      ASSERT_EQ(damaged.size(), files.size()) << format;
+      for (const std::string& file : files)
+        EXPECT_THAT(damaged, Contains(testing::StartsWith(file + ": tensor"))) << format;
+    }
+    world_.barrier();
+    if (world_.rank() == 0) fs::remove(out() / format / files.front());
     world_.barrier();
     const std::vector<std::string> faults = compared(options);
-    if (world_.rank() == 0) EXPECT_FALSE(faults.empty()) << format;
+    EXPECT_EQ(faults.empty(), world_.rank() != 0) << format;
     world_.barrier();
   }
   const std::string config = "gptq/config.json";
@@ -706,14 +704,16 @@ TEST_F(ExportTest, WhatWasWrittenIsReadBackAndComparedWithTheRun) {
   }
   world_.barrier();
   const std::vector<std::string> faults = compared({.format = "gptq"});
-  if (world_.rank() == 0)
+  if (world_.rank() == 0) {
     EXPECT_THAT(faults, ElementsAre("config.json: does not describe what the run made"));
+  }
   // Of another run, as far as the records go.
   recipe_ = rounding_recipe(4, 64);
   round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
   const std::vector<std::string> other = compared({.format = "dense", .max_shard_bytes = 30000});
-  if (world_.rank() == 0)
+  if (world_.rank() == 0) {
     EXPECT_THAT(other, Contains(HasSubstr("self_attn.q_proj.weight: the weight of row 0")));
+  }
 }
 
 TEST_F(ExportTest, GgufHoldsTheModelUnderOtherNames) {

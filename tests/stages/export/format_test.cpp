@@ -676,7 +676,7 @@ TEST_F(CheckExportableTest, GgufSaysWhatWouldBeExact) {
 }
 
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {
-  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "gguf"), HasSubstr("\"gguf\""));
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "exl2"), HasSubstr("\"exl2\""));
 }
 
 }  // namespace
