@@ -15,6 +15,7 @@
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
+#include "stages/export/compare.h"
 
 namespace roundhouse {
 namespace {
@@ -138,6 +139,10 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
     check_unquantized_values(model_->config(), model_->checkpoint(), backend_->activation_type());
     if (!config_.export_formats.empty())
       check_kept_values(*model_, export_options(config_, config_.export_formats.front()));
+    for (const Recipe& recipe : config_.recipes) {
+      for (const std::string& format : config_.export_formats)
+        check_model_exportable(*model_, recipe, format);
+    }
   }
 
   text_threads_ = std::make_unique<ThreadPool>(first() ? threads.threads : 1);

@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <set>
@@ -13,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/json_file.h"
+#include "model/checkpoint/tensor_writer.h"
 
 namespace roundhouse {
 namespace {
@@ -168,100 +166,71 @@ void sort_for_file(std::vector<TensorInfo>& tensors) {
   });
 }
 
-struct SafetensorsWriter::State {
-  std::filesystem::path path;
-  std::vector<TensorInfo> tensors;
-  std::FILE* file = nullptr;
-  std::size_t current = 0;    // index of the tensor that is being written
-  std::uint64_t missing = 0;  // bytes of it still to come
+namespace {
 
-  std::uint64_t bytes_of(std::size_t i) const {
-    return static_cast<std::uint64_t>(element_count(tensors[i].shape)) * size_of(tensors[i].type);
-  }
-  void fail(const std::string& what) const { throw Error(path.string() + ": " + what); }
-  void put(const void* data, std::size_t bytes) {
-    if (bytes > 0 && std::fwrite(data, 1, bytes, file) != bytes) {
-      fail(std::string("cannot write: ") + std::strerror(errno));
-    }
-  }
-  void next() {
-    ++current;
-    missing = current < tensors.size() ? bytes_of(current) : 0;
-  }
+class Writer final : public TensorWriter {
+ public:
+  Writer(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors,
+         const std::map<std::string, std::string>& metadata);
 };
 
-SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
-                                     std::vector<TensorInfo> tensors,
-                                     const std::map<std::string, std::string>& metadata)
-    : state_(std::make_unique<State>()) {
-  state_->path = path;
-  state_->tensors = std::move(tensors);
-
+Writer::Writer(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors,
+               const std::map<std::string, std::string>& metadata)
+    : TensorWriter(path) {
   // Written by hand: the order of the tensors is the order of their data, which a JSON object of
   // the library would not keep.
   std::string header;
   std::set<std::string_view> names;
+  std::vector<Entry> entries;
   std::uint64_t offset = 0;
   try {
     if (!metadata.empty()) header += ",\"" + std::string(kMetadata) + "\":" + json(metadata).dump();
-    for (std::size_t i = 0; i < state_->tensors.size(); ++i) {
-      const TensorInfo& tensor = state_->tensors[i];
-      if (tensor.name == kMetadata || !names.insert(tensor.name).second) {
-        state_->fail("a tensor cannot be called " + in_quotes(tensor.name) + " here");
-      }
-      const std::uint64_t end = offset + state_->bytes_of(i);
+    for (const TensorInfo& tensor : tensors) {
+      if (tensor.name == kMetadata || !names.insert(tensor.name).second)
+        fail("a tensor cannot be called " + in_quotes(tensor.name) + " here");
+      const std::uint64_t bytes =
+          static_cast<std::uint64_t>(element_count(tensor.shape)) * size_of(tensor.type);
+      const std::uint64_t end = offset + bytes;
       header += ',' + json(tensor.name).dump() + ":{\"dtype\":\"" +
                 std::string(name_of(tensor.type)) + "\",\"shape\":" + json(tensor.shape).dump() +
                 ",\"data_offsets\":[" + std::to_string(offset) + ',' + std::to_string(end) + "]}";
+      entries.push_back({tensor.name, bytes});
       offset = end;
     }
   } catch (const json::exception&) {
-    state_->fail("a name that is not UTF-8");
+    fail("a name that is not UTF-8");
   }
   if (header.empty()) header = ",";
   header.front() = '{';
   header += '}';
   header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned
-  if (header.size() > kMaxHeaderBytes) state_->fail("too many tensors for one file");
+  if (header.size() > kMaxHeaderBytes) fail("too many tensors for one file");
 
-  state_->file = std::fopen(path.c_str(), "wb");
-  if (state_->file == nullptr) state_->fail(std::string("cannot write: ") + std::strerror(errno));
-  std::array<unsigned char, kLengthBytes> length{};
-  for (std::size_t i = 0; i < length.size(); ++i) {
-    length[i] = static_cast<unsigned char>(header.size() >> (8 * i) & 0xff);
-  }
-  state_->put(length.data(), length.size());
-  state_->put(header.data(), header.size());
-  if (!state_->tensors.empty()) state_->missing = state_->bytes_of(0);
+  std::string length(kLengthBytes, '\0');
+  for (std::size_t i = 0; i < length.size(); ++i)
+    length[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
+  begin(length + header, std::move(entries));
 }
 
-SafetensorsWriter::~SafetensorsWriter() {
-  if (state_->file != nullptr)
-    std::fclose(state_->file);  // only while an error is on its way: close() came first
+}  // namespace
+
+std::unique_ptr<TensorWriter> make_safetensors_writer(
+    const std::filesystem::path& path, const std::vector<TensorInfo>& tensors,
+    const std::map<std::string, std::string>& metadata) {
+  return std::make_unique<Writer>(path, tensors, metadata);
 }
 
+struct SafetensorsWriter::State {
+  Writer writer;
+};
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
+                                     std::vector<TensorInfo> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : state_(new State{{path, tensors, metadata}}) {}
+SafetensorsWriter::~SafetensorsWriter() = default;
 void SafetensorsWriter::write(const std::string& name, std::span<const std::byte> bytes) {
-  State& s = *state_;
-  require(s.file != nullptr, "write after close");
-  while (s.current < s.tensors.size() && s.missing == 0 && s.tensors[s.current].name != name)
-    s.next();
-  if (s.current == s.tensors.size() || s.tensors[s.current].name != name ||
-      bytes.size() > s.missing) {
-    s.fail("tensor " + in_quotes(name) + " is written out of order or is longer than announced");
-  }
-  s.put(bytes.data(), bytes.size());
-  s.missing -= bytes.size();
+  state_->writer.write(name, bytes);
 }
-
-void SafetensorsWriter::close() {
-  State& s = *state_;
-  require(s.file != nullptr, "close twice");
-  while (s.current < s.tensors.size() && s.missing == 0) s.next();
-  if (s.current < s.tensors.size())
-    s.fail("tensor " + in_quotes(s.tensors[s.current].name) + " is incomplete");
-  if (std::fclose(std::exchange(s.file, nullptr)) != 0) {
-    s.fail(std::string("cannot write: ") + std::strerror(errno));
-  }
-}
+void SafetensorsWriter::close() { state_->writer.close(); }
 
 }  // namespace roundhouse

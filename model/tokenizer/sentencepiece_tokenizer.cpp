@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/json_file.h"
 #include "model/tokenizer/character_pairs.h"
+#include "model/tokenizer/sentencepiece_vocabulary.h"
 #include "model/tokenizer/tokenizer.h"
 #include "model/tokenizer/tokenizer_files.h"
 #include "model/tokenizer/utf8.h"
@@ -270,6 +271,28 @@ class SentencePieceTokenizer : public Tokenizer {
 std::vector<std::pair<std::string, std::int32_t>> sentencepiece_pieces(
     const std::filesystem::path& file) {
   return SentencePieceTokenizer(file, true, true).pieces();
+}
+
+std::vector<SentencePiece> sentencepiece_vocabulary(const std::filesystem::path& file) {
+  constexpr std::uint64_t kPiece = 1, kText = 1, kScore = 2, kType = 3;
+  const std::string bytes = read_text_file(file, kMaxModelBytes);
+  check_model(bytes, file);
+  std::vector<SentencePiece> pieces;
+  for (std::string_view model = bytes; !model.empty();) {
+    const Field field = take_field(model).value();
+    if (field.number != kPiece) continue;
+    SentencePiece piece;
+    for (std::string_view inner = field.bytes; !inner.empty();) {
+      const auto part = take_field(inner);
+      if (!part) throw InputError(file.string() + ": not a SentencePiece model");
+      if (part->number == kText) piece.text = part->bytes;
+      if (part->number == kScore && part->bytes.size() == sizeof(float))
+        std::memcpy(&piece.score, part->bytes.data(), sizeof(float));
+      if (part->number == kType) piece.type = static_cast<std::int32_t>(part->value);
+    }
+    pieces.push_back(std::move(piece));
+  }
+  return pieces;
 }
 
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file,

@@ -211,10 +211,15 @@ void add_export(CLI::App& app, Arguments& arguments) {
       ->check(CLI::IsMember(engine_names()));
   command.add_option("--output", given.output, "Folder to write to, instead of RUN/export")
       ->type_name("DIR");
+  command.add_flag(
+      "--check", given.check,
+      "Read each export back, also one that was made earlier, and compare every weight "
+      "with the run's records; 1 if one differs");
   command.footer(
       "Examples:\n"
       "  roundhouse export runs/tiny\n"
-      "  roundhouse export runs/tiny --recipe gptq-w4g128 --format gptq --output /data/models");
+      "  roundhouse export runs/tiny --recipe gptq-w4g128 --format gptq --output /data/models\n"
+      "  roundhouse export runs/tiny --check");
   command.callback([&arguments] {
     arguments.chosen = [&arguments](LaunchSession& session) {
       return export_command(session, arguments.exporting);

@@ -32,6 +32,7 @@ struct ExportArguments {
   std::vector<std::string> formats;  // empty: the config's, or compressed-tensors
   std::vector<std::string> engines;  // that must load it; empty: the config's
   std::filesystem::path output;      // empty: RUN/export
+  bool check = false;                // read them back; one that is there is not written again
 };
 int export_command(LaunchSession& session, const ExportArguments& arguments);
 

@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 #include "base/exit_code.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/steps/export_step.h"
+#include "stages/export/compare.h"
 #include "stages/export/engines.h"
 #include "stages/export/export.h"
 
@@ -29,14 +31,19 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
       check_exportable(job.recipe(name), job.decoder(), format);
+      check_model_exportable(job.model(), job.recipe(name), format);
       check_served(job.recipe(name), format, engines);
     }
   }
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");
-  const bool done =
-      export_recipes(job, job.world(), recipes, formats,
-                     arguments.output.empty() ? arguments.run / "export" : arguments.output);
-  return done ? kExitDone : kExitStopped;
+  const std::filesystem::path output =
+      arguments.output.empty() ? arguments.run / "export" : arguments.output;
+  if (!arguments.check) {
+    return export_recipes(job, job.world(), recipes, formats, output) ? kExitDone : kExitStopped;
+  }
+  const std::optional<int> wrong = check_exports(job, job.world(), recipes, formats, output);
+  if (!wrong) return kExitStopped;
+  return *wrong == 0 ? kExitDone : kExitFailed;
 }
 
 }  // namespace roundhouse

@@ -4,9 +4,12 @@
 #include <optional>
 
 #include "base/hash.h"
+#include "base/quote.h"
+#include "comm/together.h"
 #include "pipeline/run/export_note.h"
 #include "pipeline/run/output_guard.h"
 #include "pipeline/run/whole_records.h"
+#include "stages/export/compare.h"
 #include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
 
@@ -107,6 +110,40 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
     }
   }
   return true;
+}
+
+std::optional<int> check_exports(Job& job, Communicator& group,
+                                 const std::vector<std::string>& recipes,
+                                 const std::vector<std::string>& formats,
+                                 const std::filesystem::path& output) {
+  int wrong = 0;
+  for (const std::string& name : recipes) {
+    for (const std::string& format : formats) {
+      const std::filesystem::path directory = output / name / format;
+      std::vector<std::string> faults;
+      const bool there = share(group, std::filesystem::exists(directory) ? "there" : "") != "";
+      if (!there && !export_recipes(job, group, {name}, {format}, output)) return std::nullopt;
+      if (job.stop_requested(group)) return std::nullopt;
+      job.check_content(group, block_keys(name, job.blocks()));
+      job.monitor().phase("checking the export of " + name + " as " + format);
+      together(group, [&] {
+        if (group.rank() == 0) faults = verify_checkpoint(directory, [&] { job.monitor().tick(); });
+      });
+      const auto compared =
+          compare_export(job.model(), job.decoder(), job.recipe(name), job.store(),
+                         export_options(job.config(), format), directory, group, job.monitor());
+      if (!compared) return std::nullopt;
+      job.model_identity().join(group);
+      faults.insert(faults.end(), compared->begin(), compared->end());
+      wrong += group.all_reduce_max(faults.empty() ? 0 : 1) > 0 ? 1 : 0;
+      if (group.rank() != 0) continue;
+      for (const std::string& fault : faults)
+        job.monitor().say(printable_line(directory.string() + ": " + fault));
+      if (faults.empty())
+        job.monitor().say("checked " + directory.string() + ": holds what the run made");
+    }
+  }
+  return wrong;
 }
 
 }  // namespace roundhouse

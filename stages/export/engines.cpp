@@ -50,6 +50,7 @@ const std::vector<Served>& table() {
       {"transformers", kTransformers, "compressed-tensors", all, {}, {}, false, kLoaded},
       {"transformers", kTransformers, "gptq", all, all, gptqmodel, true, kLoaded},
       {"transformers", kTransformers, "awq", {4}, {4}, gptqmodel, false, kLoaded},
+      {"transformers", kTransformers, "auto_round", all, all, {}, false, kLoaded},
       {"transformers", kTransformers, "dense", all, all, {}, true, kLoaded},
       {"gptqmodel", kGptqModel, "gptq", all, all, gptqmodel, true, kLoaded},
       {"gptqmodel", kGptqModel, "awq", {4}, {4}, gptqmodel, false, kLoaded},

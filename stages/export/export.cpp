@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -13,11 +14,12 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "base/json_file.h"
+#include "base/quote.h"
 #include "base/write_guard.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
-#include "stages/export/format.h"
+#include "stages/export/compare.h"
+#include "stages/export/container.h"
 #include "stages/export/output_folder.h"
 #include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
@@ -27,7 +29,6 @@ namespace roundhouse {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;  // keeps the keys of config.json in their order
 
 // What is never cut in two: one linear, or one tensor that stays as it is.
 struct Piece {
@@ -45,21 +46,6 @@ struct Piece {
     return sum;
   }
 };
-
-struct OutputFile {
-  std::string name;
-  std::vector<Piece> pieces;
-};
-
-// Linears outside the blocks stay as they are.
-std::vector<std::string> dense_modules(const ModelConfig& config) {
-  const OuterLayout outer = outer_layout(config);
-  std::vector<std::string> modules = {"lm_head"};  // also where it is the embedding
-  for (std::string name : {outer.project_in, outer.project_out}) {
-    if (!name.empty()) modules.push_back(name.substr(0, name.rfind(".weight")));
-  }
-  return modules;
-}
 
 // Everything an export needs to know; does the work of one rank.
 class Exporter {
@@ -91,29 +77,27 @@ class Exporter {
                             .sparse_entries = recorded[i].sparse_entries});
       }
     }
-    config_ = format_.quantization_config(recipe_, linears_, dense_modules(config));
+    container_ = format_.container(
+        {.model = model_, .recipe = recipe_, .format = format_, .linears = linears_});
     cut(list_pieces());
   }
 
-  const std::vector<OutputFile>& files() const { return files_; }
+  std::size_t files() const { return files_.size(); }
+  const std::string& file_name(std::size_t file) const { return files_[file].name; }
 
-  void write_file(const fs::path& directory, const OutputFile& file) {
-    monitor_.phase("exporting " + recipe_.name + " as " + format_.name() + ": " + file.name);
-    std::vector<TensorInfo> tensors;
-    for (const Piece& piece : file.pieces) {
-      tensors.insert(tensors.end(), piece.tensors.begin(), piece.tensors.end());
-    }
-    write_atomically(directory / file.name, [&](const fs::path& temp) {
-      SafetensorsWriter writer(temp, tensors, {{"format", "pt"}});
-      for (const Piece& piece : file.pieces) {
+  void write_file(const fs::path& directory, std::size_t file) {
+    monitor_.phase("exporting " + recipe_.name + " as " + format_.name() + ": " + file_name(file));
+    write_atomically(directory / file_name(file), [&](const fs::path& temp) {
+      const std::unique_ptr<TensorWriter> writer = container_->create(temp, files_, file);
+      for (const Piece& piece : pieces_[file]) {
         if (piece.source.empty()) {
-          write_linear(writer, piece);
+          write_linear(*writer, piece);
         } else {
-          write_kept(writer, piece);
+          write_kept(*writer, piece);
         }
         monitor_.tick();
       }
-      writer.close();
+      writer->close();
     });
   }
 
@@ -125,22 +109,8 @@ class Exporter {
       written.push_back(name);
     };
     const fs::path& source = model_.checkpoint().directory();
-
-    if (files_.size() > 1) write("model.safetensors.index.json", index().dump(2) + "\n");
-
-    Json config = parse_ordered_json(read_text_file(source / "config.json"),
-                                     (source / "config.json").string());
-    const std::string dtype(torch_name_of(declared_type()));
-    config["torch_dtype"] = dtype;
-    if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
-    if (config_.is_null()) {
-      config.erase("quantization_config");
-    } else {
-      config["quantization_config"] = config_;
-      if (!format_.config_copy().empty()) write(format_.config_copy(), config_.dump(2) + "\n");
-    }
-    write("config.json", config.dump(2) + "\n");
-
+    for (const Container::Text& text : container_->texts(files_, declared_type()))
+      write(text.name, text.text);
     const SideFiles beside = side_files(source);
     for (const std::string& name : beside.carried) write(name, read_text_file(source / name));
     if (!beside.left.empty()) {
@@ -151,13 +121,62 @@ class Exporter {
     return written;
   }
 
+  // What a file of weights holds that is not what the run has: a line each, with the tensor, a few at most. Reads it through the
+  // format, not through what wrote it.
+  std::vector<std::string> check_file(const fs::path& directory, std::size_t file) {
+    monitor_.phase("checking " + recipe_.name + " as " + format_.name() + ": " + file_name(file));
+    std::vector<std::string> faults;
+    std::unique_ptr<TensorFile> stored;
+    try {
+      stored = container_->open(directory / file_name(file), files_, file);
+    } catch (const Error& error) {
+      return {within(directory, error.what())};
+    }
+    std::set<std::string> unknown;
+    for (std::string& name : stored->names()) unknown.insert(std::move(name));
+    for (const Piece& piece : pieces_[file]) {
+      for (const TensorInfo& tensor : piece.tensors) unknown.erase(tensor.name);
+      std::string fault;
+      try {
+        const std::vector<HostView> views = views_of(*stored, piece);
+        fault = piece.source.empty() ? compare_linear(piece, views) : compare_kept(piece, views);
+      } catch (const Error& error) {
+        fault = within(directory, error.what());
+      }
+      if (!fault.empty()) faults.push_back(std::move(fault));
+      stored->release_pages();
+      monitor_.tick();
+    }
+    for (const std::string& name : unknown)
+      faults.push_back(file_name(file) + ": tensor " + in_quotes(name) + ": not of this model");
+    for (std::string& fault : faults) {
+      if (!fault.starts_with(file_name(file))) fault = file_name(file) + ": " + fault;
+    }
+    return faults;
+  }
+
+  // The same of what says how the weights are to be read.
+  std::vector<std::string> check_rest(const fs::path& directory) const {
+    std::vector<std::string> faults;
+    for (const Container::Text& text : container_->texts(files_, declared_type())) {
+      try {
+        const Container::Text there = {text.name, read_text_file(directory / text.name)};
+        if (container_->essence(there) != container_->essence(text))
+          faults.push_back(text.name + ": does not describe what the run made");
+      } catch (const Error& error) {
+        faults.push_back(within(directory, error.what()));
+      }
+    }
+    return faults;
+  }
+
  private:
   // What config.json says of all: the type in which readers hold the model.
   DType declared_type() const {
     if (options_.dtype) return *options_.dtype;
     std::set<DType> types;
-    for (const OutputFile& file : files_) {
-      for (const Piece& piece : file.pieces) {
+    for (const std::vector<Piece>& pieces : pieces_) {
+      for (const Piece& piece : pieces) {
         if (!piece.source.empty()) types.insert(piece.type);
       }
     }
@@ -175,8 +194,8 @@ class Exporter {
                        std::string(name_of(view.type)) + ", not a floating-point tensor");
     }
     Piece piece;
-    piece.type = type_of(name);
-    piece.tensors = {{name, piece.type, view.shape}};
+    piece.tensors = {container_->kept({name, type_of(name), view.shape})};
+    piece.type = piece.tensors.front().type;
     piece.source = name;
     piece.block = block;
     pieces.push_back(std::move(piece));
@@ -201,7 +220,7 @@ class Exporter {
         piece.type = type_of(prefix + linear.name + ".weight");
         const ExportedLinear& exported = exported_linear(block, i);
         for (TensorInfo& tensor : format_.tensors(exported, piece.type)) {
-          piece.tensors.push_back({exported.module + "." + tensor.name, tensor.type, tensor.shape});
+          piece.tensors.push_back(container_->of_linear(exported, std::move(tensor)));
         }
         pieces.push_back(std::move(piece));
       }
@@ -222,31 +241,18 @@ class Exporter {
       const std::int64_t bytes = piece.bytes();
       if (files_.empty() || in_file + bytes > options_.max_shard_bytes) {
         files_.emplace_back();
+        pieces_.emplace_back();
         in_file = 0;
       }
       in_file += bytes;
-      total_bytes_ += bytes;
-      files_.back().pieces.push_back(std::move(piece));
-    }
-    if (files_.size() == 1) {
-      files_.front().name = "model.safetensors";
-      return;
+      std::ranges::copy(piece.tensors, std::back_inserter(files_.back().tensors));
+      pieces_.back().push_back(std::move(piece));
     }
     for (std::size_t i = 0; i < files_.size(); ++i) {
-      char name[64];
-      std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files_.size());
-      files_[i].name = name;
+      files_[i].name = files_.size() == 1 ? "model" + container_->ending()
+                                          : fmt::format("model-{:05}-of-{:05}{}", i + 1,
+                                                        files_.size(), container_->ending());
     }
-  }
-
-  Json index() const {
-    std::map<std::string, std::string> file_of;
-    for (const OutputFile& file : files_) {
-      for (const Piece& piece : file.pieces) {
-        for (const TensorInfo& tensor : piece.tensors) file_of[tensor.name] = file.name;
-      }
-    }
-    return {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", file_of}};
   }
 
   // Keeps the last block: pieces come block by block.
@@ -301,22 +307,114 @@ class Exporter {
                     is.reordered ? ", reordered" : "", is.sparse ? ", with a sparse part" : ""));
   }
 
-  void write_linear(SafetensorsWriter& writer, const Piece& piece) {
+  const QuantizedLinear& load_linear(const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
-    const std::string& module = exported_linear(piece.block, piece.linear).module;
-    announced(scheme_of(linear), decoder_.linears()[piece.linear], module);
+    announced(scheme_of(linear), decoder_.linears()[piece.linear],
+              exported_linear(piece.block, piece.linear).module);
+    return linear;
+  }
+
+  void write_linear(TensorWriter& writer, const Piece& piece) {
+    const QuantizedLinear& linear = load_linear(piece);
     std::vector<HostTensor> filled;
     try {
       filled = format_.fill(linear, piece.type);
     } catch (const Error& error) {
       throw Error(decoder_.prefix(piece.block) + "." + error.what());
     }
+    const std::vector<std::int64_t> order =
+        container_->row_order(exported_linear(piece.block, piece.linear));
     for (std::size_t i = 0; i < filled.size(); ++i) {
       require(
           filled[i].type() == piece.tensors[i].type && filled[i].shape() == piece.tensors[i].shape,
           "an export format keeps to the shapes that it announced");
-      writer.write(piece.tensors[i].name, filled[i].bytes());
+      if (order.empty()) {
+        writer.write(piece.tensors[i].name, filled[i].bytes());
+        continue;
+      }
+      const std::size_t row_bytes = filled[i].bytes().size() / order.size();
+      for (const std::int64_t row : order) {
+        writer.write(
+            piece.tensors[i].name,
+            filled[i].bytes().subspan(static_cast<std::size_t>(row) * row_bytes, row_bytes));
+      }
     }
+  }
+
+  // Throws Error naming a tensor that is not there, or not in its type and shape.
+  static std::vector<HostView> views_of(const TensorFile& file, const Piece& piece) {
+    std::vector<HostView> views;
+    for (const TensorInfo& tensor : piece.tensors) {
+      views.push_back(file.view(tensor.name));
+      if (views.back().type != tensor.type || views.back().shape != tensor.shape)
+        throw Error("tensor " + in_quotes(tensor.name) + ": has another type or shape");
+    }
+    return views;
+  }
+
+  // Of the first weight that differs; empty: none does.
+  std::string compare_linear(const Piece& piece, const std::vector<HostView>& stored) {
+    const QuantizedLinear& linear = load_linear(piece);
+    const ExportedLinear& exported = exported_linear(piece.block, piece.linear);
+    const std::vector<std::int64_t> order = container_->row_order(exported);
+    const auto cols = static_cast<std::size_t>(linear.cols);
+    DequantizedRows rows(linear);
+    constexpr std::int64_t kTogether =
+        16;  // rows whose words lie side by side in transposed layouts
+    std::vector<float> there, expected(cols);
+    std::int64_t wrong = 0;
+    std::string first;
+    for (std::int64_t begin = 0; begin < linear.rows; begin += kTogether) {
+      const auto n = static_cast<std::size_t>(std::min(kTogether, linear.rows - begin));
+      there.resize(n * cols);
+      try {
+        format_.read(exported, stored, begin, there);
+      } catch (const Error& error) {
+        throw Error("tensor of " + exported.module + ": " + error.what());
+      }
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::int64_t at = begin + static_cast<std::int64_t>(i);
+        const std::int64_t row = order.empty() ? at : order[static_cast<std::size_t>(at)];
+        std::ranges::copy(rows.values(row), expected.begin());
+        format_.round_row(linear, row, piece.type, expected);
+        for (std::size_t col = 0; col < cols; ++col) {
+          const float is = there[i * cols + col];
+          if (is == expected[col]) continue;
+          if (wrong++ == 0) {
+            first = fmt::format("the weight of row {}, column {} is {} in place of {}", row, col,
+                                is, expected[col]);
+          }
+        }
+      }
+    }
+    if (wrong == 0) return "";
+    const std::string what = piece.tensors.size() == 1
+                                 ? "tensor " + piece.tensors.front().name
+                                 : "tensors of " + exported.module;
+    return fmt::format("{}: {} ({} of its {} weights differ)", what, first, wrong,
+                       linear.rows * linear.cols);
+  }
+
+  std::string compare_kept(const Piece& piece, const std::vector<HostView>& stored) {
+    std::size_t done = 0;
+    std::optional<std::size_t> wrong;  // the first byte that differs
+    each_slice(piece, [&](std::span<const std::byte> slice) {
+      const auto there = stored.front().bytes.subspan(done, slice.size());
+      const auto [a, b] = std::ranges::mismatch(there, slice);
+      if (!wrong && a != there.end()) wrong = done + static_cast<std::size_t>(a - there.begin());
+      done += slice.size();
+    });
+    if (!wrong) return "";
+    return fmt::format("tensor {}: differs from the model's {} at element {}",
+                       piece.tensors.front().name, piece.source, *wrong / size_of(piece.type));
+  }
+
+  // Faults name files within the directory.
+  static std::string within(const fs::path& directory, std::string fault) {
+    const std::string prefix = directory.string() + "/";
+    for (std::size_t at; (at = fault.find(prefix)) != std::string::npos;)
+      fault.erase(at, prefix.size());
+    return fault;
   }
 
   // What a method changed, else what the checkpoint has.
@@ -331,8 +429,8 @@ class Exporter {
     return model_.checkpoint().view(piece.source);
   }
 
-  // In slices: an embedding may be larger than a block.
-  void write_kept(SafetensorsWriter& writer, const Piece& piece) {
+  // Its bytes as they leave, in slices: an embedding may be larger than a block.
+  void each_slice(const Piece& piece, const std::function<void(std::span<const std::byte>)>& use) {
     constexpr std::size_t kSlice = std::size_t{4} << 20;  // elements
     const HostView view = kept(piece);
     const std::size_t from_size = size_of(view.type), to_size = size_of(piece.type);
@@ -342,8 +440,14 @@ class Exporter {
       const std::size_t n = std::min(kSlice, count - done);
       convert_finite(piece.source, view.type, view.bytes.data() + done * from_size, piece.type,
                      slice.data(), n);
-      writer.write(piece.source, std::span(slice).first(n * to_size));
+      use(std::span(slice).first(n * to_size));
     }
+  }
+
+  void write_kept(TensorWriter& writer, const Piece& piece) {
+    each_slice(piece, [&](std::span<const std::byte> slice) {
+      writer.write(piece.tensors.front().name, slice);
+    });
   }
 
   const CausalLM& model_;
@@ -354,9 +458,9 @@ class Exporter {
   const ExportFormat& format_;
   Monitor& monitor_;
   std::vector<ExportedLinear> linears_;  // block by block
-  Json config_;                          // quantization_config
-  std::vector<OutputFile> files_;
-  std::int64_t total_bytes_ = 0;
+  std::unique_ptr<Container> container_;
+  std::vector<ExportedFile> files_;
+  std::vector<std::vector<Piece>> pieces_;  // by file
   std::optional<QuantizedBlock> block_;
 };
 
@@ -393,6 +497,41 @@ std::string in_order(const std::vector<std::vector<std::byte>>& lines_of_ranks) 
   return all.dump();
 }
 
+// Collective. `before`: what else may fail on one rank first.
+void plan(Exporter& exporter, const CausalLM& model, const DecoderBlock& decoder,
+          const Recipe& recipe, RunStore& store, Communicator& world, Monitor& monitor,
+          const std::function<void()>& before) {
+  std::string schemes;  // a line for each block of this rank
+  together(world, [&] {
+    for (int block = world.rank(); block < static_cast<int>(model.config().blocks);
+         block += world.size()) {
+      const auto attributes = store.attributes(block_key(recipe.name, block));
+      if (!attributes) {
+        throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
+                    " is not quantized yet");
+      }
+      schemes_from_attributes(*attributes, decoder);  // so that a fault is that of this block
+      schemes += scheme_line(block, *attributes);
+      monitor.tick();
+    }
+    before();
+  });
+  const std::string all_schemes =
+      share(world, in_order(world.gather(std::as_bytes(std::span(schemes)), 0)));
+  together(world, [&] { exporter.plan(nlohmann::json::parse(all_schemes)); });
+}
+
+// Lines that were gathered from all ranks, each with its '\n'.
+std::vector<std::string> lines_of(const std::vector<std::vector<std::byte>>& ranks) {
+  std::vector<std::string> lines;
+  for (const std::vector<std::byte>& bytes : ranks) {
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    for (; !text.empty(); text.remove_prefix(text.find('\n') + 1))
+      lines.emplace_back(text.substr(0, text.find('\n') + 1));
+  }
+  return lines;
+}
+
 }  // namespace
 
 std::vector<std::string> export_formats() { return format_names(); }
@@ -402,6 +541,11 @@ void check_exportable(const Recipe& recipe, const DecoderBlock& decoder,
   const std::unique_ptr<ExportFormat> layout = make_format(format);
   layout->check_schemes(recipe);
   for (const LinearSpec& linear : decoder.linears()) layout->check_size(recipe, linear);
+}
+
+void check_model_exportable(const CausalLM& model, const Recipe& recipe,
+                            const std::string& format) {
+  make_format(format)->check_model(model, recipe);
 }
 
 void check_kept_values(const CausalLM& model, const ExportOptions& options) {
@@ -422,23 +566,9 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const
   const int rank = world.rank(), size = world.size();
   Exporter exporter(model, decoder, recipe, store, options, *format, monitor);
 
-  std::string schemes;  // a line for each block of this rank
-  together(world, [&] {
-    for (int block = rank; block < static_cast<int>(model.config().blocks); block += size) {
-      const auto attributes = store.attributes(block_key(recipe.name, block));
-      if (!attributes) {
-        throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
-                    " is not quantized yet");
-      }
-      schemes_from_attributes(*attributes, decoder);  // so that a fault is that of this block
-      schemes += scheme_line(block, *attributes);
-      monitor.tick();
-    }
+  plan(exporter, model, decoder, recipe, store, world, monitor, [&] {
     if (rank == 0) check_replaceable(target, options.replace);
   });
-  const std::string all_schemes =
-      share(world, in_order(world.gather(std::as_bytes(std::span(schemes)), 0)));
-  together(world, [&] { exporter.plan(nlohmann::json::parse(all_schemes)); });
   const auto remove_partial = [&partial] {
     std::error_code ignored;
     fs::remove_all(partial, ignored);
@@ -456,11 +586,11 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const
   std::string sums;  // of this rank's files
   bool stopped = false;
   const auto write_files = [&] {
-    for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files().size(); i += size) {
+    for (std::size_t i = static_cast<std::size_t>(rank); i < exporter.files(); i += size) {
       stopped = monitor.stop_requested();
       if (stopped) return;
-      exporter.write_file(partial, exporter.files()[i]);
-      sums += sum_line(partial, exporter.files()[i].name);
+      exporter.write_file(partial, i);
+      sums += sum_line(partial, exporter.file_name(i));
     }
   };
   together(world, write_files, remove_partial);
@@ -472,13 +602,7 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const
       world.gather(std::as_bytes(std::span(sums)), 0);
 
   on_rank_0([&] {
-    std::vector<std::string> lines;
-    for (const std::vector<std::byte>& bytes : all_sums) {
-      std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-      for (; !text.empty(); text.remove_prefix(text.find('\n') + 1)) {
-        lines.emplace_back(text.substr(0, text.find('\n') + 1));
-      }
-    }
+    std::vector<std::string> lines = lines_of(all_sums);
     for (const std::string& name : exporter.write_rest(partial)) {
       lines.push_back(sum_line(partial, name));
     }
@@ -486,6 +610,37 @@ bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const
     move_into_place(partial, target);
   });
   return true;
+}
+
+std::optional<std::vector<std::string>> compare_export(const CausalLM& model,
+                                                       const DecoderBlock& decoder,
+                                                       const Recipe& recipe, RunStore& store,
+                                                       const ExportOptions& options,
+                                                       const fs::path& directory,
+                                                       Communicator& world, Monitor& monitor) {
+  check_exportable(recipe, decoder, options.format);
+  const std::unique_ptr<ExportFormat> format = make_format(options.format);
+  const fs::path target = output_path(directory);
+  Exporter exporter(model, decoder, recipe, store, options, *format, monitor);
+  plan(exporter, model, decoder, recipe, store, world, monitor, [] {});
+  std::string faults;
+  bool stopped = false;
+  together(world, [&] {
+    const auto add = [&](std::vector<std::string> more) {
+      for (const std::string& fault : more) faults += printable_line(fault) + "\n";
+    };
+    if (world.rank() == 0) add(exporter.check_rest(target));
+    for (auto i = static_cast<std::size_t>(world.rank()); i < exporter.files();
+         i += static_cast<std::size_t>(world.size())) {
+      stopped = monitor.stop_requested();
+      if (stopped) return;
+      add(exporter.check_file(target, i));
+    }
+  });
+  if (world.all_reduce_max(stopped ? 1 : 0) == 1) return std::nullopt;
+  std::vector<std::string> all = lines_of(world.gather(std::as_bytes(std::span(faults)), 0));
+  for (std::string& line : all) line.pop_back();
+  return all;
 }
 
 }  // namespace roundhouse

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "base/quote.h"
+#include "stages/export/container.h"
 
 namespace roundhouse {
 namespace {
@@ -20,6 +21,8 @@ constexpr std::array kFormats = {
     Entry{"compressed-tensors", make_compressed_tensors},
     Entry{"gptq", make_gptq},
     Entry{"awq", make_awq_gemm},
+    Entry{"auto_round", make_auto_round},
+    Entry{"gguf", make_gguf},
     Entry{"squeezellm", make_squeezellm},
     Entry{"dense", make_dense},
 };
@@ -28,6 +31,10 @@ constexpr std::array kFormats = {
 constexpr std::int64_t kTile = 32;
 
 }  // namespace
+
+std::unique_ptr<Container> ExportFormat::container(const ExportedModel& exported) const {
+  return make_safetensors_container(exported);
+}
 
 std::vector<std::string> format_names() {
   std::vector<std::string> names;

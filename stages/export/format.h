@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,10 @@ struct ExportedLinear {
   std::int64_t groups() const { return spec.cols / scheme.group_size_for(spec.cols); }
 };
 
+class CausalLM;
+class Container;
+struct ExportedModel;
+
 class ExportFormat {
  public:
   virtual ~ExportFormat() = default;
@@ -37,6 +42,8 @@ class ExportFormat {
   virtual void check_schemes(const Recipe& recipe) const = 0;
   // The same for a linear's size. Precondition: check_schemes().
   virtual void check_size(const Recipe& recipe, const LinearSpec& linear) const = 0;
+  // The same for the model: formats of Hugging Face directories take all that we read.
+  virtual void check_model(const CausalLM& /*model*/, const Recipe& /*recipe*/) const {}
   // Whether quantization_config() speaks of the linears: one that the recipe does not announce is then an error.
   virtual bool has_scheme() const = 0;
   // The tensors of one linear in the order of the file, named within the module: "weight_packed", ...
@@ -44,6 +51,13 @@ class ExportFormat {
   virtual std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType dtype) const = 0;
   // Their contents, in the same order. Throws Error naming the linear if a value does not fit.
   virtual std::vector<HostTensor> fill(const QuantizedLinear& linear, DType dtype) const = 0;
+  // The weights of rows.size() / cols rows from row `first` on, as a reader of the format computes them from what is stored
+  // (tensors(), in their order), in float32. Shares nothing with fill(), whose work is checked by it.
+  virtual void read(const ExportedLinear& linear, std::span<const HostView> stored,
+                    std::int64_t first, std::span<float> rows) const = 0;
+  // What read() has to give for a row: `values` are its exact weights. Rounds them where the format does.
+  virtual void round_row(const QuantizedLinear& /*linear*/, std::int64_t /*row*/, DType /*dtype*/,
+                         std::span<float> /*values*/) const {}
   // "quantization_config" of config.json for these linears, in the model's order; `dense_modules` are linears that stay as they are,
   // "lm_head" first. null: none.
   virtual nlohmann::ordered_json quantization_config(
@@ -51,6 +65,8 @@ class ExportFormat {
       const std::vector<std::string>& dense_modules) const = 0;
   // A further file that holds the same object, or "".
   virtual std::string config_copy() const { return ""; }
+  // Where its tensors are put.
+  virtual std::unique_ptr<Container> container(const ExportedModel& exported) const;
 };
 
 std::vector<std::string> format_names();
@@ -59,6 +75,8 @@ std::unique_ptr<ExportFormat> make_format(const std::string& name);  // throws I
 std::unique_ptr<ExportFormat> make_compressed_tensors();
 std::unique_ptr<ExportFormat> make_gptq();
 std::unique_ptr<ExportFormat> make_awq_gemm();
+std::unique_ptr<ExportFormat> make_auto_round();
+std::unique_ptr<ExportFormat> make_gguf();
 std::unique_ptr<ExportFormat> make_squeezellm();
 std::unique_ptr<ExportFormat> make_dense();
 

@@ -62,7 +62,7 @@ def check_sums(directory):
     for line in (directory / "SHA256SUMS").read_text().splitlines():
         digits, name = re.fullmatch(r"([0-9a-f]{64})  (.+)", line).groups()
         listed[name] = digits
-    there = {path.name for path in directory.iterdir()} - {"SHA256SUMS"}
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - {"SHA256SUMS"}
     expect(there == set(listed), f"{directory}: SHA256SUMS lists {sorted(listed)}, there are {sorted(there)}")
     for name, digits in listed.items():
         expect(hashlib.sha256((directory / name).read_bytes()).hexdigest() == digits, f"{directory}: {name} differs")
@@ -228,6 +228,20 @@ def read_awq(tensors, module, config):
     return Linear(eights(words).T, scales.T, eights(packed).T, np.arange(cols) // size)
 
 
+def read_auto_round(tensors, module, config):
+    expect(config["data_type"] == "int" and module.startswith(config["block_name_to_quantize"] + "."), "auto-round")
+    config = config | config.get("extra_config", {}).get(module, {})
+    bits, less = config["bits"], {"auto_round:auto_gptq": 1, "auto_round": 0}[config["packing_format"]]
+    expect(less == config["sym"], "zero points less one, of symmetric grids alone")
+    groups, rows = tensors[module + ".scales"].shape
+    cols = tensors[module + ".qweight"].shape[0] * 32 // bits
+    expect((groups, cols // groups) == group_count(cols, config["group_size"]), f"{module}: groups")
+    words = take(tensors, module + ".qweight", "<i4", [cols * bits // 32, rows])
+    scales = take(tensors, module + ".scales", "<f2", [groups, rows])
+    zeros = unpack_stream(take(tensors, module + ".qzeros", "<i4", [groups, rows * bits // 32]), rows, bits) + less
+    return Linear(unpack_stream(words.T, cols, bits), scales.T, zeros.T, np.arange(cols) // (cols // groups))
+
+
 def read_squeezellm(tensors, module, config):
     bits = config["wbits"]
     table = tensors.pop(module + ".lookup_table")
@@ -246,8 +260,149 @@ READERS = {
     "compressed-tensors": (".weight_packed", read_compressed_tensors),
     "gptq": (".qweight", read_gptq),
     "awq": (".qweight", read_awq),
+    "auto-round": (".qweight", read_auto_round),
     "squeezellm": (".qweight", read_squeezellm),
 }
+
+# ---------------------------------------------------------------------------------------------------------------- GGUF
+
+
+class Bytes:
+    """Values from the front of a file."""
+
+    NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def number(self, dtype):
+        value = np.frombuffer(self.data, dtype, 1, self.at)[0]
+        self.at += value.itemsize
+        return value.item()
+
+    def text(self):
+        length = self.number("<u8")
+        self.at += length
+        return bytes(self.data[self.at - length : self.at])
+
+    def value(self, kind):
+        if kind == 8:
+            return self.text()
+        if kind == 9:
+            inner, count = self.number("<u4"), self.number("<u8")
+            return [self.value(inner) for _ in range(count)]
+        return self.number(self.NUMBERS[kind])
+
+
+def halves(blocks, at):
+    return blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
+
+
+def low_and_high(octets):
+    """The low halves of bytes, then the high ones."""
+    return np.concatenate([octets & 15, octets >> 4], axis=-1).astype(np.float32)
+
+
+def pairs(octets):
+    """Of each 32 bytes the lowest two bits, then the next."""
+    return np.concatenate([octets[:, first : first + 32] >> shift & 3
+                           for first in (0, 32) for shift in (0, 2, 4, 6)], axis=-1).astype(np.float32)
+
+
+def dequantize_q5_0(blocks):
+    high = np.unpackbits(blocks[:, 2:6], axis=-1, bitorder="little")
+    return halves(blocks, 0) * (low_and_high(blocks[:, 6:]) + 16 * high - 16)
+
+
+def dequantize_q2_k(blocks):
+    scale, offset = (np.repeat(part.astype(np.float32), 16, axis=-1) for part in (blocks[:, :16] & 15, blocks[:, :16] >> 4))
+    return halves(blocks, 80) * scale * pairs(blocks[:, 16:80]) - halves(blocks, 82) * offset
+
+
+def dequantize_q3_k(blocks):
+    low = low_and_high(blocks[:, 96:104])
+    high = np.concatenate([blocks[:, 104:108] >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    scale = np.repeat(low + 16 * high.astype(np.float32) - 32, 16, axis=-1)
+    top = np.concatenate([blocks[:, :32] >> bit & 1 for bit in range(8)], axis=-1).astype(np.float32)
+    return halves(blocks, 108) * scale * (pairs(blocks[:, 32:96]) + 4 * top - 4)
+
+
+def dequantize_q4_k(blocks):
+    packed = blocks[:, 4:16]
+    top = packed[:, :8] >> 6 << 4  # the two high bits of the last four scales, and of the last four offsets
+    scale = np.concatenate([packed[:, :4] & 63, packed[:, 8:] & 15 | top[:, :4]], axis=-1).astype(np.float32)
+    offset = np.concatenate([packed[:, 4:8] & 63, packed[:, 8:] >> 4 | top[:, 4:]], axis=-1).astype(np.float32)
+    codes = np.concatenate([low_and_high(blocks[:, at : at + 32]) for at in range(16, 144, 32)], axis=-1)
+    return halves(blocks, 0) * np.repeat(scale, 32, axis=-1) * codes - halves(blocks, 2) * np.repeat(offset, 32, axis=-1)
+
+
+# By their numbers: weights and bytes of a block, and what it holds.
+BLOCKS = {
+    0: (1, 4, lambda blocks: blocks.copy().view("<f4")),
+    1: (1, 2, lambda blocks: blocks.copy().view("<f2")),
+    2: (32, 18, lambda blocks: halves(blocks, 0) * (low_and_high(blocks[:, 2:]) - 8)),
+    6: (32, 22, dequantize_q5_0),
+    8: (32, 34, lambda blocks: halves(blocks, 0) * blocks[:, 2:].copy().view("i1").astype(np.float32)),
+    10: (256, 84, dequantize_q2_k),
+    11: (256, 110, dequantize_q3_k),
+    12: (256, 144, dequantize_q4_k),
+}
+GGUF_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+              "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+              "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+              "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+class GgufExport:
+    """All weights, under their names in the model and with its order of rows."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        check_sums(self.directory)
+        data = np.fromfile(self.directory / "model.gguf", np.uint8)
+        file = Bytes(data)
+        expect(bytes(data[:4]) == b"GGUF" and Bytes(data[4:]).number("<u4") == 3, "GGUF, version 3")
+        file.at = 8
+        tensors, keys = file.number("<u8"), file.number("<u8")
+        self.keys = {}
+        for _ in range(keys):
+            name = file.text().decode()
+            expect(name not in self.keys, f"{name} stands there twice")
+            self.keys[name] = file.value(file.number("<u4"))
+        infos = []
+        for _ in range(tensors):
+            name = file.text().decode()
+            shape = [file.number("<u8") for _ in range(file.number("<u4"))]
+            infos.append((name, shape[::-1], file.number("<u4"), file.number("<u8")))
+        begin, self.tensors = -(-file.at // 32) * 32, {}
+        for name, shape, kind, offset in infos:
+            weights, size, read = BLOCKS[kind]
+            count = int(np.prod(shape)) // weights
+            expect(shape[-1] % weights == 0 and offset % 32 == 0, f"{name}: blocks")
+            first = begin + offset
+            blocks = data[first : first + count * size].reshape(count, size)
+            self.tensors[self.model_name(name)] = self.in_order(name, read(blocks).reshape(shape))
+        expect(len(self.keys["tokenizer.ggml.tokens"]) == self.keys["llama.vocab_size"], "a token for each row")
+        self.linears = {}
+
+    @staticmethod
+    def model_name(name):
+        stem, kind = name.rsplit(".", 1)
+        if stem.startswith("blk."):
+            _, block, part = stem.split(".")
+            return f"model.layers.{block}.{GGUF_NAMES[part]}.{kind}"
+        return f"{GGUF_NAMES[stem]}.{kind}"
+
+    def in_order(self, name, weight):
+        part = name.split(".")[-2]
+        if part not in ("attn_q", "attn_k"):
+            return weight
+        heads = self.keys["llama.attention.head_count" + ("_kv" if part == "attn_k" else "")]
+        return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    def weights(self):
+        yield from self.tensors.items()
+
 
 
 class Export:
@@ -326,7 +481,9 @@ def formats_for(bits, grid, more):
         return [] if "," in str(bits) else ["squeezellm"]
     if more == ["sparse"]:
         return []
-    return ["gptq"] + ["compressed-tensors"] * (more == []) + ["awq"] * (bits == 4 and more == [])
+    if more:
+        return ["gptq"]
+    return ["gptq", "compressed-tensors", "auto_round"] + ["awq"] * (bits == 4) + ["gguf"] * (bits != 8 or grid[0] == "S")
 
 
 def matrix(program, model):
@@ -340,8 +497,8 @@ def matrix(program, model):
             made = {path.name for path in out.iterdir() if path.is_dir()}
             expect(made == {*formats, "dense", "dense-float16"}, f"{bits} bits, {grid} {more}: {sorted(made)}")
             for name in formats:
-                export = Export(out / name)
-                linears = check_canonical(export, out / "canonical.safetensors")
+                export = GgufExport(out / name) if name == "gguf" else Export(out / name)
+                linears = 0 if name == "gguf" else check_canonical(export, out / "canonical.safetensors")
                 weights = compare(export, dense)
                 print(f"{bits} bits, group {group:>3}, {grid:<6} {' '.join(more):<7} {name:<18} {linears} linears "
                       f"and {weights} weights equal", flush=True)

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "stages/export/format.h"
+#include "stages/export/stored.h"
 #include "stages/export/transposed.h"
 
 namespace roundhouse {
@@ -67,6 +68,25 @@ class AwqGemm final : public ExportFormat {
     pack(linear.zeros, filled[1]);
     transpose_scales(linear, filled[2]);
     return filled;
+  }
+
+  void read(const ExportedLinear& linear, std::span<const HostView> stored, std::int64_t first,
+            std::span<float> rows) const override {
+    // Where the nibble of an output stands in its word.
+    constexpr std::array<int, 8> kNibble = {0, 4, 1, 5, 2, 6, 3, 7};
+    const std::int64_t cols = linear.spec.cols, outputs = linear.spec.rows;
+    const std::int64_t size = cols / linear.groups();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::int64_t row = first + static_cast<std::int64_t>(i) / cols;
+      const std::int64_t col = static_cast<std::int64_t>(i) % cols, group = col / size;
+      const int shift = 4 * kNibble[static_cast<std::size_t>(row % 8)];
+      const auto nibble = [&](const HostView& view, std::int64_t line) {
+        const auto word = stored_at<std::uint32_t>(view, line * (outputs / 8) + row / 8);
+        return static_cast<int>(word >> shift & 15);
+      };
+      rows[i] = stored_half(stored[2], group * outputs + row) *
+                static_cast<float>(nibble(stored[0], col) - nibble(stored[1], group));
+    }
   }
 
   nlohmann::ordered_json quantization_config(

@@ -10,6 +10,7 @@
 
 #include "model/quantized/bitstream.h"
 #include "stages/export/format.h"
+#include "stages/export/stored.h"
 
 namespace roundhouse {
 namespace {
@@ -57,6 +58,26 @@ class CompressedTensors final : public ExportFormat {
     shape[0] = linear.rows;
     shape[1] = linear.cols;
     return filled;
+  }
+
+  void read(const ExportedLinear& linear, std::span<const HostView> stored, std::int64_t first,
+            std::span<float> rows) const override {
+    const int bits = linear.scheme.bits;
+    const std::int64_t cols = linear.spec.cols, groups = linear.groups(), size = cols / groups;
+    const std::int64_t words = stored[0].shape[1];
+    const bool symmetric = is_symmetric(linear.scheme.grid);
+    if (stored_at<std::int64_t>(stored.back(), 0) != linear.spec.rows ||
+        stored_at<std::int64_t>(stored.back(), 1) != cols) {
+      throw Error("weight_shape: not the shape of the weight");
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::int64_t row = first + static_cast<std::int64_t>(i) / cols;
+      const std::int64_t col = static_cast<std::int64_t>(i) % cols, group = col / size;
+      const int code = stored_field(stored[0], row * words, 1, col, bits);
+      const int zero =
+          symmetric ? 1 << (bits - 1) : stored_field(stored[2], group, groups, row, bits);
+      rows[i] = stored_half(stored[1], row * groups + group) * static_cast<float>(code - zero);
+    }
   }
 
   // One group of modules for each scheme. With more than one each names its modules, and none says "Linear": a reader that fuses

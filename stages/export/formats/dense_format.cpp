@@ -32,6 +32,19 @@ class Dense final : public ExportFormat {
     return filled;
   }
 
+  void read(const ExportedLinear& linear, std::span<const HostView> stored, std::int64_t first,
+            std::span<float> rows) const override {
+    const std::size_t begin = static_cast<std::size_t>(first * linear.spec.cols);
+    convert(stored[0].type, stored[0].bytes.data() + begin * size_of(stored[0].type), DType::kF32,
+            rows.data(), rows.size());
+  }
+  void round_row(const QuantizedLinear&, std::int64_t, DType dtype,
+                 std::span<float> values) const override {
+    std::vector<std::byte> rounded(values.size() * size_of(dtype));
+    convert(DType::kF32, values.data(), dtype, rounded.data(), values.size());
+    convert(dtype, rounded.data(), DType::kF32, values.data(), values.size());
+  }
+
   nlohmann::ordered_json quantization_config(const Recipe&, const std::vector<ExportedLinear>&,
                                              const std::vector<std::string>&) const override {
     return nullptr;

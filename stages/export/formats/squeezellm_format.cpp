@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "stages/export/format.h"
+#include "stages/export/stored.h"
 #include "stages/export/transposed.h"
 
 namespace roundhouse {
@@ -79,6 +80,30 @@ class SqueezeLlm final : public ExportFormat {
       widen(linear.sparse.values, filled[4]);
     }
     return filled;
+  }
+
+  void read(const ExportedLinear& linear, std::span<const HostView> stored, std::int64_t first,
+            std::span<float> rows) const override {
+    const int bits = linear.scheme.bits;
+    const std::int64_t cols = linear.spec.cols, outputs = linear.spec.rows;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::int64_t row = first + static_cast<std::int64_t>(i) / cols;
+      const int code =
+          stored_field(stored[0], row, outputs, static_cast<std::int64_t>(i) % cols, bits);
+      rows[i] = stored_at<float>(stored[1], (row << bits) + code);
+    }
+    if (!linear.scheme.sparse) return;
+    for (std::int64_t row = first; (row - first) * cols < std::ssize(rows); ++row) {
+      const auto end =
+          std::min<std::int64_t>(stored_at<std::int32_t>(stored[2], row + 1), stored[3].shape[0]);
+      for (std::int64_t entry = std::max(0, stored_at<std::int32_t>(stored[2], row)); entry < end;
+           ++entry) {
+        const std::int64_t col = stored_at<std::int32_t>(stored[3], entry);
+        if (col < 0 || col >= cols) continue;  // the sum is another then
+        rows[static_cast<std::size_t>((row - first) * cols + col)] +=
+            stored_at<float>(stored[4], entry);
+      }
+    }
   }
 
   // No reader knows a config of it: these are the names that the authors' own loader takes on its command line.

@@ -13,7 +13,10 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "model/checkpoint/gguf.h"
 #include "model/checkpoint/safetensors.h"
+#include "stages/export/compare.h"
+#include "stages/export/containers/gguf_container.h"
 #include "stages/export/export.h"
 #include "stages/export/output_folder.h"
 #include "stages/export/sha256sums.h"
@@ -362,7 +365,7 @@ TEST_F(ExportTest, CutsFilesBySize) {
 TEST_F(ExportTest, IsTheSameOnAnyNumberOfRanks) {
   prepare({.dtype = DType::kBF16}, 3, 32, Grid::kAsymAwq);
   const auto alone = make_local_communicator();
-  for (const char* format : {"compressed-tensors", "gptq", "dense"}) {
+  for (const char* format : {"compressed-tensors", "gptq", "auto_round", "dense"}) {
     const ExportOptions options{.format = format, .max_shard_bytes = 15000};
     const fs::path together = shared_.path() / (std::string(format) + "-together");
     const fs::path by_one = shared_.path() / (std::string(format) + "-by-one");
@@ -412,7 +415,7 @@ TEST_F(ExportTest, NamesWhatFloat16CannotHold) {
 
 TEST_F(ExportTest, FailsBeforeAnyWork) {
   prepare();
-  EXPECT_THAT(failure(out(), {.format = "gguf"}), HasSubstr("unknown export format"));
+  EXPECT_THAT(failure(out(), {.format = "exl2"}), HasSubstr("unknown export format"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .dtype = DType::kI32}),
               HasSubstr("float16, bfloat16 or float32"));
   EXPECT_THAT(failure(out(), {.format = "gptq", .max_shard_bytes = 0}),
@@ -621,6 +624,177 @@ TEST_F(ExportTest, FailsOnAllRanksIfOneRanksDiskIsFull) {
   EXPECT_THAT(listing(shared_.path()), ElementsAre("out", "source"));
   EXPECT_EQ(read_text_file(out() / "SHA256SUMS"), before);
   EXPECT_THAT(verify_checkpoint(out()), IsEmpty());
+}
+
+// A tokenizer that llama.cpp has, in place of the files that stand for one.
+void write_tokenizer(const fs::path& directory) {
+  fs::remove(directory / "tokenizer.model");
+  nlohmann::ordered_json vocabulary = nlohmann::ordered_json::object();
+  for (int i = 0; i < 26; ++i) vocabulary[std::string(1, static_cast<char>('a' + i))] = i;
+  vocabulary["ab"] = 26;
+  const nlohmann::ordered_json file = {
+      {"added_tokens",
+       {{{"id", 30}, {"content", "<s>"}, {"special", true}},
+        {{"id", 31}, {"content", "<extra>"}, {"special", false}}}},
+      {"normalizer", nullptr},
+      {"pre_tokenizer",
+       {{"type", "Sequence"},
+        {"pretokenizers",
+         {{{"type", "Digits"}, {"individual_digits", true}},
+          {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}}}}},
+      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::ordered_json::array({"a b"})}}}};
+  std::ofstream(directory / "tokenizer.json") << file.dump();
+  std::ofstream(directory / "tokenizer_config.json")
+      << R"({"bos_token": "<s>", "add_bos_token": true, "chat_template": "hello"})";
+}
+
+TEST_F(ExportTest, WhatWasWrittenIsReadBackAndComparedWithTheRun) {
+  if (world_.rank() == 0) {
+    write_mini_model(source(), {.dtype = DType::kBF16});
+    write_tokenizer(source());
+  }
+  world_.barrier();
+  model_ = std::make_unique<CausalLM>(source());
+  shape_ = make_decoder_block(model_->config(), 16, *backend_);
+  recipe_ = rounding_recipe(4, 32);
+  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  const auto compared = [&](const ExportOptions& options) {
+    return compare_export(*model_, *shape_, recipe_, store_, options, out() / options.format,
+                          world_, *monitor_)
+        .value();
+  };
+  for (const char* format : {"compressed-tensors", "gptq", "awq", "auto_round", "gguf", "dense"}) {
+    const ExportOptions options{.format = format, .max_shard_bytes = 30000};
+    write(out() / format, options);
+    EXPECT_THAT(compared(options), IsEmpty()) << format;
+    // A byte of the last tensor of each file, before what pads it.
+    std::vector<std::string> files = listing(out() / format);
+    std::erase_if(files, [](const std::string& name) { return !name.starts_with("model-"); });
+    std::erase_if(files, [](const std::string& name) { return name.ends_with(".json"); });
+    world_.barrier();
+    for (const std::string& file : files) {
+      if (world_.rank() != 0) continue;
+      std::fstream bytes(out() / format / file, std::ios::in | std::ios::out | std::ios::binary);
+      bytes.seekg(-40, std::ios::end);
+      const std::streamoff at = bytes.tellg();
+      const char is = static_cast<char>(bytes.get() ^ 0x10);
+      bytes.seekp(at);
+      bytes.put(is);
+    }
+    world_.barrier();
+    const std::vector<std::string> damaged = compared(options);
+    if (world_.rank() == 0) {
+      ASSERT_EQ(damaged.size(), files.size()) << format;
+      for (const std::string& file : files)
+        EXPECT_THAT(damaged, Contains(testing::StartsWith(file + ": tensor"))) << format;
+    }
+    world_.barrier();
+    if (world_.rank() == 0) fs::remove(out() / format / files.front());
+    world_.barrier();
+    const std::vector<std::string> faults = compared(options);
+    EXPECT_EQ(faults.empty(), world_.rank() != 0) << format;
+    world_.barrier();
+  }
+  const std::string config = "gptq/config.json";
+  write(out() / "gptq", {.format = "gptq"});
+  if (world_.rank() == 0) {
+    auto changed = nlohmann::ordered_json::parse(read_text_file(out() / config));
+    changed["quantization_config"]["bits"] = 8;
+    std::ofstream(out() / config) << changed.dump();
+  }
+  world_.barrier();
+  const std::vector<std::string> faults = compared({.format = "gptq"});
+  if (world_.rank() == 0) {
+    EXPECT_THAT(faults, ElementsAre("config.json: does not describe what the run made"));
+  }
+  // Of another run, as far as the records go.
+  recipe_ = rounding_recipe(4, 64);
+  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  const std::vector<std::string> other = compared({.format = "dense", .max_shard_bytes = 30000});
+  if (world_.rank() == 0) {
+    EXPECT_THAT(other, Contains(HasSubstr("self_attn.q_proj.weight: the weight of row 0")));
+  }
+}
+
+TEST_F(ExportTest, GgufHoldsTheModelUnderOtherNames) {
+  if (world_.rank() == 0) {
+    write_mini_model(source(), {.blocks = 1, .dtype = DType::kF16});
+    write_tokenizer(source());
+  }
+  world_.barrier();
+  model_ = std::make_unique<CausalLM>(source());
+  shape_ = make_decoder_block(model_->config(), 16, *backend_);
+  recipe_ = rounding_recipe(4, 32, Grid::kSymGptq);
+  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  const ExportOptions options{.format = "gguf"};
+  write(out(), options);
+  EXPECT_THAT(listing(out()), ElementsAre("SHA256SUMS", "generation_config.json", "model.gguf",
+                                          "tokenizer.json", "tokenizer_config.json"));
+  const GgufFile file(out() / "model.gguf");
+  EXPECT_THAT(
+      file.names(),
+      ElementsAre("blk.0.attn_k.weight", "blk.0.attn_norm.weight", "blk.0.attn_output.weight",
+                  "blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.0.ffn_down.weight",
+                  "blk.0.ffn_gate.weight", "blk.0.ffn_norm.weight", "blk.0.ffn_up.weight",
+                  "output.weight", "output_norm.weight", "token_embd.weight"));
+  EXPECT_EQ(file.view("output_norm.weight").type, DType::kF32);
+  EXPECT_EQ(file.view("token_embd.weight").type, DType::kF16);
+  // Row i of a head of 32 is row i / 2 of its first or second half.
+  const QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 0)), *shape_);
+  const HostTensor plain = std::move(make_format("gguf")->fill(block.linears[0], DType::kF32)[0]);
+  const HostView turned = file.view("blk.0.attn_q.weight");
+  for (const auto& [row, from] :
+       std::map<std::size_t, std::size_t>{{0, 0}, {1, 16}, {2, 1}, {33, 48}}) {
+    EXPECT_TRUE(std::ranges::equal(turned.bytes.subspan(row * 36, 36),
+                                   plain.bytes().subspan(from * 36, 36)))
+        << row;
+  }
+  const std::string header(file.header());
+  GgufKeys tokens;
+  add_tokenizer_keys(source(), 48, tokens);
+  EXPECT_NE(header.find(tokens.bytes()), header.npos);
+  GgufKeys expected;
+  expected.add("tokenizer.ggml.model", std::string_view("gpt2"));
+  expected.add("tokenizer.ggml.pre", std::string_view("smollm"));
+  std::vector<std::string> texts;
+  for (char c = 'a'; c <= 'z'; ++c) texts.emplace_back(1, c);
+  texts.insert(texts.end(), {"ab", "[PAD27]", "[PAD28]", "[PAD29]", "<s>", "<extra>"});
+  for (int i = 32; i < 48; ++i) texts.push_back("[PAD" + std::to_string(i) + "]");
+  std::vector<std::int32_t> types(48, 5);
+  std::fill(types.begin(), types.begin() + 27, 1);
+  types[30] = 3;
+  types[31] = 4;
+  expected.add("tokenizer.ggml.tokens", texts);
+  expected.add("tokenizer.ggml.token_type", types);
+  expected.add("tokenizer.ggml.merges", std::vector<std::string>{"a b"});
+  expected.add("tokenizer.ggml.bos_token_id", std::uint32_t{30});
+  EXPECT_NE(tokens.bytes().find(expected.bytes()), std::string::npos);
+}
+
+TEST_F(ExportTest, GgufRefusesWhatLlamaCppCannotBeTold) {
+  if (world_.rank() != 0) return;
+  write_mini_model(source(), {.blocks = 1});
+  const auto refusal = [&](const std::string& file, const std::string& from,
+                           const std::string& to) {
+    write_mini_model(source(), {.blocks = 1});
+    write_tokenizer(source());
+    std::string text = read_text_file(source() / file);
+    const std::size_t at = text.find(from);
+    EXPECT_NE(at, text.npos) << from;
+    text.replace(at, from.size(), to);
+    std::ofstream(source() / file) << text;
+    try {
+      check_model_exportable(CausalLM(source()), rounding_recipe(4, 32), "gguf");
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(refusal("config.json", "{", "{"), "");
+  EXPECT_THAT(
+      refusal("tokenizer.json", "true},{\"type\":\"ByteLevel", "false},{\"type\":\"ByteLevel"),
+      HasSubstr("tokenizer.json: no pre-tokenizer of llama.cpp"));
+  EXPECT_THAT(refusal("tokenizer.json", "\"id\":30", "\"id\":48"), HasSubstr("48"));
 }
 
 TEST_F(ExportTest, VerifyFindsWhatIsWrong) {

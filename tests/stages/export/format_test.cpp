@@ -313,6 +313,160 @@ TEST(GptqTest, DescribesItself) {
   EXPECT_EQ(make_format("gptq")->config_copy(), "quantize_config.json");
 }
 
+TEST(AutoRoundTest, HasTheTensorsOfGptqWithoutGroups) {
+  EXPECT_THAT(layout("auto_round", {.bits = 3, .group_size = 128, .grid = Grid::kSymGptq}),
+              ElementsAre("qweight I32 24 64", "qzeros I32 2 6", "scales F16 2 64"));
+  for (const Grid grid : {Grid::kSymGptq, Grid::kAsymGptq}) {
+    const QuantizedLinear linear = example(4, 16, grid);
+    const std::vector<HostTensor> ours = filled("auto_round", linear),
+                                  gptq = filled("gptq", linear);
+    ASSERT_EQ(ours.size(), 3u);
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      EXPECT_TRUE(std::ranges::equal(ours[i].bytes(), gptq[i].bytes())) << i;
+  }
+}
+
+TEST(AutoRoundTest, DescribesItselfAndWhatDiffers) {
+  EXPECT_EQ(
+      described("auto_round", rounding_recipe(4, 128, Grid::kSymGptq)),
+      nlohmann::ordered_json::parse(
+          R"({"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 128,
+              "sym": true, "data_type": "int", "block_name_to_quantize": "model.layers", "autoround_version": "0.16.1",
+              "extra_config": {"lm_head": {"bits": 16}}})"));
+  EXPECT_EQ(described("auto_round", rounding_recipe(4, -1))["packing_format"], "auto_round");
+  const std::vector<ExportedLinear> linears = {
+      {.module = "model.layers.0.a", .spec = {"a", 64, 256}, .scheme = {.bits = 4}},
+      {.module = "model.layers.1.a", .spec = {"a", 64, 256}, .scheme = {.bits = 2}},
+      {.module = "model.layers.2.a",
+       .spec = {"a", 64, 256},
+       .scheme = {.bits = 4, .group_size = 32}},
+      {.module = "model.layers.3.a", .spec = {"a", 64, 256}, .scheme = {.bits = 4}}};
+  const auto config =
+      make_format("auto_round")->quantization_config(rounding_recipe(4, 128), linears, {});
+  EXPECT_EQ(config["extra_config"].dump(),
+            R"({"model.layers.1.a":{"bits":2},"model.layers.2.a":{"group_size":32}})");
+}
+
+// Row 0 of 256 columns: code k mod 2^bits, scale 0.5, one zero point.
+std::vector<std::uint8_t> block(int bits, std::int64_t group_size, Grid grid, std::uint8_t zero) {
+  QuantizedLinear linear = random_linear("mlp.up_proj", 1, 256, bits, group_size, grid, 1);
+  for (std::size_t k = 0; k < 256; ++k)
+    linear.codes.as<std::uint8_t>()[k] = static_cast<std::uint8_t>(k % (1u << bits));
+  for (std::uint16_t& scale : linear.scales.as<std::uint16_t>()) scale = 0x3800;
+  for (std::uint8_t& each : linear.zeros.as<std::uint8_t>()) each = zero;
+  const HostTensor tensor = std::move(filled("gguf", linear)[0]);
+  const auto bytes = tensor.as<std::uint8_t>();
+  return {bytes.begin(), bytes.end()};
+}
+std::vector<std::uint8_t> part(const std::vector<std::uint8_t>& bytes, std::size_t first,
+                               std::size_t n) {
+  return {bytes.begin() + static_cast<std::ptrdiff_t>(first),
+          bytes.begin() + static_cast<std::ptrdiff_t>(first + n)};
+}
+
+// By hand from the layouts of ggml.
+TEST(GgufTest, PacksBlocksOfThirtyTwo) {
+  const auto q4_0 = block(4, 32, Grid::kSymGptq, 8);  // integers code - 8, stored as the codes
+  ASSERT_EQ(q4_0.size(), 8u * 18);
+  EXPECT_THAT(part(q4_0, 0, 6), ElementsAre(0x00, 0x38, 0x00, 0x11, 0x22, 0x33));
+  EXPECT_EQ(q4_0[17], 0xff);
+  EXPECT_EQ(q4_0[18 + 1], 0x38) << "the second block";
+
+  const auto narrow = block(2, 64, Grid::kAsymGptq, 1);  // -1, 0, 1, 2 as 7, 8, 9, 10
+  ASSERT_EQ(narrow.size(), 8u * 18);
+  EXPECT_THAT(part(narrow, 2, 4), ElementsAre(0x77, 0x88, 0x99, 0xaa));
+
+  const auto q5_0 = block(4, 32, Grid::kAsymGptq, 3);  // code - 3 + 16: 13, 14, 15, 16 to 28
+  ASSERT_EQ(q5_0.size(), 8u * 22);
+  // 16 and above have the high bit: columns 3 to 15 and 19 to 31.
+  EXPECT_THAT(part(q5_0, 0, 6), ElementsAre(0x00, 0x38, 0xf8, 0xff, 0xf8, 0xff));
+  EXPECT_THAT(part(q5_0, 6, 4), ElementsAre(0xdd, 0xee, 0xff, 0x00));
+
+  const auto q8_0 = block(8, 32, Grid::kSymGptq, 128);
+  ASSERT_EQ(q8_0.size(), 8u * 34);
+  EXPECT_THAT(part(q8_0, 0, 4), ElementsAre(0x00, 0x38, 0x80, 0x81));
+  EXPECT_EQ(q8_0[7 * 34 + 33], 0x7f) << "code 255";
+}
+
+TEST(GgufTest, PacksBlocksOfTwoHundredAndFiftySix) {
+  const auto q2_k = block(2, 256, Grid::kAsymGptq, 3);
+  ASSERT_EQ(q2_k.size(), 84u);
+  EXPECT_THAT(part(q2_k, 0, 16), testing::Each(0x31)) << "offset 3, scale 1";
+  EXPECT_THAT(part(q2_k, 16, 4), ElementsAre(0x00, 0x55, 0xaa, 0xff));
+  EXPECT_THAT(part(q2_k, 80, 4), ElementsAre(0x00, 0x38, 0x00, 0x38));
+
+  const auto q3_k = block(3, -1, Grid::kSymGptq, 4);
+  ASSERT_EQ(q3_k.size(), 110u);
+  EXPECT_THAT(part(q3_k, 0, 8), ElementsAre(0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff)) << "high bits";
+  EXPECT_THAT(part(q3_k, 32, 8), ElementsAre(0x00, 0x55, 0xaa, 0xff, 0x00, 0x55, 0xaa, 0xff));
+  EXPECT_THAT(part(q3_k, 96, 8), testing::Each(0x11));
+  EXPECT_THAT(part(q3_k, 104, 6), ElementsAre(0xaa, 0xaa, 0xaa, 0xaa, 0x00, 0x38));
+
+  const auto q4_k = block(4, -1, Grid::kAsymGptq, 9);
+  ASSERT_EQ(q4_k.size(), 144u);
+  EXPECT_THAT(part(q4_k, 0, 4), ElementsAre(0x00, 0x38, 0x00, 0x38));
+  EXPECT_THAT(part(q4_k, 4, 12), ElementsAre(1, 1, 1, 1, 9, 9, 9, 9, 0x91, 0x91, 0x91, 0x91));
+  EXPECT_THAT(part(q4_k, 16, 3), ElementsAre(0x00, 0x11, 0x22));
+}
+
+// What each format's reader makes of what its writer made is what the linear is, for all that it holds.
+TEST(ReadBackTest, GivesTheWeightsThatWereWritten) {
+  int compared = 0;
+  for (const std::string& format : format_names()) {
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const Grid grid : {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull}) {
+        for (const std::int64_t group : {32, 64, 256, -1}) {
+          const LinearScheme scheme{.bits = bits, .group_size = group, .grid = grid};
+          const auto made = make_format(format);
+          try {
+            made->check_schemes(recipe_of({scheme}));
+          } catch (const InputError&) {
+            continue;
+          }
+          const QuantizedLinear linear =
+              random_linear("mlp.up_proj", 64, 512, bits, group, grid, 5);
+          const std::vector<HostTensor> tensors = made->fill(linear, DType::kF32);
+          std::vector<HostView> views;
+          for (const HostTensor& tensor : tensors) views.push_back(tensor.view());
+          const ExportedLinear exported{
+              .module = "m", .spec = {"mlp.up_proj", 64, 512}, .scheme = scheme};
+          std::vector<float> rows(5 * 512);
+          DequantizedRows expected(linear);
+          made->read(exported, views, 3, rows);
+          for (std::size_t row = 0; row < 5; ++row) {
+            EXPECT_TRUE(std::ranges::equal(std::span(rows).subspan(row * 512, 512),
+                                           expected.values(3 + static_cast<std::int64_t>(row))))
+                << format << ", " << bits << " bits, groups of " << group << ", " << name_of(grid);
+          }
+          ++compared;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(compared,
+            4 * 48 + 12 + 44);  // 4 formats hold all, awq 4 bits, gguf not 8 bits asymmetric
+}
+
+TEST(ReadBackTest, GivesTablesWithTheirSparseParts) {
+  QuantizedLinear linear = random_table_linear("mlp.up_proj", 64, 96, 3, 4);
+  linear.sparse = random_sparse_part(linear, 0.1, 9);
+  const auto format = make_format("squeezellm");
+  const std::vector<HostTensor> tensors = format->fill(linear, DType::kF32);
+  std::vector<HostView> views;
+  for (const HostTensor& tensor : tensors) views.push_back(tensor.view());
+  std::vector<float> rows(64 * 96);
+  format->read({.module = "m",
+                .spec = {"mlp.up_proj", 64, 96},
+                .scheme = {.kind = LinearScheme::Kind::kTable, .bits = 3, .sparse = true}},
+               views, 0, rows);
+  DequantizedRows expected(linear);
+  for (std::size_t row = 0; row < 64; ++row) {
+    EXPECT_TRUE(std::ranges::equal(std::span(rows).subspan(row * 96, 96),
+                                   expected.values(static_cast<std::int64_t>(row))))
+        << row;
+  }
+}
+
 TEST(AwqTest, HasTheShapesOfTheFormat) {
   EXPECT_THAT(layout("awq", {.bits = 4, .group_size = 128, .grid = Grid::kAsymGptq}),
               ElementsAre("qweight I32 256 8", "qzeros I32 2 8", "scales F16 2 64"));
@@ -429,6 +583,7 @@ TEST_F(CheckExportableTest, AcceptsWhatFits) {
   for (const std::string& format : export_formats()) {
     for (const int bits : {2, 3, 4, 8}) {
       if (format == "squeezellm" || (format == "awq" && bits != 4)) continue;
+      if (format == "gguf" && bits == 8) continue;  // asymmetric: one bit more
       for (const std::int64_t group : {-1, 32, 128}) {
         EXPECT_EQ(refusal(rounding_recipe(bits, group), 64, 256, format), "")
             << format << " " << bits << " " << group;
@@ -512,8 +667,16 @@ TEST_F(CheckExportableTest, GridsWithASparsePartGoAsDenseOnly) {
               HasSubstr("'compressed-tensors', 'gptq' or 'dense'"));
 }
 
+TEST_F(CheckExportableTest, GgufSaysWhatWouldBeExact) {
+  EXPECT_THAT(refusal(rounding_recipe(8, 32), 64, 512, "gguf"), HasSubstr("symmetric: true"));
+  EXPECT_THAT(refusal(rounding_recipe(4, 16), 64, 512, "gguf"), HasSubstr("group_size: 32, 64"));
+  EXPECT_THAT(refusal(rounding_recipe(4, 32, Grid::kSymGptq, true), 64, 512, "gguf"),
+              HasSubstr("act_order: static"));
+  EXPECT_EQ(refusal(rounding_recipe(8, 32, Grid::kSymGptq), 64, 512, "gguf"), "");
+}
+
 TEST_F(CheckExportableTest, RefusesUnknownFormats) {
-  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "gguf"), HasSubstr("\"gguf\""));
+  EXPECT_THAT(refusal(rounding_recipe(4, 128), 64, 256, "exl2"), HasSubstr("\"exl2\""));
 }
 
 }  // namespace
