@@ -67,7 +67,8 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   nlohmann::json phases;
   std::chrono::steady_clock::time_point commit_start;
   with_place_named(recipe.name + ", block " + std::to_string(task.block), [&] {
-    result = method.quantize(task);
+    task.overrides = recipe.overrides;
+    result = skips_all(task) ? keep_block(task) : method.quantize(task);
     NumericalFailures failures;
     if (task.team.rank() == 0) {
       // Seconds are for the journal; the record has the same bytes whenever and on however many ranks it is made.
@@ -143,7 +144,8 @@ void decide(Schedule& schedule, const Recipe& recipe, std::vector<nlohmann::json
                  .shape = schedule.shape,
                  .samples = schedule.samples_of(recipe),
                  .monitor = schedule.monitor,
-                 .statistics = std::move(statistics)};
+                 .statistics = std::move(statistics),
+                 .overrides = recipe.overrides};
   nlohmann::json decision;
   with_place_named(recipe.name, [&] { decision = schedule.method_of(recipe)->decide(task); });
   require(decision.is_object(), "what a method decides is an object");
