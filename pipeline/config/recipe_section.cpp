@@ -15,6 +15,7 @@ namespace roundhouse {
 namespace {
 
 constexpr const char* kOverrides = "overrides";
+constexpr const char* kInclude = "include";  // refused with a reason of its own
 
 // Where an entry of a list of maps stands, "overrides[1]" or "overrides[1].bits"; nullptr: there is none such.
 const YamlNode* find_in_list(const YamlNode& node, const std::string& key) {
@@ -71,7 +72,8 @@ Recipe parse_node(const YamlNode& node, const std::string& path) {
     } catch (const RecipeError&) {
       known.clear();
     }
-    if (!known.empty() && std::ranges::find(known, error.key) == known.end()) {
+    if (error.key != kInclude && !known.empty() &&
+        std::ranges::find(known, error.key) == known.end()) {
       fail(at->where, path, unknown_key(error.key, known));
     }
     fail(at->where, path + "." + error.key, error.what);

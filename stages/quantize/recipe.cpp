@@ -147,6 +147,11 @@ Recipe parse_recipe(const nlohmann::json& object) {
   recipe.method = take_string(options, "method");
   recipe.name = take_string(options, "name");
   if (recipe.method.empty()) throw RecipeError{"method", "is missing"};
+  if (options.contains("include")) {
+    throw RecipeError{"include",
+                      "is not there: only the linears of the blocks are quantized, embeddings and "
+                      "the head stay as they are"};
+  }
 
   nlohmann::json entries = nlohmann::json::array();
   if (const auto given = options.find("overrides"); given != options.end()) {

@@ -182,6 +182,11 @@ TEST(OverridesTest, NamesAreShortAndFollowFromTheEntries) {
   EXPECT_FALSE(resolved(parse_recipe({{"method", "rtn"}})).contains("overrides"));
 }
 
+TEST(OverridesTest, TheHeadIsNoTarget) {
+  EXPECT_THAT(error_of(R"({"method": "rtn", "include": ["lm_head"]})"),
+              testing::StartsWith("include: is not there: only the linears of the blocks"));
+}
+
 TEST(OverridesTest, MistakesNameTheEntryAndTheKey) {
   const auto error = [](const char* recipe, const char* overrides) {
     return error_of(with_overrides(recipe, overrides).c_str());
