@@ -1,6 +1,7 @@
 #include "pipeline/config/sections.h"
 
 #include <algorithm>
+#include <charconv>
 #include <optional>
 #include <utility>
 
@@ -20,10 +21,13 @@ constexpr const char* kInclude = "include";  // refused with a reason of its own
 // Where an entry of a list of maps stands, "overrides[1]" or "overrides[1].bits"; nullptr: there is none such.
 const YamlNode* find_in_list(const YamlNode& node, const std::string& key) {
   const std::size_t open = key.find('['), close = key.find(']');
-  if (open == key.npos || close == key.npos) return nullptr;
+  if (open == key.npos || close == key.npos || close < open) return nullptr;
   const YamlNode* const list = node.find(key.substr(0, open));
-  const std::size_t index = std::stoul(key.substr(open + 1, close - open - 1));
-  if (list == nullptr || index >= list->items.size()) return nullptr;
+  std::size_t index = 0;
+  const auto [stop, error] = std::from_chars(key.data() + open + 1, key.data() + close, index);
+  if (list == nullptr || error != std::errc{} || stop != key.data() + close ||
+      index >= list->items.size())
+    return nullptr;
   const YamlNode& entry = list->items[index];
   const YamlNode* const value = close + 2 < key.size() && entry.kind == YamlNode::Kind::kMap
                                     ? entry.find(key.substr(close + 2))

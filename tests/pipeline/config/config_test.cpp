@@ -330,6 +330,8 @@ TEST_F(ConfigTest, RecipesNameTheirLine) {
             "config.yaml:7: recipes[0].overrides[1].bits: must be 2, 3, 4, 5, 6, 7 or 8");
   EXPECT_EQ(of("  - {method: rtn, overrides: [\n     {bits: 4}]}\n"),
             "config.yaml:6: recipes[0].overrides[0].match: is missing");
+  EXPECT_THAT(of("  - {method: rtn, 'a[b].c': 1, a: [1]}\n"),
+              HasSubstr("config.yaml:5: recipes[0]"));
   EXPECT_THAT(of("  - {method: rtn, include: [lm_head]}\n"),
               HasSubstr("config.yaml:5: recipes[0].include: is not there: only the linears"));
   EXPECT_THAT(of("  - {method: rtn, override: [{match: '*', bits: 4}]}\n"),
