@@ -12,7 +12,7 @@ struct LinearScheme {
   enum class Kind {
     kUniform,  // codes on uniform grids, one a group of columns
     kTable,    // codes that point into a table of 2^bits values, one a row
-    kOriginal  // not coded: the weights are the checkpoint's, and nothing below says anything
+    kKept      // not coded: the weights are the checkpoint's, and nothing below says anything
   };
   Kind kind = Kind::kUniform;
   int bits = 4;  // of a code
@@ -29,8 +29,8 @@ struct LinearScheme {
   }
   bool operator==(const LinearScheme&) const = default;
 
-  bool is_original() const { return kind == Kind::kOriginal; }
-  static LinearScheme original() { return {.kind = Kind::kOriginal, .bits = 16, .group_size = -1}; }
+  bool is_original() const { return kind == Kind::kKept; }
+  static LinearScheme original() { return {.kind = Kind::kKept, .bits = 16, .group_size = -1}; }
 };
 
 }  // namespace roundhouse

@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "model/quantized/bitstream.h"
 #include "stages/export/export.h"
 #include "tests/stages/export_world.h"
 
