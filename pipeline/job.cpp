@@ -16,6 +16,7 @@
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
 #include "stages/export/compare.h"
+#include "stages/export/engines.h"
 
 namespace roundhouse {
 namespace {
@@ -128,8 +129,12 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
     longest = std::max(longest, longest_sequence(evaluations, model_->config()));
     decoder_ = make_decoder_block(model_->config(), longest, *backend_);
     for (const Recipe& recipe : config_.recipes) {
+      check_overrides(recipe, *decoder_, blocks());
+      make_method(recipe)->check(*decoder_, blocks(), recipe.overrides);
       for (const std::string& format : config_.export_formats) {
-        check_exportable(recipe, *decoder_, format);
+        check_exportable(recipe, *decoder_, blocks(), format);
+        if (access_ == Access::kHolds && !recipe.overrides.empty())
+          check_served(recipe, *decoder_, blocks(), format, config_.export_for);
       }
     }
     shared = facts();

@@ -36,6 +36,13 @@ def recipes():
                  "gradients": gradients})
     for sparse in (False, True):
         made.append({"method": "squeezellm", "bits": 3, "sparse": sparse, "gradients": gradients})
+    # Linears of their own width or left as they are; widths that few formats hold.
+    down, first = {"match": '"*.down_proj"', "bits": 8}, {"match": '"model.layers.0.*"', "skip": True}
+    for symmetric in (True, False):
+        for overrides in ([down], [first], [down, first]):
+            made.append({"method": "rtn", "bits": 4, "group_size": 128, "symmetric": symmetric, "overrides": overrides})
+        for bits in (5, 6, 7):
+            made.append({"method": "rtn", "bits": bits, "group_size": 128, "symmetric": symmetric})
     for recipe in made:
         recipe["name"] = name_of(recipe)
     return made
@@ -49,6 +56,8 @@ def name_of(recipe):
     parts += [recipe[key] for key in ("act_order", "tie") if key in recipe]
     if recipe.get("sparse") or recipe.get("outliers"):
         parts.append("sparse")
+    for override in recipe.get("overrides", []):
+        parts.append(override["match"].strip('"*.').replace(".", "-") + ("-skipped" if override.get("skip") else f"-w{override['bits']}"))
     return "-".join(parts)
 
 
@@ -58,13 +67,18 @@ def holds(form, recipe):
         return form == "dense"
     if recipe.get("act_order") == "dynamic":
         return form in ("gptq", "dense")
-    return form != "awq" or recipe["bits"] == 4
+    widths = {recipe["bits"], *(override.get("bits", recipe["bits"]) for override in recipe.get("overrides", []))}
+    if widths & {5, 6, 7} and form == "gptq":
+        return False
+    return form != "awq" or widths == {4}
 
 
 def yaml_of(recipe):
     def text(value):
         if isinstance(value, dict):
             return yaml_of(value)
+        if isinstance(value, list):
+            return "[" + ", ".join(map(text, value)) + "]"
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     return "{" + ", ".join(f"{key}: {text(value)}" for key, value in recipe.items()) + "}"

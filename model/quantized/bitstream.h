@@ -1,5 +1,5 @@
 // The dense, least-significant-bit-first stream of b-bit codes in 32-bit words that GPTQ and compressed-tensors (>= 0.18) share:
-// value i occupies bits [i b, i b + b); a value may straddle two words (only for b = 3).
+// value i occupies bits [i b, i b + b); a value may straddle two words (where b does not divide 32).
 //   b = 4, values 0..7        -> 0x76543210
 //   b = 3, values i % 8 (32)  -> 0x88fac688 0xc688fac6 0xfac688fa
 #pragma once

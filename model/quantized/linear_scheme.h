@@ -11,7 +11,8 @@ namespace roundhouse {
 struct LinearScheme {
   enum class Kind {
     kUniform,  // codes on uniform grids, one a group of columns
-    kTable     // codes that point into a table of 2^bits values, one a row
+    kTable,    // codes that point into a table of 2^bits values, one a row
+    kKept      // not coded: the weights are the checkpoint's, and nothing below says anything
   };
   Kind kind = Kind::kUniform;
   int bits = 4;  // of a code
@@ -27,6 +28,9 @@ struct LinearScheme {
     return group_size == -1 ? cols : std::min(group_size, cols);
   }
   bool operator==(const LinearScheme&) const = default;
+
+  bool is_original() const { return kind == Kind::kKept; }
+  static LinearScheme original() { return {.kind = Kind::kKept, .bits = 16, .group_size = -1}; }
 };
 
 }  // namespace roundhouse

@@ -81,6 +81,13 @@ void validate_beside_codes(const QuantizedLinear& q) {
           std::string(name) + " must be " + std::string(name_of(type)) + " of the right shape");
   };
   check(!q.name.empty(), "no name");
+  if (q.original) {
+    check(q.rows > 0 && q.cols > 0, "no rows or no columns");
+    check(q.codes.count() == 0 && q.scales.count() == 0 && q.zeros.count() == 0 && !q.has_table() &&
+              q.group_of_column.count() == 0 && q.sparse.empty(),
+          "codes of a linear that is left as it is");
+    return;
+  }
   check(q.bits >= 1 && q.bits <= 8, "bits must be 1 to 8");
   check(q.rows > 0 && q.cols > 0, "no rows or no columns");
   check(q.group_size > 0 && q.group_size <= q.cols,
@@ -134,7 +141,19 @@ void validate_beside_codes(const QuantizedLinear& q) {
   }
 }
 
+QuantizedLinear QuantizedLinear::kept(const std::string& name, std::int64_t rows,
+                                      std::int64_t cols) {
+  QuantizedLinear linear;
+  linear.name = name;
+  linear.rows = rows;
+  linear.cols = cols;
+  linear.original = true;
+  linear.record = nlohmann::json::object();
+  return linear;
+}
+
 LinearScheme scheme_of(const QuantizedLinear& linear) {
+  if (linear.original) return LinearScheme::original();
   return {.kind = linear.has_table() ? LinearScheme::Kind::kTable : LinearScheme::Kind::kUniform,
           .bits = linear.bits,
           .group_size = linear.group_size,
@@ -178,6 +197,7 @@ std::span<const float> DequantizedRows::values(std::int64_t row) {
 }
 
 Tensor dequantize(const QuantizedLinear& q, Backend& backend) {
+  require(!q.original, "a linear that is left as it is has no codes");
   if (q.has_table()) return dequantize_table(q, backend);
   if (!q.sparse.empty()) return dequantize_on_host(q, backend);
   const Tensor codes = upload_as_is(backend, q.codes, q.rows, q.cols);
@@ -203,6 +223,10 @@ BitsPerWeight bits_per_weight(const std::vector<QuantizedLinear>& linears) {
   for (const QuantizedLinear& linear : linears) {
     const auto rows = static_cast<double>(linear.rows);
     weights += rows * static_cast<double>(linear.cols);
+    if (linear.original) {
+      bits.dense += kF16 * rows * static_cast<double>(linear.cols);
+      continue;
+    }
     double bits_of_row = static_cast<double>(linear.cols) * linear.bits;
     if (linear.has_table()) {
       bits_of_row += kF16 * std::exp2(linear.bits);

@@ -28,6 +28,8 @@ struct QuantizedLinear {
   int bits = 0;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  bool original =
+      false;         // not quantized: W is the checkpoint's, and nothing but `record` below is used
   HostTensor codes;  // U8 [rows, cols], each below 2^bits
 
   // Of a uniform grid.
@@ -42,6 +44,7 @@ struct QuantizedLinear {
   SparsePart sparse;
   nlohmann::json record;  // what happened: error, damping, fallbacks (methods say which keys)
 
+  static QuantizedLinear kept(const std::string& name, std::int64_t rows, std::int64_t cols);
   bool has_table() const { return table.count() > 0; }
   std::int64_t groups() const { return (cols + group_size - 1) / group_size; }
 };
@@ -49,10 +52,10 @@ struct QuantizedLinear {
 // Throws Error naming the linear unless shapes, types and ranges are as above (used on everything read back).
 void validate(const QuantizedLinear& linear);
 
-// What it has become. group_size: in columns, never -1.
+// What it has become. group_size: in columns, never -1 (but for an original one).
 LinearScheme scheme_of(const QuantizedLinear& linear);
 
-// W in the backend's activation type.
+// W in the backend's activation type. Precondition, as for DequantizedRows: it is not an original.
 Tensor dequantize(const QuantizedLinear& linear, Backend& backend);
 // Rows of W in float32, one after the other, on the host: values(row) is row `row`, good until the next call.
 class DequantizedRows {
@@ -69,7 +72,8 @@ class DequantizedRows {
 
 // Bits stored for each weight, over all these linears.
 struct BitsPerWeight {
-  double dense = 0;   // codes, scales and (on asymmetric grids) zero points, or tables
+  double dense =
+      0;  // codes, scales and (on asymmetric grids) zero points, or tables; 16 a weight of an original
   double sparse = 0;  // values, columns and offsets of sparse parts
 };
 BitsPerWeight bits_per_weight(const std::vector<QuantizedLinear>& linears);

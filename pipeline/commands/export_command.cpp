@@ -30,9 +30,9 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
       arguments.engines.empty() ? config.export_for : arguments.engines;
   for (const std::string& name : recipes) {
     for (const std::string& format : formats) {
-      check_exportable(job.recipe(name), job.decoder(), format);
+      check_exportable(job.recipe(name), job.decoder(), job.blocks(), format);
       check_model_exportable(job.model(), job.recipe(name), format);
-      check_served(job.recipe(name), format, engines);
+      check_served(job.recipe(name), job.decoder(), job.blocks(), format, engines);
     }
   }
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");

@@ -11,6 +11,7 @@
 #include "pipeline/plan/plan_text.h"
 #include "pipeline/plan/planned_inputs.h"
 #include "pipeline/plan/scaling_table.h"
+#include "stages/quantize/methods.h"
 
 namespace roundhouse {
 namespace {
@@ -43,6 +44,11 @@ int plan_command(const PlanArguments& arguments) {
     write_text_atomically(arguments.write_rates, to_json(rates).dump(1) + "\n");
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto shape = make_decoder_block(model, longest_sample(config), *backend);
+  for (const Recipe& recipe : config.recipes) {
+    const int blocks = static_cast<int>(model.blocks);
+    check_overrides(recipe, *shape, blocks);
+    make_method(recipe)->check(*shape, blocks, recipe.overrides);
+  }
   const PlanRequest request{config, model, *shape, rates, arguments.config.string(), name};
   if (arguments.scaling) {
     std::fputs(scaling_text(request).c_str(), stdout);

@@ -1,6 +1,7 @@
 #include "pipeline/config/sections.h"
 
 #include <algorithm>
+#include <charconv>
 #include <optional>
 #include <utility>
 
@@ -14,6 +15,38 @@
 namespace roundhouse {
 namespace {
 
+constexpr const char* kOverrides = "overrides";
+constexpr const char* kInclude = "include";  // refused with a reason of its own
+
+// Where an entry of a list of maps stands, "overrides[1]" or "overrides[1].bits"; nullptr: there is none such.
+const YamlNode* find_in_list(const YamlNode& node, const std::string& key) {
+  const std::size_t open = key.find('['), close = key.find(']');
+  if (open == key.npos || close == key.npos || close < open) return nullptr;
+  const YamlNode* const list = node.find(key.substr(0, open));
+  std::size_t index = 0;
+  const auto [stop, error] = std::from_chars(key.data() + open + 1, key.data() + close, index);
+  if (list == nullptr || error != std::errc{} || stop != key.data() + close ||
+      index >= list->items.size())
+    return nullptr;
+  const YamlNode& entry = list->items[index];
+  const YamlNode* const value = close + 2 < key.size() && entry.kind == YamlNode::Kind::kMap
+                                    ? entry.find(key.substr(close + 2))
+                                    : nullptr;
+  return value != nullptr ? value : &entry;
+}
+
+// Places of the keys of a list of maps: "overrides[1].bits".
+void note_places(const YamlNode& list, const std::string& key, const std::string& path,
+                 Recipe& recipe) {
+  for (std::size_t i = 0; i < list.items.size(); ++i) {
+    const YamlNode& entry = list.items[i];
+    for (std::size_t k = 0; k < entry.keys.size(); ++k) {
+      const std::string name = fmt::format("{}[{}].{}", key, i, entry.keys[k]);
+      recipe.where[name] = entry.items[k].where + ": " + path + "." + name;
+    }
+  }
+}
+
 Recipe parse_node(const YamlNode& node, const std::string& path) {
   const nlohmann::json object = to_json(node);
   try {
@@ -21,8 +54,12 @@ Recipe parse_node(const YamlNode& node, const std::string& path) {
     recipe.where[""] = node.where + ": " + path;
     for (std::size_t i = 0; i < node.keys.size(); ++i)
       recipe.where[node.keys[i]] = node.items[i].where + ": " + path + "." + node.keys[i];
+    if (const YamlNode* const overrides = node.find(kOverrides))
+      note_places(*overrides, kOverrides, path, recipe);
     return recipe;
   } catch (const RecipeError& error) {
+    if (const YamlNode* const entry = find_in_list(node, error.key))
+      fail(entry->where, path + "." + error.key, error.what);
     const YamlNode* at = error.key.empty() ? nullptr : node.find(error.key);
     if (at == nullptr) {
       fail(node.where, error.key.empty() ? path : path + "." + error.key, error.what);
@@ -35,10 +72,12 @@ Recipe parse_node(const YamlNode& node, const std::string& path) {
     try {
       const nlohmann::json written_out = resolved(parse_recipe(rest));
       for (const auto& [key, value] : written_out.items()) known.push_back(key);
+      known.push_back(kOverrides);
     } catch (const RecipeError&) {
       known.clear();
     }
-    if (!known.empty() && std::ranges::find(known, error.key) == known.end()) {
+    if (error.key != kInclude && !known.empty() &&
+        std::ranges::find(known, error.key) == known.end()) {
       fail(at->where, path, unknown_key(error.key, known));
     }
     fail(at->where, path + "." + error.key, error.what);

@@ -15,6 +15,7 @@ namespace roundhouse {
 namespace {
 
 constexpr const char* kMethod = "method";
+constexpr const char* kOverrides = "overrides";  // whose value is a list itself
 constexpr std::size_t kMostRecipes = 10'000;
 
 // A key of a product and the values that it takes in turn.
@@ -35,7 +36,7 @@ std::string text_of(const YamlNode& map) {
 
 // Every key that recipes of a method have.
 std::set<std::string> keys_of(const YamlNode& method, const std::string& path) {
-  std::set<std::string> keys = {"calibration"};
+  std::set<std::string> keys = {"calibration", kOverrides};
   try {
     const nlohmann::json written_out =
         resolved(parse_recipe({{kMethod, Section::scalar(method, path)}}));
@@ -102,8 +103,11 @@ class Product {
     if (key == "name") fail(value.where, path, "recipes of a sweep are named after what they are");
     if (std::ranges::find(axes_, key, &Axis::key) != axes_.end())
       fail(value.where, path, "stands there twice");
-    const bool list = value.kind == YamlNode::Kind::kSequence;
+    bool list = value.kind == YamlNode::Kind::kSequence;
     if (list && value.items.empty()) fail(value.where, path, "is an empty list");
+    // One value, [{match: ..}], or several, [[], [{match: ..}]].
+    if (list && key == kOverrides && value.items.front().kind != YamlNode::Kind::kSequence)
+      list = false;
     Axis& axis = axes_.emplace_back(Axis{key, list ? value.items : std::vector{value}});
     for (std::size_t i = 0; i < axis.values.size(); ++i) {
       for (std::size_t j = 0; j < i; ++j) {

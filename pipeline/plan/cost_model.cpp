@@ -65,6 +65,20 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
     methods_.push_back(make_method(recipe));
     const SampleOptions& samples = calibration_set(job.config, recipe.calibration);
     costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length));
+    if (!recipe.skips()) continue;
+    // What rounds or solves linears has less to do; everything else goes through all of them.
+    const double share = mean_over_blocks(costs_.size() - 1, [&](const auto& schemes) {
+      double quantized = 0;
+      for (std::size_t i = 0; i < schemes.size(); ++i) {
+        const LinearSpec& spec = job.shape.linears()[i];
+        if (!schemes[i].is_original()) quantized += static_cast<double>(spec.rows * spec.cols);
+      }
+      return quantized / weights_;
+    });
+    BlockCost& cost = costs_.back();
+    for (double* part : {&cost.rounded, &cost.clustered, &cost.traffic.gathered}) *part *= share;
+    if (const auto solve = cost.flops.find("solve"); solve != cost.flops.end())
+      solve->second *= share;
   }
 }
 
@@ -217,7 +231,7 @@ StepTime CostModel::gradient_backward(std::size_t r) const {
 StepTime CostModel::statistics(std::size_t r) const {
   BlockCost cost;
   cost.cuts["solve"] = BlockSizes{job_.shape, 0}.tiles();
-  cost.rounded = 2.0 * static_cast<double>(recipe(r).schemes.size()) * weights_;
+  cost.rounded = 2.0 * static_cast<double>(methods_[r]->schemes().size()) * weights_;
   return timed("", cost);
 }
 
@@ -324,10 +338,15 @@ TeamBytes CostModel::gradient_traffic(std::size_t r) const {
 }
 
 // Where widths are decided on the way, those that come nearest to the average, dealt over the linears.
-std::vector<LinearScheme> CostModel::schemes_of(std::size_t r) const {
+std::vector<LinearScheme> CostModel::schemes_of(std::size_t r, int block) const {
   const std::size_t linears = job_.shape.linears().size();
-  const std::vector<LinearScheme>& all = recipe(r).schemes;
-  if (all.size() == 1) return std::vector<LinearScheme>(linears, all.front());
+  const std::vector<LinearScheme> all = methods_[r]->schemes();
+  const auto overridden = [&](std::vector<LinearScheme> schemes) {
+    for (std::size_t i = 0; i < linears; ++i)
+      schemes[i] = scheme_of(recipe(r).overrides, job_.shape, block, i, schemes[i]);
+    return schemes;
+  };
+  if (all.size() == 1) return overridden(std::vector<LinearScheme>(linears, all.front()));
   const nlohmann::json& options = recipe(r).options;
   const double average = options.contains("bits") && options["bits"].is_number()
                              ? options["bits"].get<double>()
@@ -346,15 +365,32 @@ std::vector<LinearScheme> CostModel::schemes_of(std::size_t r) const {
       schemes[i] = all[w];
     }
   }
-  return schemes;
+  return overridden(schemes);
+}
+
+double CostModel::mean_over_blocks(
+    std::size_t r, const std::function<double(const std::vector<LinearScheme>&)>& of) const {
+  if (recipe(r).overrides.empty()) return of(schemes_of(r, 0));
+  double sum = 0;
+  for (int block = 0; block < static_cast<int>(job_.model.blocks); ++block)
+    sum += of(schemes_of(r, block));
+  return sum / static_cast<double>(job_.model.blocks);
 }
 
 double CostModel::record_bytes(std::size_t r) const {
+  return mean_over_blocks(
+      r, [&](const std::vector<LinearScheme>& schemes) { return record_bytes(r, schemes); });
+}
+
+double CostModel::record_bytes(std::size_t r, const std::vector<LinearScheme>& schemes) const {
   double bytes = kBytesOfRecord;
-  const std::vector<LinearScheme> schemes = schemes_of(r);
   for (std::size_t i = 0; i < schemes.size(); ++i) {
     const LinearSpec& spec = job_.shape.linears()[i];
     const LinearScheme& scheme = schemes[i];
+    if (scheme.is_original()) {
+      bytes += kBytesOfLinearAttributes;
+      continue;
+    }
     const auto rows = static_cast<double>(spec.rows);
     bytes += 4 * rows *
              static_cast<double>(packed_words(static_cast<std::size_t>(spec.cols), scheme.bits));
@@ -386,14 +422,22 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
   const DType kept = job_.config.export_dtype.value_or(job_.model.dtype);
   const auto each = static_cast<double>(size_of(kept));
   const auto blocks = static_cast<double>(job_.model.blocks);
-  double block = bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each;
-  const std::vector<LinearScheme> schemes = schemes_of(r);
-  for (std::size_t i = 0; i < schemes.size(); ++i) {
-    const LinearSpec& spec = job_.shape.linears()[i];
-    const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
-    for (const TensorInfo& tensor : made->tensors(linear, kept))
-      block += elements(tensor) * static_cast<double>(size_of(tensor.type));
-  }
+  const double block =
+      bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each +
+      mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
+        double linears = 0;
+        for (std::size_t i = 0; i < schemes.size(); ++i) {
+          const LinearSpec& spec = job_.shape.linears()[i];
+          if (schemes[i].is_original()) {
+            linears += each * static_cast<double>(spec.rows * spec.cols);
+            continue;
+          }
+          const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
+          for (const TensorInfo& tensor : made->tensors(linear, kept))
+            linears += elements(tensor) * static_cast<double>(size_of(tensor.type));
+        }
+        return linears;
+      });
   double bytes = blocks * block + bytes_of(tensors_before_blocks(job_.model), each) +
                  bytes_of(tensors_after_blocks(job_.model), each);
   std::error_code error;
@@ -403,7 +447,7 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
   }
   // Headers: a line a tensor, and a file's hash.
   const auto names = static_cast<double>(tensors_of_block(job_.model, 0).size()) +
-                     2.0 * static_cast<double>(schemes.size());
+                     2.0 * static_cast<double>(job_.shape.linears().size());
   return bytes + blocks * names * 190 + 3000;
 }
 

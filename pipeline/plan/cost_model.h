@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -93,7 +94,12 @@ class CostModel {
   double team_link() const;
   double forward_seconds(double tokens, int length) const;  // of a block, one device
   BlockCost gradient_block(std::size_t recipe) const;
-  std::vector<LinearScheme> schemes_of(std::size_t recipe) const;  // by linear of a block
+  // By linear of a block.
+  std::vector<LinearScheme> schemes_of(std::size_t recipe, int block) const;
+  double record_bytes(std::size_t recipe, const std::vector<LinearScheme>& of_block) const;
+  // The mean over blocks of what one takes.
+  double mean_over_blocks(std::size_t recipe,
+                          const std::function<double(const std::vector<LinearScheme>&)>& of) const;
 
   PlannedJob job_;
   std::vector<std::unique_ptr<Method>> methods_;  // by recipe

@@ -76,7 +76,8 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
     with_place_named(recipe.name + ", block " + std::to_string(task.block), work);
   };
   task.committer = committer_of(task.block, task.team.size());
-  at_place([&] { *result = method.quantize(task); });
+  task.overrides = recipe.overrides;
+  at_place([&] { *result = skips_all(task) ? keep_block(task) : method.quantize(task); });
   const auto commit_start = std::chrono::steady_clock::now();
   finish_writing(schedule);
   at_place([&] {
@@ -164,7 +165,8 @@ void decide(Schedule& schedule, const Recipe& recipe, std::vector<nlohmann::json
                  .shape = schedule.shape,
                  .samples = schedule.samples_of(recipe),
                  .monitor = schedule.monitor,
-                 .statistics = std::move(statistics)};
+                 .statistics = std::move(statistics),
+                 .overrides = recipe.overrides};
   nlohmann::json decision;
   with_place_named(recipe.name, [&] { decision = schedule.method_of(recipe)->decide(task); });
   require(decision.is_object(), "what a method decides is an object");

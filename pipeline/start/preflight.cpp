@@ -15,6 +15,7 @@
 #include "stages/calibrate/text_file.h"
 #include "stages/export/output_folder.h"
 #include "stages/export/side_files.h"
+#include "stages/quantize/methods.h"
 
 namespace roundhouse {
 namespace {
@@ -47,6 +48,28 @@ std::uint64_t bytes_below(const fs::path& folder) {
     if (!gone) bytes += size;
   }
   return bytes;
+}
+
+// Bytes of a recipe's codes at the least of its widths, and how many weights they are of.
+std::pair<std::uint64_t, std::uint64_t> least_codes(const Recipe& recipe,
+                                                    const ModelConfig& model) {
+  const std::vector<LinearScheme> own = own_schemes(recipe);
+  const LinearScheme least = std::ranges::min(own, {}, &LinearScheme::bits);
+  const BlockLayout layout = block_layout(model);
+  std::uint64_t bits = 0, quantized = 0;
+  for (std::int64_t block = 0; block < model.blocks; ++block) {
+    for (const LinearSpec& spec : layout.linears) {
+      const std::string module = layout.prefix + std::to_string(block) + "." + spec.name;
+      const LinearOverride* const asked = find_override(recipe.overrides, module);
+      const LinearScheme scheme = asked != nullptr ? asked->scheme.value_or(least) : least;
+      if (scheme.is_original()) continue;
+      const auto weights =
+          static_cast<std::uint64_t>(spec.rows) * static_cast<std::uint64_t>(spec.cols);
+      quantized += weights;
+      bits += weights * static_cast<std::uint64_t>(scheme.bits);
+    }
+  }
+  return {bits / 8, quantized};
 }
 
 std::string gib(std::uint64_t bytes) {
@@ -112,20 +135,16 @@ void check_exports(const RunConfig& config) {
 }
 
 std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& model) {
-  std::uint64_t linear = 0;  // weights of a block that are quantized
-  for (const LinearSpec& spec : block_layout(model).linears)
-    linear += static_cast<std::uint64_t>(spec.rows) * static_cast<std::uint64_t>(spec.cols);
   const auto blocks = static_cast<std::uint64_t>(model.blocks);
   const std::uint64_t dense = blocks * elements(tensors_of_block(model, 0)) +
                               elements(tensors_before_blocks(model)) +
                               elements(tensors_after_blocks(model));
   std::uint64_t bytes = 0;
   for (const Recipe& recipe : config.recipes) {
-    const int bits = std::ranges::min(recipe.schemes, {}, &LinearScheme::bits).bits;
-    const std::uint64_t codes = blocks * linear * static_cast<std::uint64_t>(bits) / 8;
+    const auto [codes, quantized] = least_codes(recipe, model);
     bytes += codes;
     for (const std::string& format : config.export_formats) {
-      const std::uint64_t rest = format == "dense" ? dense : dense - blocks * linear;
+      const std::uint64_t rest = format == "dense" ? dense : dense - quantized;
       bytes += rest * 2 + (format == "dense" ? 0 : codes);  // 16 bits, or 32
     }
   }

@@ -69,7 +69,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
     for (const std::string& format : formats) {
       const Recipe& recipe = job.recipe(name);
       ExportOptions options = export_options(job.config(), format);
-      check_exportable(recipe, job.decoder(), format);
+      check_exportable(recipe, job.decoder(), job.blocks(), format);
       const Export wanted{.key = "export/" + name + "/" + format,
                           .directory = output / name / format,
                           .identity = export_identity(job, recipe, format)};

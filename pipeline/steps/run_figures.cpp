@@ -100,6 +100,7 @@ class Reader {
     own.bits = number_in(recipe.options, "bits");
     own.group_size = integer_in(recipe.options, "group_size", -1);
     own.symmetric = recipe.options.value("symmetric", false);
+    own.overridden = !recipe.overrides.empty();
     std::string unfinished;
     const int done = blocks_done(recipe.name);
     if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store_)) {

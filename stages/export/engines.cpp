@@ -124,11 +124,12 @@ std::string refusal(const Served& row, const Recipe& recipe) {
     return scheme.bits != first.bits || scheme.group_size != first.group_size ||
            scheme.grid != first.grid || scheme.reordered != first.reordered;
   });
-  if (mixed && row.version == kTransformers && row.format == std::string_view("gptq"))
-    return "linears of different widths or groups";
+  const bool skips = recipe.skips();
+  if ((mixed || skips) && row.version == kTransformers && row.format == std::string_view("gptq"))
+    return mixed ? "linears of different widths or groups" : "linears that are left as they are";
   // One matrix for q, k, v, and one for gate, up.
   const bool fuses = row.version == kVllm || row.version == kSglang;
-  if (mixed && fuses && !recipe.one_scheme_an_input)
+  if ((mixed || skips) && fuses && !recipe.one_scheme_an_input)
     return "different widths of linears with a common input, which it fuses,";
   for (const LinearScheme& scheme : recipe.schemes) {
     if (std::string why = refusal(row, scheme); !why.empty()) return why;
@@ -168,7 +169,11 @@ std::string instead(const Recipe& recipe, const std::string& format,
   if (is_served(changed, format, engines)) ways.emplace_back("act_order: static in the recipe");
   changed = recipe;
   changed.one_scheme_an_input = true;
-  if (is_served(changed, format, engines)) ways.emplace_back("tie: fused in the recipe");
+  if (is_served(changed, format, engines)) {
+    ways.emplace_back(recipe.overrides.empty()
+                          ? "tie: fused in the recipe"
+                          : "overrides that are the same for q, k, v and for gate, up");
+  }
   return ways.empty() ? "" : "; use " + joined(ways);
 }
 
@@ -199,6 +204,13 @@ void check_served(const Recipe& recipe, const std::string& format,
                                      : std::string(" does not read this format")) +
                      instead(recipe, format, engines));
   }
+}
+
+void check_served(const Recipe& recipe, const DecoderBlock& shape, int blocks,
+                  const std::string& format, const std::vector<std::string>& engines) {
+  Recipe here = recipe;
+  here.one_scheme_an_input = one_scheme_an_input(recipe, shape, blocks);
+  check_served(here, format, engines);
 }
 
 std::vector<std::string> engine_table() {

@@ -23,6 +23,7 @@
 #include "stages/export/output_folder.h"
 #include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
+#include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
 
 namespace roundhouse {
@@ -214,6 +215,10 @@ class Exporter {
       for (std::size_t i = 0; i < decoder_.linears().size(); ++i) {
         const LinearSpec& linear = decoder_.linears()[i];
         weights.insert(prefix + linear.name + ".weight");
+        if (exported_linear(block, i).scheme.is_original()) {
+          add_kept(pieces, prefix + linear.name + ".weight", block);
+          continue;
+        }
         Piece piece;
         piece.block = block;
         piece.linear = i;
@@ -290,18 +295,25 @@ class Exporter {
     const auto fits = [&](const LinearScheme& scheme) {
       if (scheme.kind != is.kind || scheme.bits != is.bits || scheme.sparse != is.sparse)
         return false;
-      if (scheme.kind == LinearScheme::Kind::kTable) return true;
+      if (scheme.kind != LinearScheme::Kind::kUniform) return true;
       // One group a row needs no order, and the attributes of a record do not tell one.
       return scheme.grid == is.grid && scheme.group_size_for(spec.cols) == is.group_size &&
              (scheme.reordered || !is.reordered);
     };
-    const auto found = std::ranges::find_if(recipe_.schemes, fits);
-    if (found != recipe_.schemes.end()) return *found;
-    if (!format_.has_scheme()) return is;
+    // What an override asks of it, or whatever the method may make.
+    std::vector<LinearScheme> may_be = recipe_.schemes;
+    if (const LinearOverride* const own = find_override(recipe_.overrides, module);
+        own != nullptr && own->scheme) {
+      may_be = {*own->scheme};
+    }
+    const auto found = std::ranges::find_if(may_be, fits);
+    if (found != may_be.end()) return *found;
+    if (!format_.has_scheme() && !is.is_original()) return is;
     throw Error(
         fmt::format("{} is not what recipe {} makes of a linear: {} bits, {}{}{}", module,
                     recipe_.name, is.bits,
-                    is.kind == LinearScheme::Kind::kTable
+                    is.is_original() ? std::string("left as it was")
+                    : is.kind == LinearScheme::Kind::kTable
                         ? std::string("lookup tables")
                         : fmt::format("grid {}, group size {}", name_of(is.grid), is.group_size),
                     is.reordered ? ", reordered" : "", is.sparse ? ", with a sparse part" : ""));
@@ -536,11 +548,29 @@ std::vector<std::string> lines_of(const std::vector<std::vector<std::byte>>& ran
 
 std::vector<std::string> export_formats() { return format_names(); }
 
-void check_exportable(const Recipe& recipe, const DecoderBlock& decoder,
+void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
                       const std::string& format) {
   const std::unique_ptr<ExportFormat> layout = make_format(format);
   layout->check_schemes(recipe);
-  for (const LinearSpec& linear : decoder.linears()) layout->check_size(recipe, linear);
+  if (recipe.overrides.empty()) {
+    for (const LinearSpec& linear : decoder.linears()) layout->check_size(recipe, linear);
+    return;
+  }
+  // Each linear by what becomes of it alone.
+  const std::vector<LinearScheme> usual = own_schemes(recipe);
+  for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+    std::vector<std::vector<LinearScheme>> seen;
+    for (int block = 0; block < blocks; ++block) {
+      Recipe one = recipe;
+      one.schemes = usual;
+      if (is_overridden(recipe.overrides, decoder, block, i))
+        one.schemes = {scheme_of(recipe.overrides, decoder, block, i, usual.front())};
+      if (one.schemes.front().is_original() || std::ranges::find(seen, one.schemes) != seen.end())
+        continue;
+      layout->check_size(one, decoder.linears()[i]);
+      seen.push_back(one.schemes);
+    }
+  }
 }
 
 void check_model_exportable(const CausalLM& model, const Recipe& recipe,
@@ -557,7 +587,7 @@ void check_kept_values(const CausalLM& model, const ExportOptions& options) {
 bool export_checkpoint(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                        RunStore& store, const ExportOptions& options, const fs::path& directory,
                        Communicator& world, Monitor& monitor) {
-  check_exportable(recipe, decoder, options.format);
+  check_exportable(recipe, decoder, static_cast<int>(model.config().blocks), options.format);
   check_dtype(options);
   if (options.max_shard_bytes < 1) throw InputError("max_shard_bytes must be positive");
   const std::unique_ptr<ExportFormat> format = make_format(options.format);
@@ -618,7 +648,7 @@ std::optional<std::vector<std::string>> compare_export(const CausalLM& model,
                                                        const ExportOptions& options,
                                                        const fs::path& directory,
                                                        Communicator& world, Monitor& monitor) {
-  check_exportable(recipe, decoder, options.format);
+  check_exportable(recipe, decoder, static_cast<int>(model.config().blocks), options.format);
   const std::unique_ptr<ExportFormat> format = make_format(options.format);
   const fs::path target = output_path(directory);
   Exporter exporter(model, decoder, recipe, store, options, *format, monitor);

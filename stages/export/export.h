@@ -27,7 +27,8 @@ struct ExportOptions {
 std::vector<std::string> export_formats();
 
 // Throws InputError, naming recipe and format, if this format cannot hold what this recipe makes: checked before any work.
-void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, const std::string& format);
+void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
+                      const std::string& format);
 
 // Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
 // would leave. Reads those tensors only where the type narrows.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/quote.h"
 #include "stages/export/container.h"
@@ -58,6 +59,13 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
                     recipe.name + " cannot be exported as " + format + ": " + why);
 }
 
+std::string key_of(const Recipe& recipe, const LinearScheme& scheme, const std::string& key) {
+  const auto asks = [&](const LinearOverride& each) { return each.scheme == scheme; };
+  const bool overridden =
+      scheme != recipe.schemes.front() && std::ranges::any_of(recipe.overrides, asks);
+  return overridden ? "overrides" : key;
+}
+
 std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
                                       DType dtype) {
   const ExportedLinear exported{.module = linear.name,
@@ -70,12 +78,12 @@ std::vector<HostTensor> empty_tensors(const ExportFormat& format, const Quantize
   return tensors;
 }
 
-void check_packable_grids(const std::string& format, const Recipe& recipe) {
+void check_packable_grids(const std::string& format, const Recipe& recipe,
+                          const std::vector<int>& bits) {
   require(!recipe.schemes.empty(), "a recipe says what its linears become");
-  const auto refuse = [&](const std::string& why, const char* key = "") {
+  const auto refuse = [&](const std::string& why, const std::string& key = "") {
     throw not_exportable(format, recipe, why, key);
   };
-  constexpr std::array kBits = {2, 3, 4, 8};
   for (const LinearScheme& scheme : recipe.schemes) {
     if (scheme.kind == LinearScheme::Kind::kTable) {
       refuse(
@@ -88,19 +96,20 @@ void check_packable_grids(const std::string& format, const Recipe& recipe) {
           "(outliers: 0), or use the format 'dense'",
           "outliers");
     }
-    if (std::ranges::find(kBits, scheme.bits) == kBits.end()) {
-      refuse(
-          fmt::format("its codes have {} bits, and it packs 2, 3, 4 or 8; the format 'dense' can "
-                      "hold it",
-                      scheme.bits),
-          "bits");
+    if (std::ranges::find(bits, scheme.bits) == bits.end()) {
+      refuse(fmt::format("codes of {} bits, and it packs {} or {}; {} can hold it", scheme.bits,
+                         fmt::join(bits.begin(), bits.end() - 1, ", "), bits.back(),
+                         scheme.bits >= 2 && scheme.bits <= 8
+                             ? "the formats 'compressed-tensors' and 'dense'"
+                             : "the format 'dense'"),
+             key_of(recipe, scheme, "bits"));
     }
   }
 }
 
 void check_packable_size(const std::string& format, const Recipe& recipe,
                          const LinearSpec& linear) {
-  const auto refuse = [&](const std::string& why, const char* key = "") {
+  const auto refuse = [&](const std::string& why, const std::string& key = "") {
     throw not_exportable(format, recipe,
                          linear.name + " " + why + "; the format 'dense' can hold it", key);
   };
@@ -113,7 +122,7 @@ void check_packable_size(const std::string& format, const Recipe& recipe,
     if (scheme.group_size < 1 || linear.cols % scheme.group_size != 0) {
       refuse(fmt::format("has {} columns, which are not a multiple of the group size {}",
                          linear.cols, scheme.group_size),
-             "group_size");
+             key_of(recipe, scheme, "group_size"));
     }
   }
 }

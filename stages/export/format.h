@@ -59,7 +59,7 @@ class ExportFormat {
   virtual void round_row(const QuantizedLinear& /*linear*/, std::int64_t /*row*/, DType /*dtype*/,
                          std::span<float> /*values*/) const {}
   // "quantization_config" of config.json for these linears, in the model's order; `dense_modules` are linears that stay as they are,
-  // "lm_head" first. null: none.
+  // "lm_head" first, those of blocks that the recipe skips last. null: none.
   virtual nlohmann::ordered_json quantization_config(
       const Recipe& recipe, const std::vector<ExportedLinear>& linears,
       const std::vector<std::string>& dense_modules) const = 0;
@@ -84,9 +84,13 @@ std::unique_ptr<ExportFormat> make_dense();
 std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
                                       DType dtype);
 // What every packed layout of uniform grids asks of codes, and of a linear's size. Throw InputError.
-void check_packable_grids(const std::string& format, const Recipe& recipe);
+// `bits`: the widths that it packs, two at least.
+void check_packable_grids(const std::string& format, const Recipe& recipe,
+                          const std::vector<int>& bits);
 void check_packable_size(const std::string& format, const Recipe& recipe, const LinearSpec& linear);
 // Names the place in the config of the recipe's `key`, or of the recipe where that key is not given.
+// The recipe's key that asks for such linears: `key`, or "overrides".
+std::string key_of(const Recipe& recipe, const LinearScheme& scheme, const std::string& key);
 InputError not_exportable(const std::string& format, const Recipe& recipe, const std::string& why,
                           const std::string& key = "");
 

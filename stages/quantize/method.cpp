@@ -1,8 +1,36 @@
 #include "stages/quantize/method.h"
 
 #include "base/error.h"
+#include "stages/flow/micro_batch.h"
+#include "stages/flow/phase_clock.h"
+#include "stages/quantize/row_tiles.h"
 
 namespace roundhouse {
+
+bool skips_all(const BlockTask& task) {
+  for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+    if (!task.skips(i)) return false;
+  }
+  return true;
+}
+
+QuantizedBlock keep_block(BlockTask& task) {
+  QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
+  PhaseClock clock(task.backend);
+  task.monitor.phase("block " + std::to_string(task.block) + ": left as it is");
+  clock.measure("output", [&] {
+    for (Activations* stream : {task.residual, task.original}) {
+      if (stream != nullptr) run_forward(task, task.weights, *stream);
+    }
+  });
+  for (const LinearSpec& spec : task.shape.linears()) {
+    if (task.commits()) block.linears.push_back(kept_linear(spec));
+  }
+  clock.write(block.record);
+  return block;
+}
+
+void Method::check(const DecoderBlock&, int, std::span<const LinearOverride>) const {}
 
 bool Method::one_scheme_an_input() const { return true; }
 

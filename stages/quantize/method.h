@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "stages/flow/block_site.h"
 #include "stages/quantize/block_cost.h"
 #include "stages/quantize/block_progress.h"
+#include "stages/quantize/linear_overrides.h"
 #include "stages/quantize/needs.h"
 #include "stages/sensitivity/block_gradients.h"
 
@@ -31,6 +33,7 @@ struct ModelTask {
   Monitor& monitor;
   // By block, what Method::statistics() returned; empty where the method asks for none.
   std::vector<nlohmann::json> statistics = {};
+  std::span<const LinearOverride> overrides = {};  // of the recipe
 };
 
 // Sums of a block's gradients: this rank's tiles of each linear.
@@ -51,10 +54,20 @@ struct BlockTask : BlockSite {
   const SummedGradients* gradients = nullptr;
   // For methods that work on one block for many minutes; nullptr: nothing is kept of a block that is not finished.
   BlockProgress* progress = nullptr;
-  int committer = 0;  // the rank of the team that gets the whole block
+  std::span<const LinearOverride> overrides = {};  // of the recipe
+  int committer = 0;                               // the rank of the team that gets the whole block
 
   bool commits() const { return team.rank() == committer; }
+  // What becomes of a linear of which the method would make `usual`; and whether it is to stay as it is.
+  LinearScheme scheme_of(std::size_t linear, const LinearScheme& usual) const {
+    return roundhouse::scheme_of(overrides, shape, block, linear, usual);
+  }
+  bool skips(std::size_t linear) const { return is_skipped(overrides, shape, block, linear); }
 };
+
+// A block of which nothing is quantized: its linears as they are, its output in the streams that are there. Collective over the team.
+bool skips_all(const BlockTask& task);
+QuantizedBlock keep_block(BlockTask& task);
 
 class Method {
  public:
@@ -62,6 +75,9 @@ class Method {
   virtual Needs needs() const = 0;
   // Everything that a linear of the model may become: at least one.
   virtual std::vector<LinearScheme> schemes() const = 0;
+  // Throws InputError if the method cannot do what is asked of it with these overrides of this model. Before any work.
+  virtual void check(const DecoderBlock& shape, int blocks,
+                     std::span<const LinearOverride> overrides) const;
   // Whether linears with a common input (q, k, v; gate, up), which engines fuse, always become the same of these.
   virtual bool one_scheme_an_input() const;
   // Collective over all ranks, once a recipe, before the first block and only where needs().decision: what holds for the whole
@@ -75,8 +91,8 @@ class Method {
   virtual std::string statistics_settings() const;
   // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
   virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
-  // Collective over the team. Returns the whole block at the task's committer (elsewhere: only block and record may be set); but for
-  // "phases", seconds, with the same bits whichever rank that is.
+  // Collective over the team; not called for blocks of which the recipe skips all. Returns the whole block at the task's committer
+  // (elsewhere: only block and record may be set); but for "phases", seconds, with the same bits whichever rank that is.
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
   // asked for them, with the bits that DecoderBlock::forward() with those weights would give. Where the numbers allow no result it throws
   // UnquantizableError (base/numerical_error.h), as decide() and statistics() do, on all ranks alike: the run then goes on without the recipe.

@@ -46,4 +46,8 @@ std::unique_ptr<Method> make_method(const Recipe& recipe) {
   return method;
 }
 
+std::vector<LinearScheme> own_schemes(const Recipe& recipe) {
+  return recipe.overrides.empty() ? recipe.schemes : make_method(recipe)->schemes();
+}
+
 }  // namespace roundhouse

@@ -14,4 +14,7 @@ namespace roundhouse {
 std::unique_ptr<Method> make_method(const std::string& method, OptionReader& options);
 std::unique_ptr<Method> make_method(const Recipe& recipe);
 
+// What the method itself makes of linears, overrides left aside: the first of Recipe::schemes.
+std::vector<LinearScheme> own_schemes(const Recipe& recipe);
+
 }  // namespace roundhouse

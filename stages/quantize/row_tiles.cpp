@@ -63,6 +63,7 @@ TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const
 }
 
 QuantizedLinear unsolved_linear(const LinearSpec& spec, const LinearScheme& scheme) {
+  require(!scheme.is_original(), "a linear that stays as it is is not solved");
   QuantizedLinear linear;
   linear.name = spec.name;
   linear.bits = scheme.bits;
@@ -72,6 +73,10 @@ QuantizedLinear unsolved_linear(const LinearSpec& spec, const LinearScheme& sche
   linear.group_size = scheme.group_size_for(spec.cols);
   linear.record = nlohmann::json::object();
   return linear;
+}
+
+QuantizedLinear kept_linear(const LinearSpec& spec) {
+  return QuantizedLinear::kept(spec.name, spec.rows, spec.cols);
 }
 
 Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows,

@@ -41,6 +41,9 @@ TileResult download_rounded_tile(const Tensor& w, std::int64_t group_size, const
 // A linear with nothing solved yet. group_size -1, or beyond the row: one group.
 QuantizedLinear unsolved_linear(const LinearSpec& spec, const LinearScheme& scheme);
 
+// One that stays as it is.
+QuantizedLinear kept_linear(const LinearSpec& spec);
+
 // Rows of weights in F32, in the backend's memory.
 Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows, Backend& backend);
 

@@ -56,7 +56,7 @@ PublishedTables::PublishedTables() {
 }
 
 bool PublishedTables::Row::is_of(const ReportRow& row) const {
-  if (method != row.method || model != plain_model_name(row.model)) return false;
+  if (row.overridden || method != row.method || model != plain_model_name(row.model)) return false;
   return row.is_original() || (bits == row.bits && group_size == row.group_size && !row.symmetric);
 }
 

@@ -38,7 +38,9 @@ struct ReportRow {
   double bits = 0;     // asked for: 4, 2.6; 0: unknown
   int group_size = 0;  // -1: the whole row or a table for each; 0: unknown
   bool symmetric = false;
-  // Of the quantized linears, with scales and zero points or tables; 0: unknown. Their sparse parts come on top.
+  bool overridden =
+      false;  // some linears are otherwise than `bits` and the rest say: no paper has that
+  // Of the linears, 16 where one is left as it is, with scales and zero points or tables; 0: unknown. Their sparse parts come on top.
   double bits_per_weight = 0;
   double sparse_bits_per_weight = 0;
   double relative_error = 0;  // what the method minimised, over what it is relative to; 0: unknown

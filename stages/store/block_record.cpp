@@ -18,12 +18,14 @@
 //   NAME.sparse.columns   I32 [entries]
 //   NAME.sparse.values    F16 [entries]
 //
+// and nothing at all for a linear that is the checkpoint's (attribute "grid": "original", and no "bits")
+//
 // for each norm or bias that is no longer the checkpoint's
 //
 //   replaced.NAME         its values, in the checkpoint's type
 //
 // and as attributes everything else, so that a record can be read without knowing its recipe. Version 1 knew neither tables nor
-// sparse parts; what it holds reads as version 2.
+// sparse parts, version 2 no original linears; what they hold reads as version 3, and a block is written in 2 where it can be.
 #include "stages/store/block_record.h"
 
 #include <algorithm>
@@ -40,8 +42,9 @@
 namespace roundhouse {
 namespace {
 
-constexpr int kVersion = 2;
+constexpr int kVersion = 3, kVersionWithoutOriginals = 2;
 constexpr const char* kTable = "table";  // in place of a grid's name
+constexpr const char* kOriginal = "original";
 constexpr const char* kReplaced = "replaced.";
 constexpr std::array kGrids = {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
                                Grid::kSymGptq, Grid::kSymFull};
@@ -139,11 +142,13 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
   }
   RecordedScheme recorded;
   LinearScheme& scheme = recorded.scheme;
-  scheme.bits = attributes.at("bits").get<int>();
-  if (scheme.bits != 2 && scheme.bits != 3 && scheme.bits != 4 && scheme.bits != 8) {
-    throw fault(std::to_string(scheme.bits) + " bits");
-  }
   const auto grid_name = attributes.at("grid").get<std::string>();
+  if (grid_name == kOriginal) {
+    scheme = LinearScheme::original();
+    return recorded;
+  }
+  scheme.bits = attributes.at("bits").get<int>();
+  if (scheme.bits < 2 || scheme.bits > 8) throw fault(std::to_string(scheme.bits) + " bits");
   if (grid_name == kTable) {
     scheme.kind = LinearScheme::Kind::kTable;
     scheme.group_size = cols;
@@ -168,6 +173,13 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
 
 nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
   validate_beside_codes(linear);
+  if (linear.original) {
+    return {{"name", linear.name},
+            {"grid", kOriginal},
+            {"rows", linear.rows},
+            {"cols", linear.cols},
+            {"record", linear.record}};
+  }
   const auto put = [&](const char* name, HostTensor tensor) {
     record.tensors[linear.name + "." + name] = std::move(tensor);
   };
@@ -196,6 +208,11 @@ nlohmann::json write_linear(const QuantizedLinear& linear, Record& record) {
 QuantizedLinear read_linear(const nlohmann::json& attributes, const LinearSpec& spec,
                             RecordReader& reader) {
   const auto& [scheme, entries] = read_scheme(attributes, spec);
+  if (scheme.is_original()) {
+    QuantizedLinear kept = QuantizedLinear::kept(spec.name, spec.rows, spec.cols);
+    kept.record = attributes.at("record");
+    return kept;
+  }
   QuantizedLinear linear;
   linear.name = spec.name;
   linear.bits = scheme.bits;
@@ -279,7 +296,8 @@ Record to_record(const QuantizedBlock& block) {
     linears.push_back(write_linear(linear, record));
   }
   for (const auto& [name, tensor] : block.replaced) record.tensors[kReplaced + name] = tensor;
-  record.attributes = {{"version", kVersion},
+  const bool originals = std::ranges::any_of(block.linears, &QuantizedLinear::original);
+  record.attributes = {{"version", originals ? kVersion : kVersionWithoutOriginals},
                        {"block", block.block},
                        {"linears", std::move(linears)},
                        {"record", block.record}};

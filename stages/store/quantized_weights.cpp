@@ -1,5 +1,7 @@
 #include "stages/store/quantized_weights.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "stages/store/block_record.h"
 
@@ -12,8 +14,11 @@ BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& d
   const auto record = store.load(key);
   if (!record) throw Error(key + ": missing or damaged; `roundhouse run` makes it again");
   const QuantizedBlock quantized = block_from_record(*record, decoder);
-  BlockWeights weights = decoder.load(model.checkpoint(), block, backend, LoadLinears::kNo);
+  const bool originals = std::ranges::any_of(quantized.linears, &QuantizedLinear::original);
+  BlockWeights weights = decoder.load(model.checkpoint(), block, backend,
+                                      originals ? LoadLinears::kYes : LoadLinears::kNo);
   for (std::size_t i = 0; i < quantized.linears.size(); ++i) {
+    if (quantized.linears[i].original) continue;
     weights.linears[i] = dequantize(quantized.linears[i], backend);
   }
   replace(weights, quantized.replaced, decoder, backend);

@@ -17,7 +17,7 @@ class KindsTest(unittest.TestCase):
         recipes = kinds.recipes()
         self.assertEqual(len({recipe["name"] for recipe in recipes}), len(recipes))
         grids = {(r["bits"], r["group_size"], r["symmetric"]) for r in recipes if r["method"] == "rtn"}
-        self.assertEqual(len(grids), 4 * 3 * 2)
+        self.assertEqual(len(grids), 4 * 3 * 2 + 3 * 2)  # 5, 6 and 7 bits in one size of groups
         self.assertEqual({r["method"] for r in recipes}, {"rtn", "gptq", "awq", "signround", "llm-mq", "squeezellm"})
         self.assertEqual({r["act_order"] for r in recipes if "act_order" in r}, {"static", "none", "dynamic"})
 
@@ -25,12 +25,16 @@ class KindsTest(unittest.TestCase):
         recipe = {"method": "rtn", "bits": 4, "symmetric": True, "name": "a"}
         self.assertEqual(kinds.yaml_of(recipe), "{method: rtn, bits: 4, symmetric: true, name: a}")
         self.assertEqual(kinds.yaml_of({"gradients": {"samples": 8}, "sparse": False}), "{gradients: {samples: 8}, sparse: false}")
+        self.assertEqual(kinds.yaml_of({"overrides": [{"match": '"*"', "skip": True}]}), '{overrides: [{match: "*", skip: true}]}')
 
     def test_sparse_parts_and_tables_are_dense_only(self):
         names = {recipe["name"]: [form for form in kinds.FORMATS if kinds.holds(form, recipe)] for recipe in kinds.recipes()}
         self.assertEqual(names["llm-mq-w3.0-g128-sym-fused"], ["compressed-tensors", "gptq", "dense"])
         self.assertEqual(names["llm-mq-w2.4-g128-asym-sparse"], ["dense"])
         self.assertEqual(names["squeezellm-w3-sparse"], ["dense"])
+        self.assertEqual(names["rtn-w6-g128-sym"], ["compressed-tensors", "dense"])
+        self.assertEqual(names["rtn-w4-g128-sym-down_proj-w8"], ["compressed-tensors", "gptq", "dense"])
+        self.assertEqual(names["rtn-w4-g128-sym-model-layers-0-skipped"], kinds.FORMATS)
 
     def test_same_is_what_computes_what_we_compute(self):
         self.assertEqual(kinds.verdict({"perplexity": 2.001, "logits": 0.001}, 2.0)[0], "same")

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "model/causal_lm.h"
 #include "stages/export/format.h"
 #include "tests/source_folder.h"
 
@@ -131,6 +132,73 @@ TEST(EnginesTest, FormatsSayHowWhatTheyCannotHoldCanBeExported) {
     EXPECT_EQ(refused({{"method", "squeezellm"}, {"sparse", sparse}}, "squeezellm"), "held");
     EXPECT_EQ(refused({{"method", "squeezellm"}, {"sparse", sparse}}, "dense"), "held");
   }
+}
+
+// What engines fuse must be alike, and whether it is only the model says.
+TEST(EnginesTest, OverridesThatPartFusedLinearsAreRefused) {
+  const CausalLM model(source_folder() / "tests/data/tiny-world");
+  const auto backend = make_backend("cpu", {});
+  const auto shape = make_decoder_block(model.config(), 16, *backend);
+  const auto said = [&](const char* overrides, const char* format, const char* engine) {
+    const Recipe mixed = parse_recipe(
+        {{"method", "rtn"}, {"symmetric", true}, {"overrides", nlohmann::json::parse(overrides)}});
+    try {
+      check_served(mixed, *shape, static_cast<int>(model.config().blocks), format, {engine});
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string("served");
+  };
+  const char* const down = R"([{"match": "*.down_proj", "bits": 8}])";
+  const char* const query = R"([{"match": "model.layers.3.self_attn.q_proj", "bits": 8}])";
+  const char* const gate = R"([{"match": "*.gate_proj", "skip": true}])";
+  const char* const block = R"([{"match": "model.layers.0.*", "skip": true}])";
+  for (const char* engine : {"vllm", "sglang"}) {
+    for (const char* format : {"compressed-tensors", "gptq"}) {
+      EXPECT_EQ(said(down, format, engine), "served");
+      EXPECT_EQ(said(block, format, engine), "served");
+      for (const char* overrides : {query, gate}) {
+        EXPECT_THAT(said(overrides, format, engine),
+                    AllOf(HasSubstr("different widths of linears with a common input"),
+                          HasSubstr("overrides that are the same for q, k, v")));
+      }
+    }
+  }
+  EXPECT_EQ(said(query, "compressed-tensors", "transformers"), "served");
+  EXPECT_EQ(said(query, "gptq", "gptqmodel"), "served");
+  EXPECT_THAT(said(down, "gptq", "transformers"), HasSubstr("linears of different widths"));
+  EXPECT_THAT(said(block, "gptq", "transformers"), HasSubstr("linears that are left as they are"));
+}
+
+// Before any work: what matches nothing, groups that do not fit, nothing left to do.
+TEST(EnginesTest, OverridesThatDoNotFitTheModelAreRefused) {
+  const CausalLM model(source_folder() / "tests/data/tiny-world");
+  const auto backend = make_backend("cpu", {});
+  const auto shape = make_decoder_block(model.config(), 16, *backend);
+  const auto said = [&](const char* overrides) {
+    Recipe recipe =
+        parse_recipe({{"method", "rtn"}, {"overrides", nlohmann::json::parse(overrides)}});
+    recipe.where["overrides[0].match"] = "run.yaml:7: recipes[0].overrides[0].match";
+    try {
+      check_overrides(recipe, *shape, static_cast<int>(model.config().blocks));
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string("fits");
+  };
+  EXPECT_EQ(said(R"([{"match": "*.down_proj", "bits": 8, "group_size": 64}])"), "fits");
+  EXPECT_THAT(said(R"([{"match": "*.down_porj", "bits": 8}])"),
+              AllOf(testing::StartsWith("run.yaml:7: recipes[0].overrides[0].match: no linear of "
+                                        "this model's blocks is called \"*.down_porj\""),
+                    HasSubstr("\"*.down_proj\"")));
+  EXPECT_THAT(said(R"([{"match": "model.layers.77.mlp.down_proj", "bits": 8}])"),
+              HasSubstr("no linear of this model's blocks"));
+  EXPECT_THAT(said(R"([{"match": "lm_head", "bits": 8}])"),
+              HasSubstr("model.layers.0.self_attn.q_proj"));
+  EXPECT_THAT(said(R"([{"match": "*", "group_size": 48}])"),
+              HasSubstr("48 does not divide the 256 columns of model.layers.0.self_attn.q_proj"));
+  EXPECT_THAT(said(R"([{"match": "*", "skip": true}])"),
+              HasSubstr("no linear is left to quantize"));
 }
 
 TEST(EnginesTest, AFormatThatAnEngineDoesNotReadIsRefused) {

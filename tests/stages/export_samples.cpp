@@ -99,7 +99,7 @@ void run(char** arguments, const std::string& more) {
   };
   for (const std::string& format : export_formats()) {
     try {
-      check_exportable(recipe, *shape, format);
+      check_exportable(recipe, *shape, blocks, format);
     } catch (const InputError&) {
       continue;  // the readers know which must be there
     }

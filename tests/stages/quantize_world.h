@@ -89,7 +89,9 @@ class QuantizeWorld {
   QuantizedBlock quantize(const nlohmann::json& recipe, BlockProgress* progress = nullptr) {
     BlockTask work = task();
     work.progress = progress;
-    return make_method(parse_recipe(recipe))->quantize(work);
+    const Recipe parsed = parse_recipe(recipe);
+    work.overrides = parsed.overrides;
+    return skips_all(work) ? keep_block(work) : make_method(parsed)->quantize(work);
   }
   void forward() { run_forward(task(), weights_, *residual_); }
   void forward_original(const BlockWeights& original) { run_forward(task(), original, *original_); }

@@ -12,7 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;  // keeps the keys of config.json in their order
 
 // Linears outside the blocks stay as they are.
-std::vector<std::string> dense_modules(const ModelConfig& config) {
+std::vector<std::string> outer_modules(const ModelConfig& config) {
   const OuterLayout outer = outer_layout(config);
   std::vector<std::string> modules = {"lm_head"};  // also where it is the embedding
   for (std::string name : {outer.project_in, outer.project_out}) {
@@ -21,13 +21,25 @@ std::vector<std::string> dense_modules(const ModelConfig& config) {
   return modules;
 }
 
+Json scheme_of(const ExportedModel& exported) {
+  std::vector<ExportedLinear> quantized;
+  std::vector<std::string> dense = outer_modules(exported.model.config());
+  for (const ExportedLinear& linear : exported.linears) {
+    if (linear.scheme.is_original()) {
+      dense.push_back(linear.module);
+    } else {
+      quantized.push_back(linear);
+    }
+  }
+  return exported.format.quantization_config(exported.recipe, quantized, dense);
+}
+
 class SafetensorsContainer final : public Container {
  public:
   explicit SafetensorsContainer(const ExportedModel& exported)
       : format_(exported.format),
         source_(exported.model.checkpoint().directory()),
-        config_(exported.format.quantization_config(exported.recipe, exported.linears,
-                                                    dense_modules(exported.model.config()))) {}
+        config_(scheme_of(exported)) {}
 
   std::string ending() const override { return ".safetensors"; }
   TensorInfo of_linear(const ExportedLinear& linear, TensorInfo part) const override {

@@ -27,20 +27,21 @@ class AwqGemm final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check_schemes(const Recipe& recipe) const override {
-    check_packable_grids(name(), recipe);
+    check_packable_grids(name(), recipe, {2, 3, 4, 5, 6, 7, 8});
     for (const LinearScheme& scheme : recipe.schemes) {
       if (scheme.bits != 4) {
+        const bool odd = scheme.bits > 4 && scheme.bits < 8;
         throw not_exportable(name(), recipe,
                              fmt::format("it has codes of 4 bits only, not of {}; use the format "
-                                         "'compressed-tensors', 'gptq' or 'dense'",
-                                         scheme.bits),
-                             "bits");
+                                         "'compressed-tensors'{} 'dense'",
+                                         scheme.bits, odd ? " or" : ", 'gptq' or"),
+                             key_of(recipe, scheme, "bits"));
       }
       if (scheme.group_size != recipe.schemes.front().group_size) {
         throw not_exportable(name(), recipe,
                              "linears differ in their groups, and it has one size for all; use the "
                              "format 'compressed-tensors', 'gptq' or 'dense'",
-                             "group_size");
+                             key_of(recipe, scheme, "group_size"));
       }
       if (scheme.reordered) {
         throw not_exportable(

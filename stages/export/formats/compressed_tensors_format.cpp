@@ -24,7 +24,7 @@ class CompressedTensors final : public ExportFormat {
   bool has_scheme() const override { return true; }
 
   void check_schemes(const Recipe& recipe) const override {
-    check_packable_grids(name(), recipe);
+    check_packable_grids(name(), recipe, {2, 3, 4, 5, 6, 7, 8});
     if (std::ranges::any_of(recipe.schemes, &LinearScheme::reordered)) {
       throw not_exportable(
           name(), recipe,

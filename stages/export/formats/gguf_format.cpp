@@ -21,6 +21,12 @@ class Gguf final : public ExportFormat {
     const auto refuse = [&](const std::string& why, const char* key = "") {
       throw not_exportable(name(), recipe, why, key);
     };
+    if (recipe.skips()) {
+      refuse(
+          "some linears stay as they are, whose rows it may want in another order; use another "
+          "format",
+          "overrides");
+    }
     for (const LinearScheme& scheme : recipe.schemes) {
       if (scheme.kind == LinearScheme::Kind::kTable) {
         refuse(

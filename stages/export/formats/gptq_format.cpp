@@ -1,7 +1,7 @@
 // GPTQ checkpoints: gptq_tensors.h, with g_idx and a config of their own. Version 1 ("gptq") stores zero point - 1, version 2
 // ("gptq_v2") the zero point.
 //
-// Linears whose width differs from most stand in `dynamic`, by their names.
+// Linears whose width differs from most stand in `dynamic`, by their names, and those that stay as they are with a minus.
 #include <algorithm>
 #include <array>
 #include <map>
@@ -32,11 +32,14 @@ std::string escaped(std::string_view text) {
 
 // For each linear that differs from the others a pattern of its name, and of what engines call it where they fuse it: they look for
 // that name alone. First match counts, so none may match what it does not mean.
+// `skipped` are modules of blocks that stay as they are: their settings are null.
 nlohmann::ordered_json dynamic_patterns(const std::vector<ExportedLinear>& linears,
-                                        const LinearScheme& common) {
+                                        const LinearScheme& common,
+                                        const std::vector<std::string>& skipped) {
   std::map<std::string, nlohmann::ordered_json> settings;  // by module
   for (const ExportedLinear& linear : linears)
     settings[linear.module] = gptq_settings(linear.scheme);
+  for (const std::string& module : skipped) settings[module] = nullptr;
   // The others of its fused module, if all have the same settings.
   const auto whole_of = [&](const std::string& module) -> std::string {
     const std::size_t dot = module.rfind('.') + 1;
@@ -58,6 +61,11 @@ nlohmann::ordered_json dynamic_patterns(const std::vector<ExportedLinear>& linea
       if (!name.empty()) patterns["+:^" + escaped(name) + "$"] = mine;
     }
   }
+  for (const std::string& module : skipped) {
+    for (const std::string& name : {module, whole_of(module)}) {
+      if (!name.empty()) patterns["-:^" + escaped(name) + "$"] = nlohmann::ordered_json::object();
+    }
+  }
   return patterns;
 }
 
@@ -67,9 +75,9 @@ class Gptq final : public GptqTensors {
   bool has_groups() const override { return true; }
   std::string config_copy() const override { return "quantize_config.json"; }
 
-  nlohmann::ordered_json quantization_config(const Recipe& recipe,
-                                             const std::vector<ExportedLinear>& linears,
-                                             const std::vector<std::string>&) const override {
+  nlohmann::ordered_json quantization_config(
+      const Recipe& recipe, const std::vector<ExportedLinear>& linears,
+      const std::vector<std::string>& dense_modules) const override {
     const LinearScheme& common = most_frequent(linears);
     const bool symmetric = is_symmetric(common.grid);
     const char* version = symmetric ? "gptq" : "gptq_v2";
@@ -77,7 +85,12 @@ class Gptq final : public GptqTensors {
         {"quant_method", "gptq"},       {"bits", common.bits}, {"group_size", common.group_size},
         {"desc_act", common.reordered}, {"sym", symmetric},    {"lm_head", false},
         {"checkpoint_format", version}, {"format", version},   {"pack_dtype", "int32"}};
-    const nlohmann::ordered_json others = dynamic_patterns(linears, common);
+    std::vector<std::string> skipped;
+    for (const std::string& module : dense_modules) {
+      const LinearOverride* const own = find_override(recipe.overrides, module);
+      if (own != nullptr && own->scheme && own->scheme->is_original()) skipped.push_back(module);
+    }
+    const nlohmann::ordered_json others = dynamic_patterns(linears, common, skipped);
     if (!others.empty()) config["dynamic"] = others;
     // What readers show, and compute nothing with.
     if (recipe.options.contains("true_sequential"))

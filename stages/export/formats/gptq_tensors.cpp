@@ -37,7 +37,7 @@ nlohmann::ordered_json gptq_settings(const LinearScheme& scheme) {
 }
 
 void GptqTensors::check_schemes(const Recipe& recipe) const {
-  check_packable_grids(name(), recipe);
+  check_packable_grids(name(), recipe, {2, 3, 4, 8});
   const bool symmetric = is_symmetric(recipe.schemes.front().grid);
   if (std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
         return is_symmetric(scheme.grid) != symmetric;

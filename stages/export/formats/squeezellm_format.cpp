@@ -40,7 +40,7 @@ class SqueezeLlm final : public ExportFormat {
         throw not_exportable(name(), recipe,
                              "linears differ in bits, and it has one width for all; the format "
                              "'dense' can hold it",
-                             "bits");
+                             key_of(recipe, scheme, "bits"));
       }
     }
   }

@@ -69,7 +69,8 @@ class AwqQuantizer {
       if (!record.contains("fallback")) continue;
       const int group = task_.shape.scale_sets()[i].group;
       for (const int linear : task_.shape.shared_inputs()[group].linears) {
-        block.linears[linear].record["fallback"] = record.at("fallback");
+        if (!block.linears[linear].original)
+          block.linears[linear].record["fallback"] = record.at("fallback");
       }
     }
     clock_.write(block.record);
@@ -90,12 +91,13 @@ class AwqQuantizer {
   QuantizedLinear quantize_linear(int index, int group, const Folding& folding) {
     const auto i = static_cast<std::size_t>(index);
     const LinearSpec& spec = task_.shape.linears()[i];
+    const LinearScheme scheme = settings_.scheme_of(task_, index);
+    if (scheme.is_original()) return kept_linear(spec);
     const bool clips =
         settings_.clip_search &&
         std::ranges::find(task_.shape.score_linears(), index) == task_.shape.score_linears().end();
     task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
                         (clips ? "clipping and rounding " : "rounding ") + spec.name);
-    const LinearScheme scheme = settings_.scheme_of(index);
     QuantizedLinear linear = unsolved_linear(spec, scheme);
     clock_.measure("solve", [&] {
       std::vector<float> ones;
@@ -105,7 +107,9 @@ class AwqQuantizer {
       const Tensor columns =
           upload_row(ones.empty() ? folding.column_factors[i] : ones, task_.backend);
       const Tensor rows_by = upload_row(folding.row_divisors[i], task_.backend);
-      const Tensor& grams = statistics_.inputs[group].group_grams;
+      static const Tensor kNone;
+      const Tensor& grams =
+          clips ? statistics_.inputs[group].group_grams.at(linear.group_size) : kNone;
       std::map<std::int64_t, ClipCount> counts;  // by first row of this rank's tiles
       const auto folded_tile = [&](std::int64_t first, std::int64_t rows) {
         Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
@@ -370,7 +374,7 @@ BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
 std::unique_ptr<Method> make_awq(OptionReader& options) {
   AwqSettings settings;
   settings.scheme =
-      options.scheme({2, 3, 4, 8}, Grid::kAsymAwq, Grid::kSymGptq,
+      options.scheme({2, 3, 4, 5, 6, 7, 8}, Grid::kAsymAwq, Grid::kSymGptq,
                      {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   options.one_of("preset", "paper", {"paper"});
   settings.scale_search = options.boolean("scale_search", true);

@@ -17,7 +17,7 @@
 // Record of a linear: "error", sum (w - q)² / 2 of the folded weights before clipping, and "relative_error", to the same with q = 0;
 // where it was clipped "clip": {"groups", "clipped", "error_before", "error_after"}. Record of the block: "scale_sets", a list of
 // {"linears", "ratio", "loss_before" (at r = 0), "loss", and where it happened "unscaled_channels" and "fallback": "no scaling", which
-// its linears have too}; "dropped_samples", "phases" and "flops" as for GPTQ. A loss that is not finite is null.
+// its linears have too; a set that would change a linear that is skipped is not scaled: {"linears", "skipped": true}}; "dropped_samples", "phases" and "flops" as for GPTQ. A loss that is not finite is null.
 #pragma once
 
 #include <memory>

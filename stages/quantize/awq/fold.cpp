@@ -59,6 +59,7 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
   folding.row_divisors.resize(decoder.linears().size());
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     const ScaleSet& set = decoder.scale_sets()[i];
+    if (chosen[i].record.contains("skipped")) continue;
     std::vector<float>& s = chosen[i].s;
     const auto size = std::ssize(s);
 

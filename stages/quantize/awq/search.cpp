@@ -19,6 +19,7 @@ struct Candidates {
   std::vector<std::vector<float>> scales;
   std::vector<Tensor> rows;
   std::vector<double> losses;  // sums of squared errors
+  bool skipped = false;        // see touches_skipped()
 };
 
 class Search {
@@ -28,7 +29,8 @@ class Search {
       : task_(task), settings_(settings), statistics_(statistics), clock_(clock) {
     for (const ScaleSet& set : task.shape.scale_sets()) {
       Candidates candidates{.set = &set, .scales = {}, .rows = {}, .losses = {}};
-      for (int i = 0; i < settings.grid_points; ++i) {
+      candidates.skipped = touches_skipped(set);
+      for (int i = 0; !candidates.skipped && i < settings.grid_points; ++i) {
         candidates.scales.push_back(candidate_scales(
             input_of(set).magnitude, static_cast<double>(i) / settings.grid_points));
         candidates.rows.push_back(upload_row(candidates.scales.back(), task.backend));
@@ -39,7 +41,7 @@ class Search {
 
   std::vector<ChosenScales> run() {
     for (Candidates& candidates : sets_) {
-      if (is_linear(*candidates.set)) judge_by_gram(candidates);
+      if (is_linear(*candidates.set) && !candidates.skipped) judge_by_gram(candidates);
     }
     if (std::ranges::any_of(sets_, [](const Candidates& c) { return !is_linear(*c.set); })) {
       judge_by_forward();
@@ -58,6 +60,13 @@ class Search {
     return "block " + std::to_string(task_.block) + ": scales of " + group(set.group).name;
   }
 
+  // Scales would change a linear that is to stay as it is.
+  bool touches_skipped(const ScaleSet& set) const {
+    const auto skips = [this](int i) { return task_.skips(static_cast<std::size_t>(i)); };
+    return std::ranges::any_of(group(set.group).linears, skips) ||
+           (set.linear >= 0 && skips(set.linear));
+  }
+
   void judge_by_gram(Candidates& candidates) {
     const ScaleSet& set = *candidates.set;
     task_.monitor.phase(text_of(set));
@@ -71,7 +80,7 @@ class Search {
             [&](std::int64_t first, std::int64_t rows) {
               task_.monitor.tick();
               return losses_of_tile(tile_weights(weights, first, rows, task_.backend), gram,
-                                    candidates, settings_.scheme_of(i));
+                                    candidates, settings_.scheme_of(task_, i));
             });
         for (std::size_t c = 0; c < sums.size(); ++c) candidates.losses[c] += sums[c];
         const auto n = static_cast<double>(weights.cols());
@@ -133,7 +142,7 @@ class Search {
     constexpr std::size_t kTogether = 8;
     std::vector<Candidates*> modules;
     for (Candidates& candidates : sets_) {
-      if (!is_linear(*candidates.set)) modules.push_back(&candidates);
+      if (!is_linear(*candidates.set) && !candidates.skipped) modules.push_back(&candidates);
     }
     const std::size_t points = static_cast<std::size_t>(settings_.grid_points);
     ShardNumberSum sum(task_, modules.size() * points);
@@ -151,8 +160,9 @@ class Search {
       for (const Candidates* module : modules) {
         losses.insert(losses.end(), module->losses.begin(), module->losses.end());
       }
-      sum.add(shard, std::move(losses));
+      if (!modules.empty()) sum.add(shard, std::move(losses));
     }
+    if (modules.empty()) return;  // the pass made the block's output
     const std::vector<double> losses = sum.finish();
     for (std::size_t m = 0; m < modules.size(); ++m) {
       const auto begin = losses.begin() + static_cast<std::ptrdiff_t>(m * points);
@@ -209,7 +219,7 @@ class Search {
       std::vector<Tensor> kept;
       for (const int i : linears) {
         Tensor& weights = task_.weights.linears[i];
-        kept.push_back(rounded(weights, candidates.rows[c], settings_.scheme_of(i)));
+        kept.push_back(rounded(weights, candidates.rows[c], settings_.scheme_of(task_, i)));
         std::swap(kept.back(), weights);
       }
       std::int64_t row = 0;
@@ -270,6 +280,12 @@ class Search {
 
   ChosenScales choose(const Candidates& candidates) {
     const ScaleSet& set = *candidates.set;
+    if (candidates.skipped) {
+      ChosenScales none;
+      none.s.assign(static_cast<std::size_t>(group(set.group).cols), 1.0f);
+      none.record = {{"linears", group(set.group).name}, {"skipped", true}};
+      return none;
+    }
     std::int64_t outputs = 0;
     for (const int i : group(set.last_group).linears) {
       outputs += task_.shape.linears()[i].rows;

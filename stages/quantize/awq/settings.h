@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/quantized/linear_scheme.h"
+#include "stages/quantize/method.h"
 
 namespace roundhouse {
 
@@ -25,8 +26,9 @@ struct AwqSettings {
     at.sparse = outliers > 0.0 && width == 2;
     return at;
   }
-  LinearScheme scheme_of(int linear) const {
-    return bits.empty() ? scheme : scheme_at(bits.at(static_cast<std::size_t>(linear)));
+  LinearScheme scheme_of(const BlockTask& task, int linear) const {
+    const auto i = static_cast<std::size_t>(linear);
+    return task.scheme_of(i, bits.empty() ? scheme : scheme_at(bits.at(i)));
   }
 };
 

@@ -17,10 +17,7 @@ using Part = ShardMatrixSum::Part;
 class InputSums {
  public:
   InputSums(const BlockTask& task, const AwqSettings& settings, int group)
-      : task_(task),
-        group_(task.shape.shared_inputs()[group]),
-        owner_(group % task.team.size()),
-        group_size_(settings.scheme.group_size_for(group_.cols)) {
+      : task_(task), group_(task.shape.shared_inputs()[group]), owner_(group % task.team.size()) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
       return std::make_unique<ShardMatrixSum>(task, rows, cols, part);
     };
@@ -30,7 +27,12 @@ class InputSums {
       if (is_linear(set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
     }
     if (!settings.clip_search) return;
-    group_grams_ = sum(group_.cols, group_size_, Part::kWhole);
+    for (const int i : group_.linears) {
+      const LinearScheme scheme = settings.scheme_of(task, i);
+      if (scheme.is_original()) continue;
+      const std::int64_t size = scheme.group_size_for(group_.cols);
+      if (!group_grams_.contains(size)) group_grams_[size] = sum(group_.cols, size, Part::kWhole);
+    }
     const std::int64_t tokens = task.samples->count() * task.samples->length();
     if (settings.clip_tokens > 0) {
       every_ = std::max<std::int64_t>(1, tokens / settings.clip_tokens);
@@ -44,15 +46,15 @@ class InputSums {
   void add(ConstMatrix x, std::int64_t first_token) {
     if (magnitude_) task_.backend.column_magnitudes({.x = x, .sums = magnitude_->matrix()});
     if (gram_) task_.backend.gram({.x = x, .h = gram_->matrix()});
-    if (!group_grams_) return;
+    if (group_grams_.empty()) return;
     // Every so many tokens, counted over all samples: a view of x with longer strides.
     const std::int64_t skip = (every_ - first_token % every_) % every_;
     if (skip >= x.rows) return;
     ConstMatrix sampled = x.row_range(skip, x.rows);
     sampled.rows = (sampled.rows + every_ - 1) / every_;
     sampled.stride *= every_;
-    task_.backend.group_grams(
-        {.x = sampled, .group_size = group_size_, .grams = group_grams_->matrix()});
+    for (const auto& [size, grams] : group_grams_)
+      task_.backend.group_grams({.x = sampled, .group_size = size, .grams = grams->matrix()});
   }
   void end_shard(int shard) {
     for (auto* sum : all()) sum->end_shard(shard);
@@ -69,9 +71,8 @@ class InputSums {
       }
     }
     if (gram_) statistics.gram = everywhere(*gram_, group_.cols, group_.cols, true);
-    if (group_grams_) {
-      statistics.group_grams = everywhere(*group_grams_, group_.cols, group_size_, false);
-    }
+    for (const auto& [size, grams] : group_grams_)
+      statistics.group_grams[size] = everywhere(*grams, group_.cols, size, false);
     return statistics;
   }
 
@@ -80,9 +81,10 @@ class InputSums {
  private:
   std::vector<ShardMatrixSum*> all() {
     std::vector<ShardMatrixSum*> sums;
-    for (const auto* sum : {&magnitude_, &gram_, &group_grams_}) {
+    for (const auto* sum : {&magnitude_, &gram_}) {
       if (*sum) sums.push_back(sum->get());
     }
+    for (const auto& [size, sum] : group_grams_) sums.push_back(sum.get());
     return sums;
   }
   Tensor everywhere(ShardMatrixSum& sum, std::int64_t rows, std::int64_t cols, bool symmetric) {
@@ -95,9 +97,9 @@ class InputSums {
   const BlockTask& task_;
   const SharedInput& group_;
   int owner_;
-  std::int64_t group_size_;
   std::int64_t every_ = 1;  // of how many tokens one is sampled
-  std::unique_ptr<ShardMatrixSum> magnitude_, gram_, group_grams_;
+  std::unique_ptr<ShardMatrixSum> magnitude_, gram_;
+  std::map<std::int64_t, std::unique_ptr<ShardMatrixSum>> group_grams_;  // by group size
 };
 
 }  // namespace

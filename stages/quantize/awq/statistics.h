@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "stages/flow/phase_clock.h"
@@ -14,7 +15,8 @@ namespace roundhouse {
 struct InputStatistics {
   std::vector<double> magnitude;  // mean |x| by column
   Tensor gram;                    // sum xᵀ x, symmetric, F32 [cols, cols]
-  Tensor group_grams;  // the same over the sampled tokens by groups of columns: GroupGrams
+  // The same over the sampled tokens by groups of columns: GroupGrams. By their size, which linears may differ in.
+  std::map<std::int64_t, Tensor> group_grams;
 };
 
 struct BlockStatistics {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,9 @@ class GptqQuantizer {
             "activations are kept in another type than the device computes with");
     require(!groups_.empty() && groups_.front().from_residual,
             "the first group of a block reads the residual");
+    for (std::size_t i = 0; i < linears_.size(); ++i) {
+      if (task.skips(i)) linears_[i] = kept_linear(task.shape.linears()[i]);
+    }
   }
 
   QuantizedBlock run() {
@@ -51,6 +55,12 @@ class GptqQuantizer {
  private:
   const SharedInput& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
   int group_count() const { return static_cast<int>(groups_.size()); }
+  // Whether any of its linears is to be quantized: else nobody asks for its Hessian.
+  bool is_solved(int g) const {
+    return std::ranges::any_of(group(g).linears, [this](int i) {
+      return !linears_[static_cast<std::size_t>(i)].original;
+    });
+  }
   std::string text_of(int g) const {
     return "block " + std::to_string(task_.block) + ", " + group(g).name;
   }
@@ -95,8 +105,11 @@ class GptqQuantizer {
   // and `carried_` hold the state.
   void walk_staged() {
     for (int g = 0; g < group_count(); ++g) {
-      HessianCollector collector(task_, g, clock_);
-      task_.monitor.phase(text_of(g) + ": Hessian");
+      std::optional<HessianCollector> collector;
+      if (is_solved(g)) collector.emplace(task_, g, clock_);
+      std::vector<HessianCollector*> collectors;
+      if (collector) collectors.push_back(&*collector);
+      task_.monitor.phase(text_of(g) + (collector ? ": Hessian" : ": left as it is"));
       std::unique_ptr<Activations> next;
       if (!group(g).from_residual) {
         next = std::make_unique<Activations>(task_.budget, task_.backend.activation_type(),
@@ -106,14 +119,15 @@ class GptqQuantizer {
         BlockState state;
         clock_.measure("forward",
                        [&] { state = advance_to(g, batch, std::move(rows), next.get()); });
-        clock_.measure("gram", [&] { collector.add(state.input.view(), batch); });
+        if (collector) clock_.measure("gram", [&] { collector->add(state.input.view(), batch); });
       };
-      for_each_batch({&collector}, sources_of(std::max(0, g - 1)), visit);
+      for_each_batch(collectors, sources_of(std::max(0, g - 1)), visit);
       carried_ = std::move(next);
       if (g > 0) count_forward(g - 1);
+      if (!collector) continue;
       // The Hessian is gone before solving begins: it is as large as its factor.
-      HessianFactor factor = factor_of(g, collector.owner(), collector.finish(record_));
-      quantize_group(g, std::move(factor), collector.owner());
+      HessianFactor factor = factor_of(g, collector->owner(), collector->finish(record_));
+      quantize_group(g, std::move(factor), collector->owner());
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
     const int last = group_count() - 1;
@@ -150,8 +164,9 @@ class GptqQuantizer {
     std::vector<std::unique_ptr<HessianCollector>> collectors;
     std::vector<HessianCollector*> all;
     for (int g = 0; g < group_count(); ++g) {
-      collectors.push_back(std::make_unique<HessianCollector>(task_, g, clock_));
-      all.push_back(collectors.back().get());
+      collectors.push_back(is_solved(g) ? std::make_unique<HessianCollector>(task_, g, clock_)
+                                        : nullptr);
+      if (collectors.back()) all.push_back(collectors.back().get());
     }
     task_.monitor.phase("block " + std::to_string(task_.block) + ": Hessians");
     for_each_batch(all, {task_.residual}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
@@ -161,9 +176,8 @@ class GptqQuantizer {
           if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
           if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
         });
-        clock_.measure("gram", [&] {
-          collectors[static_cast<std::size_t>(g)]->add(state.input.view(), batch);
-        });
+        HessianCollector* const collector = collectors[static_cast<std::size_t>(g)].get();
+        if (collector) clock_.measure("gram", [&] { collector->add(state.input.view(), batch); });
       }
     });
     for (int g = 0; g + 1 < group_count(); ++g) count_forward(g);
@@ -171,14 +185,18 @@ class GptqQuantizer {
     // All sums before the first factorization, all factorizations before the first factor is shared: both are collective, and
     // owners of different groups work at the same time.
     std::vector<Tensor> hessians;
-    for (const auto& collector : collectors) hessians.push_back(collector->finish(record_));
+    for (const auto& collector : collectors)
+      hessians.push_back(collector ? collector->finish(record_) : Tensor());
     std::vector<HessianFactor> factors;
     for (int g = 0; g < group_count(); ++g) {
       const auto index = static_cast<std::size_t>(g);
-      factors.push_back(factor_of(g, collectors[index]->owner(), hessians[index]));
+      factors.push_back(collectors[index]
+                            ? factor_of(g, collectors[index]->owner(), hessians[index])
+                            : HessianFactor());
       hessians[index] = {};
     }
     for (int g = 0; g < group_count(); ++g) {
+      if (!collectors[static_cast<std::size_t>(g)]) continue;
       const int owner = collectors[static_cast<std::size_t>(g)]->owner();
       quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
     }
@@ -213,10 +231,13 @@ class GptqQuantizer {
     for (const int i : group(g).linears) {
       const auto index = static_cast<std::size_t>(i);
       const LinearSpec& spec = task_.shape.linears()[index];
+      GptqSettings settings = settings_;
+      settings.scheme = task_.scheme_of(index, settings_.scheme);
+      if (settings.scheme.is_original()) continue;
       task_.monitor.phase("block " + std::to_string(task_.block) + ": solving " + spec.name);
       clock_.measure("solve", [&] {
         QuantizedLinear& linear = linears_[index];
-        linear = solve_gptq(spec, task_.weights.linears[index], settings_, factor, task_.team,
+        linear = solve_gptq(spec, task_.weights.linears[index], settings, factor, task_.team,
                             task_.backend);
         report_rounded(linear);
         task_.weights.linears[index] = dequantize(linear, task_.backend);
@@ -353,7 +374,7 @@ class Gptq final : public Method {
 
 std::unique_ptr<Method> make_gptq(OptionReader& options) {
   GptqSettings settings;
-  settings.scheme = options.scheme({2, 3, 4, 8}, Grid::kAsymGptq, Grid::kSymGptq,
+  settings.scheme = options.scheme({2, 3, 4, 5, 6, 7, 8}, Grid::kAsymGptq, Grid::kSymGptq,
                                    {Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   settings.damping = options.number("damping", 0.01, 0.0, 1.0);
   const std::string order = options.one_of("act_order", "static", {"static", "dynamic", "none"},

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "stages/quantize/awq/awq.h"
 #include "stages/quantize/awq/settings.h"
@@ -53,6 +55,19 @@ class LlmMq final : public Method {
   std::string statistics_settings() const override {
     return nlohmann::json{awq_.scheme.group_size, name_of(awq_.scheme.grid), awq_.outliers}.dump();
   }
+  void check(const DecoderBlock& shape, int blocks,
+             std::span<const LinearOverride> overrides) const override {
+    if (overrides.empty()) return;
+    const Weights all = count(shape, blocks, overrides);
+    const std::int64_t least = all.fixed_memory + all.free * kWidths.front();
+    if (least <= budget_of(average_, all.free + all.fixed)) return;
+    throw InputError(fmt::format(
+        "an average of {} bits is out of reach: the overrides give {} of {} weights {:.2f} bits "
+        "each, "
+        "and the others take {} at least; raise bits, or lower those of the overrides",
+        average_, all.fixed, all.free + all.fixed,
+        static_cast<double>(all.fixed_memory) / static_cast<double>(all.fixed), kWidths.front()));
+  }
   nlohmann::json statistics(BlockTask& task) const override {
     nlohmann::json linears = nlohmann::json::array();
     for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
@@ -67,10 +82,12 @@ class LlmMq final : public Method {
     const auto& specs = task.shape.linears();
     std::vector<WidthCosts> costs;
     std::vector<int> tie;
-    std::int64_t weights = 0;
+    const Weights all = count(task.shape, static_cast<int>(task.statistics.size()), task.overrides);
+    const std::int64_t weights = all.free + all.fixed;
     const std::vector<int> tie_of_linear = ties(task.shape);
     for (std::size_t block = 0; block < task.statistics.size(); ++block) {
       for (std::size_t i = 0; i < specs.size(); ++i) {
+        if (is_overridden(task.overrides, task.shape, static_cast<int>(block), i)) continue;
         WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name};
         const nlohmann::json& sums = task.statistics[block].at("linears").at(i).at(key_of_score());
         for (std::size_t b = 0; b < kWidthCount; ++b) {
@@ -79,31 +96,43 @@ class LlmMq final : public Method {
                                                        : std::numeric_limits<double>::quiet_NaN();
           cost.memory[b] = memory_of_codes(specs[i].rows, specs[i].cols, kWidths[b]);
         }
-        weights += specs[i].rows * specs[i].cols;
         costs.push_back(std::move(cost));
         tie.push_back(static_cast<int>(block * specs.size()) + tie_of_linear[i]);
       }
     }
-    const BitAllocation chosen = allocate_bits(costs, tie, budget_of(average_, weights));
+    // Linears of a width that was asked for are in the average, and those that stay as they are are not.
+    const BitAllocation chosen =
+        allocate_bits(costs, tie, budget_of(average_, weights) - all.fixed_memory);
     nlohmann::json bits = nlohmann::json::array();
     std::int64_t with_grids = 0;
-    for (std::size_t n = 0; n < chosen.bits.size(); ++n) {
-      const LinearSpec& spec = specs[n % specs.size()];
-      if (n % specs.size() == 0) bits.push_back(nlohmann::json::array());
-      bits.back().push_back(chosen.bits[n]);
-      with_grids += memory_with_grids(spec.rows, spec.cols, chosen.bits[n], awq_.scheme.group_size);
+    std::size_t next = 0;
+    for (std::size_t block = 0; block < task.statistics.size(); ++block) {
+      nlohmann::json& of_block = bits.emplace_back(nlohmann::json::array());
+      for (std::size_t i = 0; i < specs.size(); ++i) {
+        LinearScheme scheme = awq_.scheme;
+        const int at = static_cast<int>(block);
+        if (is_overridden(task.overrides, task.shape, at, i)) {
+          scheme = scheme_of(task.overrides, task.shape, at, i, scheme);
+        } else {
+          scheme.bits = chosen.bits.at(next++);
+        }
+        of_block.push_back(scheme.bits);
+        if (scheme.is_original()) continue;
+        with_grids +=
+            memory_with_grids(specs[i].rows, specs[i].cols, scheme.bits, scheme.group_size);
+      }
     }
     const auto average = [&](std::int64_t memory) {
       return static_cast<double>(memory) / static_cast<double>(weights);
     };
     if (task.world.rank() == 0) {
       task.monitor.event({{"event", "bits"},
-                          {"average", average(chosen.memory)},
+                          {"average", average(chosen.memory + all.fixed_memory)},
                           {"average_with_grids", average(with_grids)},
                           {"bits", bits}});
     }
     return {{"bits", std::move(bits)},
-            {"average", average(chosen.memory)},
+            {"average", average(chosen.memory + all.fixed_memory)},
             {"average_with_grids", average(with_grids)},
             {"sensitivity", chosen.sensitivity}};
   }
@@ -116,6 +145,29 @@ class LlmMq final : public Method {
   }
 
  private:
+  // Of the linears that are quantized: weights whose width is free, those of a width that overrides ask for, and bits of these.
+  struct Weights {
+    std::int64_t free = 0, fixed = 0, fixed_memory = 0;
+  };
+  Weights count(const DecoderBlock& shape, int blocks,
+                std::span<const LinearOverride> overrides) const {
+    Weights all;
+    for (int block = 0; block < blocks; ++block) {
+      for (std::size_t i = 0; i < shape.linears().size(); ++i) {
+        const LinearSpec& spec = shape.linears()[i];
+        if (!is_overridden(overrides, shape, block, i)) {
+          all.free += spec.rows * spec.cols;
+          continue;
+        }
+        const LinearScheme scheme = scheme_of(overrides, shape, block, i, awq_.scheme);
+        if (scheme.is_original()) continue;
+        all.fixed += spec.rows * spec.cols;
+        all.fixed_memory += memory_of_codes(spec.rows, spec.cols, scheme.bits);
+      }
+    }
+    return all;
+  }
+
   std::string key_of_score() const {
     return score_ == "first-order" ? kScores[0] : score_ == "absolute" ? kScores[1] : kScores[2];
   }

@@ -10,6 +10,9 @@
 // neither that nor which samples. `tie: fused` gives linears with a common input the same bits (q, k, v; gate, up), as engines
 // that fuse them need. The budget counts codes alone, as the paper's does; the average with scales and zero points is recorded.
 //
+// Linears whose width an override says take part in the budget and have no choice; those that are skipped are in neither. (Decision:
+// "bits" of a skipped linear is 16.)
+//
 // Statistics of a block: {"linears": [{"first_order": [2, 3, 4 bits], "absolute": .., "fisher": ..}]}. Decision: {"bits": [block][linear],
 // "average", "average_with_grids", "sensitivity"}. A linear's record is AWQ's; its error is of what is rounded.
 #pragma once

@@ -11,7 +11,7 @@ namespace {
 class Rtn final : public Method {
  public:
   explicit Rtn(OptionReader& options)
-      : scheme_(options.scheme({2, 3, 4, 8}, Grid::kAsymGptq, Grid::kSymGptq,
+      : scheme_(options.scheme({2, 3, 4, 5, 6, 7, 8}, Grid::kAsymGptq, Grid::kSymGptq,
                                {Grid::kAsymGptq, Grid::kAsymAwq, Grid::kAsymAutoRound,
                                 Grid::kSymGptq, Grid::kSymFull})),
         clip_(clip_search_steps(options.boolean("clip_search", false))) {}
@@ -33,8 +33,13 @@ class Rtn final : public Method {
     PhaseClock clock(task.backend);
     const auto& specs = task.shape.linears();
     for (std::size_t i = 0; i < specs.size(); ++i) {
+      const LinearScheme scheme = task.scheme_of(i, scheme_);
+      if (scheme.is_original()) {
+        if (task.commits()) block.linears.push_back(kept_linear(specs[i]));
+        continue;
+      }
       task.monitor.phase("block " + std::to_string(task.block) + ": rounding " + specs[i].name);
-      QuantizedLinear linear = unsolved_linear(specs[i], scheme_);
+      QuantizedLinear linear = unsolved_linear(specs[i], scheme);
       clock.measure("solve", [&] {
         const SolveError error =
             round_to_nearest(task.team, linear, task.weights.linears[i], clip_, task.backend);

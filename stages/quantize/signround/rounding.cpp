@@ -15,18 +15,32 @@ struct LearnedBlock::Tile {
   LearnedRounding rounding;
 };
 
+std::vector<std::vector<RowTile>> learned_tiles(const BlockTask& task) {
+  std::vector<std::vector<RowTile>> tiles = tiles_of_block(task);
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    if (task.skips(i)) tiles[i].clear();
+  }
+  return tiles;
+}
+
 LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
     : task_(task), scheme_(scheme) {
   Backend& backend = task.backend;
   original_ = std::move(task.weights.linears);
   task.weights.linears.clear();
-  const auto all_tiles = tiles_of_block(task);
+  const auto all_tiles = learned_tiles(task);
   NumericalFailures failures;
   std::int64_t place = 0;  // of a tile in the block
   for (std::size_t i = 0; i < all_tiles.size(); ++i) {
     const LinearSpec& spec = task.shape.linears()[i];
+    const LinearScheme own = task.scheme_of(i, scheme);
+    if (own.is_original()) {
+      task.weights.linears.push_back(std::move(original_[i]));
+      tiles_.emplace_back();
+      continue;
+    }
     task.weights.linears.emplace_back(backend, backend.activation_type(), spec.rows, spec.cols);
-    const QuantizedLinear linear = unsolved_linear(spec, scheme);
+    const QuantizedLinear linear = unsolved_linear(spec, own);
     const std::vector<float> ones(
         static_cast<std::size_t>(std::min(kTileRows, spec.rows) * linear.groups()), 1.0f);
     auto& tiles = tiles_.emplace_back();
@@ -53,8 +67,8 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
         with_rows_named(spec.name, at.first, [&] {
           backend.find_ranges({.w = w,
                                .group_size = linear.group_size,
-                               .grid = scheme.grid,
-                               .bits = scheme.bits,
+                               .grid = own.grid,
+                               .bits = own.bits,
                                .lo = tile->lo.view(),
                                .hi = tile->hi.view()});
         });
@@ -66,8 +80,8 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
       backend.upload(one_each, tile->beta.f32());
       tile->rounding = {.w = w,
                         .group_size = linear.group_size,
-                        .grid = scheme.grid,
-                        .bits = scheme.bits,
+                        .grid = own.grid,
+                        .bits = own.bits,
                         .lo = tile->lo.view(),
                         .hi = tile->hi.view(),
                         .v = tile->v.view(),
@@ -84,7 +98,7 @@ LearnedBlock::~LearnedBlock() = default;
 
 void LearnedBlock::round() {
   const int rank = task_.team.rank(), size = task_.team.size();
-  const auto all_tiles = tiles_of_block(task_);
+  const auto all_tiles = learned_tiles(task_);
   const auto rows_of = [&](const RowTile& at) {
     return task_.weights.linears[static_cast<std::size_t>(at.linear)].view().row_range(
         at.first, at.first + at.rows);
@@ -125,6 +139,7 @@ void LearnedBlock::round() {
 
 void LearnedBlock::step(BlockSum gradient, float rate, float range_rate) {
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
+    if (tiles_[i].empty()) continue;
     const auto sums = gradient.finish(static_cast<int>(i));
     for (std::size_t t = 0; t < tiles_[i].size(); ++t) {
       if (!tiles_[i][t]) continue;
@@ -226,7 +241,12 @@ std::vector<QuantizedLinear> LearnedBlock::finish() {
   Backend& backend = task_.backend;
   std::vector<QuantizedLinear> linears;
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
-    QuantizedLinear linear = unsolved_linear(task_.shape.linears()[i], scheme_);
+    const LinearScheme scheme = task_.scheme_of(i, scheme_);
+    if (scheme.is_original()) {
+      linears.push_back(kept_linear(task_.shape.linears()[i]));
+      continue;
+    }
+    QuantizedLinear linear = unsolved_linear(task_.shape.linears()[i], scheme);
     task_.weights.linears[i] = {};
     const SolveError error =
         solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {

@@ -17,9 +17,13 @@
 
 namespace roundhouse {
 
+// Those of the linears that are learned, by linear; none of one that stays as it is.
+std::vector<std::vector<RowTile>> learned_tiles(const BlockTask& task);
+
 class LearnedBlock {
  public:
-  // Takes the original weights out of the task and leaves room for rounded ones. Throws Error naming linear, row and columns
+  // `scheme`: of linears without one of their own (BlockTask::scheme_of). Takes the original weights out of the task and leaves room
+  // for rounded ones; linears that stay as they are stay there. Throws Error naming linear, row and columns
   // for weights without a grid.
   LearnedBlock(BlockTask& task, const LinearScheme& scheme);
   ~LearnedBlock();

@@ -43,7 +43,7 @@ SignRoundSettings read_settings(OptionReader& options) {
   const Preset& preset = *std::ranges::find(kPresets, chosen, &Preset::name);
 
   SignRoundSettings settings;
-  settings.scheme = options.scheme({2, 3, 4, 8}, preset.grid, Grid::kSymFull,
+  settings.scheme = options.scheme({2, 3, 4, 5, 6, 7, 8}, preset.grid, Grid::kSymFull,
                                    {Grid::kAsymAutoRound, Grid::kSymFull});
   settings.iterations = options.integer("iterations", preset.iterations, 1, 100000);
   settings.batch_size = options.integer("batch_size", 8, 1, 4096);

@@ -75,7 +75,9 @@ class BlockTuner {
     QuantizedBlock block{.block = task_.block, .linears = {}, .record = record()};
     clock_.measure("gather", [&] { block.linears = learned.finish(); });
     if (!first_finite_) {
-      for (QuantizedLinear& linear : block.linears) linear.record["fallback"] = "rtn";
+      for (QuantizedLinear& linear : block.linears) {
+        if (!linear.original) linear.record["fallback"] = "rtn";
+      }
       if (task_.team.rank() == 0) {
         task_.monitor.say("block " + std::to_string(task_.block) +
                           ": no loss is finite; rounded to nearest instead");
@@ -161,7 +163,7 @@ class BlockTuner {
   // Steps that were done before: 0, or as many as were saved.
   int resume(LearnedBlock& learned) {
     std::vector<std::string> names;
-    for (const auto& tiles : tiles_of_block(task_)) {
+    for (const auto& tiles : learned_tiles(task_)) {
       for (const RowTile& at : tiles) names.push_back(part_of(at));
     }
     const std::optional<int> step = task_.progress->newest(names);
@@ -215,6 +217,7 @@ class BlockTuner {
         (void)task_.shape.backward(
             task_.weights, std::move(saved), std::move(dy),
             [&](int linear, const LinearGradient& of) {
+              if (task_.skips(static_cast<std::size_t>(linear))) return;
               gradient.add(p, linear, weight_gradient(of.dy.view(), of.x.view(), task_.backend));
             },
             DecoderBlock::InputGradient::kNo, task_.backend);

@@ -23,11 +23,19 @@ class Thresholds {
 
   nlohmann::json find(double percent) {
     std::int64_t weights = 0;  // of the model
-    for (const LinearSpec& spec : task_.shape.linears())
-      weights += spec.rows * spec.cols * task_.model.config().blocks;
+    for (int block = 0; block < task_.model.config().blocks; ++block) {
+      for (std::size_t i = 0; i < task_.shape.linears().size(); ++i) {
+        const LinearSpec& spec = task_.shape.linears()[i];
+        if (!is_skipped(task_.overrides, task_.shape, block, i)) weights += spec.rows * spec.cols;
+      }
+    }
     OutlierFactor factor(sensitive_rank(weights, percent));
     while (!factor.done()) {
       for_each_linear("outliers", [&](const LinearSpec& spec, const Tensor& matrix, std::size_t n) {
+        if (skipped(n)) {  // its place is kept
+          if (n == quartiles_.size()) quartiles_.push_back({});
+          return;
+        }
         // The first candidates are the same for all matrices: they are counted as soon as a matrix has its quartiles.
         if (n == quartiles_.size()) quartiles_.push_back(quartiles(spec, matrix));
         const std::vector<float> thresholds = factor.thresholds(quartiles_[n]);
@@ -72,6 +80,12 @@ class Thresholds {
     for (std::int64_t first = 0; first < matrix.rows(); first += kTileRows) {
       visit(tile_weights(matrix, first, std::min(kTileRows, matrix.rows() - first), task_.backend));
     }
+  }
+
+  bool skipped(std::size_t n) const {
+    const std::size_t linears = task_.shape.linears().size();
+    return is_skipped(task_.overrides, task_.shape, blocks_.begin + static_cast<int>(n / linears),
+                      n % linears);
   }
 
   Quartiles quartiles(const LinearSpec& spec, const Tensor& matrix) {

@@ -183,6 +183,10 @@ class SqueezeLlm final : public Method {
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
     PhaseClock clock(task.backend);
     for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+      if (task.skips(i)) {
+        if (task.commits()) block.linears.push_back(kept_linear(task.shape.linears()[i]));
+        continue;
+      }
       task.monitor.phase("block " + std::to_string(task.block) + ": k-means of " +
                          task.shape.linears()[i].name);
       QuantizedLinear linear = solve(task, i, clock);
@@ -201,7 +205,8 @@ class SqueezeLlm final : public Method {
   QuantizedLinear solve(BlockTask& task, std::size_t index, PhaseClock& clock) const {
     const LinearSpec& spec = task.shape.linears()[index];
     const std::vector<BlockGradients::Tile>& tiles = (*task.gradients)[index];
-    TableOptions options{.bits = bits_, .exact = exact_};
+    const LinearScheme own = task.scheme_of(index, scheme());
+    TableOptions options{.bits = own.bits, .exact = exact_};
     if (shares_.outliers > 0.0) {
       options.large_from = task.decision.at("large_from")
                                .at(static_cast<std::size_t>(task.block))
@@ -210,7 +215,7 @@ class SqueezeLlm final : public Method {
     }
     clock.measure("select",
                   [&] { options.sensitive_above = sensitivity_threshold(task, spec, tiles); });
-    LinearTables tables(spec, scheme());
+    LinearTables tables(spec, own);
     std::size_t next = 0;
     clock.measure("solve", [&] {
       share_tiles(

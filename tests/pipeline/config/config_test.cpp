@@ -323,8 +323,19 @@ TEST_F(ConfigTest, RecipesNameTheirLine) {
                  "}\nrecipes:\n" + recipes);
   };
   EXPECT_THAT(of("  - {method: nonsense}\n"), HasSubstr("config.yaml:5: recipes[0].method: "));
-  EXPECT_THAT(of("  - {method: rtn}\n  - {method: rtn,\n     bits: 5}\n"),
-              HasSubstr("config.yaml:7: recipes[1].bits: must be 2, 3, 4 or 8"));
+  EXPECT_THAT(of("  - {method: rtn}\n  - {method: rtn,\n     bits: 9}\n"),
+              HasSubstr("config.yaml:7: recipes[1].bits: must be 2, 3, 4, 5, 6, 7 or 8"));
+  EXPECT_EQ(of("  - {method: rtn, overrides: [{match: '*', bits: 4},\n      {match: '*',\n"
+               "       bits: 9}]}\n"),
+            "config.yaml:7: recipes[0].overrides[1].bits: must be 2, 3, 4, 5, 6, 7 or 8");
+  EXPECT_EQ(of("  - {method: rtn, overrides: [\n     {bits: 4}]}\n"),
+            "config.yaml:6: recipes[0].overrides[0].match: is missing");
+  EXPECT_THAT(of("  - {method: rtn, 'a[b].c': 1, a: [1]}\n"),
+              HasSubstr("config.yaml:5: recipes[0]"));
+  EXPECT_THAT(of("  - {method: rtn, include: [lm_head]}\n"),
+              HasSubstr("config.yaml:5: recipes[0].include: is not there: only the linears"));
+  EXPECT_THAT(of("  - {method: rtn, override: [{match: '*', bits: 4}]}\n"),
+              HasSubstr("unknown key \"override\" (did you mean \"overrides\"?)"));
   EXPECT_THAT(of("  - {method: rtn, bits: '4'}\n"), HasSubstr("config.yaml:5: recipes[0].bits: "));
   EXPECT_THAT(of("  - {method: rtn, group_size: 0}\n"),
               HasSubstr("config.yaml:5: recipes[0].group_size: "));
@@ -486,6 +497,19 @@ TEST_F(ConfigTest, ASweepStandsForItsProducts) {
               testing::ElementsAre("rtn-w4g128", "gptq-w4g128", "rtn-w3g128"));
   EXPECT_THAT(names_of(sweep("[{method: gptq, damping: [0.01, 0.1]}, {method: rtn, bits: [2]}]")),
               testing::ElementsAre("gptq-w4g128", "gptq-w4g128-damping-0.1", "rtn-w2g128"));
+  // Overrides are a list themselves: one for all recipes, or a list of lists to go through.
+  const RunConfig same = sweep(
+      "{methods: [rtn, gptq], overrides: [{match: '*.down_proj', bits: 8}, {match: '*.0.*', skip: "
+      "true}]}");
+  ASSERT_EQ(same.recipes.size(), 2u);
+  for (const Recipe& recipe : same.recipes) EXPECT_EQ(recipe.overrides.size(), 2u) << recipe.name;
+  const RunConfig several = sweep(
+      "{methods: rtn, overrides: [[], [{match: '*.down_proj', bits: 8}]], "
+      "except: {overrides: []}}");
+  ASSERT_EQ(several.recipes.size(), 1u);
+  EXPECT_THAT(several.recipes[0].name, testing::StartsWith("rtn-w4g128-overrides-"));
+  EXPECT_EQ(read(to_yaml(several)).recipes[0].schemes, several.recipes[0].schemes);
+  EXPECT_EQ(names_of(read(to_yaml(several))), names_of(several));
   // SqueezeLLM has no groups: one recipe a width, and a note.
   const RunConfig mixed =
       sweep("{methods: [rtn, squeezellm], bits: [4, 3], group_size: [-1, 128]}");

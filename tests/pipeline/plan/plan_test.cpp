@@ -55,7 +55,8 @@ TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
       " --set calibration.samples=16 --set calibration.sequence_length=256 --set threads=1"
       " --set device=cpu --set evaluate.perplexity=[] --set evaluate.original=false"
       " --set 'recipes=[{method: rtn}, {method: gptq, bits: 3}, "
-      "{method: awq, bits: 4, grid_points: 2}, {method: signround, bits: 4, iterations: 2}]'";
+      "{method: awq, bits: 4, grid_points: 2, overrides: [{match: \"*.down_proj\", bits: 8}, "
+      "{match: model.layers.0.*, skip: true}]}, {method: signround, bits: 4, iterations: 2}]'";
   const json plan = planned(settings);
   ASSERT_EQ(run("run" + settings).exit_code, 0);
 

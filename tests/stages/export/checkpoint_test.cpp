@@ -21,7 +21,9 @@
 #include "stages/export/output_folder.h"
 #include "stages/export/sha256sums.h"
 #include "stages/export/side_files.h"
+#include "stages/quantize/methods.h"
 #include "stages/store/block_record.h"
+#include "stages/store/quantized_weights.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/stages/export_world.h"
 #include "tests/support/memory_store.h"
@@ -489,6 +491,84 @@ TEST_F(ExportTest, EachLinearKeepsItsOwnWidth) {
   EXPECT_TRUE(gptq.contains("dynamic"));
   EXPECT_TRUE(gptq["dynamic"].contains(R"(+:^model\.layers\.1\.self_attn\.qkv_proj$)"))
       << gptq["dynamic"];
+}
+
+// What is skipped leaves as it came, by its own name, and is on every list of what is left alone.
+TEST_F(ExportTest, LeavesSkippedLinearsAloneAndSaysSo) {
+  prepare();
+  recipe_ = parse_recipe(nlohmann::json::parse(
+      R"({"method": "rtn", "symmetric": true, "group_size": 32, "overrides": [
+          {"match": "*.down_proj", "bits": 8}, {"match": "model.layers.1.self_attn.[qkv]_proj", "skip": true},
+          {"match": "*.2.mlp.up_proj", "skip": true}]})"));
+  const std::vector<std::string> skipped = {
+      "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj",
+      "model.layers.1.self_attn.v_proj", "model.layers.2.mlp.up_proj"};
+  for (int block = 0; block < 3; ++block) {
+    BlockWeights weights = shape_->load(model_->checkpoint(), block, *backend_);
+    ActivationBudget budget(0, std::filesystem::temp_directory_path());
+    const nlohmann::json nothing;
+    const auto alone = make_local_communicator();  // each rank has a store of its own
+    BlockTask own{{*backend_, *alone, *alone, *shape_, block, nullptr, *monitor_},
+                  model_->checkpoint(),
+                  weights,
+                  nullptr,
+                  nullptr,
+                  budget,
+                  0,
+                  nothing};
+    own.overrides = recipe_.overrides;
+    QuantizedBlock made = make_method(recipe_)->quantize(own);
+    made.record.erase("phases");
+    store_.commit(block_key(recipe_.name, block), to_record(made));
+  }
+  for (const std::string format : {"compressed-tensors", "gptq", "dense"}) {
+    check_exportable(recipe_, *shape_, 3, format);
+    write(out() / format, {.format = format});
+    const SafetensorsFile file(out() / format / "model.safetensors");
+    for (const std::string& module : skipped) {
+      const HostView was = model_->checkpoint().view(module + ".weight");
+      EXPECT_TRUE(std::ranges::equal(file.view(module + ".weight").bytes, was.bytes)) << module;
+      EXPECT_FALSE(file.has(module + ".weight_packed"));
+      EXPECT_FALSE(file.has(module + ".qweight"));
+    }
+    const auto config = nlohmann::json::parse(read_text_file(out() / format / "config.json"));
+    if (format == "compressed-tensors") {
+      const nlohmann::json& said = config["quantization_config"];
+      std::vector<std::string> ignored = {"lm_head"};
+      ignored.insert(ignored.end(), skipped.begin(), skipped.end());
+      EXPECT_EQ(said["ignore"], nlohmann::json(ignored));
+      EXPECT_EQ(said["config_groups"].size(), 2u);
+      for (const auto& [name, group] : said["config_groups"].items()) {
+        for (const std::string target : group["targets"])
+          EXPECT_EQ(std::ranges::find(skipped, target), skipped.end()) << target;
+      }
+    } else if (format == "gptq") {
+      const nlohmann::json& dynamic = config["quantization_config"]["dynamic"];
+      EXPECT_EQ(dynamic[R"(+:^model\.layers\.0\.mlp\.down_proj$)"]["bits"], 8);
+      EXPECT_TRUE(dynamic.contains(R"(-:^model\.layers\.1\.self_attn\.q_proj$)")) << dynamic;
+      EXPECT_TRUE(dynamic.contains(R"(-:^model\.layers\.1\.self_attn\.qkv_proj$)")) << dynamic;
+      EXPECT_TRUE(dynamic.contains(R"(-:^model\.layers\.2\.mlp\.up_proj$)")) << dynamic;
+      EXPECT_FALSE(dynamic.contains(R"(-:^model\.layers\.2\.mlp\.gate_up_proj$)")) << dynamic;
+    }
+  }
+  EXPECT_EQ(failure(out() / "awq", {.format = "awq"}).find("codes of 4 bits only, not of 8") ==
+                std::string::npos,
+            false);
+  // Evaluation computes with the same weights.
+  const BlockWeights loaded =
+      load_quantized_weights(*model_, *shape_, store_, recipe_.name, 1, *backend_);
+  const BlockWeights original = shape_->load(model_->checkpoint(), 1, *backend_);
+  for (std::size_t i = 0; i < loaded.linears.size(); ++i) {
+    std::vector<float> a(
+        static_cast<std::size_t>(loaded.linears[i].rows() * loaded.linears[i].cols()));
+    std::vector<float> b = a;
+    backend_->download(loaded.linears[i].f32(), std::as_writable_bytes(std::span(a)));
+    backend_->download(original.linears[i].f32(), std::as_writable_bytes(std::span(b)));
+    EXPECT_EQ(a == b, i < 3) << i;
+  }
+  // A record of a linear that the recipe does not skip.
+  recipe_.overrides.clear();
+  EXPECT_THAT(failure(out() / "other", {.format = "dense"}), HasSubstr("left as it was"));
 }
 
 TEST_F(ExportTest, LookupTablesAndSparsePartsAddUpToTheDenseExport) {

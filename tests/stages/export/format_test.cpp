@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "model/quantized/bitstream.h"
 #include "stages/export/export.h"
 #include "tests/stages/export_world.h"
 
@@ -110,6 +111,18 @@ TEST(CompressedTensorsTest, PacksThreeBitsWithoutGaps) {
       filled("compressed-tensors", example(3, 32, Grid::kAsymGptq));
   EXPECT_THAT(words(tensors[0], 0, 3), ElementsAre(0x88fac688, 0xc688fac6, 0xfac688fa));
   EXPECT_THAT(words(tensors[2], 0, 3), ElementsAre(0x88fac688, 0xc688fac6, 0xfac688fa));
+}
+
+TEST(CompressedTensorsTest, PacksFiveToSevenBitsWithoutGaps) {
+  for (const int bits : {5, 6, 7}) {
+    EXPECT_THAT(layout("compressed-tensors", {.bits = bits, .group_size = 32}),
+                testing::Contains("weight_packed I32 64 " + std::to_string(256 * bits / 32)));
+    QuantizedLinear linear = random_linear("mlp.up_proj", 32, 64, bits, 32, Grid::kSymGptq, 1);
+    const HostTensor packed = std::move(filled("compressed-tensors", linear)[0]);
+    std::vector<std::uint8_t> codes(64);
+    unpack_bits(packed.as<std::uint32_t>().data() + 2 * bits, 64, bits, codes.data());
+    EXPECT_TRUE(std::ranges::equal(codes, linear.codes.as<std::uint8_t>().subspan(64, 64))) << bits;
+  }
 }
 
 TEST(CompressedTensorsTest, CarriesNoZeroPointIfSymmetric) {
@@ -571,7 +584,7 @@ class CheckExportableTest : public testing::Test {
   static std::string refusal(const Recipe& recipe, std::int64_t rows, std::int64_t cols,
                              const std::string& format) {
     try {
-      check_exportable(recipe, Shape1(rows, cols), format);
+      check_exportable(recipe, Shape1(rows, cols), 2, format);
       return "";
     } catch (const InputError& error) {
       return error.what();
@@ -608,6 +621,36 @@ TEST_F(CheckExportableTest, RefusesSidesOffThirtyTwo) {
     EXPECT_THAT(refusal(rounding_recipe(4, -1), 64, 40, format), HasSubstr("64 x 40"));
   }
   EXPECT_EQ(refusal(rounding_recipe(4, -1), 40, 40, "dense"), "");
+}
+
+TEST_F(CheckExportableTest, FiveToSevenBitsGoWhereThereIsAPlaceForThem) {
+  for (const int bits : {5, 6, 7}) {
+    EXPECT_EQ(refusal(rounding_recipe(bits, 32), 64, 256, "compressed-tensors"), "");
+    EXPECT_EQ(refusal(rounding_recipe(bits, 32), 64, 256, "dense"), "");
+    EXPECT_THAT(
+        refusal(rounding_recipe(bits, 32), 64, 256, "gptq"),
+        testing::HasSubstr("and it packs 2, 3, 4 or 8; the formats 'compressed-tensors' and "
+                           "'dense' can hold it"));
+    EXPECT_THAT(refusal(rounding_recipe(bits, 32), 64, 256, "awq"),
+                testing::HasSubstr("use the format 'compressed-tensors' or 'dense'"));
+  }
+}
+
+// Each linear is asked about what becomes of it alone.
+TEST_F(CheckExportableTest, OverridesCountWhereTheyMatch) {
+  const auto with = [&](const char* overrides) {
+    Recipe recipe = parse_recipe(
+        {{"method", "rtn"}, {"group_size", 96}, {"overrides", nlohmann::json::parse(overrides)}});
+    recipe.where["overrides"] = "run.yaml:3: recipes[0].overrides";
+    return refusal(recipe, 64, 256, "compressed-tensors");
+  };
+  EXPECT_THAT(with(R"([{"match": "*.none", "skip": true}])"), testing::HasSubstr("group size 96"));
+  EXPECT_EQ(with(R"([{"match": "*.up_proj", "skip": true}])"), "");
+  EXPECT_EQ(with(R"([{"match": "*.up_proj", "group_size": 64}])"), "");
+  EXPECT_THAT(with(R"([{"match": "*.0.*", "group_size": 64}])"),
+              testing::HasSubstr("group size 96"));
+  EXPECT_THAT(with(R"([{"match": "*", "group_size": 48}])"),
+              testing::StartsWith("run.yaml:3: recipes[0].overrides: recipe rtn-w4g96-overrides-"));
 }
 
 TEST_F(CheckExportableTest, RefusesOtherThanFourBitsInAwq) {

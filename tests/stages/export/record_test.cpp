@@ -152,6 +152,27 @@ TEST(BlockRecordTest, SaysInItsAttributesWhatEachLinearIs) {
   EXPECT_FALSE(to_record(example(3)).attributes.at("linears")[0].contains("sparse"));
 }
 
+TEST(BlockRecordTest, HoldsNothingOfALinearThatIsLeftAsItIs) {
+  QuantizedBlock block = example(6);
+  block.linears[0] = QuantizedLinear::kept("self_attn.q_proj", 32, 64);
+  Record record = to_record(block);
+  EXPECT_EQ(record.attributes.at("version"), 3);
+  EXPECT_EQ(to_record(example(6)).attributes.at("version"), 2);
+  for (const auto& [name, tensor] : record.tensors) EXPECT_FALSE(name.starts_with("self_attn"));
+  const QuantizedBlock back = block_from_record(record, TwoLinears());
+  EXPECT_TRUE(back.linears[0].original);
+  EXPECT_EQ(back.linears[0].rows, 32);
+  EXPECT_FALSE(back.linears[1].original);
+  EXPECT_EQ(back.linears[1].bits, 6);
+  const auto schemes = schemes_from_attributes(record.attributes, TwoLinears());
+  EXPECT_TRUE(schemes[0].scheme.is_original());
+  EXPECT_FALSE(schemes[1].scheme.is_original());
+  record.tensors["self_attn.q_proj.codes"] = HostTensor(DType::kU32, {32, 8});
+  EXPECT_THROW(block_from_record(record, TwoLinears()), Error);
+  // 16 bits a weight.
+  EXPECT_EQ(bits_per_weight({back.linears[0]}).dense, 16);
+}
+
 struct Fault {
   const char* what;
   std::function<void(Record&)> make;

@@ -81,6 +81,98 @@ TEST_F(QuantizeBlockTest, TrueSequentialChangesWhatComesAfterTheFirstGroup) {
   }
 }
 
+// Of an own width, or as they were; and the first of all is in one input with two others.
+const json kOverrides =
+    json::parse(R"([{"match": "*.q_proj", "bits": 5}, {"match": "*.down_proj", "bits": 8},
+    {"match": "*.k_proj", "group_size": 64}, {"match": "*.up_proj", "skip": true}])");
+
+bool same_codes(const QuantizedLinear& a, const QuantizedLinear& b) {
+  return a.bits == b.bits && a.group_size == b.group_size && a.grid == b.grid &&
+         std::ranges::equal(a.codes.bytes(), b.codes.bytes()) &&
+         std::ranges::equal(a.scales.bytes(), b.scales.bytes());
+}
+
+// Where inputs and grids do not depend on the linears before, each linear is what a recipe of its settings alone makes of it.
+TEST_F(QuantizeBlockTest, AnOverriddenLinearIsWhatARecipeOfItsOwnMakesOfIt) {
+  for (const char* text :
+       {R"({"method": "rtn"})", R"({"method": "gptq", "true_sequential": false})",
+        R"({"method": "awq", "scale_search": false})"}) {
+    const json usual = json::parse(text);
+    QuantizeWorld world(*team_);
+    const std::vector<float> up = download_f32(world.weights().linears[5], world.backend());
+    const QuantizedBlock block = world.quantize(with(usual, "overrides", kOverrides));
+    const auto alone = [&](const char* key, const json& value) {
+      return QuantizeWorld(*team_).quantize(with(usual, key, value)).linears;
+    };
+    const auto plain = alone("bits", 4), five = alone("bits", 5), eight = alone("bits", 8),
+               groups = alone("group_size", 64);
+    for (std::size_t i = 0; i < block.linears.size(); ++i) {
+      const std::string& name = block.linears[i].name;
+      if (name == "mlp.up_proj") {
+        EXPECT_TRUE(block.linears[i].original);
+        continue;
+      }
+      const auto& expected = name == "self_attn.q_proj"   ? five
+                             : name == "self_attn.k_proj" ? groups
+                             : name == "mlp.down_proj"    ? eight
+                                                          : plain;
+      EXPECT_TRUE(same_codes(block.linears[i], expected[i])) << text << " " << name;
+    }
+    EXPECT_EQ(world.shape().linears()[5].name, "mlp.up_proj");
+    EXPECT_EQ(download_f32(world.weights().linears[5], world.backend()), up) << text;
+  }
+}
+
+TEST_F(QuantizeBlockTest, AnOverrideOfAllLinearsIsTheRecipeOfThatWidth) {
+  for (const char* text : {R"({"method": "gptq"})", R"({"method": "awq", "grid_points": 4})",
+                           R"({"method": "signround", "iterations": 3})"}) {
+    const json usual = json::parse(text);
+    QuantizeWorld one(*team_), other(*team_);
+    const QuantizedBlock a =
+        one.quantize(with(usual, "overrides", json::parse(R"([{"match": "*", "bits": 3}])")));
+    const QuantizedBlock b = other.quantize(with(usual, "bits", 3));
+    for (std::size_t i = 0; i < a.linears.size(); ++i)
+      EXPECT_TRUE(same_codes(a.linears[i], b.linears[i])) << text << " " << a.linears[i].name;
+    EXPECT_EQ(one.residual(), other.residual()) << text;
+    EXPECT_EQ(one.original(), other.original()) << text;
+  }
+}
+
+// The stream goes through the original weights of what is skipped, the record has nothing of it, and no method changes it.
+TEST_F(QuantizeBlockTest, WhatIsSkippedStaysAsItIs) {
+  for (const char* method : {"rtn", "gptq", "awq", "signround"}) {
+    for (const char* overrides :
+         {R"([{"match": "*.v_proj", "skip": true}, {"match": "*.down_proj", "skip": true}])",
+          R"([{"match": "*.self_attn.*", "skip": true}])", R"([{"match": "*", "skip": true}])"}) {
+      json recipe = {{"method", method}, {"overrides", json::parse(overrides)}};
+      if (recipe["method"] == "awq") recipe["grid_points"] = 4;
+      if (recipe["method"] == "signround") recipe["iterations"] = 3;
+      QuantizeWorld world(*team_);
+      const BlockWeights before =
+          world.shape().load(world.checkpoint(), 0, world.backend(), LoadLinears::kYes);
+      const QuantizedBlock block = world.quantize(recipe);
+      const LinearOverrides parsed = parse_recipe(recipe).overrides;
+      ASSERT_EQ(block.linears.size(), world.shape().linears().size());
+      for (std::size_t i = 0; i < block.linears.size(); ++i) {
+        const bool skipped = is_skipped(parsed, world.shape(), 0, i);
+        EXPECT_EQ(block.linears[i].original, skipped) << recipe << block.linears[i].name;
+        EXPECT_NO_THROW(validate(block.linears[i]));
+        if (!skipped) continue;
+        EXPECT_EQ(download_f32(world.weights().linears[i], world.backend()),
+                  download_f32(before.linears[i], world.backend()));
+      }
+      if (recipe["method"] == "gptq" || recipe["method"] == "signround") {
+        const ShardBytes output = world.residual();
+        world.restart();
+        world.forward();
+        EXPECT_EQ(world.residual(), output) << recipe;
+      }
+      // A norm that q, k and v read is folded into all of them, or into none.
+      EXPECT_FALSE(block.replaced.contains("input_layernorm.weight")) << recipe;
+    }
+  }
+}
+
 TEST_F(QuantizeBlockTest, ASampleThatIsNotFiniteIsLeftOutAndRecorded) {
   QuantizeWorld world(*team_, 5, 1, /*broken_samples=*/{7});
   const QuantizedBlock block = world.quantize(kGptq);

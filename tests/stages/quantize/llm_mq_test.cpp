@@ -243,7 +243,11 @@ class LlmMqDecisionTest : public testing::Test {
                    .samples = nullptr,
                    .monitor = world_.monitor(),
                    .statistics = statistics_};
-    return make_method(parse_recipe(recipe_of(options)))->decide(task);
+    const Recipe recipe = parse_recipe(recipe_of(options));
+    task.overrides = recipe.overrides;
+    const auto method = make_method(recipe);
+    method->check(world_.shape(), static_cast<int>(kBlocks), recipe.overrides);
+    return method->decide(task);
   }
   double weights_of(std::size_t linear) const {
     const LinearSpec& spec = world_.shape().linears()[linear];
@@ -299,6 +303,36 @@ TEST_F(LlmMqDecisionTest, KeepsTheAverageAndSaysBothAccountings) {
   }
   EXPECT_EQ(mean_bits(decide({{"bits", 2.0}})), 2.0);
   EXPECT_EQ(mean_bits(decide({{"bits", 4.0}})), 4.0);
+}
+
+// Those of a width that is asked for have no choice and are in the average; those that are skipped are in neither.
+TEST_F(LlmMqDecisionTest, OverriddenLinearsAreFixed) {
+  const json overrides = json::parse(
+      R"([{"match": "*.down_proj", "bits": 4}, {"match": "model.layers.0.*", "skip": true}])");
+  const json decision = decide({{"bits", 3.0}, {"overrides", overrides}});
+  double memory = 0, counted = 0;
+  for (std::size_t block = 0; block < kBlocks; ++block) {
+    for (std::size_t i = 0; i < world_.shape().linears().size(); ++i) {
+      const int bits = decision.at("bits")[block][i].get<int>();
+      if (block == 0) {
+        EXPECT_EQ(bits, 16);
+        continue;
+      }
+      EXPECT_LE(bits, 4);
+      EXPECT_GE(bits, world_.shape().linears()[i].name == "mlp.down_proj" ? 4 : 2);
+      memory += weights_of(i) * bits;
+      counted += weights_of(i);
+    }
+  }
+  EXPECT_NEAR(decision.at("average").get<double>(), memory / counted, 1e-12);
+  EXPECT_LE(memory / counted, 3.0 + 1e-9);
+  EXPECT_GT(memory / counted, 2.8);
+  try {
+    decide({{"bits", 2.0}, {"overrides", overrides}});
+    ADD_FAILURE() << "an average that the overrides exceed";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("an average of 2 bits is out of reach"));
+  }
 }
 
 TEST_F(LlmMqDecisionTest, EachScoreChoosesByItsOwnSums) {

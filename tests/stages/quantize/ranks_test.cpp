@@ -69,6 +69,19 @@ TEST_F(QuantizeRanksTest, SignRound) {
   expect_same_bits(json::parse(R"({"method": "signround", "bits": 2, "iterations": 5})"), 5);
 }
 
+TEST_F(QuantizeRanksTest, WithOverrides) {
+  const char* const overrides =
+      R"([{"match": "*.q_proj", "bits": 6, "group_size": 64}, {"match": "*.v_proj", "skip": true},
+          {"match": "*.mlp.*", "skip": true}, {"match": "*.up_proj", "bits": 3}])";
+  for (const char* text :
+       {R"({"method": "rtn"})", R"({"method": "gptq"})", R"({"method": "awq", "grid_points": 3})",
+        R"({"method": "signround", "iterations": 3})"}) {
+    json recipe = json::parse(text);
+    recipe["overrides"] = json::parse(overrides);
+    expect_same_bits(recipe, 5, {4});
+  }
+}
+
 TEST_F(QuantizeRanksTest, SignRoundByEpochsWithFewerShardsThanRanksAndABrokenSample) {
   expect_same_bits(json::parse(R"({"method": "signround", "preset": "light", "bits": 3,
                                    "group_size": 100, "iterations": 4})"),

@@ -102,7 +102,7 @@ TEST(RecipeTest, ErrorsNameTheKey) {
   EXPECT_THAT(error_of(R"({"method": "gptx"})"),
               testing::StartsWith("method: \"gptx\" is not one of rtn, gptq"));
   EXPECT_EQ(error_of(R"({"method": 4})"), "method: must be text");
-  EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 5})"), "bits: must be 2, 3, 4 or 8");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 9})"), "bits: must be 2, 3, 4, 5, 6, 7 or 8");
   EXPECT_EQ(error_of(R"({"method": "rtn", "bits": 4.0})"), "bits: must be a whole number");
   EXPECT_EQ(error_of(R"({"method": "rtn", "group_size": 0})"),
             "group_size: must be at least 1, or -1 for the whole row");
@@ -123,6 +123,96 @@ TEST(RecipeTest, ErrorsNameTheKey) {
   EXPECT_EQ(error_of(R"({"method": "rtn", "grid": "S-full", "symmetric": false})"),
             "symmetric: contradicts grid S-full");
   EXPECT_EQ(error_of("[1]"), ": a recipe is a set of keys, as in {method: gptq, bits: 4}");
+}
+
+std::string with_overrides(const std::string& recipe, const std::string& overrides) {
+  return "{" + recipe + ", \"overrides\": " + overrides + "}";
+}
+
+TEST(OverridesTest, AreReadByTheMethodsOwnRules) {
+  const Recipe recipe = parse_recipe(json::parse(with_overrides(
+      R"("method": "gptq", "bits": 3, "act_order": "dynamic")",
+      R"([{"match": "*.down_proj", "bits": 8, "group_size": 64}, {"match": "*.q_proj", "symmetric": true},
+          {"match": "model.layers.0.*", "skip": true}, {"match": "*.o_proj", "skip": false}])")));
+  const LinearScheme usual{.bits = 3, .grid = Grid::kAsymGptq, .reordered = true};
+  LinearScheme down = usual, query = usual;
+  down.bits = 8;
+  down.group_size = 64;
+  query.grid = Grid::kSymGptq;
+  EXPECT_EQ(recipe.schemes, (std::vector{usual, down, query}));
+  EXPECT_EQ(own_schemes(recipe), std::vector{usual});
+  EXPECT_TRUE(recipe.skips());
+  const auto of = [&](const char* module) { return find_override(recipe.overrides, module); };
+  EXPECT_EQ(of("model.layers.3.mlp.down_proj")->scheme, down);
+  EXPECT_EQ(of("model.layers.3.mlp.up_proj"), nullptr);
+  // The last one that matches counts, alone: the one of block 0 before that of its down_proj, and o_proj is exempt from both.
+  EXPECT_TRUE(of("model.layers.0.mlp.down_proj")->scheme->is_original());
+  EXPECT_FALSE(of("model.layers.0.self_attn.o_proj")->scheme.has_value());
+
+  const json all = resolved(recipe);
+  EXPECT_EQ(resolved(parse_recipe(all)), all);
+  EXPECT_EQ(parse_recipe(all).schemes, recipe.schemes);
+  EXPECT_FALSE(make_method(recipe)->schemes().empty());
+}
+
+TEST(OverridesTest, AGridOfTheRightKindStays) {
+  const auto grid = [](const char* usual, const char* asked) {
+    return parse_recipe(
+               json::parse(with_overrides(std::string(R"("method": "rtn", )") + usual,
+                                          std::string(R"([{"match": "*", )") + asked + "}]")))
+        .overrides.front()
+        .scheme->grid;
+  };
+  EXPECT_EQ(grid(R"("grid": "S-full")", R"("symmetric": true)"), Grid::kSymFull);
+  EXPECT_EQ(grid(R"("grid": "A-awq")", R"("symmetric": true)"), Grid::kSymGptq);
+  EXPECT_EQ(grid(R"("grid": "S-full")", R"("symmetric": false)"), Grid::kAsymGptq);
+  EXPECT_EQ(grid(R"("symmetric": true)", R"("grid": "A-awq")"), Grid::kAsymAwq);
+}
+
+TEST(OverridesTest, NamesAreShortAndFollowFromTheEntries) {
+  const auto name = [](const char* overrides) {
+    return name_of_recipe(with_overrides(R"("method": "rtn")", overrides).c_str());
+  };
+  const std::string eight = name(R"([{"match": "*.down_proj", "bits": 8}])");
+  EXPECT_THAT(eight, testing::MatchesRegex("rtn-w4g128-overrides-[0-9a-f]+"));
+  EXPECT_EQ(eight.size(), std::string("rtn-w4g128-overrides-").size() + 8);
+  EXPECT_EQ(eight, name(R"([{"bits": 8, "match": "*.down_proj"}])"));
+  EXPECT_NE(eight, name(R"([{"match": "*.down_proj", "bits": 7}])"));
+  EXPECT_EQ(name("[]"), "rtn-w4g128");
+  EXPECT_FALSE(resolved(parse_recipe({{"method", "rtn"}})).contains("overrides"));
+}
+
+TEST(OverridesTest, TheHeadIsNoTarget) {
+  EXPECT_THAT(error_of(R"({"method": "rtn", "include": ["lm_head"]})"),
+              testing::StartsWith("include: is not there: only the linears of the blocks"));
+}
+
+TEST(OverridesTest, MistakesNameTheEntryAndTheKey) {
+  const auto error = [](const char* recipe, const char* overrides) {
+    return error_of(with_overrides(recipe, overrides).c_str());
+  };
+  const char* const rtn = R"("method": "rtn")";
+  EXPECT_EQ(error(rtn, R"([{"match": "*", "bits": 8}, {"match": "*", "bits": 9}])"),
+            "overrides[1].bits: must be 2, 3, 4, 5, 6, 7 or 8");
+  EXPECT_EQ(error(rtn, R"([{"bits": 8}])"), "overrides[0].match: is missing");
+  EXPECT_EQ(error(rtn, R"([{"match": "*", "bit": 8}])"),
+            "overrides[0].bit: is no key of an override (did you mean \"bits\"?)");
+  EXPECT_THAT(error(rtn, R"([{"match": "*"}])"),
+              testing::StartsWith("overrides[0]: says nothing beside `match`"));
+  EXPECT_THAT(error(rtn, R"([{"match": "*", "skip": true, "bits": 4}])"),
+              testing::StartsWith("overrides[0].skip: leaves the linear as it is"));
+  EXPECT_THAT(error(rtn, R"({"match": "*", "bits": 4})"),
+              testing::StartsWith("overrides: must be a list"));
+  EXPECT_THAT(error(R"("method": "gptq")", R"([{"match": "*", "damping": 0.1}])"),
+              testing::StartsWith("overrides[0].damping: is the same for all linears"));
+  EXPECT_EQ(error(R"("method": "squeezellm")", R"([{"match": "*", "bits": 8}])"),
+            "overrides[0].bits: must be 2, 3 or 4");
+  EXPECT_EQ(error(R"("method": "squeezellm")", R"([{"match": "*", "group_size": 64}])"),
+            "overrides[0].group_size: is not an option of this method");
+  EXPECT_THAT(error(R"("method": "llm-mq", "bits": 2.6)", R"([{"match": "*", "group_size": 64}])"),
+              testing::StartsWith("overrides[0].bits: is missing: this method chooses"));
+  EXPECT_EQ(error(R"("method": "llm-mq", "bits": 2.6)", R"([{"match": "*", "bits": 2.5}])"),
+            "overrides[0].bits: must be one of 2, 3, 4");
 }
 
 TEST(OptionReaderTest, IntegersAreWholeAndInRange) {

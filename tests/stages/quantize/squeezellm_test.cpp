@@ -54,7 +54,9 @@ class SqueezeLlmTest : public testing::Test {
                    site.saved_activation_bytes,
                    decision,
                    &sums};
-    return make_method(parse_recipe(options))->quantize(task);
+    const Recipe recipe = parse_recipe(options);
+    task.overrides = recipe.overrides;
+    return make_method(recipe)->quantize(task);
   }
   // The rows of a linear's weights become what `change` makes of them.
   void change_weights(std::size_t linear,
@@ -184,6 +186,49 @@ TEST_F(SqueezeLlmTest, ReadsTheModelThreeTimesToFindOutliers) {
   ASSERT_EQ(decision.at("large_from").size(), blocks);
   EXPECT_LE(decision.at("outliers").get<double>(), 0.004 * decision.at("weights").get<double>());
   EXPECT_GT(decision.at("outliers").get<double>(), 0.0038 * decision.at("weights").get<double>());
+}
+
+TEST_F(SqueezeLlmTest, OverridesGiveTablesOfTheirOwnOrNone) {
+  const QuantizedBlock mixed = quantize(
+      {{"bits", 3},
+       {"overrides",
+        json::parse(R"([{"match": "*.k_proj", "bits": 2}, {"match": "*.mlp.*", "skip": true}])")}});
+  const QuantizedBlock two = quantize({{"bits", 2}}), three = quantize({{"bits", 3}});
+  for (std::size_t i = 0; i < mixed.linears.size(); ++i) {
+    const QuantizedLinear& linear = mixed.linears[i];
+    EXPECT_EQ(linear.original, linear.name.starts_with("mlp")) << linear.name;
+    if (linear.original) continue;
+    const QuantizedLinear& other = (linear.name == "self_attn.k_proj" ? two : three).linears[i];
+    EXPECT_EQ(linear.bits, other.bits);
+    EXPECT_TRUE(std::ranges::equal(linear.codes.bytes(), other.codes.bytes())) << linear.name;
+    EXPECT_TRUE(std::ranges::equal(linear.table.bytes(), other.table.bytes())) << linear.name;
+  }
+}
+
+// Weights of skipped linears are none of those of which a share is to stand apart.
+TEST_F(SqueezeLlmTest, SkippedLinearsHaveNoOutliers) {
+  const auto decide = [&](const char* overrides) {
+    const Recipe recipe = parse_recipe(
+        {{"method", "squeezellm"}, {"sparse", true}, {"overrides", json::parse(overrides)}});
+    ModelTask task{.backend = world_.backend(),
+                   .world = *team_,
+                   .model = world_.model(),
+                   .shape = world_.shape(),
+                   .samples = nullptr,
+                   .monitor = world_.monitor(),
+                   .overrides = recipe.overrides};
+    return make_method(recipe)->decide(task);
+  };
+  const json all = decide("[]"), some = decide(R"([{"match": "*.mlp.*", "skip": true}])");
+  std::int64_t attention = 0;
+  for (const LinearSpec& spec : world_.shape().linears()) {
+    if (spec.name.starts_with("self_attn"))
+      attention += world_.model().config().blocks * spec.rows * spec.cols;
+  }
+  EXPECT_EQ(some.at("weights"), attention);
+  EXPECT_LE(some.at("outliers").get<double>(), 0.004 * static_cast<double>(attention));
+  EXPECT_GT(some.at("outliers").get<double>(), 0.0035 * static_cast<double>(attention));
+  EXPECT_EQ(all.at("large_from").size(), some.at("large_from").size());
 }
 
 // Above the k-th largest, not at it; and at the outliers' threshold, not only above.

@@ -53,6 +53,9 @@ TEST(PublishedTest, FindsAFigureByModelMethodBitsAndGroups) {
   row.symmetric = true;
   EXPECT_FALSE(published.find(row, "piqa", "acc")) << "the papers' grids are asymmetric";
   row.symmetric = false;
+  row.overridden = true;
+  EXPECT_FALSE(published.find(row, "piqa", "acc")) << "not all linears are of these bits";
+  row.overridden = false;
   row.group_size = 32;
   EXPECT_FALSE(published.find(row, "piqa", "acc"));
   row.group_size = -1;
