@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "pipeline/config/config.h"
-#include "pipeline/config/section.h"
+#include "base/section.h"
 
 namespace roundhouse {
 
