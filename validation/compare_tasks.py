@@ -172,7 +172,20 @@ def model_folder(splitter, tokenizer, folder):
     return folder
 
 
-def requests_of_harness(name, docs, split):
+def file_of_ours(task, file, docs, folder):
+    """What our program reads: the file, a folder with it alone, or documents as the harness has them."""
+    if file is None:
+        file = folder / f"{task}.jsonl"
+        file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+    if task == "mmlu":
+        (folder / "mmlu").mkdir()
+        (folder / "mmlu" / file.name).write_bytes(file.read_bytes())
+        return folder / "mmlu"
+    return file
+
+
+def task_of_harness(name, docs, split):
+    """The harness's task with these documents and its requests built."""
     documents = datasets.DatasetDict({each: datasets.Dataset.from_list(docs if each == split else docs[:1])
                                       for each in ("train", "validation", "test", "dev")})
     load, datasets.load_dataset = datasets.load_dataset, lambda *_, **__: documents
@@ -184,7 +197,7 @@ def requests_of_harness(name, docs, split):
         loaded = next(iter(loaded.values()))
     loaded.set_config("num_fewshot", 0)
     loaded.build_all_requests(rank=0, world_size=1)
-    return loaded.instances
+    return loaded
 
 
 def main():
@@ -200,7 +213,7 @@ def main():
         if arguments.task and name not in arguments.task:
             continue
         docs = read(arguments.data, arguments.limit)
-        instances = requests_of_harness(name, docs, split)
+        instances = task_of_harness(name, docs, split).instances
         for tokenizer in arguments.tokenizer:
             for protocol in ("lm-eval", "paper"):
                 splitter = Splitter(tokenizer, protocol)
@@ -208,13 +221,7 @@ def main():
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = pathlib.Path(temporary)
                     model = model_folder(splitter, tokenizer, folder)
-                    path = arguments.data / file if file else folder / "hellaswag_val.jsonl"
-                    if file is None:  # as the harness has them
-                        path.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-                    if ours == "mmlu":
-                        (folder / "mmlu").mkdir()
-                        (folder / "mmlu" / path.name).write_bytes(path.read_bytes())
-                        path = folder / "mmlu"
+                    path = file_of_ours(ours, arguments.data / file if file else None, docs, folder)
                     printed = subprocess.run([arguments.program, str(model), ours, str(path), protocol, str(len(docs))], check=True,
                                              stdout=subprocess.PIPE, text=True).stdout
                 requests = [json.loads(line) for line in printed.splitlines()]

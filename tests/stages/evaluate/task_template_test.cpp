@@ -181,8 +181,9 @@ TEST_F(TaskTemplateTest, TextsThatWouldFillTheMemoryAreRefused) {
     yaml += "  n" + std::to_string(i) + ": '" + before + before + "'\n";
   }
   yaml += "context: '{{n89}}'\nchoices: [a, b]\ngold: '0'\n";
-  EXPECT_THAT(error_of([&] { return read(yaml, kDocument).size(); }),
-              HasSubstr("texts of more than 67108864 bytes are made of it (mine.yaml:"));
+  EXPECT_THAT(
+      error_of([&] { return read(yaml, kDocument).size(); }),
+      HasSubstr("data.jsonl:1: a text of more than 67108864 bytes (mine.yaml:24: let.n22)"));
 }
 
 TEST_F(TaskTemplateTest, ATaskIsKnownByItsContent) {

@@ -159,16 +159,17 @@ TEST_F(TasksTest, WhatIsWrongIsNamedWithFileLineAndKey) {
   EXPECT_THAT(
       error_of("winogrande", R"({"sentence": "s", "option1": "a", "option2": "b", "answer": "1"})"),
       HasSubstr("a choice is empty (winogrande.yaml:7: continuation)"));
-  EXPECT_THAT(
-      error_of("winogrande", R"({"sentence": "_", "option1": "a", "option2": "b", "answer": "3"})"),
-      HasSubstr("\"answer\" must be one of \"1\", \"2\", not \"3\""));
-  EXPECT_THAT(error_of("arc_easy", R"({"question": "q", "choices": ["x"], "answerKey": "B"})"),
-              HasSubstr("the answer \"B\" is none of \"A\""));
+  EXPECT_THAT(error_of("winogrande",
+                       R"({"sentence": "_ s", "option1": "a", "option2": "b", "answer": "3"})"),
+              HasSubstr("\"answer\" must be one of \"1\", \"2\", not \"3\""));
+  EXPECT_THAT(error_of("arc_easy", R"({"question": "q", "choices": ["x", "y"], "answerKey": "C"})"),
+              HasSubstr("the answer \"C\" is none of \"A\", \"B\""));
   EXPECT_THAT(error_of("truthfulqa_mc1", R"({"question": "q", "mc1_targets": {"z": 1, "a": 1}})"),
               HasSubstr("the answer \"1\" stands more than once among \"1\", \"1\""));
   EXPECT_THAT(
-      error_of("arc_easy", R"({"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]},
-                                       "answerKey": "A"})"),
+      error_of(
+          "arc_easy",
+          R"({"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answerKey": "A"})"),
       HasSubstr("there are 1 labels for 2 choices"));
   EXPECT_THAT(
       error_of("mmlu",
