@@ -39,10 +39,11 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--task", action="append")
+    parser.add_argument("--protocol", action="append", choices=["lm-eval", "paper"])
     arguments = parser.parse_args()
     wrong = 0
     print("| task | protocol | documents | acc | acc_norm | largest difference | items that differ |\n|---|---|---:|---:|---:|---:|---:|")
-    for protocol in ("lm-eval", "paper"):
+    for protocol in arguments.protocol or ("lm-eval", "paper"):
         model = HFLM(pretrained=arguments.model, dtype="float32", device="cpu", batch_size=1,
                      **({"add_bos_token": False} if protocol == "paper" else {}))
         for name, (task, file, read, split) in TASKS.items():

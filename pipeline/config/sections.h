@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/config/config.h"
 #include "base/section.h"
+#include "pipeline/config/config.h"
 
 namespace roundhouse {
 

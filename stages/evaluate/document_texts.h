@@ -1,6 +1,7 @@
 // From a record of a task's file to what a model is asked.
 #pragma once
 
+#include "stages/evaluate/task_file.h"
 #include "stages/evaluate/tasks.h"
 
 namespace roundhouse {

@@ -7,10 +7,10 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "stages/evaluate/task_file.h"
 #include "stages/evaluate/text_template.h"
 
 namespace roundhouse {

@@ -147,6 +147,19 @@ TEST_F(TasksTest, WhatIsWrongIsNamedWithFileLineAndKey) {
               HasSubstr("file.jsonl:1: a choice is empty"));
   EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["b"], "gold": 0})"),
               HasSubstr("there must be 2 to 1000 choices (`template: greedy`"));
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["a", 1], "gold": 0})"),
+              HasSubstr("\"choices\" must be a list of texts (choices.yaml:3: choices)"));
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": "ab", "gold": 0})"),
+              HasSubstr("\"choices\" must be a list of texts"));
+  for (const char* gold : {"\"x\"", "true", "0.5", "\"\"", "[0]"}) {
+    EXPECT_THAT(error_of("choices", std::string(R"({"context": "c", "choices": ["a", "b"], )") +
+                                        "\"gold\": " + gold + "}"),
+                HasSubstr("\"gold\" must be a "))
+        << gold;
+  }
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["a", "b"], "gold": -1})"),
+              HasSubstr("the right answer is number -1, counted from 0, of 2 choices"));
+  EXPECT_EQ(first("choices", R"({"context": "c", "choices": ["a", "b"], "gold": "1"})").gold, 1u);
   EXPECT_THAT(error_of("boolq", R"({"passage": "p", "question": "q", "answer": "maybe"})"),
               HasSubstr("\"answer\" must be one of \"0\", \"1\", \"false\", \"true\", not "
                         "\"maybe\" (boolq.yaml:5: gold)"));
