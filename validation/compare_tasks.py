@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Compares what tasks ask of a model with lm-evaluation-harness: every prompt, every continuation, every split into tokens.
 
-    pip install lm-eval sentencepiece tokenizers
+    pip install lm-eval sentencepiece tokenizers transformers
     compare_tasks.py --program build/bin/print_requests --data TASK_DATA --tokenizer DIR ... [--limit 50] [--model tests/data/tiny-world]
 
-DIR has a tokenizer.model (SentencePiece), or vocab.json and merges.txt (byte-level BPE). The harness builds its requests from the same
-files, converted here to the fields of Hugging Face's data sets, and splits them by its own code.
+DIR has a tokenizer.model (SentencePiece), vocab.json and merges.txt (byte-level BPE), or is a model's with a tokenizer.json. The harness
+builds its requests from the same files, converted here to the fields of Hugging Face's data sets, and splits them by its own code.
 """
 import argparse
 import csv
@@ -63,6 +63,15 @@ def truthfulqa(data, limit):
              "mc1_targets": {"choices": list(doc["mc1_targets"]), "labels": list(doc["mc1_targets"].values())}} for doc in docs]
 
 
+def hellaswag(data, limit):
+    """The texts by hand, and those of a file whose prompts are made already: cleaning them once more changes nothing."""
+    docs = list(HELLASWAG)
+    for doc in json_lines(data / "hellaswag/hellaswag_val.jsonl", limit):
+        label, context = doc["query"].split(": ", 1)
+        docs.append({"activity_label": label, "ctx_a": context, "ctx_b": "", "endings": doc["choices"], "label": str(doc["gold"])})
+    return docs
+
+
 def mmlu(subject):
     def read(data, limit):
         with open(data / f"mmlu/test/{subject}_test.csv", encoding="utf-8", newline="") as file:
@@ -71,6 +80,14 @@ def mmlu(subject):
                  "subject": subject} for row in rows]
     return read
 
+
+# HellaSwag as it was published, by hand: what its cleaning has to cope with.
+HELLASWAG = [
+    {"activity_label": "Making tea", "ctx_a": "A man [header] How to [title] boil  water", "ctx_b": "the WATER  is", "label": "2",
+     "endings": ["[substeps] Take a pot. [title] Heat it.", " hot   and [x\ny] wet. ", "éCLAIR [[a] b]", "poured."]},
+    {"activity_label": "Running", "ctx_a": "Élan runs.", "ctx_b": "", "label": "0", "endings": ["a", "b", "c", "d"]},
+    {"activity_label": "X", "ctx_a": "he", "ctx_b": "ÉTÉ Ǆ İs", "label": "3", "endings": ["[title] a", " [title] b", "c]", "[d"]},
+]
 
 # By the harness's name: our name, our file, the documents, the split.
 TASKS = {
@@ -87,16 +104,8 @@ TASKS = {
     "truthfulqa_mc1": ("truthfulqa_mc1", "truthfulqa/v0/mc_task.json", truthfulqa, "validation"),
     "mmlu_anatomy": ("mmlu", "mmlu/test/anatomy_test.csv", mmlu("anatomy"), "test"),
     "mmlu_world_religions": ("mmlu", "mmlu/test/world_religions_test.csv", mmlu("world_religions"), "test"),
-    "hellaswag": ("hellaswag", None, None, "validation"),
+    "hellaswag": ("hellaswag", None, hellaswag, "validation"),
 }
-
-# HellaSwag as it was published, by hand: what its cleaning has to cope with.
-HELLASWAG = [
-    {"activity_label": "Making tea", "ctx_a": "A man [header] How to [title] boil  water", "ctx_b": "the WATER  is", "label": "2",
-     "endings": ["[substeps] Take a pot. [title] Heat it.", " hot   and [x\ny] wet. ", "éCLAIR [[a] b]", "poured."]},
-    {"activity_label": "Running", "ctx_a": "Élan runs.", "ctx_b": "", "label": "0", "endings": ["a", "b", "c", "d"]},
-    {"activity_label": "X", "ctx_a": "he", "ctx_b": "ÉTÉ Ǆ İs", "label": "3", "endings": ["[title] a", " [title] b", "c]", "[d"]},
-]
 
 
 class Splitter(TemplateLM):
@@ -107,7 +116,14 @@ class Splitter(TemplateLM):
         super().__init__()
         self.protocol = protocol
         directory = pathlib.Path(directory)
-        if (directory / "tokenizer.model").exists():
+        self.adds_bos = (directory / "tokenizer.model").exists()
+        if (directory / "tokenizer.json").exists():
+            from transformers import AutoTokenizer
+            model = AutoTokenizer.from_pretrained(directory)
+            self.vocabulary, self.bos, self.eos = len(model), model.bos_token_id, model.eos_token_id
+            self.plain = lambda text: model.encode(text, add_special_tokens=False)
+            self.adds_bos = model.encode("a") != self.plain("a")
+        elif self.adds_bos:
             import sentencepiece
             model = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
             self.vocabulary, self.bos, self.eos, self.plain = model.vocab_size(), model.bos_id(), model.eos_id(), model.encode
@@ -117,7 +133,7 @@ class Splitter(TemplateLM):
             names = model.get_vocab()
             end = names.get("</s>", names.get("<|endoftext|>"))
             self.vocabulary, self.bos, self.eos, self.plain = model.get_vocab_size(), end, end, lambda text: model.encode(text).ids
-        self.adds_bos = (directory / "tokenizer.model").exists() or "</s>" in names
+            self.adds_bos = "</s>" in names
 
     @property
     def eot_token_id(self):
@@ -145,7 +161,7 @@ class Splitter(TemplateLM):
 def model_folder(splitter, tokenizer, folder):
     """A model that has this tokenizer, as far as print_requests looks at it."""
     for file in pathlib.Path(tokenizer).iterdir():
-        if file.is_file() and file.suffix not in (".safetensors", ".bin", ".txt", ".jsonl"):
+        if file.is_file() and (file.suffix not in (".safetensors", ".bin", ".txt", ".jsonl") or file.name == "merges.txt"):
             (folder / file.name).write_bytes(file.read_bytes())
     if not (folder / "config.json").exists():
         (folder / "config.json").write_text(json.dumps({
@@ -156,7 +172,20 @@ def model_folder(splitter, tokenizer, folder):
     return folder
 
 
-def requests_of_harness(name, docs, split):
+def file_of_ours(task, file, docs, folder):
+    """What our program reads: the file, a folder with it alone, or documents as the harness has them."""
+    if file is None:
+        file = folder / f"{task}.jsonl"
+        file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+    if task == "mmlu":
+        (folder / "mmlu").mkdir()
+        (folder / "mmlu" / file.name).write_bytes(file.read_bytes())
+        return folder / "mmlu"
+    return file
+
+
+def task_of_harness(name, docs, split):
+    """The harness's task with these documents and its requests built."""
     documents = datasets.DatasetDict({each: datasets.Dataset.from_list(docs if each == split else docs[:1])
                                       for each in ("train", "validation", "test", "dev")})
     load, datasets.load_dataset = datasets.load_dataset, lambda *_, **__: documents
@@ -168,7 +197,7 @@ def requests_of_harness(name, docs, split):
         loaded = next(iter(loaded.values()))
     loaded.set_config("num_fewshot", 0)
     loaded.build_all_requests(rank=0, world_size=1)
-    return loaded.instances
+    return loaded
 
 
 def main():
@@ -183,8 +212,8 @@ def main():
     for name, (ours, file, read, split) in TASKS.items():
         if arguments.task and name not in arguments.task:
             continue
-        docs = HELLASWAG if read is None else read(arguments.data, arguments.limit)
-        instances = requests_of_harness(name, docs, split)
+        docs = read(arguments.data, arguments.limit)
+        instances = task_of_harness(name, docs, split).instances
         for tokenizer in arguments.tokenizer:
             for protocol in ("lm-eval", "paper"):
                 splitter = Splitter(tokenizer, protocol)
@@ -192,15 +221,9 @@ def main():
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = pathlib.Path(temporary)
                     model = model_folder(splitter, tokenizer, folder)
-                    path = arguments.data / file if file else folder / "hellaswag_val.jsonl"
-                    if file is None:
-                        path.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
-                    if ours == "mmlu":
-                        (folder / "mmlu").mkdir()
-                        (folder / "mmlu" / path.name).write_bytes(path.read_bytes())
-                        path = folder / "mmlu"
+                    path = file_of_ours(ours, arguments.data / file if file else None, docs, folder)
                     printed = subprocess.run([arguments.program, str(model), ours, str(path), protocol, str(len(docs))], check=True,
-                                             capture_output=True, text=True).stdout
+                                             stdout=subprocess.PIPE, text=True).stdout
                 requests = [json.loads(line) for line in printed.splitlines()]
                 differ = abs(len(requests) - len(instances))
                 for request, instance, (context, continuation) in zip(requests, instances, splitter.split):

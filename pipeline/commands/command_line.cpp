@@ -5,6 +5,7 @@
 #include <new>
 #include <thread>
 
+#include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
 #include "base/error.h"
@@ -252,12 +253,24 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
       .add_flag("--rows", arguments.text.rows,
                 "Each line is a row of a data set, as WikiText-2 is measured")
       ->needs(text);
+  const CLI::Validator is_task(
+      [](const std::string& given_task) {
+        const bool known =
+            std::ranges::find(task_names(), given_task) != task_names().end() ||
+            (is_task_file(given_task) && std::filesystem::is_regular_file(given_task));
+        return known ? std::string()
+                     : in_quotes(given_task) + " is no file that ends with .yaml, nor one of " +
+                           fmt::format("{}", fmt::join(task_names(), ", "));
+      },
+      "");
   CLI::Option* task =
       command
-          .add_option("--task", arguments.task.task,
-                      "Measure this zero-shot task, instead of what the config names")
+          .add_option(
+              "--task", arguments.task.task,
+              "Measure this zero-shot task, a name or a YAML file (docs/tasks.md), instead of "
+              "what the config names")
           ->type_name("TASK")
-          ->check(CLI::IsMember(task_names()))
+          ->check(is_task)
           ->excludes(text);
   CLI::Option* file =
       command.add_option("--file", arguments.task.file, "The documents of the task")
@@ -301,7 +314,12 @@ void add_evaluate(CLI::App& app, Arguments& arguments) {
     }
     if (task->count() > 0) {
       TaskOptions& asked = arguments.task;
-      asked.name = name.empty() ? asked.task : name;
+      if (name.empty()) {
+        asked.name = is_task_file(asked.task) ? std::filesystem::path(asked.task).stem().string()
+                                              : asked.task;
+      } else {
+        asked.name = name;
+      }
       asked.limit = arguments.limit;
       evaluations.tasks.push_back(asked);
       if (arguments.protocol == name_of(Protocol::kPaper)) evaluations.protocol = Protocol::kPaper;

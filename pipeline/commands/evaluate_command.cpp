@@ -90,7 +90,9 @@ void check_names(const Evaluations& asked, const Evaluations& of_run) {
   }
   for (const TaskOptions& task : asked.tasks) {
     for (const TaskOptions& own : of_run.tasks) {
-      const bool same = own.task == task.task && same_file(own.file, task.file) &&
+      const bool same_template =
+          own.task == task.task || (is_task_file(own.task) && same_file(own.task, task.task));
+      const bool same = same_template && same_file(own.file, task.file) &&
                         own.limit == task.limit && asked.protocol == of_run.protocol;
       if (own.name == task.name && !same) refuse(task.name);
     }

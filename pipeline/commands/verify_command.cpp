@@ -37,6 +37,13 @@ constexpr const char* kWrittenAgain =
     " (the next `roundhouse run` writes it again; if it does not, remove the folder first)";
 constexpr const char* kMadeAgain = " (the next `roundhouse run` makes it again)";
 
+// Whether a figure was measured by what `task`, a name or a file, is now. A file that is gone cannot speak against it.
+bool is_template_of(const std::string& measured, const std::string& task) {
+  std::error_code error;
+  if (is_task_file(task) && !fs::is_regular_file(task, error)) return true;
+  return measured == read_task_template(task).identity;
+}
+
 // Counts what was looked at and prints what is wrong.
 class Verdict {
  public:
@@ -263,7 +270,7 @@ class RunCheck {
     for (const TaskOptions& task : config_->evaluations.tasks) {
       const nlohmann::json settings =
           results.object->value("/settings"_json_pointer / task.name, nlohmann::json::object());
-      const bool same = settings.value("template", "") == task.task &&
+      const bool same = is_template_of(settings.value("template", ""), task.task) &&
                         settings.value("limit", -1) == task.limit &&
                         settings.value("protocol", "") == name_of(config_->evaluations.protocol);
       if (!same) faults.push_back("what was measured on " + task.name + why_not(settings));

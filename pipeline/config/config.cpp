@@ -75,7 +75,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
 
 YamlNode read_file(const fs::path& file) {
   const std::string name = file.string();
-  return parse_yaml(read_text_file(file, std::size_t{1} << 20),
+  return parse_yaml(read_text_file(file, kMostYamlBytes),
                     [&](int line) { return line > 0 ? name + ":" + std::to_string(line) : name; });
 }
 

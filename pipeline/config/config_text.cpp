@@ -85,8 +85,9 @@ std::string to_yaml(const RunConfig& config) {
     line("  protocol: {}", name_of(config.evaluations.protocol));
     line("  tasks:");
     for (const TaskOptions& task : config.evaluations.tasks) {
-      line("    - {{name: {}, template: {}, file: {}, limit: {}}}", yaml_text(task.name), task.task,
-           yaml_text(task.file), task.limit);
+      line("    - {{name: {}, template: {}, file: {}, limit: {}}}", yaml_text(task.name),
+           is_task_file(task.task) ? yaml_text(task.task) : task.task, yaml_text(task.file),
+           task.limit);
     }
   }
   return text;

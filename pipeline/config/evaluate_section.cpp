@@ -25,26 +25,47 @@ void check_task_name(const std::string& name, const std::string& where, const st
   }
 }
 
+// What makes a task of a file: the name of one, or the path of a YAML file.
+std::string task_template(Section& entry, const std::string& fallback, InputFiles files) {
+  std::string task = entry.text("template", fallback);
+  const bool known = std::ranges::find(task_names(), task) != task_names().end();
+  std::error_code error;
+  if (!known && !is_task_file(task)) {
+    fail(entry.where("template"), entry.path_of("template"),
+         fmt::format("must be one of {}, or a file that ends with .yaml, not {}",
+                     fmt::join(task_names(), ", "), in_quotes(task)));
+  }
+  if (!known && files == InputFiles::kMustExist && !fs::is_regular_file(task, error)) {
+    fail(entry.where("template"), entry.path_of("template"), "there is no file " + in_quotes(task));
+  }
+  return task;
+}
+
 // A task's file: that which is named, within `folder` if it is not there otherwise, or one of those that the task is known by.
-fs::path task_file(Section& entry, const TaskOptions& task, const fs::path& folder,
+fs::path task_file(Section& entry, const std::string& task, const fs::path& folder,
                    InputFiles files) {
+  const std::string given = entry.text("file", "");
+  // A run's config names the file, and may be read when no template is there any more.
+  if (files == InputFiles::kMayBeGone && !given.empty()) return given;
+  const TaskTemplate made_by = read_task_template(task);
   std::vector<fs::path> candidates;
-  if (const std::string given = entry.text("file", ""); !given.empty()) {
+  if (!given.empty()) {
     candidates.emplace_back(given);
     if (!folder.empty() && candidates[0].is_relative()) candidates.push_back(folder / given);
   } else {
-    if (folder.empty() || task_files(task.task).empty()) {
+    if (folder.empty() || made_by.files.empty()) {
       fail(entry.where("file"), entry.path_of("file"),
-           "is missing" + std::string(task_files(task.task).empty()
+           "is missing" + std::string(made_by.files.empty()
                                           ? ""
                                           : ", and so is the folder evaluate.task_data"));
     }
-    for (const std::string& known : task_files(task.task)) candidates.push_back(folder / known);
+    for (const std::string& known : made_by.files) candidates.push_back(folder / known);
   }
   if (files == InputFiles::kMayBeGone) return candidates[0];
   std::error_code error;
   for (const fs::path& file : candidates) {
-    if (fs::is_regular_file(file, error) || (task.task == "mmlu" && fs::is_directory(file, error)))
+    if (fs::is_regular_file(file, error) ||
+        (reads_folders(made_by) && fs::is_directory(file, error)))
       return file;
   }
   std::vector<std::string> tried;
@@ -52,7 +73,7 @@ fs::path task_file(Section& entry, const TaskOptions& task, const fs::path& fold
   fail(entry.where("file"), entry.path_of("file"), "there is no file " + in_quotes(tried));
 }
 
-// Each task is a name, or {name, file, template, limit}.
+// Each task is a name, the path of a template, or {name, file, template, limit}.
 void read_tasks(Section& section, InputFiles files, std::set<std::string>& names,
                 Evaluations& evaluations) {
   const std::string lm_eval(name_of(Protocol::kLmEval)), paper(name_of(Protocol::kPaper));
@@ -71,7 +92,12 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
       entry.kind = YamlNode::Kind::kMap;
       entry.where = node.where;
       entry.keys = {"name"};
-      entry.items = {std::move(node)};
+      entry.items = {node};
+      if (is_task_file(node.text)) {
+        entry.keys.emplace_back("template");
+        entry.items[0].text = fs::path(node.text).stem().string();
+        entry.items.push_back(node);
+      }
       node = std::move(entry);
     }
     Section entry(&node, path, node.where);
@@ -79,15 +105,15 @@ void read_tasks(Section& section, InputFiles files, std::set<std::string>& names
     task.name = entry.required_text("name");
     check_task_name(task.name, entry.where("name"), entry.path_of("name"), names);
     const bool known = std::ranges::find(task_names(), task.name) != task_names().end();
-    if (!known && name_only) {
+    if (!known && name_only && !is_task_file((*nodes)[i].text)) {
       const std::vector<std::string> nearest = nearest_words(task.name, task_names(), 1);
       fail(entry.where("name"), entry.path_of("name"),
            "no task is called " + in_quotes(task.name) +
                (nearest.empty() ? "" : " (did you mean " + in_quotes(nearest) + "?)") +
-               "; one of your own needs `file:`");
+               "; one of your own needs `file:`, or is the path of a .yaml file");
     }
-    task.task = entry.one_of("template", known ? task.name : "choices", task_names());
-    task.file = task_file(entry, task, folder, files);
+    task.task = task_template(entry, known ? task.name : "choices", files);
+    task.file = task_file(entry, task.task, folder, files);
     task.limit = entry.integer("limit", limit, 0, kMaxSamples);
     entry.finish();
     evaluations.tasks.push_back(std::move(task));

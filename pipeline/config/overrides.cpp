@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/quote.h"
-#include "pipeline/config/section.h"
+#include "base/section.h"
 
 namespace roundhouse {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "pipeline/config/yaml_tree.h"
+#include "base/yaml_tree.h"
 
 namespace roundhouse {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/section.h"
 #include "pipeline/config/config.h"
-#include "pipeline/config/section.h"
 
 namespace roundhouse {
 

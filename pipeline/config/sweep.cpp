@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "pipeline/config/section.h"
+#include "base/section.h"
 #include "stages/quantize/recipe.h"
 
 namespace roundhouse {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/config/yaml_tree.h"
+#include "base/yaml_tree.h"
 
 namespace roundhouse {
 

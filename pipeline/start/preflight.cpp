@@ -110,7 +110,8 @@ std::vector<std::string> check_evaluation(const Evaluations& evaluations,
   }
   with_file_errors_named([&] {
     for (const TaskOptions& task : evaluations.tasks) {
-      const std::size_t documents = read_task(task).size();
+      const std::size_t documents =
+          read_task(read_task_template(task.task), task.file, task.limit).size();
       lines.push_back(fmt::format("task {}: {}: {} {}", task.name, task.file.string(), documents,
                                   documents == 1 ? "document" : "documents"));
       tick();

@@ -36,10 +36,11 @@ Json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
 }
 
 Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& inputs) {
+  const TaskTemplate made_by = read_task_template(task.task);
   std::string hashes;
-  for (const std::filesystem::path& file : task_sources(task))
+  for (const std::filesystem::path& file : task_sources(made_by, task.file))
     hashes += file.filename().string() + " " + xxh3_hex_of_file(file) + "\n";
-  return {{"template", task.task},
+  return {{"template", made_by.identity},
           {"protocol", name_of(protocol)},
           {"limit", task.limit},
           {"documents", xxh3_hex(hashes)},
@@ -59,7 +60,11 @@ Json facts_of(const Evaluation& evaluation) {
   Json documents = Json::array();
   for (const TaskDocument& each : evaluation.documents)
     documents.push_back({each.gold, each.characters, each.subject, each.words, each.bytes});
-  return Json::array({documents, evaluation.results});
+  const TaskScoring& scoring = evaluation.scoring;
+  return Json::array(
+      {documents,
+       evaluation.results,
+       {static_cast<int>(scoring.metric), scoring.has_subjects, scoring.mean_of_subjects}});
 }
 
 void set_facts(Evaluation& evaluation, const Json& facts) {
@@ -74,6 +79,10 @@ void set_facts(Evaluation& evaluation, const Json& facts) {
     evaluation.documents.push_back(std::move(document));
   }
   evaluation.results = facts[1].get<std::vector<std::vector<std::size_t>>>();
+  evaluation.scoring = {.metric = static_cast<TaskMetric>(facts[2][0].get<int>()),
+                        .has_subjects = facts[2][1].get<bool>(),
+                        .mean_of_subjects = facts[2][2].get<bool>()};
+  evaluation.greedy = evaluation.scoring.wants_greedy() ? Greedy::kYes : Greedy::kNo;
 }
 
 // The figures of one recipe, or an empty object: there are none, or not of these weights.
@@ -189,12 +198,11 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
   for (const TaskOptions& task : evaluations.tasks) {
     Evaluation& evaluation = all.emplace_back();
     evaluation.name = task.name;
-    evaluation.task = task;
-    evaluation.protocol = evaluations.protocol;
-    evaluation.greedy = wants_greedy(task.task) ? Greedy::kYes : Greedy::kNo;
     if (first) {
       monitor.phase("tokens of " + task.file.string());
-      evaluation.documents = read_task(task);
+      const TaskTemplate made_by = read_task_template(task.task);
+      evaluation.scoring = scoring_of(made_by, evaluations.protocol);
+      evaluation.documents = read_task(made_by, task.file, task.limit);
       TaskSequences encoded = encoder.encode(evaluation.documents, tick);
       evaluation.sequences = std::move(encoded.sequences);
       evaluation.results = std::move(encoded.results);
@@ -240,8 +248,8 @@ EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
     }
     return figures;
   }
-  figures.task = score_task(evaluation.task, evaluation.protocol, evaluation.documents,
-                            evaluation.results, log_likelihoods);
+  figures.task =
+      score_task(evaluation.scoring, evaluation.documents, evaluation.results, log_likelihoods);
   for (const char* key : {"acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte"}) {
     if (!figures.task.figures.contains(key)) continue;
     const auto& value = figures.task.figures[key];

@@ -22,8 +22,7 @@ struct Evaluation {
   Greedy greedy = Greedy::kNo;
   std::int64_t window = 0;  // of a perplexity; 0: a task
   // Of a task.
-  TaskOptions task;
-  Protocol protocol = Protocol::kLmEval;
+  TaskScoring scoring;
   std::vector<TaskDocument> documents;  // without their texts
   std::vector<std::vector<std::size_t>> results;
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/file.h"
 #include "base/hash.h"
@@ -57,6 +58,22 @@ void add_row(ReportRow row, std::vector<ReportRow>& rows) {
   }
 }
 
+// Figures of one text or task that two runs measured by other settings stand in one column.
+void note_settings(std::vector<RunFigures>& runs) {
+  std::map<std::string, const RunFigures*> first;  // by text or task
+  for (RunFigures& figures : runs) {
+    for (const auto& [what, settings] : figures.settings) {
+      const RunFigures& other = *first.emplace(what, &figures).first->second;
+      const std::vector<std::string> differing =
+          differing_settings(settings, other.settings.at(what), figures.model == other.model);
+      if (differing.empty()) continue;
+      figures.run.remarks.push_back(
+          fmt::format("{}: measured otherwise than in run {} ({}): they do not compare", what,
+                      other.run.name, fmt::join(differing, ", ")));
+    }
+  }
+}
+
 std::map<std::string, std::string> write_files(const Report& report, const fs::path& folder,
                                                StandardErrors errors) {
   std::map<std::string, std::string> files = report_files(report, errors);
@@ -76,6 +93,7 @@ Report read_report(const std::vector<fs::path>& runs) {
   std::vector<RunFigures> all;
   for (const fs::path& run : runs) all.push_back(read_run_figures(run));
   name_models(all);
+  note_settings(all);
   Report report;
   std::vector<std::string> models;
   for (RunFigures& figures : all) {

@@ -222,16 +222,9 @@ class Reader {
     std::vector<std::string>& remarks = made_.run.remarks;
     for (const auto& [what, by_row] : measured_) {
       const Json& first = by_row.begin()->second;
+      made_.settings[what] = first;
       for (const auto& [name, how] : by_row) {
-        std::vector<std::string> differing;
-        for (const auto& [key, value] : how.items()) {
-          const auto other = first.find(key);
-          if (key == "kl" || (other != first.end() && *other == value)) continue;
-          differing.push_back(
-              printable(fmt::format("{} {}, not {}", key, value.dump(),
-                                    other == first.end() ? std::string("unknown") : other->dump()),
-                        kLongest));
-        }
+        const std::vector<std::string> differing = differing_settings(how, first, true);
         if (differing.empty()) continue;
         remarks.push_back(
             fmt::format("{}: {} was measured otherwise than {} ({}): they do not compare", what,
@@ -300,6 +293,21 @@ class Reader {
 };
 
 }  // namespace
+
+std::vector<std::string> differing_settings(const Json& settings, const Json& other,
+                                            bool same_tokenizer) {
+  std::vector<std::string> differing;
+  for (const auto& [key, value] : settings.items()) {
+    const auto found = other.find(key);
+    if (key == "kl" || (key == "tokenizer" && !same_tokenizer)) continue;
+    if (found != other.end() && *found == value) continue;
+    differing.push_back(
+        printable(fmt::format("{} {}, not {}", key, value.dump(),
+                              found == other.end() ? std::string("unknown") : found->dump()),
+                  kLongest));
+  }
+  return differing;
+}
 
 RunFigures read_run_figures(const fs::path& run) { return Reader(run).read(); }
 

@@ -128,45 +128,16 @@ std::vector<TaskRecord> records_of(std::vector<Row> rows, const std::filesystem:
 
 }  // namespace
 
-void TaskRecord::fail(const std::string& what) const { throw InputError(where + ": " + what); }
-
-const Json& TaskRecord::at(const std::string& key) const {
-  const auto found = fields.find(key);
-  if (found == fields.end()) fail(in_quotes(key) + " is missing");
-  return *found;
-}
-
 std::string TaskRecord::text(const std::string& key) const {
-  const Json& value = at(key);
-  if (!value.is_string()) fail(in_quotes(key) + " must be a text");
-  std::string text = value.get<std::string>();
-  if (text.find('\0') != std::string::npos) fail(in_quotes(key) + " has a NUL in it");
+  const auto fail = [&](const char* what) {
+    throw InputError(where + ": " + in_quotes(key) + " " + what);
+  };
+  const auto found = fields.find(key);
+  if (found == fields.end()) fail("is missing");
+  if (!found->is_string()) fail("must be a text");
+  std::string text = found->get<std::string>();
+  if (text.find('\0') != std::string::npos) fail("has a NUL in it");
   return text;
-}
-
-std::int64_t TaskRecord::integer(const std::string& key) const {
-  const Json& value = at(key);
-  if (value.is_number_integer()) return value.get<std::int64_t>();
-  // Tables and some data sets have numbers as texts.
-  if (value.is_string()) {
-    const std::string text = value.get<std::string>();
-    if (!text.empty() && text.size() < 10 &&
-        text.find_first_not_of("0123456789") == std::string::npos)
-      return std::stoll(text);
-  }
-  fail(in_quotes(key) + " must be a whole number");
-}
-
-std::vector<std::string> TaskRecord::texts(const std::string& key) const {
-  const Json& value = at(key);
-  if (!value.is_array()) fail(in_quotes(key) + " must be a list of texts");
-  std::vector<std::string> texts;
-  for (const Json& each : value) {
-    if (!each.is_string()) fail(in_quotes(key) + " must be a list of texts");
-    texts.push_back(each.get<std::string>());
-    if (texts.back().find('\0') != std::string::npos) fail(in_quotes(key) + " has a NUL in it");
-  }
-  return texts;
 }
 
 std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,

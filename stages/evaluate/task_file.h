@@ -1,7 +1,6 @@
 // Files of tasks: JSON lines, one JSON array, or tables (CSV, TSV), as the data sets are published. Read whole; they are small.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -16,12 +15,8 @@ struct TaskRecord {
   std::string where;  // "FILE:12", or "FILE: entry 12" of an array, for messages
 
   bool has(const std::string& key) const { return fields.contains(key); }
-  // These throw InputError naming file, line and key: it is missing, or of another type. A text with a NUL in it is refused, too.
+  // Throws InputError naming file, line and key: it is missing, no text, or has a NUL in it.
   std::string text(const std::string& key) const;
-  std::int64_t integer(const std::string& key) const;
-  std::vector<std::string> texts(const std::string& key) const;
-  const nlohmann::ordered_json& at(const std::string& key) const;
-  [[noreturn]] void fail(const std::string& what) const;
 };
 
 // By the file's name: .csv (RFC 4180) and .tsv (tabs, no quotes) have a first row of column names; only where `columns` are given, and that

@@ -15,30 +15,20 @@
 #include "model/model_config.h"
 #include "model/tokenizer/tokenizer.h"
 #include "stages/evaluate/log_likelihood.h"
+#include "stages/evaluate/task_template.h"
 
 namespace roundhouse {
 
-// How texts become tokens.
-enum class Protocol {
-  kLmEval,  // today's: whatever the tokenizer puts in front of a text (LLaMA: <s>) stands in front of every context
-  kPaper  // that of the papers' tables (lm-eval until 2025): nothing in front; MMLU is the plain mean of its subjects
-};
-std::string_view name_of(Protocol protocol);  // "lm-eval", "paper"
-
-// What is measured. `task` names a row of the table in tasks.cpp.
+// What is measured.
 struct TaskOptions {
   std::string name;            // a key in the results
-  std::string task;            // "piqa", "choices", ...
-  std::filesystem::path file;  // mmlu: a folder of tables, too
-  int limit = 0;               // documents at most (mmlu: of each subject); 0: all
+  std::string task;            // that of a template, or its file: "piqa", "choices", "mine.yaml"
+  std::filesystem::path file;  // of a task with subjects: a folder of tables, too
+  int limit = 0;               // documents at most (of each subject); 0: all
 };
 
 // What reports call the mean of accuracies: no task has this name.
 inline constexpr std::string_view kAverage = "average";
-
-const std::vector<std::string>& task_names();
-// Where a task's file may be within a folder of data sets, best first; empty: nowhere.
-const std::vector<std::string>& task_files(const std::string& task);
 
 struct TextRequest {
   std::string context, continuation;
@@ -51,17 +41,31 @@ struct TaskDocument {
   std::vector<TextRequest> requests;  // one for each choice; a single one is a text to be continued
   std::size_t gold = 0;               // the right choice
   std::vector<std::size_t> characters;  // code points of each choice
-  std::string subject;                  // mmlu
-  std::string
-      page;  // wikitext: a text that is scored from its beginning, and what its perplexity is
-  std::size_t words = 0, bytes = 0;  // relative to
+  std::string subject;                  // of a task with subjects
+  std::string page;                     // a text that is scored from its beginning, and what its
+  std::size_t words = 0, bytes = 0;     // perplexity is relative to
 };
 
+// How answers become figures.
+struct TaskScoring {
+  TaskMetric metric = TaskMetric::kAccuracy;
+  bool has_subjects = false;
+  bool mean_of_subjects = false;  // acc, instead of the mean of all documents
+
+  bool wants_greedy() const { return metric == TaskMetric::kGreedy; }
+};
+TaskScoring scoring_of(const TaskTemplate& task, Protocol protocol);
+
+// Whether a task's documents may come from a folder instead of a file.
+bool reads_folders(const TaskTemplate& task);
+
 // The files that read_task() reads: what a figure depends on by their content. Throws InputError where a folder has none.
-std::vector<std::filesystem::path> task_sources(const TaskOptions& options);
+std::vector<std::filesystem::path> task_sources(const TaskTemplate& task,
+                                                const std::filesystem::path& file);
 
 // Throws InputError naming file, line and key for whatever is not as the task's files are.
-std::vector<TaskDocument> read_task(const TaskOptions& options);
+std::vector<TaskDocument> read_task(const TaskTemplate& task, const std::filesystem::path& file,
+                                    int limit);
 
 // What the model reads and is asked, and which of the answers (indices into what measure_log_likelihoods() returns) are those of a
 // document's requests, in their order; of a page, those of its windows.
@@ -106,9 +110,7 @@ struct TaskResult {
   // One a document: {"document", "log_likelihoods", "gold", "choice", ...}.
   std::vector<nlohmann::ordered_json> answers;
 };
-bool wants_greedy(const std::string& task);
-TaskResult score_task(const TaskOptions& options, Protocol protocol,
-                      std::span<const TaskDocument> documents,
+TaskResult score_task(const TaskScoring& scoring, std::span<const TaskDocument> documents,
                       const std::vector<std::vector<std::size_t>>& results,
                       std::span<const LogLikelihood> log_likelihoods);
 

@@ -2,22 +2,11 @@
 
 #include <utility>
 
+#include "stages/evaluate/text_filters.h"
 #include "stages/evaluate/white_space.h"
 
 namespace roundhouse {
 namespace {
-
-// All occurrences, from left to right.
-std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
-  std::string result;
-  for (;;) {
-    const std::size_t at = text.find(from);
-    result += text.substr(0, at);
-    if (at == std::string_view::npos) return result;
-    result += to;
-    text.remove_prefix(at + from.size());
-  }
-}
 
 // Takes white space away on the inner side of each pair: from `open` to the first `close` behind it.
 std::string tightened(std::string_view text, char open, char close) {

@@ -184,6 +184,23 @@ evaluate: {original: false, perplexity: [{name: n, text: t, window: 64, limit: 2
     put("tasks", "pages", b"\x43" + b" = a = \n b @-@ c \n")
     put("tasks", "gold-too-large", b"\x0c" + b'{"context": "a", "choices": ["b", "c"], "gold": 18446744073709551615}\n')
     put("tasks", "many-keys", b"\x0c" + b"{" + b", ".join(b'"%d": 0' % i for i in range(2000)) + b"}")
+    document = b'\0{"a": "x y", "b": ["c", "d"], "g": 1, "o": {"k": "v"}}\n'
+    def template(name, yaml):
+        put("tasks", "template-" + name, b"\xff" + yaml + document)
+    template("whole", b"""include: choices
+filters: {clean: 'trim | replace("x", "y")'}
+let: {both: "{{[a, a]}}", more: "{{both | join(' ')}}{{a | clean}}"}
+context: "{{more | before('x')}}{{o | keys | only}}{{o.k | default(b.0)}}"
+choices: "{{b | capitalize}}"
+gold: "{{g}}"
+labels: {"0": 0, "1": 1}
+""")
+    template("doubling", b"let:\n  n0: '{{a}}'\n" + b"".join(b"  n%d: '{{n%d}}{{n%d}}'\n" % (i + 1, i, i) for i in range(90))
+             + b"context: '{{n90}}'\nchoices: ['a', 'b']\ngold: '0'\n")
+    template("growing", b"context: '{{a" + b"".join(b' | replace("x", "xxxxxxxxxxxxxxxx")' for _ in range(40)) + b"}}'\nchoices: ['a', 'b']\ngold: '0'\n")
+    template("deep", b"context: '{{" + b"[" * 20000 + b"'\nchoices: ['a', 'b']\ngold: '0'\n")
+    template("itself", b"let: {x: '{{y}}', y: '{{x}}'}\ncontext: '{{y}}'\nchoices: ['a', 'b']\ngold: '0'\n")
+    template("page", b"page: '{{a}}'\ncounted: '{{o}}'\nmetric: perplexity\n")
 
 
 if __name__ == "__main__":

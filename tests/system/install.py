@@ -33,6 +33,11 @@ def main():
         call("run", "configs/demo.yaml", "--set", f"run={run}", "--set", "device=cpu", "--set", "threads=1",
              "--set", "recipes=[{method: rtn, bits: 4, group_size: 128, symmetric: true}]",
              "--set", "calibration.samples=4", "--set", "calibration.sequence_length=32", "--set", "evaluate.perplexity.0.limit=2")
+        # A named task, which the program has in it, and that of a file among those that are installed.
+        facts, model = data / "tests/data/tiny-world/tasks/facts.jsonl", data / "tests/data/tiny-world"
+        named, own = (call("evaluate", model, "--task", task, "--file", facts, "--limit", "3", "--name", "facts")
+                      for task in ("choices", "configs/tasks/choices.yaml"))
+        assert named == own and named.startswith("facts: acc "), (named, own)
         call("verify", run)
         assert (run / "export" / "rtn-w4g128-symmetric").is_dir(), "nothing was exported"
         assert "/build" not in (run / "config.yaml").read_text(), "the run names files of the build"

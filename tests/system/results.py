@@ -72,6 +72,32 @@ class Results:
         self.small.call("verify", self.small.run)
         print("answers of tasks, document by document, made again where they are lost", flush=True)
 
+    def own_template(self):
+        """What was measured stays while its template says the same, and is measured again when it says something else."""
+        mine, facts = self.small.folder / "mine.yaml", self.small.folder / "facts.jsonl"
+        tasks = f"evaluate.tasks=[{{name: facts, file: {facts}, template: {mine}}}]"
+        recipes = ("original", "rtn-w4g32", "gptq-w3g32", "awq-w4g32")
+
+        def figures():
+            return [json.loads((self.small.run / f"results/{recipe}.json").read_text())["tasks"]["facts"] for recipe in recipes]
+
+        expected = figures()
+        for yaml, measures in (("include: choices\n", True), ("# a remark\ninclude: choices\nfiles: [elsewhere.jsonl]\n", False),
+                               ("include: choices\ngold: '0'\n", True)):
+            mine.write_text(yaml)
+            before = len(self.journal())
+            self.small.finish("--set", tasks)
+            measured = [(event["recipe"], event["name"]) for event in self.journal()[before:] if event["event"] == "task"]
+            check(sorted(measured) == sorted((recipe, "facts") for recipe in recipes if measures), f"measured with {yaml}: {measured}")
+            check(("gold" in yaml) == (figures() != expected), f"figures of {yaml}: {figures()}")
+            self.small.call("verify", self.small.run)
+        mine.write_text("include: choices\n")
+        check("other settings" in self.small.call("verify", self.small.run, expect=1), "verify does not miss the template")
+        mine.unlink()
+        self.small.call("verify", self.small.run)
+        self.small.call("report", self.small.run)
+        print("a template of one's own: what it measured stays while it says the same", flush=True)
+
     def export_beside(self, expected):
         """A finished recipe is exported while the job is stopped in the middle of another, holding its run."""
         shutil.rmtree(self.small.run, ignore_errors=True)
@@ -114,6 +140,7 @@ def main():
         results.one_after_the_other(1)
         expected = results.products()
         results.tasks()
+        results.own_template()
         results.one_after_the_other(2, "--set", "mesh.pipeline=1")
         results.same_bits(expected, 2, "--set", "mesh.pipeline=2")
         results.same_bits(expected, 2, "--set", "mesh.data=2")

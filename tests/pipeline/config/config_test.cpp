@@ -634,6 +634,22 @@ TEST_F(ConfigTest, TasksFindTheirFilesAndAreWrittenOut) {
   EXPECT_EQ(evaluations.tasks[3].task, "piqa");
   const std::string written = to_yaml(config);
   EXPECT_EQ(to_yaml(read(written)), written);
+  // A template of one's own, alone with a file that it knows, or with another one.
+  write("mine.yaml", "include: choices\nfiles: [no.jsonl, mine.jsonl]\n");
+  const RunConfig own = read(with("evaluate: {task_data: " + at("data") + ", tasks: [" +
+                                  at("mine.yaml") + ", {name: b, template: " + at("mine.yaml") +
+                                  ", file: " + at("other.txt") + "}]}\n"));
+  ASSERT_EQ(own.evaluations.tasks.size(), 2u);
+  EXPECT_EQ(own.evaluations.tasks[0].name, "mine");
+  EXPECT_EQ(own.evaluations.tasks[0].task, at("mine.yaml"));
+  EXPECT_EQ(own.evaluations.tasks[0].file, at("data/mine.jsonl"));
+  EXPECT_EQ(own.evaluations.tasks[1].file, at("other.txt"));
+  EXPECT_EQ(to_yaml(read(to_yaml(own))), to_yaml(own));
+  EXPECT_EQ(error(with("evaluate: {tasks: [{name: a, template: no.yaml, file: x}]}\n")),
+            "config.yaml:5: evaluate.tasks[0].template: there is no file \"no.yaml\"");
+  write("mine.yaml", "include: choices\nlables: a\n");
+  EXPECT_EQ(error(with("evaluate: {tasks: [" + at("mine.yaml") + "]}\n")),
+            "mine.yaml:2: unknown key \"lables\" (did you mean \"labels\"?)");
   EXPECT_EQ(
       error(with("evaluate: {tasks: [{name: average, file: " + at("other.txt") + "}]}\n")),
       "config.yaml:5: evaluate.tasks[0].name: reports call the mean of all tasks \"average\": "

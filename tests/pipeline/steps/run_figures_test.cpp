@@ -201,9 +201,21 @@ TEST_F(RunFiguresTest, DoesNotTrustTheJournal) {
 }
 
 TEST_F(RunFiguresTest, SeveralRunsOfOneModelAreOneModel) {
-  results("original", {{"perplexity", {{"test", 2.5}}}});
+  const auto measured = [](int limit, const std::string& tokenizer) {
+    return Json{{"perplexity", {{"test", 2.5}}},
+                {"settings", {{"test", {{"limit", limit}, {"tokenizer", tokenizer}}}}}};
+  };
+  results("original", measured(0, "t"));
   fs::copy(run_, folder_.path() / "s", fs::copy_options::recursive);
   Report report = read_report({run_, folder_.path() / "s"});
+  EXPECT_THAT(report.runs[1].remarks, IsEmpty());
+  write_sealed_json(results_path(folder_.path() / "s", "original"), results_key("original"),
+                    measured(7, "u"));
+  report = read_report({run_, folder_.path() / "s"});
+  EXPECT_THAT(report.runs[0].remarks, IsEmpty());
+  EXPECT_THAT(report.runs[1].remarks,
+              Contains("test: measured otherwise than in run r (limit 7, not 0, tokenizer \"u\", "
+                       "not \"t\"): they do not compare"));
   std::vector<std::string> names;
   for (const ReportRow& row : report.rows) names.push_back(row.name);
   EXPECT_THAT(names, ElementsAre("original", "rtn-w4g128", "rtn-w3-symmetric", "rtn-w4g128 (s)",
@@ -217,6 +229,10 @@ TEST_F(RunFiguresTest, SeveralRunsOfOneModelAreOneModel) {
                      {"keys", Json::object()},
                      {"config", ""}});
   report = read_report({run_, folder_.path() / "s"});
+  EXPECT_THAT(report.runs[1].remarks,
+              Contains("test: measured otherwise than in run r (limit 7, not 0): they do not "
+                       "compare"))
+      << "another model may have another tokenizer";
   EXPECT_EQ(rows_by_model(report)[1].first, "Llama-2-7b-hf (s)") << "called the same, and another";
   EXPECT_THROW(read_report({folder_.path()}), InputError);
 }

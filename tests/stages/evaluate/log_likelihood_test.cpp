@@ -255,11 +255,11 @@ TEST_F(LogLikelihoodTest, AccuraciesOfTheBundledModelAreTheKnownOnes) {
   const auto tokenizer = load_tokenizer(kModel);
   const RequestEncoder encoder(*tokenizer, model_.config(), Protocol::kLmEval);
   const auto accuracy = [&](const std::string& file, const std::string& task) {
-    const TaskOptions options{file, task, kModel / "tasks" / (file + ".jsonl"), 0};
-    const auto documents = read_task(options);
+    const TaskTemplate made_by = read_task_template(task);
+    const auto documents = read_task(made_by, kModel / "tasks" / (file + ".jsonl"), 0);
     const TaskSequences encoded = encoder.encode(documents, [] {});
-    const TaskResult result = score_task(options, Protocol::kLmEval, documents, encoded.results,
-                                         measure(encoded.sequences, test_world()));
+    const TaskResult result = score_task(scoring_of(made_by, Protocol::kLmEval), documents,
+                                         encoded.results, measure(encoded.sequences, test_world()));
     EXPECT_EQ(result.figures["documents"], 500);
     return result.figures["acc"].get<double>();
   };

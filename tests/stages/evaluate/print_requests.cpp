@@ -19,7 +19,8 @@ int main(int argc, char** argv) {
     const Protocol protocol =
         std::string(argv[4]) == "paper" ? Protocol::kPaper : Protocol::kLmEval;
     const RequestEncoder encoder(*tokenizer, read_model_config(model), protocol);
-    for (const TaskDocument& document : read_task({"task", argv[2], argv[3], std::atoi(argv[5])})) {
+    for (const TaskDocument& document :
+         read_task(read_task_template(argv[2]), argv[3], std::atoi(argv[5]))) {
       if (document.requests.empty())
         std::printf("%s\n", nlohmann::json({{"page", document.page}}).dump().c_str());
       for (const TextRequest& request : document.requests) {

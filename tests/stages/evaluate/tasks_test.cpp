@@ -19,6 +19,15 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 
+std::vector<TaskDocument> read(const std::string& task, const std::filesystem::path& file,
+                               int limit = 0) {
+  return read_task(read_task_template(task), file, limit);
+}
+
+TaskScoring scoring(const std::string& task, Protocol protocol = Protocol::kLmEval) {
+  return scoring_of(read_task_template(task), protocol);
+}
+
 class TasksTest : public testing::Test {
  protected:
   std::filesystem::path write(const std::string& name, const std::string& text) const {
@@ -28,7 +37,7 @@ class TasksTest : public testing::Test {
   }
   TaskDocument first(const std::string& task, const std::string& text,
                      const std::string& name = "file.jsonl") const {
-    return read_task({task, task, write(name, text), 0}).at(0);
+    return read(task, write(name, text)).at(0);
   }
   std::string error_of(const std::string& task, const std::string& text) const {
     try {
@@ -111,7 +120,7 @@ TEST_F(TasksTest, SubjectsAreFilesOfAFolder) {
   write("mmlu/world_religions_test.csv", "\" one, two \",a,b,c,d,C\nq,1,2,3,4,A\n");
   write("mmlu/anatomy_test.csv", "question,choice0,choice1,choice2,choice3,answer\nq,1,2,3,4,3\n");
   write("mmlu/anatomy_dev.csv", "no test");
-  const auto documents = read_task({"mmlu", "mmlu", folder_.path() / "mmlu", 1});
+  const auto documents = read("mmlu", folder_.path() / "mmlu", 1);
   ASSERT_EQ(documents.size(), 2u);
   EXPECT_EQ(documents[0].subject, "anatomy");
   EXPECT_EQ(documents[0].gold, 3u);
@@ -125,9 +134,9 @@ TEST_F(TasksTest, SubjectsAreFilesOfAFolder) {
 TEST_F(TasksTest, LabelsMayStandInAFileBeside) {
   const auto file = write("valid.jsonl", "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\"}\n");
   write("valid-labels.lst", "1\n");
-  EXPECT_EQ(read_task({"piqa", "piqa", file, 0})[0].gold, 1u);
+  EXPECT_EQ(read("piqa", file)[0].gold, 1u);
   write("valid-labels.lst", "1\n0\n");
-  EXPECT_THROW((void)read_task({"piqa", "piqa", file, 0}), InputError);
+  EXPECT_THROW((void)read("piqa", file), InputError);
 }
 
 TEST_F(TasksTest, WhatIsWrongIsNamedWithFileLineAndKey) {
@@ -138,28 +147,57 @@ TEST_F(TasksTest, WhatIsWrongIsNamedWithFileLineAndKey) {
               HasSubstr("file.jsonl:1: a choice is empty"));
   EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["b"], "gold": 0})"),
               HasSubstr("there must be 2 to 1000 choices (`template: greedy`"));
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["a", 1], "gold": 0})"),
+              HasSubstr("\"choices\" must be a list of texts (choices.yaml:3: choices)"));
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": "ab", "gold": 0})"),
+              HasSubstr("\"choices\" must be a list of texts"));
+  for (const char* gold : {"\"x\"", "true", "0.5", "\"\"", "[0]"}) {
+    EXPECT_THAT(error_of("choices", std::string(R"({"context": "c", "choices": ["a", "b"], )") +
+                                        "\"gold\": " + gold + "}"),
+                HasSubstr("\"gold\" must be a "))
+        << gold;
+  }
+  EXPECT_THAT(error_of("choices", R"({"context": "c", "choices": ["a", "b"], "gold": -1})"),
+              HasSubstr("the right answer is number -1, counted from 0, of 2 choices"));
+  EXPECT_EQ(first("choices", R"({"context": "c", "choices": ["a", "b"], "gold": "1"})").gold, 1u);
   EXPECT_THAT(error_of("boolq", R"({"passage": "p", "question": "q", "answer": "maybe"})"),
-              HasSubstr("\"answer\" must be one of \"false\", \"true\", or its number"));
+              HasSubstr("\"answer\" must be one of \"0\", \"1\", \"false\", \"true\", not "
+                        "\"maybe\" (boolq.yaml:5: gold)"));
   EXPECT_THAT(error_of("lambada_openai", R"({"text": "ends in a blank "})"),
-              HasSubstr("must end with the word"));
+              HasSubstr("file.jsonl:1: a choice is empty (lambada_openai.yaml:4: continuation)"));
   EXPECT_THAT(error_of("choices", R"({"choices": ["a"], "gold": 0})"),
               HasSubstr("file.jsonl:1: \"context\" is missing"));
   EXPECT_THAT(error_of("greedy", R"({"context": "c", "choices": ["a", "b"], "gold": 0})"),
-              HasSubstr("\"choices\" must have one text"));
+              HasSubstr("\"choices\", for only: must have one text"));
   EXPECT_THAT(
       error_of("winogrande", R"({"sentence": "s", "option1": "a", "option2": "b", "answer": "1"})"),
-      HasSubstr("has no gap"));
+      HasSubstr("a choice is empty (winogrande.yaml:7: continuation)"));
+  EXPECT_THAT(error_of("winogrande",
+                       R"({"sentence": "_ s", "option1": "a", "option2": "b", "answer": "3"})"),
+              HasSubstr("\"answer\" must be one of \"1\", \"2\", not \"3\""));
+  EXPECT_THAT(error_of("arc_easy", R"({"question": "q", "choices": ["x", "y"], "answerKey": "C"})"),
+              HasSubstr("the answer \"C\" is none of \"A\", \"B\""));
+  EXPECT_THAT(error_of("truthfulqa_mc1", R"({"question": "q", "mc1_targets": {"z": 1, "a": 1}})"),
+              HasSubstr("the answer \"1\" stands more than once among \"1\", \"1\""));
   EXPECT_THAT(
-      error_of("winogrande", R"({"sentence": "_", "option1": "a", "option2": "b", "answer": "3"})"),
-      HasSubstr("\"answer\" must be 1 or 2"));
-  EXPECT_THAT(error_of("arc_easy", R"({"question": "q", "choices": ["x"], "answerKey": "B"})"),
-              HasSubstr("the answer \"B\" is none of \"A\""));
-  EXPECT_THAT(error_of("truthfulqa_mc1", R"({"question": "q", "mc1_targets": {"z": 0, "a": 1}})"),
-              HasSubstr("the first choice must be the right one"));
+      error_of(
+          "arc_easy",
+          R"({"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answerKey": "A"})"),
+      HasSubstr("there are 1 labels for 2 choices"));
+  EXPECT_THAT(
+      error_of("mmlu",
+               R"({"subject": "s", "question": "q", "choices": ["1", "2", "3"], "answer": 0})"),
+      HasSubstr(
+          "\"options\", for prepend: there must be 4 of them, not 3 (mmlu.yaml:10: let.lines)"));
+  EXPECT_THAT(error_of("piqa", R"({"goal": 1, "sol1": "a", "sol2": "b", "label": 0})"),
+              HasSubstr("\"goal\" must be a text (piqa.yaml:4: context)"));
+  EXPECT_THAT(
+      error_of("piqa", "{\"goal\": \"a\\u0000\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 0}"),
+      HasSubstr("has a NUL in it"));
   EXPECT_THAT(
       error_of("mmlu", R"({"question": "q", "choices": ["1", "2", "3", "4"], "answer": 0})"),
       HasSubstr("\"subject\" is missing"));
-  EXPECT_THROW((void)read_task({"mmlu", "mmlu", folder_.path(), 0}), InputError);
+  EXPECT_THROW((void)read("mmlu", folder_.path()), InputError);
 }
 
 TEST_F(TasksTest, AContextLosesItsWhiteSpaceToTheContinuation) {
@@ -273,8 +311,7 @@ TEST_F(TasksTest, FiguresAreThoseOfTheHarness) {
   std::vector<LogLikelihood> sums(8);
   const double values[] = {-1, -2, -2, -1, -3, -3, -1, -11};
   for (std::size_t i = 0; i < sums.size(); ++i) sums[i].sum = values[i];
-  const TaskResult result =
-      score_task({"t", "choices", "", 0}, Protocol::kLmEval, documents, results, sums);
+  const TaskResult result = score_task(scoring("choices"), documents, results, sums);
   // Of equal ones the first is taken; a character's share of -2 over 10 beats -1 over 1.
   EXPECT_EQ(result.figures["acc"], 0.25);
   EXPECT_DOUBLE_EQ(result.figures["acc_stderr"].get<double>(), 0.25);
@@ -286,25 +323,24 @@ TEST_F(TasksTest, FiguresAreThoseOfTheHarness) {
   documents[0].subject = "a";
   for (std::size_t i = 1; i < 4; ++i) documents[i].subject = "b";
   const auto mmlu = [&](Protocol protocol) {
-    return score_task({"t", "mmlu", "", 0}, protocol, documents, results, sums).figures;
+    return score_task(scoring("mmlu", protocol), documents, results, sums).figures;
   };
   EXPECT_EQ(mmlu(Protocol::kLmEval)["acc"], 0.25);
   EXPECT_DOUBLE_EQ(mmlu(Protocol::kPaper)["acc"].get<double>(), 1.0 / 6);
   EXPECT_DOUBLE_EQ(mmlu(Protocol::kLmEval)["acc_by_subject"].get<double>(), 1.0 / 6);
 
   sums[0].greedy = false;
-  const TaskResult greedy = score_task({"t", "greedy", "", 0}, Protocol::kLmEval,
-                                       std::span(documents).first(2), {{0}, {1}}, sums);
+  const TaskResult greedy =
+      score_task(scoring("greedy"), std::span(documents).first(2), {{0}, {1}}, sums);
   EXPECT_EQ(greedy.figures["acc"], 0.5);
   EXPECT_DOUBLE_EQ(greedy.figures["perplexity"].get<double>(), std::exp(1.5));
 
   sums[0].sum = NAN;
-  const TaskResult unknown = score_task({"t", "greedy", "", 0}, Protocol::kLmEval,
-                                        std::span(documents).first(2), {{0}, {1}}, sums);
+  const TaskResult unknown =
+      score_task(scoring("greedy"), std::span(documents).first(2), {{0}, {1}}, sums);
   EXPECT_TRUE(unknown.figures["acc"].is_null());
   EXPECT_TRUE(unknown.answers[0]["greedy"].is_null());
-  const TaskResult broken =
-      score_task({"t", "choices", "", 0}, Protocol::kLmEval, documents, results, sums);
+  const TaskResult broken = score_task(scoring("choices"), documents, results, sums);
   EXPECT_TRUE(broken.answers[0]["log_likelihoods"][0].is_null());
   EXPECT_TRUE(broken.answers[0]["choice"].is_null());
   EXPECT_TRUE(broken.figures["acc"].is_null()) << "a model without an output has no accuracy";
@@ -316,15 +352,15 @@ TEST_F(TasksTest, FiguresAreThoseOfTheHarness) {
 TEST_F(TasksTest, PagesHavePerplexitiesOfWordsAndBytes) {
   const auto file =
       write("wiki.test.raw", " \n = One = \n a b .\n \n = = Part = = \n = Two = \n c");
-  const auto documents = read_task({"w", "wikitext", file, 0});
+  const auto documents = read("wikitext", file);
   ASSERT_EQ(documents.size(), 2u);
   EXPECT_EQ(documents[1].page, " = Two =\nc");
   EXPECT_EQ(documents[1].words, 5u);  // "", "=", "Two", "=", "c"
   EXPECT_EQ(documents[1].bytes, 12u);
   std::vector<LogLikelihood> sums(3);
   for (LogLikelihood& each : sums) each.sum = -12;
-  const TaskResult result = score_task({"w", "wikitext", "", 0}, Protocol::kLmEval,
-                                       std::span(documents).last(1), {{0, 2}}, sums);
+  const TaskResult result =
+      score_task(scoring("wikitext"), std::span(documents).last(1), {{0, 2}}, sums);
   EXPECT_DOUBLE_EQ(result.figures["word_perplexity"].get<double>(), std::exp(24.0 / 5));
   EXPECT_DOUBLE_EQ(result.figures["byte_perplexity"].get<double>(), std::exp(2.0));
   EXPECT_DOUBLE_EQ(result.figures["bits_per_byte"].get<double>(), 2 / std::log(2.0));

@@ -1,4 +1,4 @@
-#include "pipeline/config/section.h"
+#include "base/section.h"
 
 #include <algorithm>
 #include <utility>

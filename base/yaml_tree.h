@@ -24,6 +24,8 @@ struct YamlNode {
   const YamlNode* find(const std::string& key) const;  // of a map; nullptr: not there
 };
 
+inline constexpr std::size_t kMostYamlBytes = std::size_t{1} << 20;
+
 // `where` names a line (counted from 1), or with 0 the whole. Throws InputError "where: what is
 // wrong". Empty text is a null.
 YamlNode parse_yaml(const std::string& text, const std::function<std::string(int line)>& where);

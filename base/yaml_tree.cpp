@@ -1,4 +1,4 @@
-#include "pipeline/config/yaml_tree.h"
+#include "base/yaml_tree.h"
 
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/exceptions.h>
@@ -17,7 +17,6 @@
 namespace roundhouse {
 namespace {
 
-constexpr std::size_t kMaxBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxNodes = 20000;
 constexpr std::size_t kMaxDepth = 32;
 // The scanner holds a whole line of brackets before it hands out the first.
@@ -140,8 +139,8 @@ bool is_utf8(const std::string& line) {
 }
 
 void check_text(const std::string& text, const std::function<std::string(int)>& where) {
-  if (text.size() > kMaxBytes) {
-    throw InputError(where(0) + ": longer than " + std::to_string(kMaxBytes) +
+  if (text.size() > kMostYamlBytes) {
+    throw InputError(where(0) + ": longer than " + std::to_string(kMostYamlBytes) +
                      " bytes: this is no configuration");
   }
   const bool byte_order_mark = text.starts_with("\xEF\xBB\xBF");

@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 
 #include "base/quote.h"
-#include "pipeline/config/yaml_tree.h"
+#include "base/yaml_tree.h"
 
 namespace roundhouse {
 
