@@ -14,23 +14,22 @@ class EightCodes {
  public:
   explicit EightCodes(int bits)
       : bits_(bits),
-        ones_(repeated(1, 8)),
-        twos_(repeated(2, 16)),
-        fours_(repeated(4, 32)),
-        eights_(repeated(8, 64)) {}
+        every_(repeated(1, 8)),
+        ones_(repeated(1, 16)),
+        twos_(repeated(2, 32)),
+        fours_(repeated(4, 64)) {}
 
   std::uint64_t pack(std::uint64_t codes) const {
-    codes = (codes | codes >> (8 - bits_)) & twos_;
-    codes = (codes | codes >> (16 - 2 * bits_)) & fours_;
-    return (codes | codes >> (32 - 4 * bits_)) & eights_;
+    codes = (codes & ones_) | (codes >> (8 - bits_) & ones_ << bits_);
+    codes = (codes & twos_) | (codes >> (16 - 2 * bits_) & twos_ << 2 * bits_);
+    return (codes & fours_) | (codes >> (32 - 4 * bits_) & fours_ << 4 * bits_);
   }
   std::uint64_t unpack(std::uint64_t stream) const {
-    stream &= eights_;
-    stream = (stream | stream << (32 - 4 * bits_)) & fours_;
-    stream = (stream | stream << (16 - 2 * bits_)) & twos_;
-    return (stream | stream << (8 - bits_)) & ones_;
+    stream = (stream & fours_) | (stream & fours_ << 4 * bits_) << (32 - 4 * bits_);
+    stream = (stream & twos_) | (stream & twos_ << 2 * bits_) << (16 - 2 * bits_);
+    return (stream & ones_) | (stream & ones_ << bits_) << (8 - bits_);
   }
-  bool fit(std::uint64_t codes) const { return (codes & ~ones_) == 0; }
+  bool fit(std::uint64_t codes) const { return (codes & ~every_) == 0; }
 
  private:
   // The lowest `codes` b bits of every `width` of 64.
@@ -43,7 +42,7 @@ class EightCodes {
   }
 
   int bits_;
-  std::uint64_t ones_, twos_, fours_, eights_;
+  std::uint64_t every_, ones_, twos_, fours_;  // the lower of each two that are joined
 };
 
 std::uint64_t load_bytes(const std::byte* from, std::size_t bytes) {
