@@ -24,10 +24,11 @@ void TransformerKernels::layer_norm(const LayerNorm& op) {
 }
 
 void TransformerKernels::rope(const Rope& op) {
-  require(op.head_dim % 2 == 0 && op.x.cols == op.heads * op.head_dim, "rope: x has another shape");
+  require(op.x.cols == op.heads * op.head_dim, "rope: x has another shape");
+  require(2 * op.cos.cols <= op.head_dim, "rope: more columns are rotated than a head has");
   require(op.length > 0 && op.x.rows % op.length == 0, "rope: x is not whole sequences");
   for (const ConstMatrix& table : {op.cos, op.sin}) {
-    require(table.rows >= op.length && table.cols == op.head_dim / 2 && table.type == DType::kF32,
+    require(table.rows >= op.length && table.cols == op.cos.cols && table.type == DType::kF32,
             "rope: the tables have another shape or type");
   }
   run(op);
@@ -53,6 +54,11 @@ void TransformerKernels::attention(const Attention& op) {
 
 void TransformerKernels::silu_gate(const SiluGate& op) {
   require(alike(op.up, op.gate) && alike(op.y, op.gate), "silu_gate: shapes or types differ");
+  run(op);
+}
+
+void TransformerKernels::scaled_sum(const ScaledSum& op) {
+  require(alike(op.y, op.x), "scaled_sum: y has another shape or type");
   run(op);
 }
 

@@ -30,11 +30,11 @@ struct LayerNorm {
   float epsilon;
 };
 
-// Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head,
-// (a, b) <- (a cos - b sin, b cos + a sin). Backward: by minus the angle, which takes dL/dy to dL/dx.
+// Rotary position embedding in place, Hugging Face's "rotate half" layout: with a, b the halves of a head, or of its first
+// columns, (a, b) <- (a cos - b sin, b cos + a sin). Backward: by minus the angle, which takes dL/dy to dL/dx.
 struct Rope {
   Matrix x;         // [sequences * length, heads * head_dim]
-  ConstMatrix cos;  // [>= length, head_dim / 2] F32
+  ConstMatrix cos;  // [>= length, rotated columns of a head / 2] F32
   ConstMatrix sin;
   std::int64_t heads;
   std::int64_t head_dim;
@@ -67,6 +67,14 @@ struct SiluGate {
   Matrix y;  // may be gate or up
 };
 
+// y (+)= scale x
+struct ScaledSum {
+  ConstMatrix x;
+  float scale = 1.0f;
+  Matrix y;  // may be x itself
+  bool accumulate = true;
+};
+
 // y = max(x, 0); NaN stays NaN.
 struct Relu {
   ConstMatrix x;
@@ -95,6 +103,7 @@ class TransformerKernels {
   void rope(const Rope& op);
   void attention(const Attention& op);
   void silu_gate(const SiluGate& op);
+  void scaled_sum(const ScaledSum& op);
   void relu(const Relu& op);
   void cross_entropy(const CrossEntropy& op);
   void check_finite(const CheckFinite& op);
@@ -105,6 +114,7 @@ class TransformerKernels {
   virtual void run(const Rope& op) = 0;
   virtual void run(const Attention& op) = 0;
   virtual void run(const SiluGate& op) = 0;
+  virtual void run(const ScaledSum& op) = 0;
   virtual void run(const Relu& op) = 0;
   virtual void run(const CrossEntropy& op) = 0;
   virtual void run(const CheckFinite& op) = 0;

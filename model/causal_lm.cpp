@@ -50,6 +50,9 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
   HostTensor rows = gather_rows(
       checkpoint_.weight(layout_.embedding, {config_.vocabulary, config_.embedding_size}), indices);
   check_values(rows.view(), type, checkpoint_.where(layout_.embedding));
+  if (config_.embedding_multiplier != 1.0f) {
+    for (float& value : rows.as<float>()) value *= config_.embedding_multiplier;
+  }
   if (layout_.positions.empty()) return upload_rows(rows, backend);
 
   if (length > config_.max_positions) {
@@ -106,7 +109,7 @@ CausalLM::Head CausalLM::load_head(Backend& backend) const {
 CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
                                          Backend& backend) const {
   const DType type = backend.activation_type();
-  HeadInput input{.x = residual, .normed = {}, .projected = {}};
+  HeadInput input{.x = residual, .normed = {}, .scaled = {}, .projected = {}};
   ConstMatrix& x = input.x;
   if (!head.norm.empty()) {
     Tensor& normed = input.normed = Tensor(backend, type, x.rows, x.cols);
@@ -122,6 +125,12 @@ CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
                           .epsilon = epsilon});
     }
     x = std::as_const(normed).view();
+  }
+  if (config_.logits_divisor != 1.0f) {
+    Tensor& scaled = input.scaled = Tensor(backend, type, x.rows, x.cols);
+    backend.scaled_sum(
+        {.x = x, .scale = 1.0f / config_.logits_divisor, .y = scaled.view(), .accumulate = false});
+    x = std::as_const(scaled).view();
   }
   if (!head.project_out.empty()) {
     Tensor& projected = input.projected = Tensor(backend, type, x.rows, config_.embedding_size);

@@ -60,7 +60,7 @@ class CausalLM {
   // What the head's weight is applied to, and the tensors that hold it.
   struct HeadInput {
     ConstMatrix x;
-    Tensor normed, projected;
+    Tensor normed, scaled, projected;
   };
   HeadInput head_input(const Head& head, ConstMatrix residual, Backend& backend) const;
 

@@ -94,6 +94,12 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
   }
   Tensor& dx = result.residual;
   if (!head.project_out.empty()) dx = input_gradient_of(dx, head.project_out, backend);
+  if (config_.logits_divisor != 1.0f) {
+    backend.scaled_sum({.x = std::as_const(dx).view(),
+                        .scale = 1.0f / config_.logits_divisor,
+                        .y = dx.view(),
+                        .accumulate = false});
+  }
   if (!head.norm.empty()) {
     const auto norm_backward = [&]<class Op>(Op op) {
       op.x = residual;

@@ -13,6 +13,7 @@
 #include "base/random.h"
 #include "model/architectures/tensor_names.h"
 #include "model/checkpoint/safetensors.h"
+#include "model/config/config_json.h"
 #include "model/tokenizer/tokenizer.h"
 
 namespace roundhouse {
@@ -33,7 +34,82 @@ ModelConfig llama(std::int64_t hidden, std::int64_t intermediate, std::int64_t b
   config.max_positions = positions;
   config.norm_epsilon = epsilon;
   config.embedding_size = hidden;
+  config.rope.columns = config.head_dim;
   config.eos = {2};
+  return config;
+}
+
+// Grouped queries in heads of 128, as all newer models have.
+ModelConfig newer(Architecture architecture, std::int64_t hidden, std::int64_t intermediate,
+                  std::int64_t blocks, std::int64_t heads, std::int64_t kv_heads,
+                  std::int64_t vocabulary, double theta) {
+  ModelConfig config = llama(hidden, intermediate, blocks, heads, kv_heads, 32768, 1e-6f);
+  config.architecture = architecture;
+  config.head_dim = config.rope.columns = 128;
+  config.vocabulary = vocabulary;
+  config.rope.theta = theta;
+  return config;
+}
+
+ModelConfig llama_3(std::int64_t hidden, std::int64_t intermediate, std::int64_t blocks,
+                    std::int64_t heads) {
+  ModelConfig config =
+      newer(Architecture::kLlama, hidden, intermediate, blocks, heads, 8, 128256, 500000.0);
+  config.norm_epsilon = 1e-5f;
+  config.max_positions = 131072;
+  config.rope.scaling = RopeConfig::Scaling::kLlama3;
+  config.rope.factor = 8.0;
+  config.rope.original_positions = 8192;
+  return config;
+}
+
+ModelConfig qwen_25_7b() {
+  ModelConfig config = newer(Architecture::kQwen2, 3584, 18944, 28, 28, 4, 152064, 1e6);
+  config.qkv_bias = true;
+  return config;
+}
+
+ModelConfig qwen_3_8b() {
+  ModelConfig config = newer(Architecture::kQwen3, 4096, 12288, 36, 32, 8, 151936, 1e6);
+  config.query_key_norm = QueryKeyNorm::kHeads;
+  return config;
+}
+
+ModelConfig phi_3_mini() {
+  ModelConfig config = llama(3072, 8192, 32, 32, 32, 4096, 1e-5f);
+  config.architecture = Architecture::kPhi3;
+  config.vocabulary = 32064;
+  config.sliding_window = 2047;
+  config.fused_linears = true;
+  return config;
+}
+
+ModelConfig olmo_2_7b() {
+  ModelConfig config = llama(4096, 11008, 32, 32, 32, 4096, 1e-6f);
+  config.architecture = Architecture::kOlmo2;
+  config.vocabulary = 100352;
+  config.rope.theta = 500000.0;
+  config.norms_of_outputs = true;
+  config.query_key_norm = QueryKeyNorm::kAll;
+  return config;
+}
+
+ModelConfig granite_8b() {
+  ModelConfig config = newer(Architecture::kGranite, 4096, 12800, 40, 32, 8, 49155, 1e7);
+  config.norm_epsilon = 1e-5f;
+  config.tied_embeddings = true;
+  config.attention_scale = 0.0078125f;
+  config.residual_multiplier = 0.22f;
+  config.embedding_multiplier = 12.0f;
+  config.logits_divisor = 16.0f;
+  return config;
+}
+
+ModelConfig smollm2_135m() {
+  ModelConfig config = llama(576, 1536, 30, 9, 3, 8192, 1e-5f);
+  config.vocabulary = 49152;
+  config.rope.theta = 100000.0;
+  config.tied_embeddings = true;
   return config;
 }
 
@@ -53,8 +129,9 @@ ModelConfig tiny_world() {
 ModelConfig opt(std::int64_t hidden, std::int64_t blocks, std::int64_t heads) {
   ModelConfig config = llama(hidden, 4 * hidden, blocks, heads, heads, 2048, 1e-5f);
   config.architecture = Architecture::kOpt;
+  config.rope = {};
   config.vocabulary = 50272;
-  config.linear_bias = true;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
   config.tied_embeddings = true;
   config.bos = 2;
   return config;
@@ -78,7 +155,15 @@ const std::map<std::string, ModelConfig>& table() {
       {"llama-2-13b", llama(5120, 13824, 40, 40, 40, 4096, 1e-5f)},
       {"llama-2-70b", llama(8192, 28672, 80, 64, 8, 4096, 1e-5f)},
       {"llama-1.1b", llama(2048, 5632, 22, 32, 4, 2048, 1e-5f)},
+      {"llama-3.1-8b", llama_3(4096, 14336, 32, 32)},
+      {"llama-3.1-70b", llama_3(8192, 28672, 80, 64)},
       {"mistral-7b", mistral_7b()},
+      {"qwen2.5-7b", qwen_25_7b()},
+      {"qwen3-8b", qwen_3_8b()},
+      {"phi-3-mini", phi_3_mini()},
+      {"olmo-2-7b", olmo_2_7b()},
+      {"granite-3-8b", granite_8b()},
+      {"smollm2-135m", smollm2_135m()},
       {"opt-125m", opt(768, 12, 12)},
       {"opt-350m", opt_350m()},
       {"opt-1.3b", opt(2048, 24, 32)},
@@ -167,49 +252,6 @@ std::vector<TensorInfo> tensors_of(const ModelConfig& config) {
 }
 
 std::int64_t bytes_of(const TensorInfo& tensor) { return element_count(tensor.shape) * 2; }
-
-nlohmann::ordered_json opt_config(const ModelConfig& c) {
-  return {{"architectures", {"OPTForCausalLM"}},
-          {"model_type", "opt"},
-          {"hidden_size", c.hidden_size},
-          {"ffn_dim", c.intermediate_size},
-          {"num_hidden_layers", c.blocks},
-          {"num_attention_heads", c.heads},
-          {"vocab_size", c.vocabulary},
-          {"word_embed_proj_dim", c.embedding_size},
-          {"max_position_embeddings", c.max_positions},
-          {"do_layer_norm_before", c.norm_first},
-          {"activation_function", "relu"},
-          {"pad_token_id", 1},
-          {"bos_token_id", 2},
-          {"eos_token_id", 2},
-          {"torch_dtype", "float16"}};
-}
-
-std::string config_json(const ModelConfig& c) {
-  if (c.architecture == Architecture::kOpt) return opt_config(c).dump(1) + "\n";
-  const bool mistral = c.architecture == Architecture::kMistral;
-  nlohmann::ordered_json json{
-      {"architectures", {mistral ? "MistralForCausalLM" : "LlamaForCausalLM"}},
-      {"model_type", mistral ? "mistral" : "llama"},
-      {"hidden_size", c.hidden_size},
-      {"intermediate_size", c.intermediate_size},
-      {"num_hidden_layers", c.blocks},
-      {"num_attention_heads", c.heads},
-      {"num_key_value_heads", c.kv_heads},
-      {"head_dim", c.head_dim},
-      {"vocab_size", c.vocabulary},
-      {"max_position_embeddings", c.max_positions},
-      {"rms_norm_eps", c.norm_epsilon},
-      {"rope_theta", c.rope_theta},
-      {"hidden_act", "silu"},
-      {"tie_word_embeddings", false},
-      {"bos_token_id", 1},
-      {"eos_token_id", 2},
-      {"torch_dtype", "float16"}};
-  if (mistral) json["sliding_window"] = c.sliding_window;
-  return json.dump(1) + "\n";
-}
 
 }  // namespace
 

@@ -38,6 +38,7 @@ endforeach()
 # How a model lies on disk is known below, how it computes above; tokenizers know neither.
 set(rooms_model_checkpoint    block tokenizer)
 set(rooms_model_tokenizer     .)
+set(rooms_model_config        .)
 set(rooms_model_block         architectures checkpoint .)
 set(rooms_model_architectures block checkpoint .)
 set(rooms_model_quantized     block checkpoint)

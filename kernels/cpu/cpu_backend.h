@@ -41,6 +41,7 @@ class CpuBackend : public Backend {
   void run(const Rope& op) override;
   void run(const Attention& op) override;
   void run(const SiluGate& op) override;
+  void run(const ScaledSum& op) override;
   void run(const Relu& op) override;
   void run(const CrossEntropy& op) override;
   void run(const CheckFinite& op) override;

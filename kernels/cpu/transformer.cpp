@@ -59,11 +59,22 @@ constexpr std::int64_t kChunk = 1024;
   for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i];
 }
 
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void scaled_sum_row(
+    const float* x, float scale, bool accumulate, std::int64_t n, float* y) {
+  if (accumulate) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) y[i] += scale * x[i];
+  } else {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) y[i] = scale * x[i];
+  }
+}
+
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rotate_row(
     float* x, const float* cos, const float* sin, float direction, std::int64_t heads,
-    std::int64_t half) {
+    std::int64_t head_dim, std::int64_t half) {
   for (std::int64_t head = 0; head < heads; ++head) {
-    float* const a = x + 2 * half * head;
+    float* const a = x + head_dim * head;
     float* const b = a + half;
 #pragma omp simd
     for (std::int64_t i = 0; i < half; ++i) {
@@ -126,18 +137,19 @@ void CpuBackend::run(const LayerNorm& op) {
 }
 
 void CpuBackend::run(const Rope& op) {
-  const std::int64_t half = op.head_dim / 2;
+  const std::int64_t half = op.cos.cols;
   float* const x = op.x.f32();
   const float* const cos = op.cos.f32();
   const float* const sin = op.sin.f32();
-  for_each_range(
-      threads_, op.x.rows, rows_per_piece(op.x.cols), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t row = begin; row < end; ++row) {
-          const std::int64_t position = row % op.length;
-          rotate_row(x + row * op.x.stride, cos + position * op.cos.stride,
-                     sin + position * op.sin.stride, op.backward ? -1.0f : 1.0f, op.heads, half);
-        }
-      });
+  for_each_range(threads_, op.x.rows, rows_per_piece(op.x.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     const std::int64_t position = row % op.length;
+                     rotate_row(x + row * op.x.stride, cos + position * op.cos.stride,
+                                sin + position * op.sin.stride, op.backward ? -1.0f : 1.0f,
+                                op.heads, op.head_dim, half);
+                   }
+                 });
 }
 
 void CpuBackend::run(const SiluGate& op) {
@@ -150,6 +162,19 @@ void CpuBackend::run(const SiluGate& op) {
                    for (std::int64_t row = begin; row < end; ++row) {
                      silu_gate_row(gate + row * op.gate.stride, up + row * op.up.stride, cols,
                                    y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::run(const ScaledSum& op) {
+  const std::int64_t cols = op.x.cols;
+  const float* const x = op.x.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     scaled_sum_row(x + row * op.x.stride, op.scale, op.accumulate, cols,
+                                    y + row * op.y.stride);
                    }
                  });
 }

@@ -52,6 +52,7 @@ class CudaBackend : public Backend {
   void run(const Rope& op) override;
   void run(const Attention& op) override;
   void run(const SiluGate& op) override;
+  void run(const ScaledSum& op) override;
   void run(const Relu& op) override;
   void run(const CrossEntropy& op) override;
   void run(const CheckFinite& op) override;

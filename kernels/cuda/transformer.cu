@@ -78,15 +78,15 @@ __global__ void __launch_bounds__(kThreads) layer_norm_kernel(LayerNorm op) {
   }
 }
 
-// `col` counts the pairs of a row: half a head each.
+// `col` counts the pairs of a row: so many of each head as are rotated.
 template <class T, int kWidth>
 struct Rotate {
   Rope op;
   __device__ void operator()(std::int64_t row, std::int64_t col) const {
-    const int half = static_cast<int>(op.head_dim / 2);
+    const int half = static_cast<int>(op.cos.cols);
     const int head = static_cast<int>(col) / half;
     const int i = static_cast<int>(col) % half;
-    const std::int64_t first = static_cast<std::int64_t>(head) * 2 * half + i;
+    const std::int64_t first = static_cast<std::int64_t>(head) * op.head_dim + i;
     const std::int64_t position = row % op.length;
     Floats<kWidth> a = load<T, kWidth>(op.x, row, first);
     Floats<kWidth> b = load<T, kWidth>(op.x, row, first + half);
@@ -115,6 +115,22 @@ struct GateWithSilu {
       gate.at[i] = gate.at[i] / (1.0f + expf(-gate.at[i])) * up.at[i];
     }
     store<T, kWidth>(gate, op.y, row, col);
+  }
+};
+
+template <class T, int kWidth>
+struct AddScaled {
+  ScaledSum op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x.at[i] = op.scale * x.at[i];
+    if (op.accumulate) {
+      const Floats<kWidth> y = load<T, kWidth>(op.y, row, col);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) x.at[i] = y.at[i] + x.at[i];
+    }
+    store<T, kWidth>(x, op.y, row, col);
   }
 };
 
@@ -182,10 +198,10 @@ void CudaBackend::run(const LayerNorm& op) {
 
 void CudaBackend::run(const Rope& op) {
   check_columns(op.x.cols);
-  const std::int64_t half = op.head_dim / 2;
+  const std::int64_t half = op.cos.cols;
   with_activation_type(op.x.type, [&](auto type) {
-    const bool packed =
-        half % kPackWidth == 0 && can_pack(op.x) && can_pack(op.cos) && can_pack(op.sin);
+    const bool packed = half % kPackWidth == 0 && op.head_dim % kPackWidth == 0 && can_pack(op.x) &&
+                        can_pack(op.cos) && can_pack(op.sin);
     with_width(packed, [&](auto width) {
       for_each_element(op.x.rows, op.heads * half, width, device_->stream(),
                        Rotate<typename decltype(type)::type, width()>{op});
@@ -199,6 +215,15 @@ void CudaBackend::run(const SiluGate& op) {
     with_width(can_pack(op.gate) && can_pack(op.up) && can_pack(op.y), [&](auto width) {
       for_each_element(op.gate.rows, cols, width, device_->stream(),
                        GateWithSilu<typename decltype(type)::type, width()>{op});
+    });
+  });
+}
+
+void CudaBackend::run(const ScaledSum& op) {
+  with_activation_type(op.x.type, [&](auto type) {
+    with_width(can_pack(op.x) && can_pack(op.y), [&](auto width) {
+      for_each_element(op.x.rows, op.x.cols, width, device_->stream(),
+                       AddScaled<typename decltype(type)::type, width()>{op});
     });
   });
 }

@@ -9,40 +9,59 @@
 namespace roundhouse {
 namespace {
 
-enum GroupIndex { kQkv, kOut, kGateUp, kDownProjection };
+enum GroupIndex { kQkv, kOut, kGateUp, kDown };
+
+// "q_proj, k_proj, v_proj" of linears [first, end).
+SharedInput group_of(const std::vector<LinearSpec>& linears, int first, int end,
+                     bool from_residual) {
+  SharedInput group{.name = "",
+                    .linears = {},
+                    .cols = linears[static_cast<std::size_t>(first)].cols,
+                    .from_residual = from_residual};
+  for (int i = first; i < end; ++i) {
+    const std::string& name = linears[static_cast<std::size_t>(i)].name;
+    group.name += (i > first ? ", " : "") + name.substr(name.rfind('.') + 1);
+    group.linears.push_back(i);
+  }
+  return group;
+}
 
 }  // namespace
 
 LlamaBlock::LlamaBlock(const ModelConfig& config, std::int64_t max_length, Backend& backend)
     : config_(config),
       attention_(config, max_length,
-                 RotaryTables(config.rope_theta, config.head_dim, max_length, backend)) {
+                 config.query_key_norm == QueryKeyNorm::kNone ? -1 : int{kQueryNorm},
+                 RotaryTables(config.rope, max_length, backend)),
+      o_(attention_.output_linear()),
+      gate_(o_ + 1),
+      up_(config.fused_linears ? gate_ : gate_ + 1),
+      down_(up_ + 1) {
   hidden_size_ = config.hidden_size;
   const BlockLayout layout = block_layout(config);
   prefix_ = layout.prefix;
   linears_ = layout.linears;
-  norm_names_ = layout.norms;
-  const std::int64_t attention = config.heads * config.head_dim;
-  shared_inputs_ = {{"q_proj, k_proj, v_proj",
-                     {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
-                     config.hidden_size,
-                     true},
-                    {"o_proj", {kO}, attention, false},
-                    {"gate_proj, up_proj", {kGate, kUp}, config.hidden_size, true},
-                    {"down_proj", {kDown}, config.intermediate_size, false}};
-  scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0}});
-  // With grouped queries several columns of o read one row of v.
-  if (config.kv_heads == config.heads) {
-    scale_sets_.push_back(
-        {.group = kOut, .last_group = kOut, .norms = {}, .linear = SelfAttention::kV});
+  norms_ = layout.norms;
+  shared_inputs_ = {group_of(linears_, 0, o_, true), group_of(linears_, o_, gate_, false),
+                    group_of(linears_, gate_, down_, true),
+                    group_of(linears_, down_, down_ + 1, false)};
+  const bool norms_of_inputs = !config.norms_of_outputs;
+  if (norms_of_inputs) {
+    scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {kAttentionNorm}});
   }
-  scale_sets_.push_back({.group = kGateUp, .last_group = kDownProjection, .norms = {1}});
-  scale_sets_.push_back(
-      {.group = kDownProjection, .last_group = kDownProjection, .norms = {}, .linear = kUp});
-  score_linears_ = {SelfAttention::kQ, SelfAttention::kK};
-  saved_width_ = 2 * hidden_size_ + 2 * attention + 2 * config.kv_heads * config.head_dim +
+  // With grouped queries several columns of o read one row of v. Values are the last of the linears before o, or its last rows.
+  if (config.kv_heads == config.heads) {
+    scale_sets_.push_back({.group = kOut, .last_group = kOut, .norms = {}, .linear = o_ - 1});
+  }
+  if (norms_of_inputs) {
+    scale_sets_.push_back({.group = kGateUp, .last_group = kDown, .norms = {kMlpNorm}});
+  }
+  scale_sets_.push_back({.group = kDown, .last_group = kDown, .norms = {}, .linear = up_});
+  score_linears_ = {0};
+  if (!config.fused_linears) score_linears_.push_back(1);
+  saved_width_ = (norms_of_inputs ? 2 : 4) * hidden_size_ + attention_.saved_width() +
                  2 * config.intermediate_size;
-  saved_f32_width_ = config.heads;
+  saved_f32_width_ = attention_.saved_f32_width();
 }
 
 BlockWeights LlamaBlock::load(const Checkpoint& checkpoint, int block, Backend& backend,
@@ -52,45 +71,100 @@ BlockWeights LlamaBlock::load(const Checkpoint& checkpoint, int block, Backend& 
 
 Tensor LlamaBlock::input_from_residual(int group, const BlockWeights& weights,
                                        const Tensor& residual, Backend& backend) const {
-  return normalize(group == kQkv ? kBeforeAttention : kBeforeMlp, weights, residual, backend);
+  return input_of(group == kQkv ? kAttentionNorm : kMlpNorm, weights, residual, backend);
 }
 
 void LlamaBlock::apply(int group, const BlockWeights& weights, BlockState& state,
                        Backend& backend) const {
+  const Tensor x = std::move(state.input);
+  state.input = Tensor();
   switch (group) {
-    case kQkv: {
-      const Tensor x = std::move(state.input);
-      state.input =
-          std::move(attention_.forward(weights, x, state.length, SelfAttention::LogSumExp::kNo,
-                                       backend)[SelfAttention::kOutput]);
+    case kQkv:
+      state.input = std::move(attention_.forward(
+          weights, x, state.length, SelfAttention::For::kForward, backend)[SelfAttention::kOutput]);
       return;
-    }
     case kGateUp: {
-      Tensor gate = apply_linear(weights, kGate, state.input, backend);
-      const Tensor up = apply_linear(weights, kUp, state.input, backend);
-      backend.silu_gate({.gate = std::as_const(gate).view(), .up = up.view(), .y = gate.view()});
-      state.input = std::move(gate);
+      std::vector<Tensor> outputs = gate_and_up(weights, x, backend);
+      if (config_.fused_linears) {
+        state.input = gated_product(parts_of(outputs), backend);
+      } else {
+        const GateUp parts = parts_of(outputs);
+        backend.silu_gate({.gate = parts.gate, .up = parts.up, .y = parts.gate});
+        state.input = std::move(outputs.front());
+      }
       return;
     }
     case kOut:
-    case kDownProjection:
-      apply_linear(weights, group == kOut ? kO : kDown, state.input, state.residual.view(), true,
-                   backend);
-      state.input = Tensor();
+    case kDown:
+      add_output(group == kOut ? o_ : down_, group == kOut ? kAttentionNorm : kMlpNorm, weights, x,
+                 false, state.residual, backend);
       return;
     default:
       require(false, "no such group of linears");
   }
 }
 
-Tensor LlamaBlock::normalize(NormIndex norm, const BlockWeights& weights, const Tensor& x,
-                             Backend& backend) const {
-  Tensor y(backend, backend.activation_type(), x.rows(), hidden_size_);
+std::vector<Tensor> LlamaBlock::gate_and_up(const BlockWeights& weights, const Tensor& n,
+                                            Backend& backend) const {
+  std::vector<Tensor> outputs;
+  for (int linear = gate_; linear <= up_; ++linear) {
+    outputs.push_back(apply_linear(weights, linear, n, backend));
+  }
+  return outputs;
+}
+
+LlamaBlock::GateUp LlamaBlock::parts_of(std::vector<Tensor>& gate_and_up) const {
+  if (!config_.fused_linears) {
+    return {gate_and_up[kGateOutput].view(), gate_and_up[kUpOutput].view()};
+  }
+  const Matrix both = gate_and_up[kGateOutput].view();
+  const std::int64_t each = config_.intermediate_size;
+  return {both.col_range(0, each), both.col_range(each, 2 * each)};
+}
+
+Tensor LlamaBlock::gated_product(const GateUp& parts, Backend& backend) const {
+  Tensor product(backend, parts.gate.type, parts.gate.rows, parts.gate.cols);
+  backend.silu_gate({.gate = parts.gate, .up = parts.up, .y = product.view()});
+  return product;
+}
+
+Tensor LlamaBlock::input_of(NormIndex norm, const BlockWeights& weights, const Tensor& residual,
+                            Backend& backend) const {
+  Tensor y(backend, backend.activation_type(), residual.rows(), hidden_size_);
+  if (config_.norms_of_outputs) {
+    backend.copy(residual.view(), y.view());
+  } else {
+    normalize(norm, weights, residual, y.view(), backend);
+  }
+  return y;
+}
+
+void LlamaBlock::normalize(NormIndex norm, const BlockWeights& weights, const Tensor& x, Matrix y,
+                           Backend& backend) const {
   backend.rms_norm({.x = x.view(),
                     .weight = weights.norms[norm].view(),
-                    .y = y.view(),
+                    .y = y,
                     .epsilon = config_.norm_epsilon});
-  return y;
+}
+
+Tensor LlamaBlock::add_output(int linear, NormIndex norm, const BlockWeights& weights,
+                              const Tensor& x, bool keep, Tensor& residual,
+                              Backend& backend) const {
+  if (!config_.norms_of_outputs && config_.residual_multiplier == 1.0f) {
+    apply_linear(weights, linear, x, residual.view(), true, backend);
+    return {};
+  }
+  Tensor y = apply_linear(weights, linear, x, backend), raw;
+  if (config_.norms_of_outputs) {
+    if (keep) {
+      raw = std::move(y);
+      y = Tensor(backend, raw.type(), raw.rows(), raw.cols());
+    }
+    normalize(norm, weights, keep ? raw : y, y.view(), backend);
+  }
+  backend.scaled_sum(
+      {.x = std::as_const(y).view(), .scale = config_.residual_multiplier, .y = residual.view()});
+  return raw;
 }
 
 }  // namespace roundhouse

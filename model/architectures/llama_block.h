@@ -1,7 +1,18 @@
-// The decoder block of LLaMA and Mistral.
+// The decoder block of LLaMA and of all that differ from it by a few things (ModelConfig): biases, fused linears, norms of queries
+// and keys, the rotation, and where norms stand.
 //
-//   residual += o(attention(rope(q(n)), rope(k(n)), v(n)))   n = RMSNorm(residual; input_layernorm)
-//   residual += down(silu(gate(m)) * up(m))                  m = RMSNorm(residual; post_attention_layernorm)
+//   residual += m o(attention(rope(q(n)), rope(k(n)), v(n)))   n = RMSNorm(residual; input_layernorm)
+//   residual += m down(silu(gate(n)) * up(n))                  n = RMSNorm(residual; post_attention_layernorm)
+//
+// m is the residual multiplier. With norms of outputs (OLMo 2) n is the residual itself, and
+//
+//   residual += m RMSNorm(o(...); post_attention_layernorm)    and the same with down and post_feedforward_layernorm
+//
+//   group  linears                 input                               after apply()
+//   0      q, k, v   or qkv        RMSNorm(residual), or the residual  input = attention output
+//   1      o                       attention output                    residual as above
+//   2      gate, up  or gate_up    RMSNorm(residual), or the residual  input = silu(gate) * up
+//   3      down                    silu(gate) * up                     residual as above
 #pragma once
 
 #include "model/block/decoder_block.h"
@@ -19,17 +30,36 @@ class LlamaBlock : public DecoderBlock {
              Backend& backend) const override;
 
  private:
-  enum LinearIndex { kO = SelfAttention::kO, kGate, kUp, kDown };
-  enum NormIndex { kBeforeAttention, kBeforeMlp };
+  // Of the two halves, and what follows them: those of queries and keys.
+  enum NormIndex { kAttentionNorm, kMlpNorm, kQueryNorm };
+  // Fused, the first holds both. With norms of outputs a half's inner activations end with the output before its norm.
   enum MlpInner { kGateOutput, kUpOutput };
 
+  struct GateUp {
+    Matrix gate, up;
+  };
+  // Outputs of the linears gate and up.
+  std::vector<Tensor> gate_and_up(const BlockWeights& weights, const Tensor& n,
+                                  Backend& backend) const;
+  GateUp parts_of(std::vector<Tensor>& gate_and_up) const;
   // silu(gate) * up
-  static Tensor gated_product(const Tensor& gate, const Tensor& up, Backend& backend);
-  Tensor normalize(NormIndex norm, const BlockWeights& weights, const Tensor& x,
-                   Backend& backend) const;
-  // gradient += that of a norm's input x, from that of its output.
-  void add_norm_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
-                         const Tensor& dy, Tensor& gradient, Backend& backend) const;
+  Tensor gated_product(const GateUp& parts, Backend& backend) const;
+  // The input of a half's first linears: the norm of the residual, or a copy of it.
+  Tensor input_of(NormIndex norm, const BlockWeights& weights, const Tensor& residual,
+                  Backend& backend) const;
+  void normalize(NormIndex norm, const BlockWeights& weights, const Tensor& x, Matrix y,
+                 Backend& backend) const;
+  // residual += what a half's last linear makes of x. Returns its output before the norm, where there is one and it is asked for.
+  Tensor add_output(int linear, NormIndex norm, const BlockWeights& weights, const Tensor& x,
+                    bool keep, Tensor& residual, Backend& backend) const;
+  // From the gradient of the residual after a half to that of its last linear's output; empty: it is the same.
+  Tensor output_gradient(NormIndex norm, const BlockWeights& weights,
+                         SavedActivations::OfHalf& saved, const Tensor& gradient,
+                         Backend& backend) const;
+  // gradient += that of a half's input, from that of what its first linears read; `add` adds theirs to a matrix.
+  using AddInputGradients = std::function<void(Matrix to, bool accumulate)>;
+  void add_half_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
+                         const AddInputGradients& add, Tensor& gradient, Backend& backend) const;
 
   Tensor input_from_residual(int group, const BlockWeights& weights, const Tensor& residual,
                              Backend& backend) const override;
@@ -47,6 +77,7 @@ class LlamaBlock : public DecoderBlock {
 
   ModelConfig config_;
   SelfAttention attention_;
+  int o_, gate_, up_, down_;  // linears; gate and up are one where they are fused
 };
 
 }  // namespace roundhouse

@@ -9,21 +9,21 @@ namespace roundhouse {
 std::vector<Tensor> LlamaBlock::forward_half(Half half, const BlockWeights& weights,
                                              Tensor& residual, std::int64_t length,
                                              Backend& backend) const {
-  if (half == Half::kAttention) {
-    const Tensor n = normalize(kBeforeAttention, weights, residual, backend);
-    std::vector<Tensor> inner =
-        attention_.forward(weights, n, length, SelfAttention::LogSumExp::kYes, backend);
-    apply_linear(weights, kO, inner[SelfAttention::kOutput], residual.view(), true, backend);
-    return inner;
-  }
+  const bool attention = half == Half::kAttention;
+  const NormIndex norm = attention ? kAttentionNorm : kMlpNorm;
   std::vector<Tensor> inner;
   {
-    const Tensor n = normalize(kBeforeMlp, weights, residual, backend);
-    inner.push_back(apply_linear(weights, kGate, n, backend));
-    inner.push_back(apply_linear(weights, kUp, n, backend));
+    const Tensor n = input_of(norm, weights, residual, backend);
+    inner = attention
+                ? attention_.forward(weights, n, length, SelfAttention::For::kBackward, backend)
+                : gate_and_up(weights, n, backend);
   }
-  const Tensor product = gated_product(inner[kGateOutput], inner[kUpOutput], backend);
-  apply_linear(weights, kDown, product, residual.view(), true, backend);
+  Tensor product;
+  if (!attention) product = gated_product(parts_of(inner), backend);
+  Tensor raw =
+      add_output(attention ? o_ : down_, norm, weights,
+                 attention ? inner[SelfAttention::kOutput] : product, true, residual, backend);
+  if (config_.norms_of_outputs) inner.push_back(std::move(raw));
   return inner;
 }
 
@@ -41,51 +41,87 @@ void LlamaBlock::backward_half(Half half, const BlockWeights& weights,
 void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                               std::int64_t length, Tensor& gradient, const TakeGradient& take,
                               Backend& backend) const {
-  Tensor gate = std::move(saved.inner[kGateOutput]), up = std::move(saved.inner[kUpOutput]);
-  take(kDown, {gradient, gated_product(gate, up, backend), length});
+  const Tensor own = output_gradient(kMlpNorm, weights, saved, gradient, backend);
+  const Tensor& dy = own.empty() ? gradient : own;
+  std::vector<Tensor> outputs = std::move(saved.inner);
+  const GateUp parts = parts_of(outputs);
+  take(down_, {dy, gated_product(parts, backend), length});
   {
-    const Tensor d_product = input_gradient_of(gradient, weights.linears[kDown], backend);
-    backend.silu_gate_backward({.gate = std::as_const(gate).view(),
-                                .up = std::as_const(up).view(),
+    const Tensor d_product = input_gradient_of(dy, weights.linears[down_], backend);
+    backend.silu_gate_backward({.gate = parts.gate,
+                                .up = parts.up,
                                 .dy = d_product.view(),
-                                .d_gate = gate.view(),
-                                .d_up = up.view()});
+                                .d_gate = parts.gate,
+                                .d_up = parts.up});
   }
-  const Tensor d_gate = std::move(gate), d_up = std::move(up);
+  const std::vector<Tensor> gradients = std::move(outputs);  // in place
   {
-    const Tensor n = normalize(kBeforeMlp, weights, saved.input, backend);
-    take(kUp, {d_up, n, length});
-    take(kGate, {d_gate, n, length});
+    const Tensor n = input_of(kMlpNorm, weights, saved.input, backend);
+    for (int linear = up_; linear >= gate_; --linear) {
+      take(linear, {gradients[static_cast<std::size_t>(linear - gate_)], n, length});
+    }
   }
-  Tensor dn = input_gradient_of(d_gate, weights.linears[kGate], backend);
-  add_input_gradient(d_up, weights.linears[kUp], dn.view(), true, backend);
-  add_norm_gradient(kBeforeMlp, weights, saved.input, dn, gradient, backend);
+  add_half_gradient(
+      kMlpNorm, weights, saved.input,
+      [&](Matrix to, bool accumulate) {
+        for (int linear = gate_; linear <= up_; ++linear) {
+          add_input_gradient(gradients[static_cast<std::size_t>(linear - gate_)],
+                             weights.linears[linear], to, accumulate || linear > gate_, backend);
+        }
+      },
+      gradient, backend);
 }
 
 void LlamaBlock::attention_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                                     std::int64_t length, Tensor& gradient, const TakeGradient& take,
                                     InputGradient input_gradient, Backend& backend) const {
-  const SelfAttention::Gradients gradients =
-      attention_.backward(weights, std::move(saved.inner), gradient, length, take, backend);
-  attention_.take_gradients(gradients, normalize(kBeforeAttention, weights, saved.input, backend),
+  const Tensor own = output_gradient(kAttentionNorm, weights, saved, gradient, backend);
+  const SelfAttention::Gradients gradients = attention_.backward(
+      weights, std::move(saved.inner), own.empty() ? gradient : own, length, take, backend);
+  attention_.take_gradients(gradients, input_of(kAttentionNorm, weights, saved.input, backend),
                             length, take);
   if (input_gradient == InputGradient::kNo) return;
+  add_half_gradient(
+      kAttentionNorm, weights, saved.input,
+      [&](Matrix to, bool accumulate) {
+        attention_.add_input_gradients(weights, gradients, to, accumulate, backend);
+      },
+      gradient, backend);
+}
+
+Tensor LlamaBlock::output_gradient(NormIndex norm, const BlockWeights& weights,
+                                   SavedActivations::OfHalf& saved, const Tensor& gradient,
+                                   Backend& backend) const {
+  if (!config_.norms_of_outputs && config_.residual_multiplier == 1.0f) return {};
+  Tensor dy(backend, gradient.type(), gradient.rows(), gradient.cols());
+  backend.scaled_sum({.x = gradient.view(),
+                      .scale = config_.residual_multiplier,
+                      .y = dy.view(),
+                      .accumulate = false});
+  if (config_.norms_of_outputs) {
+    const Tensor raw = std::move(saved.inner.back());
+    saved.inner.pop_back();
+    backend.rms_norm_backward({.x = raw.view(),
+                               .weight = weights.norms[norm].view(),
+                               .dy = std::as_const(dy).view(),
+                               .dx = dy.view(),
+                               .epsilon = config_.norm_epsilon});
+  }
+  return dy;
+}
+
+void LlamaBlock::add_half_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
+                                   const AddInputGradients& add, Tensor& gradient,
+                                   Backend& backend) const {
+  if (config_.norms_of_outputs) {
+    add(gradient.view(), true);
+    return;
+  }
   Tensor dn(backend, backend.activation_type(), gradient.rows(), hidden_size_);
-  attention_.add_input_gradients(weights, gradients, dn.view(), false, backend);
-  add_norm_gradient(kBeforeAttention, weights, saved.input, dn, gradient, backend);
-}
-
-Tensor LlamaBlock::gated_product(const Tensor& gate, const Tensor& up, Backend& backend) {
-  Tensor product(backend, gate.type(), gate.rows(), gate.cols());
-  backend.silu_gate({.gate = gate.view(), .up = up.view(), .y = product.view()});
-  return product;
-}
-
-void LlamaBlock::add_norm_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
-                                   const Tensor& dy, Tensor& gradient, Backend& backend) const {
+  add(dn.view(), false);
   backend.rms_norm_backward({.x = x.view(),
                              .weight = weights.norms[norm].view(),
-                             .dy = dy.view(),
+                             .dy = std::as_const(dn).view(),
                              .dx = gradient.view(),
                              .epsilon = config_.norm_epsilon,
                              .accumulate = true});

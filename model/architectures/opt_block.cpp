@@ -15,30 +15,26 @@ enum GroupIndex { kQkv, kOut, kUp, kDown };
 }  // namespace
 
 OptBlock::OptBlock(const ModelConfig& config, std::int64_t max_length)
-    : config_(config), attention_(config, max_length, std::nullopt) {
+    : config_(config), attention_(config, max_length, -1, std::nullopt) {
   hidden_size_ = config.hidden_size;
   const BlockLayout layout = block_layout(config);
   prefix_ = layout.prefix;
   linears_ = layout.linears;
-  norm_names_ = layout.norms;
-  shared_inputs_ = {{"q_proj, k_proj, v_proj",
-                     {SelfAttention::kQ, SelfAttention::kK, SelfAttention::kV},
-                     config.hidden_size,
-                     true},
+  norms_ = layout.norms;
+  shared_inputs_ = {{"q_proj, k_proj, v_proj", {kQ, kK, kV}, config.hidden_size, true},
                     {"out_proj", {kOutProjection}, config.hidden_size, false},
                     {"fc1", {kFc1}, config.hidden_size, true},
                     {"fc2", {kFc2}, config.intermediate_size, false}};
   // Only a norm in front of the linears, and one with weights, can take up their scales.
   const bool norms = config.norm_first && config.affine_norms;
   if (norms) scale_sets_.push_back({.group = kQkv, .last_group = kOut, .norms = {0, 1}});
-  scale_sets_.push_back(
-      {.group = kOut, .last_group = kOut, .norms = {}, .linear = SelfAttention::kV});
+  scale_sets_.push_back({.group = kOut, .last_group = kOut, .norms = {}, .linear = kV});
   if (norms) scale_sets_.push_back({.group = kUp, .last_group = kUp, .norms = {2, 3}});
   // relu(x / s) = relu(x) / s for positive s.
   scale_sets_.push_back({.group = kDown, .last_group = kDown, .norms = {}, .linear = kFc1});
-  score_linears_ = {SelfAttention::kQ, SelfAttention::kK};
+  score_linears_ = {kQ, kK};
   saved_width_ = (config.norm_first ? 6 : 8) * hidden_size_ + config.intermediate_size;
-  saved_f32_width_ = config.heads;
+  saved_f32_width_ = attention_.saved_f32_width();
 }
 
 BlockWeights OptBlock::load(const Checkpoint& checkpoint, int block, Backend& backend,
@@ -62,9 +58,8 @@ void OptBlock::apply(int group, const BlockWeights& weights, BlockState& state,
   switch (group) {
     case kQkv: {
       const Tensor x = std::move(state.input);
-      state.input =
-          std::move(attention_.forward(weights, x, state.length, SelfAttention::LogSumExp::kNo,
-                                       backend)[SelfAttention::kOutput]);
+      state.input = std::move(attention_.forward(
+          weights, x, state.length, SelfAttention::For::kForward, backend)[SelfAttention::kOutput]);
       return;
     }
     case kUp:

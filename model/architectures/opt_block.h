@@ -29,7 +29,7 @@ class OptBlock : public DecoderBlock {
              Backend& backend) const override;
 
  private:
-  enum LinearIndex { kOutProjection = SelfAttention::kO, kFc1, kFc2 };
+  enum LinearIndex { kQ, kK, kV, kOutProjection, kFc1, kFc2 };
   enum Norm { kAttentionNorm, kFinalNorm };
 
   // The input of a half's linears: the norm of the residual, or the residual itself.

@@ -14,7 +14,7 @@ std::vector<Tensor> OptBlock::forward_half(Half half, const BlockWeights& weight
   {
     const Tensor n = input_of(norm, weights, residual, backend);
     if (attention) {
-      inner = attention_.forward(weights, n, length, SelfAttention::LogSumExp::kYes, backend);
+      inner = attention_.forward(weights, n, length, SelfAttention::For::kBackward, backend);
     } else {
       inner.push_back(fc1_and_relu(weights, n, backend));
     }

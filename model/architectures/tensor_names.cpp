@@ -20,16 +20,37 @@ constexpr const char* kHead = "lm_head.weight";
 BlockLayout llama_block(const ModelConfig& c) {
   const std::int64_t q = c.heads * c.head_dim;
   const std::int64_t kv = c.kv_heads * c.head_dim;
-  return {.prefix = "model.layers.",
-          .linears = {{"self_attn.q_proj", q, c.hidden_size},
-                      {"self_attn.k_proj", kv, c.hidden_size},
-                      {"self_attn.v_proj", kv, c.hidden_size},
-                      {"self_attn.o_proj", c.hidden_size, q},
-                      {"mlp.gate_proj", c.intermediate_size, c.hidden_size},
-                      {"mlp.up_proj", c.intermediate_size, c.hidden_size},
-                      {"mlp.down_proj", c.hidden_size, c.intermediate_size}},
-          .biased = false,
-          .norms = {"input_layernorm.weight", "post_attention_layernorm.weight"}};
+  BlockLayout block{.prefix = "model.layers.", .linears = {}, .norms = {}};
+  const auto add = [&](const char* name, std::int64_t rows, std::int64_t cols, bool biased) {
+    block.linears.push_back({name, rows, cols, biased});
+  };
+  if (c.fused_linears) {
+    add("self_attn.qkv_proj", q + 2 * kv, c.hidden_size, c.qkv_bias);
+  } else {
+    add("self_attn.q_proj", q, c.hidden_size, c.qkv_bias);
+    add("self_attn.k_proj", kv, c.hidden_size, c.qkv_bias);
+    add("self_attn.v_proj", kv, c.hidden_size, c.qkv_bias);
+  }
+  add("self_attn.o_proj", c.hidden_size, q, c.output_bias);
+  if (c.fused_linears) {
+    add("mlp.gate_up_proj", 2 * c.intermediate_size, c.hidden_size, c.mlp_bias);
+  } else {
+    add("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
+    add("mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
+  }
+  add("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias);
+
+  if (!c.norms_of_outputs) block.norms.push_back({"input_layernorm.weight", c.hidden_size});
+  block.norms.push_back({"post_attention_layernorm.weight", c.hidden_size});
+  if (c.norms_of_outputs) {
+    block.norms.push_back({"post_feedforward_layernorm.weight", c.hidden_size});
+  }
+  if (c.query_key_norm != QueryKeyNorm::kNone) {
+    const bool all = c.query_key_norm == QueryKeyNorm::kAll;
+    block.norms.push_back({"self_attn.q_norm.weight", all ? q : c.head_dim});
+    block.norms.push_back({"self_attn.k_norm.weight", all ? kv : c.head_dim});
+  }
+  return block;
 }
 
 OuterLayout llama_outer(const ModelConfig& c) {
@@ -42,17 +63,18 @@ OuterLayout llama_outer(const ModelConfig& c) {
 
 BlockLayout opt_block(const ModelConfig& c) {
   BlockLayout block{.prefix = "model.decoder.layers.",
-                    .linears = {{"self_attn.q_proj", c.hidden_size, c.hidden_size},
-                                {"self_attn.k_proj", c.hidden_size, c.hidden_size},
-                                {"self_attn.v_proj", c.hidden_size, c.hidden_size},
-                                {"self_attn.out_proj", c.hidden_size, c.hidden_size},
-                                {"fc1", c.intermediate_size, c.hidden_size},
-                                {"fc2", c.hidden_size, c.intermediate_size}},
-                    .biased = c.linear_bias,
+                    .linears = {{"self_attn.q_proj", c.hidden_size, c.hidden_size, c.qkv_bias},
+                                {"self_attn.k_proj", c.hidden_size, c.hidden_size, c.qkv_bias},
+                                {"self_attn.v_proj", c.hidden_size, c.hidden_size, c.qkv_bias},
+                                {"self_attn.out_proj", c.hidden_size, c.hidden_size, c.output_bias},
+                                {"fc1", c.intermediate_size, c.hidden_size, c.mlp_bias},
+                                {"fc2", c.hidden_size, c.intermediate_size, c.mlp_bias}},
                     .norms = {}};
   if (c.affine_norms) {
-    block.norms = {"self_attn_layer_norm.weight", "self_attn_layer_norm.bias",
-                   "final_layer_norm.weight", "final_layer_norm.bias"};
+    for (const char* name : {"self_attn_layer_norm.weight", "self_attn_layer_norm.bias",
+                             "final_layer_norm.weight", "final_layer_norm.bias"}) {
+      block.norms.push_back({name, c.hidden_size});
+    }
   }
   return block;
 }
@@ -150,9 +172,9 @@ std::vector<TensorInfo> tensors_of_block(const ModelConfig& c, std::int64_t bloc
   Collector collector(c.dtype);
   for (const LinearSpec& linear : layout.linears) {
     collector.add(prefix + linear.name + ".weight", {linear.rows, linear.cols});
-    if (layout.biased) collector.add(prefix + linear.name + ".bias", {linear.rows});
+    if (linear.biased) collector.add(prefix + linear.name + ".bias", {linear.rows});
   }
-  for (const std::string& norm : layout.norms) collector.add(prefix + norm, {c.hidden_size});
+  for (const NormSpec& norm : layout.norms) collector.add(prefix + norm.name, {norm.size});
   return collector.tensors;
 }
 
@@ -230,6 +252,7 @@ BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint,
   const BlockLayout layout = block_layout(config);
   const std::string prefix = block_prefix(layout, block);
   BlockWeights weights;
+  weights.block = block;
   weights.linears.resize(layout.linears.size());
   weights.biases.resize(layout.linears.size());
   for (std::size_t i = 0; i < layout.linears.size(); ++i) {
@@ -238,13 +261,13 @@ BlockWeights load_block(const ModelConfig& config, const Checkpoint& checkpoint,
       weights.linears[i] = load_weight(checkpoint, prefix + linear.name + ".weight",
                                        {linear.rows, linear.cols}, backend);
     }
-    if (layout.biased) {
+    if (linear.biased) {
       weights.biases[i] =
           load_weight(checkpoint, prefix + linear.name + ".bias", {linear.rows}, backend);
     }
   }
-  for (const std::string& norm : layout.norms) {
-    weights.norms.push_back(load_weight(checkpoint, prefix + norm, {config.hidden_size}, backend));
+  for (const NormSpec& norm : layout.norms) {
+    weights.norms.push_back(load_weight(checkpoint, prefix + norm.name, {norm.size}, backend));
   }
   backend.sync();
   release_pages(tensors_of_block(config, block), checkpoint);

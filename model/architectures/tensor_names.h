@@ -15,9 +15,7 @@ namespace roundhouse {
 struct BlockLayout {
   std::string prefix;  // of all its tensors, before the block's number: "model.layers."
   std::vector<LinearSpec> linears;
-  bool biased = false;  // every linear has a bias
-  std::vector<std::string>
-      norms;  // [hidden], in the order of BlockWeights::norms: "input_layernorm.weight"
+  std::vector<NormSpec> norms;
 };
 
 // Names outside the blocks, in the order in which data flows. Empty: the architecture has no such tensor.

@@ -90,13 +90,11 @@ Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations save
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,
                                                  Backend& backend) {
   switch (config.architecture) {
-    case Architecture::kLlama:
-    case Architecture::kMistral:
-      return std::make_unique<LlamaBlock>(config, max_length, backend);
     case Architecture::kOpt:
       return std::make_unique<OptBlock>(config, max_length);
+    default:
+      return std::make_unique<LlamaBlock>(config, max_length, backend);
   }
-  throw Error("this architecture has no decoder block");
 }
 
 }  // namespace roundhouse

@@ -30,6 +30,13 @@ struct LinearSpec {
   std::string name;   // within the block, e.g. "self_attn.q_proj"
   std::int64_t rows;  // outputs
   std::int64_t cols;  // inputs
+  bool biased = false;
+};
+
+// A norm's weight, or its bias.
+struct NormSpec {
+  std::string name;   // within the block, e.g. "input_layernorm.weight"
+  std::int64_t size;  // values
 };
 
 struct SharedInput {
@@ -45,15 +52,17 @@ struct ScaleSet {
   int group;       // whose linears share s: an index into shared_inputs()
   int last_group;  // the outputs of `group`, or of the module from it to here, are what a good s keeps
   std::vector<int>
-      norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norm_names()
-  int linear = -1;  // or the rows (and the bias) of this linear: an index into linears()
+      norms;  // these tensors are divided by s: a norm's weight, then its bias; indices into norms()
+  int linear = -1;  // or the last rows (and of the bias) of this linear: an index into linears()
 };
 
 // Weights of one block in a backend's memory, in its activation type. Quantizing replaces linears one by one.
 struct BlockWeights {
   std::vector<Tensor> linears;  // by DecoderBlock::linears()
   std::vector<Tensor> biases;   // same; empty tensor: no bias
-  std::vector<Tensor> norms;    // by architecture
+  std::vector<Tensor>
+      norms;  // by DecoderBlock::norms(); more where an architecture's load() makes them
+  std::int64_t block = 0;  // whose they are
 };
 
 // A micro-batch on its way through a block. Rows are tokens: `sequences` sequences of `length`.
@@ -100,8 +109,8 @@ class DecoderBlock {
 
   const std::vector<LinearSpec>& linears() const { return linears_; }
   const std::vector<SharedInput>& shared_inputs() const { return shared_inputs_; }
-  // Tensors of BlockWeights::norms, by the same index: "input_layernorm.weight". Each has hidden_size() values.
-  const std::vector<std::string>& norm_names() const { return norm_names_; }
+  // Tensors of BlockWeights::norms, by the same index.
+  const std::vector<NormSpec>& norms() const { return norms_; }
   const std::vector<ScaleSet>& scale_sets() const { return scale_sets_; }
   // Queries and keys: their outputs only enter attention's scores, which clipped weights would change beyond what the
   // error of the linear itself says.
@@ -154,7 +163,7 @@ class DecoderBlock {
   std::string prefix_;  // of prefix(), before the number
   std::vector<LinearSpec> linears_;
   std::vector<SharedInput> shared_inputs_;
-  std::vector<std::string> norm_names_;
+  std::vector<NormSpec> norms_;
   std::vector<ScaleSet> scale_sets_;
   std::vector<int> score_linears_;
   std::int64_t hidden_size_ = 0;

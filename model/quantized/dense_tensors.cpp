@@ -16,8 +16,9 @@ struct DensePlace {
 };
 
 std::optional<DensePlace> place_of(const std::string& name, const DecoderBlock& decoder) {
-  for (std::size_t i = 0; i < decoder.norm_names().size(); ++i) {
-    if (name == decoder.norm_names()[i]) return DensePlace{true, i, decoder.hidden_size()};
+  for (std::size_t i = 0; i < decoder.norms().size(); ++i) {
+    const NormSpec& norm = decoder.norms()[i];
+    if (name == norm.name) return DensePlace{true, i, norm.size};
   }
   for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
     const LinearSpec& linear = decoder.linears()[i];

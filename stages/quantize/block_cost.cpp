@@ -75,8 +75,8 @@ double BlockSizes::stream_bytes() const {
 }
 
 double BlockSizes::attention() const {
-  // Half of the scores are of tokens to come.
-  return 2 * tokens * length * static_cast<double>(block.hidden_size());
+  // Half of the scores are of tokens to come. All heads together are as wide as the input of the linear behind attention.
+  return 2 * tokens * length * cols(block.shared_inputs()[1]);
 }
 
 std::vector<Cut> BlockSizes::tiles() const {

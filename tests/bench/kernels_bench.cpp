@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -208,6 +209,21 @@ void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
     backend.rms_norm({.x = x.view(), .weight = weight.view(), .y = y.view(), .epsilon = 1e-5f});
   }),
                   2 * bytes_of(y));
+  // Heads as rows, as the norms of queries have them.
+  Matrix of_heads = y.view();
+  of_heads.rows *= heads;
+  of_heads.cols = of_heads.stride = kHeadDim;
+  bench.add_bytes(shape("rms_norm", of_heads.rows, kHeadDim), bench.seconds([&] {
+    backend.rms_norm({.x = of_heads,
+                      .weight = std::as_const(weight).view().col_range(0, kHeadDim),
+                      .y = of_heads,
+                      .epsilon = 1e-5f});
+  }),
+                  2 * bytes_of(y));
+  bench.add_bytes(shape("scaled_sum", s.tokens, s.hidden), bench.seconds([&] {
+    backend.scaled_sum({.x = x.view(), .scale = 0.5f, .y = y.view()});
+  }),
+                  3 * bytes_of(y));
   const Tensor table = random_tensor(backend, DType::kF32, s.tokens, kHeadDim / 2, 0.5);
   bench.add_bytes(shape("rope", s.tokens, s.hidden), bench.seconds([&] {
     backend.rope({.x = y.view(),

@@ -129,6 +129,15 @@ def learned_rounding(grid, bits):
 BLOCKS = {
     "llama": {"num_key_value_heads": 1},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 3},
+    "llama-biases": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True,
+                     "rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 2.0,
+                                         "original_max_position_embeddings": 16}},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 6},
+    "phi3": {"num_key_value_heads": 1, "partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "olmo2": {"num_key_value_heads": 1, "pad_token_id": 0},
+    "granite": {"num_key_value_heads": 2, "attention_multiplier": 0.5, "residual_multiplier": 0.75, "logits_scaling": 1.0,
+                "embedding_multiplier": 1.0},
     "opt": {"do_layer_norm_before": True},
     "opt-norm-last": {"do_layer_norm_before": False},
 }
@@ -152,14 +161,14 @@ def block(name, keys):
     """One block, and the gradient of the mean squared error of its output."""
     kind = name.split("-")[0]
     shared = dict(hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2, vocab_size=SEQUENCES * LENGTH,
-                  torch_dtype="float32", **keys)
+                  torch_dtype="float32") | keys
     if kind == "opt":
         prefix = "model.decoder.layers.0."
         config = make_logits.config_of(kind, ffn_dim=12, **shared)
     else:
         prefix = "model.layers.0."
-        config = make_logits.config_of(kind, intermediate_size=12, rms_norm_eps=1e-5, rope_theta=10000.0,
-                                       tie_word_embeddings=False, **shared)
+        config = make_logits.config_of(kind, **(dict(intermediate_size=12, rms_norm_eps=1e-5, tie_word_embeddings=False) |
+                                                ({} if "rope_parameters" in keys else {"rope_theta": 10000.0}) | shared))
     weights = {tensor: formula_weight(tensor, shape) for tensor, shape in make_logits.shapes(config).items()}
     linears = [tensor for tensor in weights if tensor.startswith(prefix) and weights[tensor].dim() == 2]
     for tensor in linears:

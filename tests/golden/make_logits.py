@@ -100,19 +100,29 @@ def shapes(config):
     result = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
         result["lm_head.weight"] = (config["vocab_size"], hidden)
+    kind, q, kv = config["model_type"], heads * head_dim, kv_heads * head_dim
+    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    # Name, shape and bias of each linear.
+    first = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]
+    second = [("mlp.gate_proj", ffn), ("mlp.up_proj", ffn)]
+    if kind == "phi3":
+        first, second = [("self_attn.qkv_proj", q + 2 * kv)], [("mlp.gate_up_proj", 2 * ffn)]
+    linears = [(name, rows, hidden, attention_bias or kind == "qwen2") for name, rows in first]
+    linears += [("self_attn.o_proj", hidden, q, attention_bias)]
+    linears += [(name, rows, hidden, mlp_bias) for name, rows in second]
+    linears += [("mlp.down_proj", hidden, ffn, mlp_bias)]
+    norms = {"post_attention_layernorm": hidden}
+    norms["post_feedforward_layernorm" if kind == "olmo2" else "input_layernorm"] = hidden
+    if kind == "qwen3":
+        norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+    if kind == "olmo2":
+        norms |= {"self_attn.q_norm": q, "self_attn.k_norm": kv}
     for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
-        result |= {
-            block + "input_layernorm.weight": (hidden,),
-            block + "post_attention_layernorm.weight": (hidden,),
-            block + "self_attn.q_proj.weight": (heads * head_dim, hidden),
-            block + "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
-            block + "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
-            block + "self_attn.o_proj.weight": (hidden, heads * head_dim),
-            block + "mlp.gate_proj.weight": (ffn, hidden),
-            block + "mlp.up_proj.weight": (ffn, hidden),
-            block + "mlp.down_proj.weight": (hidden, ffn),
-        }
+        result |= {f"{block}{name}.weight": (size,) for name, size in norms.items()}
+        for name, rows, cols, biased in linears:
+            result |= {f"{block}{name}.weight": (rows, cols)}
+            result |= {f"{block}{name}.bias": (rows,)} if biased else {}
     return result
 
 
@@ -138,18 +148,68 @@ def rms_norm(x, weight, epsilon):
     return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + epsilon) * weight
 
 
-def rotate(x, theta):
-    """x [sequence, position, head, dim]; pair (a_j, b_j) = (x_j, x_{j + dim/2}) turned by position * theta^(-2j/dim)."""
-    dim = x.shape[-1]
-    half = dim // 2
-    frequency = theta ** (-2.0 * torch.arange(half, dtype=x.dtype) / dim)
+def rotary_frequencies(config, head_dim, length):
+    """(frequency of each pair, what cosines and sines are scaled by), from the papers' formulas."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    dim = int(head_dim * rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    longest = config["max_position_embeddings"]
+    trained = config.get("original_max_position_embeddings", rope.get("original_max_position_embeddings", longest))
+    plain = [theta ** (-2.0 * j / dim) for j in range(dim // 2)]
+    scale, result = 1.0, plain
+    factor = rope.get("factor", longest / trained)
+    if kind == "linear":
+        result = [f / factor for f in plain]
+    elif kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        result = []
+        for f in plain:
+            wave = 2 * math.pi / f
+            if wave < trained / high:
+                result.append(f)
+            elif wave > trained / low:
+                result.append(f / factor)
+            else:
+                smooth = (trained / wave - low) / (high - low)
+                result.append((1 - smooth) * f / factor + smooth * f)
+    elif kind == "yarn":
+        def pair(turns):
+            return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = pair(rope.get("beta_fast", 32)), pair(rope.get("beta_slow", 1))
+        if rope.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        high += 0.001 if low == high else 0
+        ramp = [min(1.0, max(0.0, (j - low) / (high - low))) for j in range(dim // 2)]
+        result = [f / factor * r + f * (1 - r) for f, r in zip(plain, ramp)]
+
+        def log_scale(weight):
+            return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+        both = rope.get("mscale") and rope.get("mscale_all_dim")
+        scale = log_scale(rope["mscale"]) / log_scale(rope["mscale_all_dim"]) if both else log_scale(1.0)
+        scale = rope.get("attention_factor") or scale
+    elif kind == "longrope":
+        factors = rope["long_factor" if length > trained else "short_factor"]
+        result = [f / by for f, by in zip(plain, factors)]
+        scale = rope.get("attention_factor") or (1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained)))
+    else:
+        assert kind in ("default", "dynamic"), kind  # dynamic is the same up to max_position_embeddings
+    return torch.tensor(result, dtype=torch.float64), scale
+
+
+def rotate(x, frequency, scale):
+    """x [sequence, position, head, dim]; of its first columns pair (a_j, b_j) = (x_j, x_{j + half}) turned by position * frequency."""
+    half = len(frequency)
     angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * frequency
-    cos, sin = torch.cos(angle)[None, :, None, :], torch.sin(angle)[None, :, None, :]
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    cos, sin = scale * torch.cos(angle)[None, :, None, :], scale * torch.sin(angle)[None, :, None, :]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], dim=-1)
 
 
-def attention(q, k, v, window):
+def attention(q, k, v, window, scale=None):
     """q [s, t, heads, dim], k and v [s, t, kv_heads, dim]; head h reads key/value head h / (heads / kv_heads)."""
     length, heads = q.shape[1], q.shape[2]
     out = torch.zeros_like(q)
@@ -160,7 +220,7 @@ def attention(q, k, v, window):
         hidden = hidden | (j <= i - window)
     for h in range(heads):
         g = h // (heads // k.shape[2])
-        scores = q[:, :, h] @ k[:, :, g].transpose(1, 2) / math.sqrt(q.shape[-1])
+        scores = q[:, :, h] @ k[:, :, g].transpose(1, 2) * (scale or 1 / math.sqrt(q.shape[-1]))
         out[:, :, h] = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1) @ v[:, :, g]
     return out
 
@@ -213,35 +273,71 @@ def forward(config, weights, tokens):
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    theta, epsilon = config["rope_theta"], config["rms_norm_eps"]
-    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
+    kind, epsilon = config["model_type"], config["rms_norm_eps"]
     sequences, length = tokens.shape
+    frequency, rope_scale = rotary_frequencies(config, head_dim, length)
+    score_scale = config.get("attention_multiplier") if kind == "granite" else None
+    adds = config.get("residual_multiplier", 1.0)
 
-    x = weights["model.embed_tokens.weight"][torch.from_numpy(tokens)]
+    x = weights["model.embed_tokens.weight"][torch.from_numpy(tokens)] * config.get("embedding_multiplier", 1.0)
     for i in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{i}."
 
         def linear(y, module):
-            return y @ weights[f"model.layers.{i}.{module}.weight"].T
+            return y @ weights[f"{prefix}{module}.weight"].T + weights.get(f"{prefix}{module}.bias", 0.0)
 
-        n = rms_norm(x, weights[f"model.layers.{i}.input_layernorm.weight"], epsilon)
-        q = rotate(linear(n, "self_attn.q_proj").reshape(sequences, length, heads, head_dim), theta)
-        k = rotate(linear(n, "self_attn.k_proj").reshape(sequences, length, kv_heads, head_dim), theta)
-        v = linear(n, "self_attn.v_proj").reshape(sequences, length, kv_heads, head_dim)
-        mixed = attention(q, k, v, window).reshape(sequences, length, heads * head_dim)
-        x = x + linear(mixed, "self_attn.o_proj")
-        n = rms_norm(x, weights[f"model.layers.{i}.post_attention_layernorm.weight"], epsilon)
-        gate = linear(n, "mlp.gate_proj")
-        x = x + linear(gate / (1 + torch.exp(-gate)) * linear(n, "mlp.up_proj"), "mlp.down_proj")
+        def norm(y, module):
+            return rms_norm(y, weights[f"{prefix}{module}.weight"], epsilon)
+
+        def by_head(y):
+            return y.reshape(sequences, length, -1, head_dim)
+
+        def query_or_key(y, name):
+            if kind == "olmo2":
+                y = norm(y, f"self_attn.{name}_norm")
+            y = by_head(y)
+            if kind == "qwen3":
+                y = norm(y, f"self_attn.{name}_norm")
+            return rotate(y, frequency, rope_scale)
+
+        n = x if kind == "olmo2" else norm(x, "input_layernorm")
+        if kind == "phi3":
+            q, k, v = linear(n, "self_attn.qkv_proj").split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=-1)
+        else:
+            q, k, v = (linear(n, f"self_attn.{name}_proj") for name in "qkv")
+        mixed = attention(query_or_key(q, "q"), query_or_key(k, "k"), by_head(v), window_of(config, i), score_scale)
+        added = linear(mixed.reshape(sequences, length, heads * head_dim), "self_attn.o_proj")
+        x = x + adds * (norm(added, "post_attention_layernorm") if kind == "olmo2" else added)
+
+        n = x if kind == "olmo2" else norm(x, "post_attention_layernorm")
+        if kind == "phi3":
+            gate, up = linear(n, "mlp.gate_up_proj").chunk(2, dim=-1)
+        else:
+            gate, up = linear(n, "mlp.gate_proj"), linear(n, "mlp.up_proj")
+        added = linear(gate / (1 + torch.exp(-gate)) * up, "mlp.down_proj")
+        x = x + adds * (norm(added, "post_feedforward_layernorm") if kind == "olmo2" else added)
     x = rms_norm(x, weights["model.norm.weight"], epsilon)
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
-    return x @ weights[head].T
+    return x @ weights[head].T / config.get("logits_scaling", 1.0)
+
+
+def window_of(config, block):
+    """The sliding window of a block's attention, or None."""
+    if config["model_type"] in ("mistral", "phi3"):
+        return config.get("sliding_window")
+    if not config.get("use_sliding_window", False):
+        return None
+    types = config.get("layer_types")
+    has = types[block] == "sliding_attention" if types else block >= config["max_window_layers"]
+    return config["sliding_window"] if has else None
 
 
 # ------------------------------------------------------------------------------------------------------- the models
 
 
 def config_of(kind, **keys):
-    names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "olmo2": "Olmo2",
+             "granite": "Granite"}
     if kind == "opt":
         return {
             "architectures": ["OPTForCausalLM"],
@@ -253,7 +349,7 @@ def config_of(kind, **keys):
             "pad_token_id": 1,
         } | keys
     base = {
-        "architectures": [names[kind]],
+        "architectures": [names[kind] + "ForCausalLM"],
         "model_type": kind,
         "hidden_act": "silu",
         "max_position_embeddings": 64,
@@ -427,6 +523,46 @@ MODELS = {
         ),
     ),
 }
+def small(kind, **keys):
+    """A small model of the LLaMA kind."""
+    shared = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  vocab_size=96, rms_norm_eps=1e-5, tie_word_embeddings=False, torch_dtype="float32")
+    return dict(dtype="F32", shards=1, length=48, config=config_of(kind, **(shared | keys)))
+
+
+# Architectures and rotations, each with the keys that its published models have.
+MODELS |= {
+    # Biases in every linear, as no published LLaMA has them but forks do.
+    "llama-biases": small("llama", attention_bias=True, mlp_bias=True, rope_theta=10000.0),
+    "llama3": small("llama", max_position_embeddings=128, rope_theta=500.0, rope_scaling=dict(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32, rope_type="llama3")),
+    # As transformers 5 writes it.
+    "llama3-parameters": small("llama", head_dim=24, rope_parameters=dict(
+        rope_theta=100.0, factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=64,
+        rope_type="llama3")),
+    "rope-linear": small("llama", rope_theta=10000.0, rope_scaling=dict(type="linear", factor=4.0)),
+    "rope-dynamic": small("llama", rope_theta=10000.0, rope_scaling=dict(type="dynamic", factor=2.0)),
+    "rope-yarn": small("qwen2", rope_theta=1000.0, max_position_embeddings=64, rope_scaling=dict(
+        type="yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=4.0, beta_slow=0.5)),
+    # As gpt-oss and others have it: no whole pairs, and two scales.
+    "rope-yarn-scales": small("llama", rope_parameters=dict(
+        rope_theta=1000.0, rope_type="yarn", factor=8.0, original_max_position_embeddings=8, beta_fast=8.0, beta_slow=1.0,
+        truncate=False, mscale=1.0, mscale_all_dim=0.5)),
+    "mistral-no-window": small("mistral", rope_theta=1e6, head_dim=32, sliding_window=None),
+    "qwen2": small("qwen2", rope_theta=1e6, use_sliding_window=False, sliding_window=8, max_window_layers=1,
+                   tie_word_embeddings=True),
+    "qwen2-window": small("qwen2", rope_theta=1e6, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "qwen3": small("qwen3", rope_theta=1e6, head_dim=32),
+    "phi3": small("phi3", num_key_value_heads=4, rope_theta=10000.0, sliding_window=20, pad_token_id=0),
+    # As Phi-4-mini: parts of heads are rotated, and the texts are longer, or not, than those of the first training.
+    "phi3-long": small("phi3", rope_theta=10000.0, head_dim=16, partial_rotary_factor=0.75, original_max_position_embeddings=32,
+                       pad_token_id=0, rope_scaling=dict(
+                           type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5], long_factor=[1.0, 2.0, 3.0, 4.0, 6.0, 9.0])),
+    "olmo2": small("olmo2", rope_theta=500000.0, pad_token_id=0),
+    "granite": small("granite", rope_theta=10000.0, attention_multiplier=0.125, residual_multiplier=0.5,
+                     embedding_multiplier=3.0, logits_scaling=2.0),
+}
+MODELS["phi3-short"] = MODELS["phi3-long"] | dict(length=32)
 SEQUENCES = 2
 
 

@@ -22,6 +22,8 @@ LLAMA = SHARED | dict(intermediate_size=12, rms_norm_eps=1e-5, rope_theta=10000.
 MODELS = {
     "llama": config_of("llama", num_key_value_heads=1, tie_word_embeddings=False, **LLAMA),
     "mistral": config_of("mistral", num_key_value_heads=2, sliding_window=3, tie_word_embeddings=True, **LLAMA),
+    "qwen3": config_of("qwen3", num_key_value_heads=1, head_dim=6, tie_word_embeddings=False, **LLAMA),
+    "phi3": config_of("phi3", num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=False, **LLAMA),
     "opt": config_of("opt", ffn_dim=12, do_layer_norm_before=True, **SHARED),
     "opt-norm-last": config_of("opt", ffn_dim=12, do_layer_norm_before=False, word_embed_proj_dim=4, **SHARED),
 }

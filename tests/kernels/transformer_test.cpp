@@ -141,6 +141,87 @@ TEST_P(TransformerTest, RopeEqualsTheReference) {
   }
 }
 
+// Heads that are rotated in part: there and back, with rows of every layout.
+TEST_P(TransformerTest, RopeLeavesTheLastColumnsOfAHeadAsTheyAre) {
+  constexpr std::int64_t kHeads = 3, kLength = 5, kHalf = 8;
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t head_dim : {17, 20, 24, 32}) {
+      const Matrix x = rounded(layout.type, random_matrix(2 * kLength, kHeads * head_dim, 6));
+      const Matrix cos = random_matrix(kLength, kHalf, 7), sin = random_matrix(kLength, kHalf, 8);
+      Wide device_cos(backend(), cos, {.extra = layout.extra});
+      Wide device_sin(backend(), sin, {.extra = layout.extra});
+      for (const bool backward : {false, true}) {
+        Matrix want = x, turn = sin;
+        if (backward) {
+          for (double& value : turn.values) value = -value;
+        }
+        for (std::int64_t head = 0; head < kHeads; ++head) {
+          Matrix part(x.rows, 2 * kHalf);
+          for (std::int64_t i = 0; i < x.rows; ++i) {
+            for (std::int64_t j = 0; j < part.cols; ++j) part(i, j) = x(i, head * head_dim + j);
+          }
+          part = reference::rope(part, cos, turn, 1, kLength);
+          for (std::int64_t i = 0; i < x.rows; ++i) {
+            for (std::int64_t j = 0; j < part.cols; ++j) want(i, head * head_dim + j) = part(i, j);
+          }
+        }
+        Wide device(backend(), x, layout);
+        backend().rope({.x = device,
+                        .cos = device_cos,
+                        .sin = device_sin,
+                        .heads = kHeads,
+                        .head_dim = head_dim,
+                        .length = kLength,
+                        .backward = backward});
+        const Matrix got = download(backend(), device);
+        expect_near(got, want, tolerance(layout.type, kFewRoundings), "rope");
+        for (std::int64_t i = 0; i < x.rows; ++i) {
+          for (std::int64_t j = 0; j < x.cols; ++j) {
+            if (j % head_dim >= 2 * kHalf) {
+              ASSERT_EQ(got(i, j), x(i, j)) << i << ", " << j;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(TransformerTest, RopeOfMoreColumnsThanAHeadHasIsRefused) {
+  Wide x(backend(), Matrix(2, 8)), table(backend(), Matrix(2, 3));
+  EXPECT_THROW(
+      backend().rope({.x = x, .cos = table, .sin = table, .heads = 2, .head_dim = 4, .length = 2}),
+      Error);
+}
+
+TEST_P(TransformerTest, ScaledSumAddsOrOverwrites) {
+  for (const Layout& layout : layouts(backend())) {
+    for (const std::int64_t cols : {1, 8, 33}) {
+      const Matrix x = rounded(layout.type, random_matrix(7, cols, 9));
+      const Matrix y = rounded(layout.type, random_matrix(7, cols, 10));
+      for (const bool accumulate : {true, false}) {
+        Matrix want = x;
+        for (std::size_t i = 0; i < want.values.size(); ++i) {
+          want.values[i] = 0.375 * x.values[i] + (accumulate ? y.values[i] : 0.0);
+        }
+        Wide device_x(backend(), x, layout);
+        // What is overwritten may be anything.
+        Wide device_y(backend(), accumulate ? y : constant_matrix(7, cols, kNaN), layout);
+        backend().scaled_sum(
+            {.x = device_x, .scale = 0.375f, .y = device_y, .accumulate = accumulate});
+        expect_near(download(backend(), device_y), want, tolerance(layout.type, kFewRoundings),
+                    "scaled_sum");
+        if (accumulate) continue;
+        backend().scaled_sum({.x = device_x, .scale = 0.375f, .y = device_x, .accumulate = false});
+        expect_near(download(backend(), device_x), want, tolerance(layout.type, kFewRoundings),
+                    "in place");
+      }
+    }
+  }
+  Wide x(backend(), Matrix(2, 3)), other(backend(), Matrix(2, 4));
+  EXPECT_THROW(backend().scaled_sum({.x = x, .y = other}), Error);
+}
+
 struct AttentionShape {
   std::int64_t sequences, length, heads, kv_heads, head_dim, window;
 };

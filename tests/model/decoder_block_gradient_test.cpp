@@ -143,7 +143,8 @@ class BlockGradientTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradientTest,
-                         testing::Values("llama", "mistral", "opt", "opt-norm-last"),
+                         testing::Values("llama", "mistral", "llama-biases", "qwen2", "qwen3",
+                                         "phi3", "olmo2", "granite", "opt", "opt-norm-last"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

@@ -82,7 +82,11 @@ TEST_P(GoldenLogitsTest, AgreeInFloat32) {
 INSTANTIATE_TEST_SUITE_P(Models, GoldenLogitsTest,
                          testing::Values("tiny-world", "mha-tied", "gqa-sharded", "sliding-window",
                                          "opt", "opt-norm-last", "opt-bare", "opt-no-final-norm",
-                                         "opt-bin", "mistral-bin-sharded"),
+                                         "opt-bin", "mistral-bin-sharded", "llama-biases", "llama3",
+                                         "llama3-parameters", "rope-linear", "rope-dynamic",
+                                         "rope-yarn", "rope-yarn-scales", "mistral-no-window",
+                                         "qwen2", "qwen2-window", "qwen3", "phi3", "phi3-long",
+                                         "phi3-short", "olmo2", "granite"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

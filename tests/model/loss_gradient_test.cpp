@@ -21,12 +21,14 @@ class LossGradientTest : public testing::TestWithParam<const char*> {
  protected:
   LossGradientTest() {
     const std::string name = GetParam();
-    json config = name == "llama" ? small_config() : small_opt_config();
+    json config = name == "llama"     ? small_config()
+                  : name == "granite" ? small_config_of("Granite")
+                                      : small_opt_config();
     config["hidden_size"] = 8;
     config["num_hidden_layers"] = 1;
     config["vocab_size"] = kVocabulary;
     config["torch_dtype"] = "float32";
-    if (name != "llama") {
+    if (name.starts_with("opt")) {
       config["word_embed_proj_dim"] = 8;
     }
     if (name == "opt-norm-last") {
@@ -71,7 +73,7 @@ class LossGradientTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, LossGradientTest,
-                         testing::Values("llama", "opt", "opt-norm-last"),
+                         testing::Values("llama", "granite", "opt", "opt-norm-last"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

@@ -1,5 +1,7 @@
 #include "model/model_config.h"
 
+#include <cmath>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -48,7 +50,9 @@ TEST(ModelConfigTest, ReadsTinyWorld) {
   EXPECT_EQ(c.max_positions, 512);
   EXPECT_EQ(c.sliding_window, 0);
   EXPECT_EQ(c.norm_epsilon, 1e-5f);
-  EXPECT_EQ(c.rope_theta, 10000.0);
+  EXPECT_EQ(c.rope.theta, 10000.0);
+  EXPECT_EQ(c.rope.columns, 32);
+  EXPECT_EQ(c.rope.scaling, RopeConfig::Scaling::kNone);
   EXPECT_FALSE(c.tied_embeddings);
   EXPECT_EQ(c.dtype, DType::kF16);
   EXPECT_EQ(c.bos, 1);
@@ -69,7 +73,7 @@ TEST(ModelConfigTest, WhatIsAbsentOrNullTakesItsDefault) {
     const ModelConfig c = read(config);
     EXPECT_EQ(c.kv_heads, 4);
     EXPECT_EQ(c.head_dim, 8);
-    EXPECT_EQ(c.rope_theta, 10000.0);
+    EXPECT_EQ(c.rope.theta, 10000.0);
     EXPECT_EQ(c.norm_epsilon, 1e-6f);
     EXPECT_EQ(c.max_positions, 2048);
     EXPECT_EQ(c.sliding_window, 0);
@@ -106,7 +110,7 @@ TEST(ModelConfigTest, ReadsOpt) {
   EXPECT_EQ(c.max_positions, 64);
   EXPECT_EQ(c.norm_epsilon, 1e-5f);
   EXPECT_EQ(c.embedding_size, 32);
-  EXPECT_TRUE(c.linear_bias);
+  EXPECT_TRUE(c.qkv_bias && c.output_bias && c.mlp_bias);
   EXPECT_TRUE(c.norm_first);
   EXPECT_TRUE(c.affine_norms);
   EXPECT_TRUE(c.final_norm);
@@ -125,7 +129,8 @@ TEST(ModelConfigTest, Opt350mHasNormsLastAndNarrowEmbeddings) {
 
 TEST(ModelConfigTest, KeysThatOnlyOptHas) {
   EXPECT_FALSE(read(with(opt(), {{"_remove_final_layer_norm", true}})).final_norm);
-  EXPECT_FALSE(read(with(opt(), {{"enable_bias", false}})).linear_bias);
+  const ModelConfig bare = read(with(opt(), {{"enable_bias", false}}));
+  EXPECT_FALSE(bare.qkv_bias || bare.output_bias || bare.mlp_bias);
   EXPECT_FALSE(read(with(opt(), {{"layer_norm_elementwise_affine", false}})).affine_norms);
   EXPECT_FALSE(read(with(opt(), {{"tie_word_embeddings", false}})).tied_embeddings);
   EXPECT_EQ(read(without(opt(), "word_embed_proj_dim")).embedding_size, 32);
@@ -146,11 +151,127 @@ TEST(ModelConfigTest, KeysThatOnlyOptHas) {
 
 TEST(ModelConfigTest, RopeMayBeSpelledInThreeWays) {
   const json bare = without(small_config(), "rope_theta");
-  EXPECT_EQ(read(with(bare, {{"rope_theta", 1000000}})).rope_theta, 1e6);
+  EXPECT_EQ(read(with(bare, {{"rope_theta", 1000000}})).rope.theta, 1e6);
   EXPECT_EQ(read(with(bare, {{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}}}))
-                .rope_theta,
+                .rope.theta,
             1e6);
-  EXPECT_EQ(read(with(bare, {{"rope_scaling", {{"type", "default"}}}})).rope_theta, 1e4);
+  EXPECT_EQ(read(with(bare, {{"rope_scaling", {{"type", "default"}}}})).rope.theta, 1e4);
+}
+
+// As Llama-3.1-8B's config.json has it.
+TEST(ModelConfigTest, ReadsTheRotationOfLlama3) {
+  const json scaling = {{"factor", 8.0},
+                        {"low_freq_factor", 1.0},
+                        {"high_freq_factor", 4.0},
+                        {"original_max_position_embeddings", 8192},
+                        {"rope_type", "llama3"}};
+  const json config = with(
+      small_config(),
+      {{"rope_theta", 500000.0}, {"max_position_embeddings", 131072}, {"rope_scaling", scaling}});
+  const RopeConfig rope = read(config).rope;
+  EXPECT_EQ(rope.scaling, RopeConfig::Scaling::kLlama3);
+  EXPECT_EQ(rope.theta, 500000.0);
+  EXPECT_EQ(rope.factor, 8.0);
+  EXPECT_EQ(rope.low_frequency_factor, 1.0);
+  EXPECT_EQ(rope.high_frequency_factor, 4.0);
+  EXPECT_EQ(rope.original_positions, 8192);
+  // As transformers 5 writes it.
+  json parameters = scaling;
+  parameters["rope_theta"] = 500000.0;
+  json other = without(without(config, "rope_scaling"), "rope_theta");
+  EXPECT_EQ(read(with(other, {{"rope_parameters", parameters}})).rope, rope);
+  EXPECT_EQ(read(with(config, {{"rope_parameters", parameters}})).rope, rope)
+      << "both, and the same";
+}
+
+TEST(ModelConfigTest, PositionsOfTheFirstTrainingStandBesideOrWithinOrAreAllPositions) {
+  const json yarn = {{"type", "yarn"}, {"factor", 4.0}};
+  const auto positions = [](const json& changes) {
+    return read(with(small_config(), changes)).rope.original_positions;
+  };
+  EXPECT_EQ(positions({{"rope_scaling", yarn}}), 64);
+  EXPECT_EQ(positions({{"rope_scaling", with(yarn, {{"original_max_position_embeddings", 16}})}}),
+            16);
+  EXPECT_EQ(positions({{"rope_scaling", with(yarn, {{"original_max_position_embeddings", 16}})},
+                       {"original_max_position_embeddings", 32}}),
+            32);
+}
+
+json of(const char* model_type, const char* class_name, const json& changes = json::object()) {
+  return small_config(model_type, class_name, changes);
+}
+
+TEST(ModelConfigTest, Qwen2HasBiasesAndAWindowWhereItIsUsed) {
+  const ModelConfig c = read(
+      of("qwen2", "Qwen2ForCausalLM", {{"use_sliding_window", false}, {"sliding_window", 16}}));
+  EXPECT_TRUE(c.qkv_bias);
+  EXPECT_FALSE(c.output_bias || c.mlp_bias);
+  EXPECT_EQ(c.window_of(1), 0);
+  EXPECT_EQ(c.bos, -1);
+  EXPECT_THAT(c.eos, IsEmpty());
+  const json windowed =
+      of("qwen2", "Qwen2ForCausalLM",
+         {{"use_sliding_window", true}, {"sliding_window", 16}, {"max_window_layers", 1}});
+  EXPECT_EQ(read(windowed).window_of(0), 0);
+  EXPECT_EQ(read(windowed).window_of(1), 16);
+  const ModelConfig listed =
+      read(with(windowed, {{"layer_types", {"sliding_attention", "full_attention"}}}));
+  EXPECT_EQ(listed.window_of(0), 16);
+  EXPECT_EQ(listed.window_of(1), 0);
+  EXPECT_EQ(read(with(windowed, {{"sliding_window", nullptr}})).window_of(1), 0);
+}
+
+TEST(ModelConfigTest, Qwen3NormalizesHeadsOf128) {
+  const ModelConfig c = read(of("qwen3", "Qwen3ForCausalLM"));
+  EXPECT_EQ(c.query_key_norm, QueryKeyNorm::kHeads);
+  EXPECT_EQ(c.head_dim, 128);
+  EXPECT_EQ(c.rope.columns, 128);
+  EXPECT_FALSE(c.qkv_bias);
+  EXPECT_TRUE(read(of("qwen3", "Qwen3ForCausalLM", {{"attention_bias", true}})).output_bias);
+}
+
+TEST(ModelConfigTest, Phi3IsFusedAndMayRotateAPartOfEachHead) {
+  const ModelConfig plain = read(of("phi3", "Phi3ForCausalLM"));
+  EXPECT_TRUE(plain.fused_linears);
+  EXPECT_EQ(plain.rope.columns, 8);
+  EXPECT_EQ(plain.sliding_window, 0);
+  const json factors = {1.0, 2.0};
+  const json longer =
+      of("phi3", "Phi3ForCausalLM",
+         {{"partial_rotary_factor", 0.5},
+          {"max_position_embeddings", 64},
+          {"original_max_position_embeddings", 16},
+          {"rope_scaling",
+           {{"type", "longrope"}, {"short_factor", factors}, {"long_factor", factors}}}});
+  const RopeConfig rope = read(longer).rope;
+  EXPECT_EQ(rope.scaling, RopeConfig::Scaling::kLongRope);
+  EXPECT_EQ(rope.columns, 4);
+  EXPECT_EQ(rope.original_positions, 16);
+  EXPECT_NEAR(rope.magnitude, std::sqrt(1 + std::log(4.0) / std::log(16.0)), 1e-12);
+  json odd = longer;
+  odd["partial_rotary_factor"] = 0.4;
+  EXPECT_THAT(input_error_of([&] { (void)read(odd); }),
+              HasSubstr("partial_rotary_factor: makes 3 of 8 columns"));
+}
+
+TEST(ModelConfigTest, Olmo2NormalizesOutputsAndGraniteMultiplies) {
+  const ModelConfig olmo = read(of("olmo2", "Olmo2ForCausalLM"));
+  EXPECT_TRUE(olmo.norms_of_outputs);
+  EXPECT_EQ(olmo.query_key_norm, QueryKeyNorm::kAll);
+  const ModelConfig granite = read(of("granite", "GraniteForCausalLM",
+                                      {{"attention_multiplier", 0.25},
+                                       {"residual_multiplier", 0.5},
+                                       {"embedding_multiplier", 12},
+                                       {"logits_scaling", 8.0}}));
+  EXPECT_EQ(granite.attention_scale, 0.25f);
+  EXPECT_EQ(granite.residual_multiplier, 0.5f);
+  EXPECT_EQ(granite.embedding_multiplier, 12.0f);
+  EXPECT_EQ(granite.logits_divisor, 8.0f);
+}
+
+TEST(ModelConfigTest, LlamaMayHaveBiases) {
+  const ModelConfig c = read(with(small_config(), {{"attention_bias", true}, {"mlp_bias", true}}));
+  EXPECT_TRUE(c.qkv_bias && c.output_bias && c.mlp_bias);
 }
 
 TEST(ModelConfigTest, TypeHasAnOldAndANewName) {
@@ -205,9 +326,17 @@ INSTANTIATE_TEST_SUITE_P(
               "architectures",
               "list"},
         Wrong{"OtherModelType",
-              {{"architectures", nullptr}, {"model_type", "qwen2"}},
+              {{"architectures", nullptr}, {"model_type", "gemma2"}},
               "model_type",
-              "qwen2"},
+              "gemma2"},
+        Wrong{"Mixture",
+              {{"architectures", {"MixtralForCausalLM"}}, {"model_type", "mixtral"}},
+              "architectures: \"MixtralForCausalLM\"",
+              "mixtures of experts are not read"},
+        Wrong{"MixtureByType",
+              {{"architectures", nullptr}, {"model_type", "qwen3_moe"}},
+              "model_type: \"qwen3_moe\"",
+              "mixtures of experts are not read"},
         Wrong{"TypeContradictsArchitecture",
               {{"model_type", "mistral"}},
               "model_type",
@@ -256,18 +385,61 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"EpsilonString", {{"rms_norm_eps", "1e-5"}}, "rms_norm_eps", "number from"},
         Wrong{"ThetaNegative", {{"rope_theta", -1.0}}, "rope_theta", "number from"},
         Wrong{"ThetaHuge", {{"rope_theta", 1e300}}, "rope_theta", "number from"},
-        Wrong{"LinearScaling",
-              {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}},
-              "rope_scaling",
-              ""},
-        Wrong{"Llama3Scaling",
-              {{"rope_scaling", {{"rope_type", "llama3"}}}},
-              "rope_scaling.rope_type",
+        // The type is what is not understood, though "factor" stands before it.
+        Wrong{"OtherScaling",
+              {{"rope_scaling", {{"factor", 2.0}, {"rope_type", "ntk"}}}},
+              "rope_scaling.rope_type: \"ntk\" is not supported",
+              "llama3, yarn and longrope are"},
+        Wrong{"OtherScalingOldSpelling",
+              {{"rope_scaling", {{"alpha", 2.0}, {"type", "ntk"}}}},
+              "rope_scaling.type: \"ntk\"",
               "not supported"},
-        Wrong{"NewSpellingOfScaling",
-              {{"rope_parameters", {{"rope_type", "yarn"}}}},
-              "rope_parameters.rope_type",
-              "not supported"},
+        Wrong{"ScalingTypeIsANumber",
+              {{"rope_scaling", {{"type", 3}}}},
+              "rope_scaling.type",
+              "must be a string"},
+        Wrong{"TwoScalingTypes",
+              {{"rope_scaling", {{"rope_type", "yarn"}, {"type", "linear"}}}},
+              "rope_scaling.type",
+              "contradicts"},
+        Wrong{"LinearWithoutFactor",
+              {{"rope_scaling", {{"type", "linear"}}}},
+              "rope_scaling.factor",
+              "is missing"},
+        Wrong{"FactorBelowOne",
+              {{"rope_scaling", {{"type", "linear"}, {"factor", 0.5}}}},
+              "rope_scaling.factor",
+              "number from 1"},
+        Wrong{"Llama3WithoutFactors",
+              {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}},
+              "rope_scaling.low_freq_factor",
+              "is missing"},
+        Wrong{"Llama3FactorsTheOtherWay",
+              {{"rope_scaling",
+                {{"rope_type", "llama3"},
+                 {"factor", 8.0},
+                 {"low_freq_factor", 4.0},
+                 {"high_freq_factor", 1.0}}}},
+              "rope_scaling.high_freq_factor",
+              "larger than"},
+        Wrong{
+            "KeyOfAnotherScaling",
+            {{"rope_parameters", {{"rope_type", "yarn"}, {"factor", 2.0}, {"mrope_section", {1}}}}},
+            "rope_parameters.mrope_section: [1] is not supported",
+            "rope type \"yarn\" has no such key"},
+        Wrong{"FactorWithoutAType",
+              {{"rope_scaling", {{"factor", 2.0}}}},
+              "rope_scaling.factor: 2.0 is not supported",
+              "rope type \"default\""},
+        Wrong{"LongRopeWithoutFactors",
+              {{"rope_scaling", {{"type", "longrope"}}}},
+              "rope_scaling.short_factor",
+              "list of 4 numbers"},
+        Wrong{"TwoScalings",
+              {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
+               {"rope_parameters", {{"rope_type", "linear"}, {"factor", 4.0}}}},
+              "rope_parameters",
+              "contradicts"},
         Wrong{"TwoThetas",
               {{"rope_parameters", {{"rope_theta", 5.0}}}},
               "rope_parameters.rope_theta",
@@ -275,10 +447,37 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"ScalingIsANumber", {{"rope_scaling", 2.0}}, "rope_scaling", "object"},
         Wrong{"PartialRotation",
               {{"partial_rotary_factor", 0.5}},
-              "partial_rotary_factor",
-              "not supported"},
-        Wrong{"AttentionBias", {{"attention_bias", true}}, "attention_bias", "not supported"},
-        Wrong{"MlpBias", {{"mlp_bias", true}}, "mlp_bias", "not supported"},
+              "partial_rotary_factor: 0.5 is not supported",
+              "rotates whole heads"},
+        Wrong{"AttentionBias",
+              {{"attention_bias", true},
+               {"architectures", {"MistralForCausalLM"}},
+               {"model_type", "mistral"}},
+              "attention_bias: true is not supported",
+              "has none"},
+        Wrong{
+            "MlpBias",
+            {{"mlp_bias", true}, {"architectures", {"Qwen3ForCausalLM"}}, {"model_type", "qwen3"}},
+            "mlp_bias: true is not supported",
+            "has none"},
+        Wrong{"OtherLayers",
+              {{"layer_types", {"full_attention", "linear_attention"}},
+               {"architectures", {"Qwen2ForCausalLM"}},
+               {"model_type", "qwen2"}},
+              "layer_types: [\"full_attention\",\"linear_attention\"] is not supported",
+              "sliding_attention are"},
+        Wrong{"WindowedLayersWithoutAWindow",
+              {{"layer_types", {"full_attention", "sliding_attention"}},
+               {"architectures", {"Qwen2ForCausalLM"}},
+               {"model_type", "qwen2"}},
+              "layer_types",
+              "no sliding_window"},
+        Wrong{"TooFewLayers",
+              {{"layer_types", {"full_attention"}},
+               {"architectures", {"Qwen2ForCausalLM"}},
+               {"model_type", "qwen2"}},
+              "layer_types",
+              "num_hidden_layers names"},
         Wrong{"BiasIsANumber", {{"mlp_bias", 0}}, "mlp_bias", "true or false"},
         Wrong{"OtherActivation", {{"hidden_act", "gelu"}}, "hidden_act", "gelu"},
         Wrong{"QuantizedAlready",

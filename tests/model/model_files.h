@@ -141,17 +141,40 @@ inline std::map<std::string, Shape> tensor_shapes(const nlohmann::json& config) 
                                          {"model.norm.weight", {hidden}}};
   if (!config.at("tie_word_embeddings").get<bool>())
     shapes["lm_head.weight"] = {vocabulary, hidden};
+  const std::string kind = config.at("model_type");
+  const std::int64_t q = heads * head_dim, kv = kv_heads * head_dim;
+  const bool attention_bias = config.value("attention_bias", false);
+  const bool mlp_bias = config.value("mlp_bias", false);
   for (int i = 0; i < config.at("num_hidden_layers").get<int>(); ++i) {
     const std::string block = "model.layers." + std::to_string(i) + ".";
-    shapes[block + "input_layernorm.weight"] = {hidden};
-    shapes[block + "post_attention_layernorm.weight"] = {hidden};
-    shapes[block + "self_attn.q_proj.weight"] = {heads * head_dim, hidden};
-    shapes[block + "self_attn.k_proj.weight"] = {kv_heads * head_dim, hidden};
-    shapes[block + "self_attn.v_proj.weight"] = {kv_heads * head_dim, hidden};
-    shapes[block + "self_attn.o_proj.weight"] = {hidden, heads * head_dim};
-    shapes[block + "mlp.gate_proj.weight"] = {ffn, hidden};
-    shapes[block + "mlp.up_proj.weight"] = {ffn, hidden};
-    shapes[block + "mlp.down_proj.weight"] = {hidden, ffn};
+    const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols,
+                         bool biased) {
+      shapes[block + name + ".weight"] = {rows, cols};
+      if (biased) shapes[block + name + ".bias"] = {rows};
+    };
+    const auto add_norm = [&](const std::string& name, std::int64_t size) {
+      shapes[block + name + ".weight"] = {size};
+    };
+    const bool of_outputs = kind == "olmo2";
+    add_norm(of_outputs ? "post_feedforward_layernorm" : "input_layernorm", hidden);
+    add_norm("post_attention_layernorm", hidden);
+    if (kind == "qwen3" || kind == "olmo2") {
+      add_norm("self_attn.q_norm", of_outputs ? q : head_dim);
+      add_norm("self_attn.k_norm", of_outputs ? kv : head_dim);
+    }
+    if (kind == "phi3") {
+      add("self_attn.qkv_proj", q + 2 * kv, hidden, false);
+      add("mlp.gate_up_proj", 2 * ffn, hidden, false);
+    } else {
+      const bool qkv_bias = attention_bias || kind == "qwen2";
+      add("self_attn.q_proj", q, hidden, qkv_bias);
+      add("self_attn.k_proj", kv, hidden, qkv_bias);
+      add("self_attn.v_proj", kv, hidden, qkv_bias);
+      add("mlp.gate_proj", ffn, hidden, mlp_bias);
+      add("mlp.up_proj", ffn, hidden, mlp_bias);
+    }
+    add("self_attn.o_proj", hidden, q, attention_bias);
+    add("mlp.down_proj", hidden, ffn, mlp_bias);
   }
   return shapes;
 }
@@ -217,6 +240,35 @@ inline nlohmann::json small_config() {
           {"hidden_act", "silu"},
           {"tie_word_embeddings", false},
           {"torch_dtype", "float16"}};
+}
+
+// Of another architecture of the LLaMA kind, with `changes`.
+inline nlohmann::json small_config(const std::string& model_type, const std::string& class_name,
+                                   const nlohmann::json& changes = nlohmann::json::object()) {
+  nlohmann::json config = small_config();
+  config["model_type"] = model_type;
+  config["architectures"] = nlohmann::json::array({class_name});
+  config.update(changes);
+  return config;
+}
+
+// One of each architecture of the LLaMA kind besides LLaMA and Mistral.
+inline nlohmann::json small_config_of(const std::string& name) {
+  if (name == "Qwen2") return small_config("qwen2", "Qwen2ForCausalLM");
+  if (name == "Qwen3") return small_config("qwen3", "Qwen3ForCausalLM", {{"head_dim", 16}});
+  if (name == "Phi3") {
+    return small_config(
+        "phi3", "Phi3ForCausalLM",
+        {{"num_key_value_heads", 4}, {"partial_rotary_factor", 0.5}, {"pad_token_id", 0}});
+  }
+  if (name == "Olmo2") return small_config("olmo2", "Olmo2ForCausalLM", {{"pad_token_id", 0}});
+  return small_config("granite", "GraniteForCausalLM",
+                      {{"attention_bias", true},
+                       {"mlp_bias", true},
+                       {"attention_multiplier", 0.25},
+                       {"residual_multiplier", 0.5},
+                       {"embedding_multiplier", 3.0},
+                       {"logits_scaling", 2.0}});
 }
 
 inline nlohmann::json small_opt_config() {

@@ -36,36 +36,104 @@ inline Matrix plus(Matrix a, const Matrix& b) {
   return a;
 }
 
+inline Matrix columns(const Matrix& m, std::int64_t begin, std::int64_t end) {
+  Matrix part(m.rows, end - begin);
+  for (std::int64_t i = 0; i < m.rows; ++i) {
+    for (std::int64_t j = begin; j < end; ++j) part(i, j - begin) = m(i, j);
+  }
+  return part;
+}
+
+inline Matrix times(Matrix m, double factor) {
+  for (double& value : m.values) value *= factor;
+  return m;
+}
+
+// Frequencies come from rotary_frequencies(), which the golden logits check.
 inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
                           const std::string& prefix, std::int64_t length, const Matrix& input) {
-  const std::int64_t half = config.head_dim / 2;
-  Matrix cos(length, half), sin(length, half);
+  const std::vector<double> frequencies = rotary_frequencies(config.rope, length);
+  Matrix cos(length, std::ssize(frequencies)), sin(length, std::ssize(frequencies));
   for (std::int64_t p = 0; p < length; ++p) {
-    for (std::int64_t j = 0; j < half; ++j) {
-      const double angle = static_cast<double>(p) *
-                           std::pow(config.rope_theta, -2.0 * static_cast<double>(j) /
-                                                           static_cast<double>(config.head_dim));
-      cos(p, j) = std::cos(angle);
-      sin(p, j) = std::sin(angle);
+    for (std::int64_t j = 0; j < cos.cols; ++j) {
+      const double angle = static_cast<double>(p) * frequencies[static_cast<std::size_t>(j)];
+      cos(p, j) = config.rope.magnitude * std::cos(angle);
+      sin(p, j) = config.rope.magnitude * std::sin(angle);
     }
   }
   const auto epsilon = static_cast<double>(config.norm_epsilon);
-  const auto weight = [&](const char* name) -> const Matrix& {
-    return weights.at(prefix + name + ".weight");
+  const auto linear = [&](const Matrix& in, const std::string& name) {
+    const Matrix y = product(in, reference::transpose(weights.at(prefix + name + ".weight")));
+    const auto bias = weights.find(prefix + name + ".bias");
+    return bias == weights.end() ? y : plus(y, bias->second);
   };
-  const auto linear = [&](const Matrix& in, const char* name) {
-    return product(in, reference::transpose(weight(name)));
+  const auto norm = [&](const Matrix& x, const std::string& name) {
+    return rms_norm(x, weights.at(prefix + name + ".weight"), epsilon);
   };
-  const Matrix n = rms_norm(input, weight("input_layernorm"), epsilon);
-  const Matrix q = rope(linear(n, "self_attn.q_proj"), cos, sin, config.heads, length);
-  const Matrix k = rope(linear(n, "self_attn.k_proj"), cos, sin, config.kv_heads, length);
-  const Matrix mixed =
-      attention(q, k, linear(n, "self_attn.v_proj"), config.heads, config.kv_heads, length,
-                config.sliding_window, 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
-  const Matrix middle = plus(input, linear(mixed, "self_attn.o_proj"));
-  const Matrix m = rms_norm(middle, weight("post_attention_layernorm"), epsilon);
-  const Matrix gated = silu_gate(linear(m, "mlp.gate_proj"), linear(m, "mlp.up_proj"));
-  return plus(middle, linear(gated, "mlp.down_proj"));
+  const std::int64_t q_width = config.heads * config.head_dim,
+                     kv_width = config.kv_heads * config.head_dim;
+  // Norms of heads are those of the rows that the heads make.
+  const auto head_norm = [&](Matrix x, const std::string& name) {
+    if (config.query_key_norm == QueryKeyNorm::kNone) return x;
+    const std::int64_t rows = x.rows, cols = x.cols;
+    if (config.query_key_norm == QueryKeyNorm::kHeads) {
+      x.rows = rows * cols / config.head_dim;
+      x.cols = config.head_dim;
+    }
+    x = norm(x, name);
+    x.rows = rows;
+    x.cols = cols;
+    return x;
+  };
+  // The product of columns that are not rotated is what it was.
+  const auto rotated = [&](const Matrix& x, std::int64_t heads) {
+    if (2 * cos.cols == config.head_dim) return rope(x, cos, sin, heads, length);
+    Matrix result = x;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const std::int64_t first = head * config.head_dim;
+      const Matrix part = rope(columns(x, first, first + 2 * cos.cols), cos, sin, 1, length);
+      for (std::int64_t i = 0; i < x.rows; ++i) {
+        for (std::int64_t j = 0; j < part.cols; ++j) result(i, first + j) = part(i, j);
+      }
+    }
+    return result;
+  };
+  const Matrix n = config.norms_of_outputs ? input : norm(input, "input_layernorm");
+  Matrix q, k, v;
+  if (config.fused_linears) {
+    const Matrix qkv = linear(n, "self_attn.qkv_proj");
+    q = columns(qkv, 0, q_width);
+    k = columns(qkv, q_width, q_width + kv_width);
+    v = columns(qkv, q_width + kv_width, q_width + 2 * kv_width);
+  } else {
+    q = linear(n, "self_attn.q_proj");
+    k = linear(n, "self_attn.k_proj");
+    v = linear(n, "self_attn.v_proj");
+  }
+  const double scale = config.attention_scale > 0.0f
+                           ? static_cast<double>(config.attention_scale)
+                           : 1.0 / std::sqrt(static_cast<double>(config.head_dim));
+  const Matrix mixed = attention(rotated(head_norm(q, "self_attn.q_norm"), config.heads),
+                                 rotated(head_norm(k, "self_attn.k_norm"), config.kv_heads), v,
+                                 config.heads, config.kv_heads, length, config.window_of(0), scale);
+  const auto added = [&](const Matrix& y, const char* norm_of_output) {
+    return times(config.norms_of_outputs ? norm(y, norm_of_output) : y,
+                 static_cast<double>(config.residual_multiplier));
+  };
+  const Matrix middle =
+      plus(input, added(linear(mixed, "self_attn.o_proj"), "post_attention_layernorm"));
+  const Matrix m = config.norms_of_outputs ? middle : norm(middle, "post_attention_layernorm");
+  Matrix gate, up;
+  if (config.fused_linears) {
+    const Matrix both = linear(m, "mlp.gate_up_proj");
+    gate = columns(both, 0, config.intermediate_size);
+    up = columns(both, config.intermediate_size, 2 * config.intermediate_size);
+  } else {
+    gate = linear(m, "mlp.gate_proj");
+    up = linear(m, "mlp.up_proj");
+  }
+  return plus(middle,
+              added(linear(silu_gate(gate, up), "mlp.down_proj"), "post_feedforward_layernorm"));
 }
 
 inline Matrix opt_block(const ModelConfig& config, const Weights& weights,
@@ -112,6 +180,7 @@ inline double mean_cross_entropy(const ModelConfig& config, const Weights& weigh
   if (!outer.project_out.empty()) {
     residual = product(residual, reference::transpose(weights.at(outer.project_out)));
   }
+  residual = times(std::move(residual), 1.0 / static_cast<double>(config.logits_divisor));
   std::vector<std::int32_t> target(ids.begin() + 1, ids.end());
   target.push_back(-1);
   double sum = 0.0;
@@ -132,6 +201,7 @@ inline double model_loss(const ModelConfig& config, const Weights& weights,
   for (std::int64_t i = 0; i < length; ++i) {
     for (std::int64_t j = 0; j < x.cols; ++j) x(i, j) = table(ids[static_cast<std::size_t>(i)], j);
   }
+  x = times(std::move(x), static_cast<double>(config.embedding_multiplier));
   if (!outer.project_in.empty()) {
     x = product(x, reference::transpose(weights.at(outer.project_in)));
   }

@@ -19,6 +19,7 @@ using testing::IsSupersetOf;
 ModelConfig shrunk(const std::string& name) {
   ModelConfig config = shape_like(name);
   config.head_dim = 8;
+  if (config.architecture != Architecture::kOpt) config.rope.columns = 8;
   config.kv_heads = config.kv_heads == config.heads ? 4 : 2;
   config.heads = 4;
   config.embedding_size = config.embedding_size == config.hidden_size ? 32 : 16;
@@ -41,10 +42,14 @@ TEST(SyntheticTest, KnowsTheModelsOfThePapers) {
 // In units of 10^6, as published: of blocks, embedding (once where the head is tied) and what is between.
 TEST(SyntheticTest, ShapesHaveThePublishedNumbersOfParameters) {
   const std::map<std::string, double> millions = {
-      {"llama-7b", 6738},   {"llama-13b", 13016},   {"llama-30b", 32529},   {"llama-65b", 65286},
-      {"llama-2-7b", 6738}, {"llama-2-13b", 13016}, {"llama-2-70b", 68977}, {"mistral-7b", 7242},
-      {"opt-125m", 125.2},  {"opt-350m", 331.2},    {"opt-1.3b", 1315.8},   {"opt-2.7b", 2651.6},
-      {"opt-6.7b", 6658.5}, {"opt-13b", 12853.5}};
+      {"llama-7b", 6738},       {"llama-13b", 13016}, {"llama-30b", 32529},
+      {"llama-65b", 65286},     {"llama-2-7b", 6738}, {"llama-2-13b", 13016},
+      {"llama-2-70b", 68977},   {"mistral-7b", 7242}, {"opt-125m", 125.2},
+      {"opt-350m", 331.2},      {"opt-1.3b", 1315.8}, {"opt-2.7b", 2651.6},
+      {"opt-6.7b", 6658.5},     {"opt-13b", 12853.5}, {"llama-3.1-8b", 8030},
+      {"llama-3.1-70b", 70554}, {"qwen2.5-7b", 7616}, {"qwen3-8b", 8191},
+      {"phi-3-mini", 3821},     {"olmo-2-7b", 7299},  {"granite-3-8b", 8171},
+      {"smollm2-135m", 134.5}};
   for (const auto& [name, expected] : millions) {
     const ModelConfig config = shape_like(name);
     std::int64_t count = 0;
@@ -61,7 +66,9 @@ TEST(SyntheticTest, ShapesHaveThePublishedNumbersOfParameters) {
 }
 
 TEST(SyntheticTest, ModelsOfEveryArchitectureAreRead) {
-  for (const std::string name : {"llama-2-7b", "mistral-7b", "opt-6.7b", "opt-350m"}) {
+  for (const std::string name :
+       {"llama-2-7b", "mistral-7b", "opt-6.7b", "opt-350m", "llama-3.1-8b", "qwen2.5-7b",
+        "qwen3-8b", "phi-3-mini", "olmo-2-7b", "granite-3-8b"}) {
     const TemporaryFolder directory;
     const ModelConfig config = shrunk(name);
     write_synthetic_model({.config = config, .tokenizer = {}, .max_shard_bytes = 8000},
@@ -73,6 +80,9 @@ TEST(SyntheticTest, ModelsOfEveryArchitectureAreRead) {
     EXPECT_EQ(model.config().sliding_window, config.sliding_window) << name;
     EXPECT_EQ(model.config().tied_embeddings, config.tied_embeddings) << name;
     EXPECT_EQ(model.config().bos, config.bos) << name;
+    EXPECT_EQ(model.config().rope, config.rope) << name;
+    EXPECT_EQ(model.config().qkv_bias, config.qkv_bias) << name;
+    EXPECT_EQ(model.config().residual_multiplier, config.residual_multiplier) << name;
     EXPECT_TRUE(std::filesystem::exists(directory / "model" / "model.safetensors.index.json"));
 
     const auto backend = make_backend("cpu", {});

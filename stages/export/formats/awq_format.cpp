@@ -55,7 +55,7 @@ class AwqGemm final : public ExportFormat {
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
-    const auto& [unused, rows, cols] = linear.spec;
+    const std::int64_t rows = linear.spec.rows, cols = linear.spec.cols;
     return {{"qweight", DType::kI32, {cols, rows / 8}},
             {"qzeros", DType::kI32, {linear.groups(), rows / 8}},
             {"scales", DType::kF16, {linear.groups(), rows}}};

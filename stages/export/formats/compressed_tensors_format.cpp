@@ -37,7 +37,7 @@ class CompressedTensors final : public ExportFormat {
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
-    const auto& [unused, rows, cols] = linear.spec;
+    const std::int64_t rows = linear.spec.rows, cols = linear.spec.cols;
     const int bits = linear.scheme.bits;
     std::vector<TensorInfo> tensors = {{"weight_packed", DType::kI32, {rows, cols * bits / 32}},
                                        {"weight_scale", DType::kF16, {rows, linear.groups()}}};

@@ -106,7 +106,7 @@ class Gptq final : public ExportFormat {
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
-    const auto& [unused, rows, cols] = linear.spec;
+    const std::int64_t rows = linear.spec.rows, cols = linear.spec.cols;
     const int bits = linear.scheme.bits;
     return {{"qweight", DType::kI32, {cols * bits / 32, rows}},
             {"qzeros", DType::kI32, {linear.groups(), rows * bits / 32}},

@@ -52,7 +52,7 @@ class SqueezeLlm final : public ExportFormat {
   }
 
   std::vector<TensorInfo> tensors(const ExportedLinear& linear, DType) const override {
-    const auto& [unused, rows, cols] = linear.spec;
+    const std::int64_t rows = linear.spec.rows, cols = linear.spec.cols;
     const int bits = linear.scheme.bits;
     std::vector<TensorInfo> tensors = {
         {"qweight", DType::kI32, {cols * bits / 32, rows}},

@@ -11,19 +11,21 @@
 namespace roundhouse {
 namespace {
 
-// A dense tensor of the checkpoint, in F32 and with its own type to go back to.
+// A dense tensor of the checkpoint, in F32 and with its own type to go back to. Its values count from `first` on.
 class Dense {
  public:
   Dense(const Checkpoint& checkpoint, const DecoderBlock& decoder, int block, std::string name,
-        std::int64_t size)
-      : name_(std::move(name)), values_(static_cast<std::size_t>(size)) {
+        std::int64_t size, std::int64_t first = 0)
+      : name_(std::move(name)),
+        values_(static_cast<std::size_t>(size)),
+        first_(static_cast<std::size_t>(first)) {
     const HostView view = checkpoint.weight(decoder.prefix(block) + "." + name_, {size});
     type_ = view.type;
     convert(type_, view.bytes.data(), DType::kF32, values_.data(), values_.size());
   }
 
-  float operator[](std::size_t i) const { return values_[i]; }
-  void set(std::size_t i, float value) { values_[i] = value; }
+  float operator[](std::size_t i) const { return values_[first_ + i]; }
+  void set(std::size_t i, float value) { values_[first_ + i] = value; }
   // As the checkpoint's type holds it.
   float rounded(float value) const {
     float result = value;
@@ -40,6 +42,7 @@ class Dense {
  private:
   std::string name_;
   std::vector<float> values_;
+  std::size_t first_;
   DType type_ = DType::kF32;
 };
 
@@ -61,14 +64,16 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
 
     std::vector<Dense> dense;  // what is divided, a norm's weight first
     for (const int norm : set.norms) {
-      dense.emplace_back(checkpoint, decoder, block, decoder.norm_names()[norm], size);
+      dense.emplace_back(checkpoint, decoder, block, decoder.norms()[norm].name, size);
     }
+    std::int64_t rows_before = 0;  // of the linear before, that are not divided
     if (set.linear >= 0) {
       const LinearSpec& before = decoder.linears()[set.linear];
-      require(before.rows == size, "a scale for each row of the linear before");
+      rows_before = before.rows - size;
+      require(rows_before >= 0, "a scale for each of the last rows of the linear before");
       const std::string bias = before.name + ".bias";
       if (checkpoint.has(decoder.prefix(block) + "." + bias)) {
-        dense.emplace_back(checkpoint, decoder, block, bias, size);
+        dense.emplace_back(checkpoint, decoder, block, bias, before.rows, rows_before);
       }
     }
 
@@ -96,7 +101,11 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
     for (const int linear : decoder.shared_inputs()[set.group].linears) {
       folding.column_factors[linear] = s;
     }
-    if (set.linear >= 0) folding.row_divisors[set.linear] = s;
+    if (set.linear >= 0) {
+      std::vector<float>& divisors = folding.row_divisors[set.linear];
+      divisors.assign(static_cast<std::size_t>(rows_before), 1.0f);
+      divisors.insert(divisors.end(), s.begin(), s.end());
+    }
   }
   return folding;
 }

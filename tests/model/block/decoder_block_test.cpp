@@ -32,7 +32,10 @@ class DecoderBlockTest : public testing::TestWithParam<const char*> {
   bool has_window() const { return std::string_view(GetParam()) == "Mistral"; }
 
   DecoderBlockTest() {
-    json config = is_opt() ? small_opt_config() : small_config();
+    const std::string name = GetParam();
+    json config = is_opt()                          ? small_opt_config()
+                  : name == "Llama" || has_window() ? small_config()
+                                                    : small_config_of(name);
     if (has_window()) {
       config.update({{"architectures", {"MistralForCausalLM"}},
                      {"model_type", "mistral"},
@@ -70,7 +73,8 @@ class DecoderBlockTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, DecoderBlockTest,
-                         testing::Values("Llama", "Mistral", "Opt", "OptNormLast"),
+                         testing::Values("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Olmo2",
+                                         "Granite", "Opt", "OptNormLast"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 TEST_P(DecoderBlockTest, DescribesItsLinears) {
@@ -80,6 +84,13 @@ TEST_P(DecoderBlockTest, DescribesItsLinears) {
     EXPECT_THAT(names, ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                                    "self_attn.out_proj", "fc1", "fc2"));
     EXPECT_EQ(block_->prefix(7), "model.decoder.layers.7");
+  } else if (std::string_view(GetParam()) == "Phi3") {
+    EXPECT_THAT(names, ElementsAre("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj",
+                                   "mlp.down_proj"));
+    EXPECT_THAT(block_->score_linears(), ElementsAre(0));
+    ASSERT_EQ(block_->scale_sets().size(), 4u);
+    EXPECT_EQ(block_->scale_sets()[1].linear, 0) << "values are the last rows";
+    EXPECT_EQ(block_->scale_sets()[3].linear, 2) << "up are the last rows";
   } else {
     EXPECT_THAT(names,
                 ElementsAre("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -95,7 +106,10 @@ TEST_P(DecoderBlockTest, DescribesItsLinears) {
   for (std::size_t i = 0; i < weights_.linears.size(); ++i) {
     EXPECT_EQ(weights_.linears[i].rows(), block_->linears()[i].rows);
     EXPECT_EQ(weights_.linears[i].cols(), block_->linears()[i].cols);
-    EXPECT_EQ(weights_.biases[i].empty(), !is_opt());
+    const bool biased = is_opt() || std::string_view(GetParam()) == "Granite" ||
+                        (std::string_view(GetParam()) == "Qwen2" && i < 3);
+    EXPECT_EQ(weights_.biases[i].empty(), !biased);
+    EXPECT_EQ(block_->linears()[i].biased, biased);
   }
 }
 

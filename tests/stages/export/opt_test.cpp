@@ -1,5 +1,5 @@
 // Exports of OPT: biases, learned positions, projections, and the names that transformers expects, from whatever kind of
-// file the model was in.
+// file the model was in; and of what the LLaMA kind has besides LLaMA.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -102,13 +102,29 @@ TEST_F(ExportOptTest, ReadersLeaveTheProjectionsAlone) {
   EXPECT_EQ(config.at("do_layer_norm_before"), false);
 }
 
+class ExportArchitectureTest : public ExportOptTest,
+                               public testing::WithParamInterface<const char*> {
+ protected:
+  nlohmann::json config() const {
+    const std::string name = GetParam();
+    if (name == "Opt") return narrow_config();
+    nlohmann::json config = small_config_of(name);
+    config.update({{"hidden_size", 64}, {"intermediate_size", 96}});
+    return config;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Architectures, ExportArchitectureTest,
+                         testing::Values("Opt", "Qwen2", "Qwen3", "Phi3", "Olmo2", "Granite"),
+                         [](const auto& instance) { return std::string(instance.param); });
+
 // The dense export computes what the model does with its rounded linears.
-TEST_F(ExportOptTest, DenseReadsBackAsTheQuantizedModel) {
+TEST_P(ExportArchitectureTest, DenseReadsBackAsTheQuantizedModel) {
   const fs::path source = directory_ / "source";
   fs::create_directory(source);
-  write_model(source, narrow_config(), formula_tensors(narrow_config(), DType::kF16));
+  write_model(source, config(), formula_tensors(config(), DType::kF16));
   prepare(source, -1);
-  Tensors rounded = formula_tensors(narrow_config(), DType::kF32);
+  Tensors rounded = formula_tensors(config(), DType::kF32);
   for (int block = 0; block < 2; ++block) {
     const auto quantized =
         load_quantized_weights(*model_, *shape_, store_, recipe_.name, block, *backend_);
@@ -119,10 +135,31 @@ TEST_F(ExportOptTest, DenseReadsBackAsTheQuantizedModel) {
   }
   const fs::path reference = directory_ / "reference";
   fs::create_directory(reference);
-  write_model(reference, narrow_config(), rounded);
+  write_model(reference, config(), rounded);
   const CausalLM exported(write("dense", DType::kF32));
   EXPECT_EQ(logits(exported), logits(CausalLM(reference)));
   EXPECT_NE(logits(exported), logits(*model_));
+}
+
+// Each under the name that engines know: linears that are one in the checkpoint are one in the export.
+TEST_P(ExportArchitectureTest, HoldsTheTensorsOfTheOriginal) {
+  const fs::path source = directory_ / "source";
+  fs::create_directory(source);
+  write_model(source, config(), formula_tensors(config(), DType::kF16));
+  prepare(source, 16);
+  std::vector<std::string> expected;
+  for (const auto& [name, shape] : tensor_shapes(config())) {
+    if (shape.size() == 1 || name.find("layers.") == name.npos) {
+      expected.push_back(name);
+      continue;
+    }
+    const std::string module = name.substr(0, name.rfind(".weight"));
+    for (const char* part : {".weight_packed", ".weight_scale", ".weight_shape"}) {
+      expected.push_back(module + part);
+    }
+  }
+  const SafetensorsFile file(write("compressed-tensors") / "model.safetensors");
+  EXPECT_THAT(file.names(), UnorderedElementsAreArray(expected));
 }
 
 TEST_F(ExportOptTest, PytorchFilesBecomeSafetensorsWithTheNamesOfTransformers) {

@@ -20,7 +20,7 @@ struct TwoLinears final : DecoderBlock {
   TwoLinears() {
     prefix_ = "model.layers.";
     linears_ = {{"self_attn.q_proj", 32, 64}, {"mlp.down_proj", 5, 43}};
-    norm_names_ = {"input_layernorm.weight", "input_layernorm.bias"};
+    norms_ = {{"input_layernorm.weight", 7}, {"input_layernorm.bias", 7}};
     hidden_size_ = 7;
   }
   BlockWeights load(const Checkpoint&, int, Backend&, LoadLinears) const override { return {}; }

@@ -104,6 +104,33 @@ TEST_F(AwqFoldTest, LeavesOutWhatReadsTheResidualItself) {
   EXPECT_THAT(expect_unchanged(world), ElementsAre("fc1.bias", "self_attn.v_proj.bias"));
 }
 
+TEST_F(AwqFoldTest, ChangesNothingInPhi3WhoseValuesAndUpAreTheLastRows) {
+  QuantizeWorld world(*team_, 1, 2, {}, kLength, model_of(folder_, "Phi3", 4));
+  EXPECT_EQ(world.shape().scale_sets().size(), 4u);
+  EXPECT_THAT(expect_unchanged(world),
+              ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight"));
+}
+
+TEST_F(AwqFoldTest, ChangesNothingInQwen2AndGraniteWhoseBiasesAreDividedToo) {
+  QuantizeWorld qwen(*team_, 1, 2, {}, kLength, model_of(folder_, "Qwen2", 4));
+  EXPECT_THAT(expect_unchanged(qwen),
+              ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight",
+                          "self_attn.v_proj.bias"));
+  QuantizeWorld granite(*team_, 1, 2, {}, kLength, model_of(folder_, "Granite", 2));
+  EXPECT_EQ(granite.shape().scale_sets().size(), 3u);
+  EXPECT_THAT(expect_unchanged(granite), ElementsAre("input_layernorm.weight", "mlp.up_proj.bias",
+                                                     "post_attention_layernorm.weight"));
+}
+
+TEST_F(AwqFoldTest, ChangesNothingInQwen3AndOlmo2WhoseOtherNormsStay) {
+  QuantizeWorld qwen(*team_, 1, 2, {}, kLength, model_of(folder_, "Qwen3", 4));
+  EXPECT_THAT(expect_unchanged(qwen),
+              ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight"));
+  QuantizeWorld olmo(*team_, 1, 2, {}, kLength, model_of(folder_, "Olmo2", 4));
+  EXPECT_EQ(olmo.shape().scale_sets().size(), 2u) << "linears that read the residual itself";
+  EXPECT_THAT(expect_unchanged(olmo), ElementsAre());
+}
+
 TEST_F(AwqFoldTest, AChannelThatTheNormCannotHoldIsNotScaled) {
   QuantizeWorld world(*team_, 1, 1, {}, kLength);
   std::vector<ChosenScales> chosen;
@@ -130,7 +157,8 @@ TEST_F(AwqFoldTest, AChannelThatTheNormCannotHoldIsNotScaled) {
 // the wrong place.
 TEST_F(AwqFoldTest, AQuantizedBlockIsNearerToTheOriginalThanPlainRounding) {
   for (const std::filesystem::path& model :
-       {QuantizeWorld::bundled_model(), opt_model(folder_, true), opt_model(folder_, false)}) {
+       {QuantizeWorld::bundled_model(), opt_model(folder_, true), opt_model(folder_, false),
+        model_of(folder_, "Phi3", 4), model_of(folder_, "Qwen3", 2)}) {
     const auto output = [&](const json& recipe) {
       QuantizeWorld world(*team_, 2, 2, {}, kLength, model);
       const QuantizedBlock block = world.quantize(recipe);

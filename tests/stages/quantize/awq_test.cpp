@@ -86,7 +86,7 @@ class AwqTest : public testing::Test {
       for (std::int64_t j = 0; j < half; ++j) {
         const double angle =
             static_cast<double>(p) *
-            std::pow(config.rope_theta, -static_cast<double>(j) / static_cast<double>(half));
+            std::pow(config.rope.theta, -static_cast<double>(j) / static_cast<double>(half));
         cos(p, j) = std::cos(angle);
         sin(p, j) = std::sin(angle);
       }

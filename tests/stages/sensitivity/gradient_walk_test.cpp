@@ -139,7 +139,8 @@ class WholeModelTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, WholeModelTest,
-                         testing::Values("llama", "mistral", "opt", "opt-norm-last"),
+                         testing::Values("llama", "mistral", "qwen3", "phi3", "opt",
+                                         "opt-norm-last"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');
