@@ -5,8 +5,8 @@
 
 PYTHON: of an environment with transformers and compressed-tensors, as load_exports.py makes them (VENVS/transformers-5.24/bin/python).
 export_samples (tests/stages) rounds each model to nearest, 4 bits in groups of 32, and writes every format. What counts: the dense
-export in float32 and the others compute the same (mean difference of logits over their standard deviation; in float32 nothing but
-roundings is between them), and something else than the original. That dense exports are what we compute is a test of ours
+export in float32 and the others compute the same (mean difference of logits over their standard deviation, within
+0.5 %, which leaves room for products that readers round), and something else than the original. That dense exports are what we compute is a test of ours
 (tests/stages/export/opt_test.cpp), that we compute what transformers does another (tests/golden/logits.md). Exit code: 0 or 1.
 """
 
@@ -49,7 +49,7 @@ MODELS = {
     "granite": ("Granite", dict(attention_multiplier=0.1, residual_multiplier=0.5, embedding_multiplier=4.0, logits_scaling=2.0)),
 }
 FORMATS = ["compressed-tensors", "gptq"]
-TOLERANCE = 1e-3
+TOLERANCE = 5e-3  # as kinds.py has it: room for products that readers round
 
 
 def make_model(name, folder):
@@ -103,7 +103,7 @@ def main():
             return float((logits_of(folder) - dense).abs().mean() / dense.std())
 
         rounding = apart(work / "model")
-        wrong += not rounding > 10 * TOLERANCE
+        wrong += not rounding > 2 * TOLERANCE
         cells = [f"{100 * rounding:.1f} %"]
         for form in FORMATS:
             try:
