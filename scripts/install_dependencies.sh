@@ -12,7 +12,7 @@ packages=(
   g++ cmake ninja-build make ccache pkg-config git
   libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev
   libyaml-cpp-dev libcli11-dev libfmt-dev nlohmann-json3-dev libkainjow-mustache-dev
-  libsentencepiece-dev libutf8proc-dev libpcre2-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev python3
+  libsentencepiece-dev libutf8proc-dev libpcre2-dev libxxhash-dev libssl-dev zlib1g-dev libzstd-dev libgtest-dev libgmock-dev python3
 )
 wanted=()  # a test that lacks one of these is skipped and says so
 

@@ -15,11 +15,11 @@ namespace fs = std::filesystem;
 
 constexpr std::int64_t kMaxCalibrationTokens = std::int64_t{1} << 31;
 
-const std::vector<std::string> kDrawings = {"windows", "packed", "concatenated"};  // by Drawing
-
 }  // namespace
 
-const std::string& name_of(Drawing drawing) { return kDrawings[static_cast<std::size_t>(drawing)]; }
+const std::string& name_of(Drawing drawing) {
+  return names_of_drawings()[static_cast<std::size_t>(drawing)];
+}
 
 namespace {
 
@@ -30,6 +30,7 @@ SampleOptions read_set(Section& section, SampleOptions base, InputFiles files, b
   // A run that has begun knows the text by its content, and needs it no more once the windows are drawn.
   if (!section.text("text", "").empty())
     options.text = section.file("text", begun ? InputFiles::kMayBeGone : files);
+  options.text_key = section.text("text_key", options.text_key);
   options.samples = section.integer("samples", options.samples, 1, kMaxSamples);
   options.sequence_length =
       section.integer("sequence_length", options.sequence_length, 1, kMaxTokens);
@@ -40,8 +41,10 @@ SampleOptions read_set(Section& section, SampleOptions base, InputFiles files, b
     fail(section.where("shards"), section.path_of("shards"),
          fmt::format("{} shards cannot be cut from {} samples", options.shards, options.samples));
   }
-  const std::string drawing = section.one_of("drawing", name_of(options.drawing), kDrawings);
-  options.drawing = static_cast<Drawing>(std::ranges::find(kDrawings, drawing) - kDrawings.begin());
+  const std::string drawing =
+      section.one_of("drawing", name_of(options.drawing), names_of_drawings());
+  options.drawing = static_cast<Drawing>(std::ranges::find(names_of_drawings(), drawing) -
+                                         names_of_drawings().begin());
   if (std::int64_t{options.samples} * options.sequence_length > kMaxCalibrationTokens) {
     fail(section.where("samples"), section.path_of("samples"),
          fmt::format("{} samples of {} tokens are more than {} tokens", options.samples,

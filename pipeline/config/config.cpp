@@ -130,6 +130,7 @@ std::map<std::string, std::string> result_keys(const RunConfig& config) {
     keys[prefix + ".seed"] = std::to_string(set.seed);
     keys[prefix + ".shards"] = std::to_string(set.shards);
     keys[prefix + ".drawing"] = name_of(set.drawing);
+    if (set.text_key != SampleOptions().text_key) keys[prefix + ".text_key"] = set.text_key;
   };
   // Without calibration text no recipe uses any of this, and a text may be added later.
   if (!config.calibration.text.empty()) add("calibration", config.calibration);
@@ -151,6 +152,18 @@ std::vector<std::string> differences(const std::map<std::string, std::string>& w
     const auto before = was.find(key);
     if (before == was.end() || before->second == value) continue;
     lines.push_back(fmt::format("{}: was {}, is {}", key, before->second, value));
+  }
+  // A text's key is among them only where it is another than "text".
+  constexpr std::string_view kSamples = ".samples";
+  for (const auto& [key, value] : is) {
+    if (!key.ends_with(kSamples) || !was.contains(key)) continue;
+    const std::string text_key = key.substr(0, key.size() - kSamples.size()) + ".text_key";
+    const auto in = [&](const std::map<std::string, std::string>& keys) {
+      const auto found = keys.find(text_key);
+      return found != keys.end() ? found->second : SampleOptions().text_key;
+    };
+    if (was.contains(text_key) != is.contains(text_key))
+      lines.push_back(fmt::format("{}: was {}, is {}", text_key, in(was), in(is)));
   }
   return lines;
 }

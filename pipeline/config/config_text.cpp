@@ -15,6 +15,8 @@ std::string yaml_text(const std::filesystem::path& path) {
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+bool has_own_key(const SampleOptions& set) { return set.text_key != SampleOptions().text_key; }
+
 }  // namespace
 
 std::string to_yaml(const RunConfig& config) {
@@ -26,6 +28,8 @@ std::string to_yaml(const RunConfig& config) {
   line("run: {}", yaml_text(config.run));
   line("calibration:");
   if (!config.calibration.text.empty()) line("  text: {}", yaml_text(config.calibration.text));
+  if (has_own_key(config.calibration))
+    line("  text_key: {}", yaml_text(config.calibration.text_key));
   line("  samples: {}", config.calibration.samples);
   line("  sequence_length: {}", config.calibration.sequence_length);
   line("  seed: {}", config.calibration.seed);
@@ -33,9 +37,12 @@ std::string to_yaml(const RunConfig& config) {
   line("  drawing: {}", name_of(config.calibration.drawing));
   if (!config.calibrations.empty()) line("calibrations:");
   for (const auto& [name, set] : config.calibrations) {
-    line("  {}: {{{}samples: {}, sequence_length: {}, seed: {}, shards: {}, drawing: {}}}",
+    // A set without the key has that of the default one.
+    const bool key = has_own_key(set) || has_own_key(config.calibration);
+    line("  {}: {{{}{}samples: {}, sequence_length: {}, seed: {}, shards: {}, drawing: {}}}",
          yaml_text(name), set.text.empty() ? "" : "text: " + yaml_text(set.text) + ", ",
-         set.samples, set.sequence_length, set.seed, set.shards, name_of(set.drawing));
+         key ? "text_key: " + yaml_text(set.text_key) + ", " : "", set.samples, set.sequence_length,
+         set.seed, set.shards, name_of(set.drawing));
   }
   line("recipes:");
   for (const Recipe& recipe : config.recipes) {

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/packed_file.h"
 #include "base/process.h"
 #include "base/write_guard.h"
 #include "model/checkpoint/checkpoint.h"
@@ -188,15 +189,18 @@ RunInputs read_inputs(const RunConfig& config) {
                    .calibration_text = {},
                    .blocks = static_cast<int>(read_model_config(config.model).blocks)};
   std::map<fs::path, std::string> hashes;  // sets may share a text
-  const auto hash_of = [&](const fs::path& text) -> std::string {
+  const auto hash_of = [&](const SampleOptions& set) -> std::string {
     std::error_code ignored;
-    if (text.empty() || !fs::exists(text, ignored)) return "";
-    std::string& hash = hashes[text];
-    if (hash.empty()) hash = xxh3_hex_of_file(text);
-    return hash;
+    if (set.text.empty() || !fs::exists(set.text, ignored)) return "";
+    std::string& hash = hashes[set.text];
+    if (hash.empty()) hash = xxh3_hex_of_content(set.text);
+    // What writes conversations down is among the tokenizer's files, or in one of its own.
+    const fs::path chat = config.model / "chat_template.jinja";
+    if (set.text_key == SampleOptions().text_key || !fs::exists(chat, ignored)) return hash;
+    return xxh3_hex(hash + " " + xxh3_hex_of_file(chat));
   };
-  inputs.calibration_text = hash_of(config.calibration.text);
-  for (const auto& [name, set] : config.calibrations) inputs.other_texts[name] = hash_of(set.text);
+  inputs.calibration_text = hash_of(config.calibration);
+  for (const auto& [name, set] : config.calibrations) inputs.other_texts[name] = hash_of(set);
   return inputs;
 }
 

@@ -16,8 +16,8 @@ Samples calibrate(Job& job, const std::string& key, const SampleOptions& options
   if (job.first()) {
     std::optional<Record> record = job.store().load(key);
     if (!record) {
-      const DrawnSamples drawn =
-          draw_samples(options, job.tokenizer(), job.text_threads(), job.monitor());
+      const DrawnSamples drawn = draw_samples(options, job.config().model, job.tokenizer(),
+                                              job.text_threads(), job.monitor());
       record = to_record(drawn.samples);
       job.store().commit(key, *record);
       nlohmann::json event = drawn.facts;

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/json_number.h"
+#include "base/packed_file.h"
 #include "comm/together.h"
 #include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
@@ -30,7 +31,7 @@ Json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
   return {{"window", task.window},
           {"limit", task.limit},
           {"rows", task.rows},
-          {"text", xxh3_hex_of_file(task.text)},
+          {"text", xxh3_hex_of_content(task.text)},
           {"tokenizer", inputs.tokenizer}};
 }
 

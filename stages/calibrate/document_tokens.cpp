@@ -37,6 +37,14 @@ DocumentTokens::DocumentTokens(const TextFile& file, ParallelTokenizer& tokenize
       documents_(file.documents()),
       said_(std::chrono::steady_clock::now()) {}
 
+std::int32_t DocumentTokens::first() const {
+  return file_.conversations() ? -1 : tokenizer_.tokenizer().bos();
+}
+
+std::int32_t DocumentTokens::last() const {
+  return file_.conversations() ? -1 : tokenizer_.tokenizer().eos();
+}
+
 std::string_view DocumentTokens::text_of(std::size_t document, std::string& storage) const {
   const std::string_view text = file_.document(document, storage);
   return strip_ ? stripped(text) : text;
@@ -131,9 +139,8 @@ void DocumentTokens::count_batch(std::span<const std::size_t> documents) {
 
 std::size_t DocumentTokens::tokens(std::size_t document) const {
   require(documents_[document].tokens >= 0, "document tokens: not counted");
-  const Tokenizer& tokenizer = tokenizer_.tokenizer();
-  return static_cast<std::size_t>(documents_[document].tokens) + (tokenizer.bos() >= 0 ? 1 : 0) +
-         (tokenizer.eos() >= 0 ? 1 : 0);
+  return static_cast<std::size_t>(documents_[document].tokens) + (first() >= 0 ? 1 : 0) +
+         (last() >= 0 ? 1 : 0);
 }
 
 bool DocumentTokens::blank(std::size_t document) const { return documents_[document].chunks == 0; }
@@ -143,15 +150,14 @@ std::vector<std::int32_t> DocumentTokens::gather(std::span<const TokenSpan> span
   for (const TokenSpan& span : spans) total += span.count;
   std::vector<std::int32_t> ids(total);
   std::vector<Use> uses;
-  const Tokenizer& tokenizer = tokenizer_.tokenizer();
   std::size_t to = 0;
   for (const TokenSpan& span : spans) {
     require(span.begin + span.count <= tokens(span.document), "document tokens: range");
     const Document& document = documents_[span.document];
     const std::size_t span_end = span.begin + span.count;
     std::size_t at = 0;  // in the document's tokens
-    if (tokenizer.bos() >= 0) {
-      if (span.begin == 0 && span.count > 0) ids[to] = tokenizer.bos();
+    if (first() >= 0) {
+      if (span.begin == 0 && span.count > 0) ids[to] = first();
       at = 1;
     }
     for (std::size_t i = 0; i < document.chunks && at < span_end; ++i) {
@@ -170,7 +176,7 @@ std::vector<std::int32_t> DocumentTokens::gather(std::span<const TokenSpan> span
       }
       at += chunk.tokens;
     }
-    if (at < span_end) ids[to + at - span.begin] = tokenizer.eos();
+    if (at < span_end) ids[to + at - span.begin] = last();
     to += span.count;
   }
   std::ranges::stable_sort(uses, {}, &Use::chunk);

@@ -12,7 +12,7 @@
 
 namespace roundhouse {
 
-// Tokens [begin, begin + count) of a document, as encode_document() has them.
+// Tokens [begin, begin + count) of a document, as encode_document() has them; of a conversation as encode() has them.
 struct TokenSpan {
   std::size_t document = 0;
   std::size_t begin = 0;
@@ -49,6 +49,9 @@ class DocumentTokens {
   };
   struct Use;
 
+  // The ids that stand around each text; -1: none.
+  std::int32_t first() const;
+  std::int32_t last() const;
   std::string_view text_of(std::size_t document, std::string& storage) const;
   std::vector<std::string_view> texts_of(std::span<const std::size_t> documents,
                                          std::vector<std::string>& storage);

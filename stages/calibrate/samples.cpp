@@ -25,14 +25,43 @@ struct Draw {
   std::size_t length() const { return static_cast<std::size_t>(options.sequence_length); }
   std::size_t samples() const { return static_cast<std::size_t>(options.samples); }
   std::size_t tokens() const { return samples() * length(); }
-  std::string asked() const {
-    return options.keys + ".samples asks for " + std::to_string(samples()) + " of " +
-           std::to_string(length());
-  }
-  [[noreturn]] void fail(const std::string& what) const {
-    throw InputError(options.text.string() + ": " + what);
+  // Documents without text, which have only what stands around one, are no tokens of a row.
+  std::size_t row_tokens(std::size_t document) const {
+    return text.blank(document) ? 0 : text.tokens(document);
   }
 };
+
+// Too little text, all of which has been counted: `windows` of it are there.
+[[noreturn]] void fail_for_want_of_text(const Draw& draw, std::size_t windows,
+                                        std::size_t longest) {
+  std::size_t total = 0;
+  for (const std::size_t document : draw.order) total += draw.row_tokens(document);
+  const auto number = [](std::size_t count, const char* what) {
+    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+  };
+  const std::string& keys = draw.options.keys;
+  const std::size_t in_a_row = total / draw.length();
+  std::string line =
+      draw.options.text.string() + ": " + number(draw.order.size(), "document") + " with " +
+      number(total, "token") + " (the longest has " + std::to_string(longest) + ") make " +
+      number(windows, "window") +
+      " by drawing: " + names_of_drawings()[static_cast<std::size_t>(draw.options.drawing)] +
+      ", and " + keys + ".samples: " + std::to_string(draw.samples()) + " of " + keys +
+      ".sequence_length: " + std::to_string(draw.length()) + " need " +
+      number(draw.samples(), "window") + ", " + number(draw.tokens(), "token") + ". ";
+  if (draw.options.drawing != Drawing::kConcatenated && in_a_row >= draw.samples()) {
+    line += "Use drawing: concatenated";
+  } else if (draw.options.drawing != Drawing::kConcatenated && in_a_row > windows) {
+    line += "Use drawing: concatenated with at most " + number(in_a_row, "sample") +
+            ", a shorter sequence_length, or more text";
+  } else if (windows > 0) {
+    line +=
+        "Use at most " + number(windows, "sample") + ", a shorter sequence_length, or more text";
+  } else {
+    line += "Use a shorter sequence_length, or more text";
+  }
+  throw InputError(line);
+}
 
 // The tokens that are taken, in the order of the samples, and what was looked at for them.
 struct Taken {
@@ -69,17 +98,8 @@ Taken draw_windows(const Draw& draw) {
   if (taken.spans.size() == draw.samples()) return taken;
 
   const std::size_t fit = taken.spans.size();
-  if (fit == 0) {
-    draw.fail("no document has the " + std::to_string(draw.length()) + " tokens of " +
-              draw.options.keys + ".sequence_length (the longest has " + std::to_string(longest) +
-              ")");
-  }
   if (fit_tokens < draw.tokens()) {
-    draw.fail(std::to_string(fit) + " of " + std::to_string(draw.order.size()) +
-              " documents have the " + std::to_string(draw.length()) + " tokens of " +
-              draw.options.keys + ".sequence_length, " + std::to_string(fit_tokens) +
-              " tokens together, and " + draw.asked() +
-              ": ask for less, or for drawing: packed or concatenated");
+    fail_for_want_of_text(draw, fit_tokens / draw.length(), longest);
   }
   // All were used once, and are used again in the same order.
   while (taken.spans.size() < draw.samples()) {
@@ -92,7 +112,7 @@ Taken draw_windows(const Draw& draw) {
 
 Taken draw_packed(const Draw& draw) {
   Taken taken;
-  std::size_t ids = 0, counted = 0;
+  std::size_t ids = 0, counted = 0, longest = 0;
   for (std::size_t place = 0; place < draw.order.size() && ids < draw.tokens(); ++place) {
     const std::size_t document = draw.order[place];
     if (place == counted) {
@@ -102,6 +122,7 @@ Taken draw_packed(const Draw& draw) {
     }
     ++taken.looked_at;
     const std::size_t tokens = draw.text.tokens(document);
+    longest = std::max(longest, tokens);
     if (draw.text.blank(document) || tokens > draw.length()) {
       ++taken.unfit;
       continue;
@@ -109,10 +130,7 @@ Taken draw_packed(const Draw& draw) {
     taken.spans.push_back({document, 0, std::min(tokens, draw.tokens() - ids)});
     ids += taken.spans.back().count;
   }
-  if (ids < draw.tokens()) {
-    draw.fail("its documents of up to " + std::to_string(draw.length()) + " tokens fill " +
-              std::to_string(ids / draw.length()) + " windows, and " + draw.asked());
-  }
+  if (ids < draw.tokens()) fail_for_want_of_text(draw, ids / draw.length(), longest);
   return taken;
 }
 
@@ -122,11 +140,13 @@ Taken draw_concatenated(const Draw& draw) {
   draw.text.count(documents);
   std::vector<std::size_t> begins = {0};  // of each document in the row, and the end
   for (const std::size_t document : documents)
-    begins.push_back(begins.back() + (draw.text.blank(document) ? 0 : draw.text.tokens(document)));
+    begins.push_back(begins.back() + draw.row_tokens(document));
   const std::size_t total = begins.back(), places = total / draw.length();
   if (places < draw.samples()) {
-    draw.fail("its " + std::to_string(total) + " tokens fill " + std::to_string(places) +
-              " windows, and " + draw.asked());
+    std::size_t longest = 0;
+    for (const std::size_t document : documents)
+      longest = std::max(longest, draw.text.tokens(document));
+    fail_for_want_of_text(draw, places, longest);
   }
   // Windows lie side by side from a random token on, and a random choice of them is taken (Fisher and Yates, as far as
   // needed).
@@ -182,9 +202,17 @@ std::int64_t micro_batch_sequences(std::int64_t length) {
   return std::max<std::int64_t>(1, kMicroBatchTokens / length);
 }
 
-DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
-                          ThreadPool& threads, Monitor& monitor) {
-  const TextFile file(options.text, threads, [&] { monitor.tick(); });
+const std::vector<std::string>& names_of_drawings() {
+  static const std::vector<std::string> names = {"windows", "packed", "concatenated"};
+  return names;
+}
+
+DrawnSamples draw_samples(const SampleOptions& options, const std::filesystem::path& model,
+                          const Tokenizer& tokenizer, ThreadPool& threads, Monitor& monitor) {
+  TextKey key{.name = options.text_key};
+  if (key.name != TextKey().name) key.model = model;
+  const TextFile file(
+      options.text, threads, [&] { monitor.tick(); }, key);
   monitor.say("calibration: " + file.description());
   ParallelTokenizer parallel(tokenizer, threads);
   DocumentTokens text(file, parallel, options.drawing == Drawing::kPacked, monitor);
@@ -219,7 +247,9 @@ DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokeniz
   monitor.say(line);
   return {.samples = Samples(options.samples, options.sequence_length, options.shards,
                              text.gather(taken.spans)),
-          .facts = {{"text", file.json_lines() ? "JSON lines" : "plain text"},
+          .facts = {{"text", file.conversations() ? "conversations"
+                             : file.json_lines()  ? "JSON lines"
+                                                  : "plain text"},
                     {"documents", file.documents()},
                     {"documents_looked_at", taken.looked_at},
                     {"documents_used", used}}};

@@ -28,8 +28,11 @@ enum class Drawing {
   kConcatenated  // all documents one after another, cut into windows, some of which are taken
 };
 
+const std::vector<std::string>& names_of_drawings();  // in this order
+
 struct SampleOptions {
-  std::filesystem::path text;  // see TextFile
+  std::filesystem::path text;     // see TextFile
+  std::string text_key = "text";  // of JSON lines; only another one may hold conversations
   int samples = 128;
   int sequence_length = 2048;
   std::uint64_t seed = 42;
@@ -72,10 +75,11 @@ struct DrawnSamples {
 // it, and none is used twice before all were used once. kPacked: as llm-awq's (awq/utils/calib_data.py), in the same order,
 // documents are stripped of white space at their ends, each begins with the begin-of-text token, and none is used twice.
 // kConcatenated: in the file's order; windows lie side by side from a random token on, and a random choice of them is taken.
-// Throws InputError naming the file: see TextFile; no document long enough; fewer tokens (in documents that are long enough;
-// kPacked: in documents that are short enough) than are asked for.
-DrawnSamples draw_samples(const SampleOptions& options, const Tokenizer& tokenizer,
-                          ThreadPool& threads, Monitor& monitor);
+// Conversations are written down by the template in `model`, the folder of the model.
+// Throws InputError naming the file: see TextFile; fewer tokens than are asked for in the documents that the drawing takes, with
+// what there is and what to change.
+DrawnSamples draw_samples(const SampleOptions& options, const std::filesystem::path& model,
+                          const Tokenizer& tokenizer, ThreadPool& threads, Monitor& monitor);
 
 Record to_record(const Samples& samples);
 Samples samples_from_record(const Record& record);  // throws Error if it does not make sense

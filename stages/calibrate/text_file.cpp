@@ -20,15 +20,39 @@ constexpr std::size_t kBatchBlocks = 64;                   // between two ticks
 constexpr std::size_t kMaxOneJson = std::size_t{1}
                                     << 26;  // a file is tried as one JSON value up to here
 
-bool is_json_name(const std::filesystem::path& path) {
-  std::string extension = path.extension().string();
-  std::ranges::transform(extension, extension.begin(),
-                         [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+bool is_json_name(std::filesystem::path path) {
+  const auto extension_of = [](const std::filesystem::path& name) {
+    std::string extension = name.extension().string();
+    std::ranges::transform(extension, extension.begin(),
+                           [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return extension;
+  };
+  std::string extension = extension_of(path);
+  if (extension == ".gz" || extension == ".zst") extension = extension_of(path.stem());
   return extension == ".jsonl" || extension == ".ndjson" || extension == ".json";
 }
 
 json parse_line(std::string_view line) {
   return json::parse(line, nullptr, /*allow_exceptions=*/false);
+}
+
+// Lists and objects within one another in a line of JSON: copying them goes as deep.
+bool is_deep(std::string_view line) {
+  constexpr int kMost = 64;
+  int depth = 0;
+  bool text = false;
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (c == '"') text = !text;
+    if (text) {
+      if (c == '\\') ++i;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kMost) return true;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return false;
 }
 
 std::string_view first_line_with_text(std::string_view text) {
@@ -40,13 +64,17 @@ std::string_view first_line_with_text(std::string_view text) {
 }  // namespace
 
 TextFile::TextFile(const std::filesystem::path& path, ThreadPool& threads,
-                   const std::function<void()>& tick)
-    : path_(path), file_(path) {
+                   const std::function<void()>& tick, const TextKey& key)
+    : path_(path), file_(path, tick), key_(key.name) {
   refuse_other_formats();
   const std::string_view first = first_line_with_text(content());
   json_lines_ = is_json_name(path) || (first.starts_with('{') && parse_line(first).is_object());
   if (json_lines_) {
     find_lines(tick);
+    const json begin = parse_line(line(0));
+    const auto value = begin.is_object() ? begin.find(key_) : begin.end();
+    if (!key.model.empty() && begin.is_object() && value != begin.end() && value->is_array())
+      template_.emplace(key.model);
     check_lines(threads, tick);
   } else {
     if (first.empty()) throw InputError(path.string() + ": holds no text");
@@ -67,8 +95,13 @@ std::string_view TextFile::content() const {
 }
 
 std::string TextFile::description() const {
-  return path_.string() + ": " + (json_lines_ ? "JSON lines, " : "plain text, ") +
-         std::to_string(documents()) + (documents() == 1 ? " document" : " documents");
+  const char* const kind = template_     ? "JSON lines of conversations, "
+                           : json_lines_ ? "JSON lines, "
+                                         : "plain text, ";
+  const std::string packing = name_of(file_.packing());
+  return path_.string() + ": " + packing + (packing.empty() ? "" : ", ") + kind +
+         std::to_string(documents()) + (documents() == 1 ? " document" : " documents") +
+         (template_ ? ", written down by " + template_->source() : "");
 }
 
 std::string_view TextFile::line(std::size_t index) const {
@@ -78,13 +111,33 @@ std::string_view TextFile::line(std::size_t index) const {
 
 std::string_view TextFile::document(std::size_t index, std::string& storage) const {
   if (!json_lines_) return line(index);
-  json object = parse_line(line(index));
-  const auto text = object.is_object() ? object.find("text") : object.end();
-  // It was right when the file was opened.
-  if (!object.is_object() || text == object.end() || !text->is_string())
-    throw InputError(where(begins_[index]) + "has changed while it was read");
-  storage = std::move(text->get_ref<std::string&>());
+  storage = text_of(index);
   return storage;
+}
+
+std::string TextFile::text_of(std::size_t index) const {
+  const auto fail = [&](const std::string& what) {
+    throw InputError(where(begins_[index]) + what);
+  };
+  json object = parse_line(line(index));
+  if (!object.is_object()) fail("not a JSON object");
+  const auto value = object.find(key_);
+  if (value == object.end() || !(template_ ? value->is_array() : value->is_string())) {
+    std::string keys;
+    for (const auto& [name, each] : object.items()) {
+      if (each.is_string() || each.is_array()) keys += (keys.empty() ? "" : ", ") + in_quotes(name);
+    }
+    fail((template_ ? "no list " : "no string ") + in_quotes(key_) +
+         (keys.empty() || template_ ? "" : ": text_key says which key it is, here one of " + keys));
+  }
+  if (!template_) return std::move(value->get_ref<std::string&>());
+  if (is_deep(line(index))) fail("nested deeper than any conversation");
+  try {
+    return template_->render(*value);
+  } catch (const InputError& error) {
+    fail(error.what());
+  }
+  return {};
 }
 
 std::string TextFile::where(std::size_t begin) const {
@@ -137,13 +190,6 @@ void TextFile::find_lines(const std::function<void()>& tick) {
 }
 
 void TextFile::check_lines(ThreadPool& threads, const std::function<void()>& tick) const {
-  const auto check = [&](std::size_t index) {
-    const json object = parse_line(line(index));
-    if (!object.is_object()) throw InputError(where(begins_[index]) + "not a JSON object");
-    const auto text = object.find("text");
-    if (text == object.end() || !text->is_string())
-      throw InputError(where(begins_[index]) + "no string \"text\"");
-  };
   // Documents [first[i], first[i + 1]) are a block.
   for (std::size_t done = 0; done < documents();) {
     std::vector<std::size_t> first = {done};
@@ -154,7 +200,7 @@ void TextFile::check_lines(ThreadPool& threads, const std::function<void()>& tic
     }
     threads.run(static_cast<std::int64_t>(first.size()) - 1, [&](std::int64_t block, int) {
       const auto i = static_cast<std::size_t>(block);
-      for (std::size_t index = first[i]; index < first[i + 1]; ++index) check(index);
+      for (std::size_t index = first[i]; index < first[i + 1]; ++index) (void)text_of(index);
     });
     release_pages();
     tick();

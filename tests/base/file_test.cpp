@@ -7,12 +7,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <span>
 #include <thread>
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/packed_file.h"
+#include "tests/base/packed.h"
 
 namespace roundhouse {
 namespace {
@@ -263,6 +267,76 @@ TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
   EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "file" / "below", "x"); }),
               HasSubstr("cannot write"));
   EXPECT_THAT(names(), testing::UnorderedElementsAre("taken", "file"));
+}
+
+// Larger than what is unpacked at once.
+TEST_F(FileTest, WhatIsPackedHasTheContentOfWhatIsNot) {
+  std::string text;
+  for (int i = 0; text.size() < 3'000'000; ++i)
+    text += std::to_string(i) + (i % 7 == 0 ? "\n" : " ");
+  const std::string half = text.substr(0, 1'234'567), rest = text.substr(1'234'567);
+  const std::string skipped("\x50\x2a\x4d\x18\4\0\0\0abcd", 12);  // a frame without text
+  const fs::path path = folder_ / "text";
+  int ticks = 0;
+  for (const auto& [packed, packing] :
+       {std::pair(text, Packing::kNone),
+        {gzip(text), Packing::kGzip},
+        {zstd(text), Packing::kZstd},
+        {gzip(half) + gzip("") + gzip(rest) + std::string(1000, '\0'), Packing::kGzip},
+        {zstd(half) + skipped + zstd(rest), Packing::kZstd},
+        {skipped + zstd(text), Packing::kZstd}}) {
+    write_text_atomically(path, packed);
+    EXPECT_EQ(xxh3_hex_of_content(path), xxh3_hex(text));
+    const MappedContent content(path, [&] { ++ticks; });
+    EXPECT_EQ(content.packing(), packing);
+    EXPECT_TRUE(std::ranges::equal(content.bytes(), std::as_bytes(std::span(text))));
+  }
+  EXPECT_GE(ticks, 15) << "a part at a time";
+  for (const std::string& nothing : {std::string(), gzip(""), zstd("")}) {
+    write_text_atomically(path, nothing);
+    EXPECT_TRUE(MappedContent(path, [] {}).bytes().empty());
+  }
+}
+
+TEST_F(FileTest, DamagedPackedFilesAreNamed) {
+  std::string text;
+  for (int i = 0; i < 20'000; ++i) text += std::to_string(i * 7919);
+  const fs::path path = folder_ / "text.x";
+  const auto error = [&](const std::string& bytes) {
+    write_text_atomically(path, bytes);
+    return error_of([&] { (void)MappedContent(path, [] {}); });
+  };
+  for (const auto& [packed, name] : {std::pair(gzip(text), "gzip"), {zstd(text), "zstd"}}) {
+    EXPECT_EQ(error(packed), "no error");
+    for (const std::size_t bytes : {std::size_t{4}, packed.size() / 2, packed.size() - 1}) {
+      EXPECT_THAT(error(packed.substr(0, bytes)),
+                  testing::AllOf(HasSubstr("text.x: a "), HasSubstr(name), HasSubstr("cut short")))
+          << bytes;
+    }
+    for (std::size_t at = 8; at < packed.size(); at += 997) {
+      std::string damaged = packed;
+      damaged[at] = static_cast<char>(damaged[at] ^ 0x55);
+      const std::string what = error(damaged);
+      EXPECT_THAT(what, testing::AnyOf("no error", HasSubstr("text.x: a ")));
+    }
+    EXPECT_THAT(error(packed + "and more"), HasSubstr("damaged"));
+  }
+  // The sum at the end of gzip's.
+  std::string wrong = gzip(text);
+  wrong[wrong.size() - 6] ^= 1;
+  EXPECT_THAT(error(wrong), HasSubstr("text.x: a damaged gzip file"));
+}
+
+// Some hundred bytes that would fill a disk.
+TEST_F(FileTest, WhatIsPackedBeyondAnyTextIsRefused) {
+  const fs::path path = folder_ / "bomb";
+  const std::string blank(100 << 20, ' ');
+  for (const std::string& packed : {gzip(blank), zstd(blank)}) {
+    write_text_atomically(path, packed);
+    EXPECT_LT(most_unpacked(packed.size()), blank.size());
+    EXPECT_THAT(error_of([&] { (void)xxh3_hex_of_content(path); }),
+                testing::AllOf(HasSubstr("bomb: holds more than "), HasSubstr("unpack it")));
+  }
 }
 
 TEST_F(FileTest, AFullDiskSaysSoAndKeepsTheOldContent) {

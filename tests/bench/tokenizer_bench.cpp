@@ -3,7 +3,8 @@
 // fills the cache of words.
 //
 //   tokenizer_bench DIRECTORY TEXT                 the text as one
-//   tokenizer_bench DIRECTORY TEXT --ids OUT       and the ids of each of its lines into OUT, a line each: what
+//   tokenizer_bench DIRECTORY TEXT --ids OUT       and the ids of each of its lines, with what the
+//                                                  tokenizer puts around a text, into OUT, a line each: what
 //                                                  tests/golden/tokenizer/compare_tokenizers.py compares
 #include <algorithm>
 #include <array>
@@ -26,7 +27,7 @@ std::string ids_of_lines(const Tokenizer& tokenizer, std::string_view text) {
   std::string out;
   while (!text.empty()) {
     const std::string_view line = text.substr(0, text.find('\n'));
-    for (const std::int32_t id : tokenizer.encode(line)) out += std::to_string(id) + " ";
+    for (const std::int32_t id : tokenizer.encode_document(line)) out += std::to_string(id) + " ";
     out += "\n";
     text.remove_prefix(std::min(text.size(), line.size() + 1));
   }

@@ -138,6 +138,10 @@ def main():
     backtracks = {"type": "Split", "pattern": {"Regex": "(a|aa|\\w)+$|(.*)*x"}, "behavior": "Isolated"}
     put("tokenizers", "json-backtracks", b"j" + json.dumps({"pre_tokenizer": backtracks, "model": model}).encode())
     put("tokenizers", "vocab-and-merges", b"v" + (bpe / "vocab.json").read_bytes() + b"\0" + (bpe / "merges.txt").read_bytes())
+    for case in json.loads((GOLDEN / "chat/cases.json").read_text())["cases"]:
+        if case["name"] in ("llama 3 with dates", "thoughts", "white space", "methods"):
+            put("tokenizers", "template-" + case["name"].replace(" ", "-"), b"t" + case["template"].encode())
+    put("tokenizers", "template-deep", b"t{{" + b"-(" * 900 + b"1")
     put("tokenizers", "config", b"c" + (bpe / "tokenizer_config.json").read_bytes() + b'\0{"<pad>": 600}')
 
     put("yaml", "all-keys", """model: m

@@ -1,6 +1,7 @@
 #include <array>
 
 #include "base/file.h"
+#include "model/tokenizer/chat_template.h"
 #include "model/tokenizer/tokenizer.h"
 #include "tests/fuzz/reader.h"
 #include "tests/source_folder.h"
@@ -11,7 +12,7 @@ using namespace roundhouse;
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   for (const char* name : {"tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt",
-                           "tokenizer_config.json", "added_tokens.json"}) {
+                           "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"}) {
     std::filesystem::remove(fuzz::folder() / name);
   }
   const std::string_view rest = fuzz::text_of(data + 1, size - 1);
@@ -30,6 +31,14 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
       fuzz::write("vocab.json", rest.substr(0, middle));
       fuzz::write("merges.txt", second);
       break;
+    case 't':
+      fuzz::write("chat_template.jinja", rest);
+      return fuzz::may_refuse([&] {
+        (void)ChatTemplate(fuzz::folder())
+            .render({{{"role", "system"}, {"content", " Be brief.\n"}},
+                     {{"role", "user"}, {"content", "Hi, \xC3\xA9"}},
+                     {{"role", "assistant"}, {"content", "<think>x</think>Hello"}}});
+      });
     default:
       std::filesystem::create_symlink(golden / "tokenizer.json", fuzz::folder() / "tokenizer.json");
       fuzz::write("tokenizer_config.json", rest.substr(0, middle));

@@ -116,7 +116,7 @@ def main():
         differences = []
         for begin in range(0, len(lines), 2000):
             part = lines[begin:begin + 2000]
-            for i, encoding in enumerate(reference.encode_batch(part, add_special_tokens=False)):
+            for i, encoding in enumerate(reference.encode_batch(part)):
                 theirs = "".join(f"{id} " for id in encoding.ids)
                 if theirs != ours[begin + i]:
                     differences.append((part[i], theirs, ours[begin + i]))

@@ -1,11 +1,15 @@
 // Byte-level BPE: hand-worked words and merges, what follows from the configs, and hostile files.
+#include <algorithm>
 #include <fstream>
 #include <sstream>
+#include <tuple>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/random.h"
+#include "model/tokenizer/byte_pair_merges.h"
 #include "model/tokenizer/gpt2_words.h"
 #include "model/tokenizer/tokenizer.h"
 #include "tests/model/model_files.h"
@@ -138,6 +142,46 @@ TEST_F(BpeFilesTest, WrongVocabularyIsAnInputErrorThatNamesTheToken) {
   EXPECT_THAT(error(), HasSubstr("stands twice"));
   write_file(directory_ / "vocab.json", "{\"\xff\": 1}");
   EXPECT_THAT(error(), HasSubstr("not JSON"));
+}
+
+// Short words and long ones are merged in two ways; what both have to do, by its definition.
+TEST(BytePairMergesTest, OfAllNeighboursTheLowestRankThenTheLeftmost) {
+  Random random(11);
+  const auto below = [&](std::uint64_t n) { return static_cast<std::int32_t>(random.below(n)); };
+  for (int vocabulary = 0; vocabulary < 30; ++vocabulary) {
+    BytePairMerges merges;
+    std::vector<std::tuple<std::int32_t, std::int32_t, std::int32_t>> ranked;
+    const int count = 3 + vocabulary * 8;
+    for (int i = 0; i < count; ++i) {
+      const auto left = below(4 + i / 2), right = below(4 + i / 2);
+      const std::int32_t merged = 4 + i;
+      const bool is_new = std::ranges::none_of(ranked, [&](const auto& each) {
+        return std::get<0>(each) == left && std::get<1>(each) == right;
+      });
+      EXPECT_EQ(merges.add(left, right, merged), is_new);
+      if (is_new) ranked.emplace_back(left, right, merged);
+    }
+    BytePairMerges::Work work;
+    for (int length = 0; length < 140; length += 1 + length / 40) {
+      std::vector<std::int32_t> ids;
+      for (int i = 0; i < length; ++i) ids.push_back(below(4));
+      work.ids = ids;
+      merges.merge(work);
+      for (bool merged = true; merged;) {
+        merged = false;
+        for (const auto& [left, right, both] : ranked) {
+          for (std::size_t i = 0; !merged && i + 1 < ids.size(); ++i) {
+            if (ids[i] != left || ids[i + 1] != right) continue;
+            ids[i] = both;
+            ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+            merged = true;
+          }
+          if (merged) break;
+        }
+      }
+      ASSERT_EQ(work.ids, ids) << length << " symbols, " << count << " merges";
+    }
+  }
 }
 
 // SmolLM2's vocabulary lacks 21 bytes.

@@ -395,6 +395,28 @@ TEST_F(ConfigTest, DifferencesNameKeysThatBothHave) {
   EXPECT_TRUE(differences(result_keys(before), result_keys(before)).empty());
 }
 
+// Without it everything is as it was before there was the key.
+TEST_F(ConfigTest, TheKeyOfTextsIsWrittenWhereItIsAnother) {
+  const std::string sets = "\ncalibrations: {chat: {methods: [gptq]}, plain: {text_key: text}}\n";
+  const RunConfig plain = read(with(sets));
+  EXPECT_EQ(plain.calibration.text_key, "text");
+  EXPECT_THAT(to_yaml(plain), testing::Not(HasSubstr("text_key")));
+  const RunConfig other = read(with(sets), {"calibration.text_key=messages"});
+  EXPECT_EQ(other.calibrations.at("chat").text_key, "messages");
+  EXPECT_EQ(other.calibrations.at("plain").text_key, "text");
+  const std::string written = to_yaml(other);
+  const RunConfig again = read(written);
+  EXPECT_EQ(to_yaml(again), written);
+  EXPECT_EQ(again.calibrations.at("plain").text_key, "text");
+  EXPECT_EQ(again.calibrations.at("chat").text_key, "messages");
+  EXPECT_THAT(differences(result_keys(plain), result_keys(other)),
+              testing::ElementsAre("calibration.text_key: was text, is messages",
+                                   "calibrations.chat.text_key: was text, is messages"));
+  EXPECT_THAT(differences(result_keys(other), result_keys(plain)),
+              testing::Contains("calibration.text_key: was messages, is text"));
+  EXPECT_TRUE(differences(result_keys(other), result_keys(again)).empty());
+}
+
 // Sets beside the default take from it what they do not say.
 TEST_F(ConfigTest, CalibrationSetsHaveNames) {
   const std::string text = "model: " + at("model") + "\nrun: " + at("run") + R"(

@@ -11,6 +11,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
+#include "tests/base/packed.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/source_folder.h"
 
@@ -170,6 +172,38 @@ TEST_F(RunFolderTest, ContentDecidesAndPathsDoNot) {
   other.tokenizer = "t01";
   EXPECT_THAT(message_of([&] { settle_config(first, other); }),
               HasSubstr("tokenizer: its files in"));
+}
+
+TEST_F(RunFolderTest, ATextIsItsContentHoweverItIsPacked) {
+  const std::filesystem::path model = folder_.path() / "model";
+  std::filesystem::create_directory(model);
+  for (const char* file : {"config.json", "tokenizer.model", "tokenizer_config.json"})
+    std::filesystem::copy_file(source_folder() / "tests/data/tiny-world" / file, model / file);
+  std::filesystem::create_symlink(source_folder() / "tests/data/tiny-world/model.safetensors",
+                                  model / "model.safetensors");
+  RunConfig run = config();
+  run.model = model;
+  const std::string text = "{\"text\": \"one\"}\n";
+  const auto text_of = [&](const std::string& name, const std::string& bytes) {
+    run.calibration.text = folder_.path() / name;
+    write_text_atomically(run.calibration.text, bytes);
+    return read_inputs(run).calibration_text;
+  };
+  const std::string plain = text_of("a.jsonl", text);
+  EXPECT_EQ(plain, xxh3_hex_of_file(run.calibration.text)) << "as it always was";
+  EXPECT_EQ(text_of("a.jsonl.gz", gzip(text)), plain);
+  EXPECT_EQ(text_of("a.jsonl.zst", zstd(text)), plain);
+  EXPECT_NE(text_of("b.jsonl.gz", gzip(text + text)), plain);
+
+  // The template counts where it may be used.
+  write_text_atomically(model / "chat_template.jinja", "one");
+  EXPECT_EQ(text_of("a.jsonl", text), plain);
+  run.calibration.text_key = "messages";
+  const std::string one = text_of("a.jsonl", text);
+  EXPECT_NE(one, plain);
+  write_text_atomically(model / "chat_template.jinja", "two");
+  EXPECT_NE(text_of("a.jsonl", text), one);
+  EXPECT_EQ(text_of("a.jsonl.gz", gzip(text)), text_of("a.jsonl", text));
 }
 
 TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "kernels/cpu/thread_pool.h"
 #include "model/tokenizer/tokenizer.h"
+#include "tests/base/packed.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
@@ -61,7 +62,7 @@ class SamplesTest : public testing::Test {
   static DrawnSamples draw_all(const SampleOptions& options, int threads = 1) {
     ThreadPool pool(threads);
     NullMonitor monitor;
-    return draw_samples(options, ByteTokenizer(), pool, monitor);
+    return draw_samples(options, {}, ByteTokenizer(), pool, monitor);
   }
   static Samples draw(const std::filesystem::path& text, int samples, std::uint64_t seed = 1,
                       int length = 8) {
@@ -146,8 +147,8 @@ TEST_F(SamplesTest, PacksWholeShortDocumentsOneAfterAnother) {
   EXPECT_TRUE(wanted.contains(drawn)) << drawn;
 
   options.samples = 3;
-  EXPECT_THAT(error_of(options), HasSubstr("up to 6 tokens fill 2 windows, and "
-                                           "calibration.samples asks for 3"))
+  EXPECT_THAT(error_of(options), HasSubstr("make 2 windows by drawing: packed, and "
+                                           "calibration.samples: 3 of"))
       << "documents are used twice";
 }
 
@@ -190,8 +191,9 @@ TEST_F(SamplesTest, ConcatenatedWindowsLieSideBySideInOneRow) {
   }
   EXPECT_GT(seen.size(), 20u);
   options.samples = 6;
-  EXPECT_THAT(error_of(options),
-              HasSubstr("its 21 tokens fill 5 windows, and calibration.samples asks for 6 of 4"));
+  EXPECT_THAT(
+      error_of(options),
+      HasSubstr("with 21 tokens (the longest has 13) make 5 windows by drawing: concatenated"));
 }
 
 TEST_F(SamplesTest, MoreSamplesThanThereAreTokensAreRefused) {
@@ -200,9 +202,11 @@ TEST_F(SamplesTest, MoreSamplesThanThereAreTokensAreRefused) {
   EXPECT_EQ(draw_all(options).samples.count(), 10) << "80 of 82 tokens";
   SampleOptions more = options;
   more.samples = 11;
-  EXPECT_THAT(error_of(more), HasSubstr("letters.jsonl: 2 of 2 documents have the 8 tokens of "
-                                        "calibration.sequence_length, 82 tokens together, and "
-                                        "calibration.samples asks for 11 of 8"));
+  EXPECT_EQ(error_of(more).substr(error_of(more).find("letters.jsonl")),
+            "letters.jsonl: 2 documents with 82 tokens (the longest has 41) make 10 windows by "
+            "drawing: windows, and calibration.samples: 11 of calibration.sequence_length: 8 need "
+            "11 windows, 88 tokens. Use at most 10 samples, a shorter sequence_length, or more "
+            "text");
 }
 
 TEST_F(SamplesTest, SaysHowManyDocumentsTheWindowsCameFrom) {
@@ -212,8 +216,8 @@ TEST_F(SamplesTest, SaysHowManyDocumentsTheWindowsCameFrom) {
   ThreadPool threads(1);
   Listener listener;
   const DrawnSamples drawn =
-      draw_samples({.text = text, .samples = 6, .sequence_length = 8, .shards = 1}, ByteTokenizer(),
-                   threads, listener);
+      draw_samples({.text = text, .samples = 6, .sequence_length = 8, .shards = 1}, {},
+                   ByteTokenizer(), threads, listener);
   ASSERT_EQ(listener.lines.size(), 2u);
   EXPECT_THAT(listener.lines[0], HasSubstr("few.jsonl: JSON lines, 3 documents"));
   EXPECT_THAT(
@@ -245,7 +249,7 @@ TEST_F(SamplesTest, LongTextsAreTokenizedOnceInChunksByAnyNumberOfThreads) {
     ThreadPool threads(3);
     Listener listener;
     const ByteTokenizer tokenizer;
-    const Samples three = draw_samples(options, tokenizer, threads, listener).samples;
+    const Samples three = draw_samples(options, {}, tokenizer, threads, listener).samples;
     EXPECT_TRUE(std::ranges::equal(one.ids(0, 60), three.ids(0, 60)));
     EXPECT_LT(tokenizer.bytes, book.size() * 9 / 8) << "what is not kept is tokenized twice";
     EXPECT_GT(listener.ticks, 5);
@@ -294,8 +298,11 @@ TEST_F(SamplesTest, OtherFormatsAreRefusedByName) {
     return error_of({.text = write(name, bytes), .samples = 2, .sequence_length = 8, .shards = 1});
   };
   EXPECT_THAT(error("c4.json.gz", "\x1f\x8b\x08 and so on"),
-              HasSubstr("c4.json.gz: is a gzip file"));
-  EXPECT_THAT(error("c4.zst", "\x28\xb5\x2f\xfd and so on"), HasSubstr("c4.zst: is a zstd file"));
+              HasSubstr("c4.json.gz: a damaged gzip file"));
+  EXPECT_THAT(error("c4.zst", "\x28\xb5\x2f\xfd and so on"),
+              HasSubstr("c4.zst: a damaged zstd file"));
+  EXPECT_THAT(error("c4.zst", zstd(gzip(std::string(40, 'a')))), HasSubstr("is a gzip file"));
+  EXPECT_THAT(error("c4.xz", std::string("\xfd\x37zXZ\0", 6)), HasSubstr("c4.xz: is an xz file"));
   EXPECT_THAT(error("w.txt",
                     "\xff\xfe"
                     "a"),
@@ -310,6 +317,97 @@ TEST_F(SamplesTest, OtherFormatsAreRefusedByName) {
   EXPECT_THAT(error("blank.txt", " \n\n"), HasSubstr("blank.txt: holds no text"));
 }
 
+TEST_F(SamplesTest, PackedTextsGiveTheWindowsOfTheTexts) {
+  std::string lines, blank(3000, ' ');
+  for (char c = 'a'; c <= 'z'; ++c) lines += "{\"text\": \"" + std::string(40, c) + "\"}\n" + blank;
+  const Samples plain = draw(write("plain.jsonl", lines), 20);
+  for (const auto& [name, bytes] : {std::pair("a.jsonl.gz", gzip(lines)),
+                                    {"a", gzip(lines)},
+                                    {"a.json.zst", zstd(lines)},
+                                    {"a.txt", zstd(lines)}}) {
+    const Samples samples = draw(write(name, bytes), 20);
+    EXPECT_TRUE(std::ranges::equal(samples.ids(0, 20), plain.ids(0, 20))) << name;
+  }
+  // Its name says what it is, with what is behind it.
+  EXPECT_THAT(error_of({.text = write("b.jsonl.gz", gzip("no JSON")), .samples = 1, .shards = 1}),
+              HasSubstr("b.jsonl.gz:1: not a JSON object"));
+  ThreadPool threads(1);
+  Listener listener;
+  (void)draw_samples(
+      {.text = write("c.jsonl.gz", gzip(lines)), .samples = 1, .sequence_length = 8, .shards = 1},
+      {}, ByteTokenizer(), threads, listener);
+  EXPECT_THAT(listener.lines.at(0), HasSubstr("c.jsonl.gz: gzip, JSON lines, 26 documents"));
+}
+
+TEST_F(SamplesTest, TextsMayHaveAnotherKey) {
+  const std::string content = std::string(40, 'c');
+  SampleOptions options{
+      .text = write("k.jsonl", R"({"id": 1, "content": ")" + content + R"(", "title": "t"})"),
+      .samples = 1,
+      .sequence_length = 8,
+      .shards = 1};
+  EXPECT_THAT(error_of(options),
+              HasSubstr("k.jsonl:1: no string \"text\": text_key says which key it is, here one of "
+                        "\"content\", \"title\""));
+  options.text_key = "content";
+  EXPECT_THAT(letters_of(draw_all(options).samples.ids(0, 1)), HasSubstr("ccccccc"));
+}
+
+TEST_F(SamplesTest, ConversationsAreWrittenDownByTheModelsTemplate) {
+  std::string lines;
+  for (const char c : std::string("abc")) {
+    const std::string text(10, c);
+    lines += R"({"messages": [{"role": "user", "content": ")" + text +
+             R"("}, {"role": "assistant", "content": "yes"}]})"
+             "\n";
+  }
+  SampleOptions options{.text = write("chat.jsonl", lines),
+                        .text_key = "messages",
+                        .samples = 3,
+                        .sequence_length = 20,
+                        .shards = 1};
+  ThreadPool threads(2);
+  Listener listener;
+  const auto drawn = [&] {
+    return draw_samples(options, folder_.path(), ByteTokenizer(), threads, listener);
+  };
+  const auto error = [&] {
+    try {
+      (void)drawn();
+    } catch (const InputError& wrong) {
+      return std::string(wrong.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_THAT(error(), HasSubstr("chat_template: there is none"));
+  write("chat_template.jinja",
+        "<{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}>");
+  const Samples samples = drawn().samples;
+  for (int i = 0; i < 3; ++i) {
+    const std::string text = letters_of(samples.ids(i, 1));
+    const std::string whole = "<u:" + std::string(10, text[8]) + ";a:yes;>";
+    EXPECT_NE(whole.find(text), std::string::npos) << text << ": what is around is the template's";
+  }
+  EXPECT_THAT(
+      listener.lines.at(0),
+      testing::AllOf(HasSubstr("JSON lines of conversations, 3 documents, written down by "),
+                     HasSubstr("chat_template.jinja")));
+
+  write("chat.jsonl", lines + R"({"messages": [{"role": "system", "content": "x"}]})");
+  EXPECT_THAT(error(), testing::AllOf(HasSubstr("chat.jsonl:4: the template in "),
+                                      HasSubstr("says: no system")));
+  write("chat.jsonl", lines + R"({"messages": "x"})");
+  EXPECT_THAT(error(), HasSubstr("chat.jsonl:4: no list \"messages\""));
+  std::string deep;
+  for (int i = 0; i < 100'000; ++i) deep += "[";
+  write("chat.jsonl", lines + R"({"messages": )" + deep + std::string(deep.size(), ']') + "}");
+  EXPECT_THAT(error(), HasSubstr("chat.jsonl:4: nested deeper"));
+  options.text_key = "text";
+  write("chat.jsonl", R"({"text": [{"role": "user", "content": "x"}]})");
+  EXPECT_THAT(error(), HasSubstr("no string \"text\""));
+}
+
 TEST_F(SamplesTest, NamesFileAndLineOfWhatIsWrong) {
   const auto error_of = [](const std::filesystem::path& file) {
     return SamplesTest::error_of({.text = file, .samples = 2, .sequence_length = 8, .shards = 2});
@@ -321,7 +419,19 @@ TEST_F(SamplesTest, NamesFileAndLineOfWhatIsWrong) {
               HasSubstr("b.jsonl:2: no string \"text\""));
   EXPECT_THAT(error_of(write("c.jsonl", "{\"text\": 7}\n")), HasSubstr("c.jsonl:1"));
   EXPECT_THAT(error_of(write("d.jsonl", "\n \n")), HasSubstr("holds no text"));
-  EXPECT_THAT(error_of(write("e.jsonl", "{\"text\": \"abc\"}\n")), HasSubstr("the longest has 4"));
+  // What there is, what is needed, and what to change.
+  EXPECT_THAT(error_of(write("e.jsonl", "{\"text\": \"abc\"}\n")),
+              HasSubstr("e.jsonl: 1 document with 4 tokens (the longest has 4) make 0 windows by "
+                        "drawing: windows, and calibration.samples: 2 of "
+                        "calibration.sequence_length: 8 need 2 windows, 16 tokens. Use a shorter "
+                        "sequence_length, or more text"));
+  const std::string line = "{\"text\": \"abcd\"}\n";
+  EXPECT_THAT(error_of(write("f.jsonl", line + line + line)),
+              HasSubstr("15 tokens (the longest has 5) make 0 windows by drawing: windows, and "
+                        "calibration.samples: 2 of calibration.sequence_length: 8 need 2 windows, "
+                        "16 tokens. Use drawing: concatenated with at most 1 sample, a shorter"));
+  EXPECT_THAT(error_of(write("g.jsonl", line + line + line + line)),
+              testing::EndsWith("16 tokens. Use drawing: concatenated"));
 }
 
 TEST_F(SamplesTest, ShardsCutAllSamplesIntoRuns) {

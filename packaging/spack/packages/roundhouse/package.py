@@ -34,6 +34,8 @@ class Roundhouse(CMakePackage, CudaPackage):
     depends_on("kainjow-mustache")
     depends_on("xxhash")
     depends_on("openssl")
+    depends_on("zlib-api")
+    depends_on("zstd")
     depends_on("nccl", when="+cuda")
     depends_on("googletest +gmock", when="+tests")
     depends_on("python@3.9:", type="build", when="+tests")

@@ -1,0 +1,42 @@
+// What a template computes with: JSON, with Python's notions of what is true, what a text does and what there is at an index.
+// json::value_t::discarded stands for what is not defined.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace roundhouse {
+
+// Of a template, without its name.
+class TemplateError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+using TemplateValue = nlohmann::json;
+using TemplateArguments = std::vector<TemplateValue>;
+using NamedTemplateArguments = std::vector<std::pair<std::string, TemplateValue>>;
+
+TemplateValue undefined_value();
+bool is_true(const TemplateValue& value);
+std::string as_text(const TemplateValue& value);  // as {{ }} writes it
+// "+", "~", "in", "==", "<", ..: all but "and" and "or".
+TemplateValue combine(const std::string& sign, const TemplateValue& left,
+                      const TemplateValue& right);
+// value[index], value.name; undefined if there is none.
+TemplateValue element(const TemplateValue& value, const TemplateValue& index);
+TemplateValue slice(const TemplateValue& value, const TemplateValue& begin,
+                    const TemplateValue& end, const TemplateValue& step);
+TemplateValue filter(const std::string& name, const TemplateValue& value,
+                     const TemplateArguments& arguments, const NamedTemplateArguments& named);
+bool test(const std::string& name, const TemplateValue& value, const TemplateArguments& arguments);
+// value.name(arguments), of texts and maps.
+TemplateValue call_method(const TemplateValue& value, const std::string& name,
+                          const TemplateArguments& arguments);
+
+}  // namespace roundhouse
