@@ -45,7 +45,7 @@ else
   mv "$folder/text.new" "$folder/text.txt"
 fi
 if [[ -n $calibration ]]; then
-  ln -sfn "$(realpath "$calibration")" "$folder/calibration.jsonl"
+  ln -sfn "$(realpath "$calibration")" "$folder/calibration"
 else
   python3 - "$folder"/fortunes/{science,law,work,politics,sports,food} >"$folder/calibration.new" <<'PYTHON'
 import json, pathlib, sys
@@ -55,5 +55,5 @@ for file in sys.argv[1:]:
     for first in range(0, len(sayings), 40):
         print(json.dumps({"text": "\n\n".join(sayings[first : first + 40])}))
 PYTHON
-  mv "$folder/calibration.new" "$folder/calibration.jsonl"
+  mv "$folder/calibration.new" "$folder/calibration"
 fi
