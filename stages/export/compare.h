@@ -18,9 +18,11 @@ void check_model_exportable(const CausalLM& model, const Recipe& recipe, const s
 // records of the run, and every other tensor with the model's: what is not equal (where the format rounds: to the rounded value) is
 // a line on rank 0, with file and tensor. Empty: all is right. Nothing: it was asked to stop. File i is compared by rank i % size.
 // SHA256SUMS is not looked at.
-std::optional<std::vector<std::string>> compare_export(
-    const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe, RunStore& store,
-    const ExportOptions& options, const std::filesystem::path& directory, Communicator& world,
-    Monitor& monitor);
+std::optional<std::vector<std::string>> compare_export(const CausalLM& model,
+                                                       const DecoderBlock& decoder,
+                                                       const Recipe& recipe, RunStore& store,
+                                                       const ExportOptions& options,
+                                                       const std::filesystem::path& directory,
+                                                       Communicator& world, Monitor& monitor);
 
 }  // namespace roundhouse

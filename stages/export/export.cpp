@@ -400,9 +400,8 @@ class Exporter {
       }
     }
     if (wrong == 0) return "";
-    const std::string what = piece.tensors.size() == 1
-                                 ? "tensor " + piece.tensors.front().name
-                                 : "tensors of " + exported.module;
+    const std::string what = piece.tensors.size() == 1 ? "tensor " + piece.tensors.front().name
+                                                       : "tensors of " + exported.module;
     return fmt::format("{}: {} ({} of its {} weights differ)", what, first, wrong,
                        linear.rows * linear.cols);
   }

@@ -4,6 +4,7 @@
     venv/bin/pip install torch transformers compressed-tensors safetensors sentencepiece
     venv/bin/pip install gptqmodel --no-build-isolation
     venv/bin/pip install --no-deps autoawq
+    venv/bin/pip install --no-deps auto-round py-cpuinfo
     venv/bin/python verify_exports.py [--windows 20] [--text test.txt] EXPORT_DIR...
 
 For each directory: codes, zero points, scales and weights as the library unpacks them, against dequantize.py beside this
@@ -188,6 +189,20 @@ def load_awq(export, results):
     return dense
 
 
+def load_auto_round(export, results):
+    """auto-round's own linears, which transformers puts in: what they multiply with, in their float16."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float16)
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    for module, linear in export.linears.items():
+        with torch.no_grad():
+            weight = model.get_submodule(module)(torch.eye(linear.codes.shape[1], dtype=torch.float16)).T
+        check(results, "loaded weights in float16", same(linear.weight().astype(np.float16), weight))
+        state[module + ".weight"] = torch.from_numpy(linear.weight())
+    dense = transformers.AutoModelForCausalLM.from_config(plain_config(export), dtype=torch.float32)
+    dense.load_state_dict({name: tensor for name, tensor in state.items() if name in dense.state_dict()})
+    return dense
+
+
 def load_dense(export, results):
     model = transformers.AutoModelForCausalLM.from_pretrained(export.directory, dtype=torch.float32)
     for name, tensor in export.tensors.items():
@@ -229,6 +244,8 @@ def main():
             model = load_gptq(export, results)
         elif method == "awq":
             model = load_awq(export, results)
+        elif method == "auto-round":
+            model = load_auto_round(export, results)
         else:
             model = load_dense(export, results)
         ppl = perplexity(model, directory, text, arguments.windows)

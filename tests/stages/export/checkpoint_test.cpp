@@ -722,7 +722,10 @@ void write_tokenizer(const fs::path& directory) {
         {"pretokenizers",
          {{{"type", "Digits"}, {"individual_digits", true}},
           {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}}}}},
-      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::ordered_json::array({"a b"})}}}};
+      {"model",
+       {{"type", "BPE"},
+        {"vocab", vocabulary},
+        {"merges", nlohmann::ordered_json::array({"a b"})}}}};
   std::ofstream(directory / "tokenizer.json") << file.dump();
   std::ofstream(directory / "tokenizer_config.json")
       << R"({"bos_token": "<s>", "add_bos_token": true, "chat_template": "hello"})";
