@@ -61,9 +61,7 @@ InputError not_exportable(const std::string& format, const Recipe& recipe, const
 
 std::string key_of(const Recipe& recipe, const LinearScheme& scheme, const std::string& key) {
   const auto asks = [&](const LinearOverride& each) { return each.scheme == scheme; };
-  const bool overridden =
-      scheme != recipe.schemes.front() && std::ranges::any_of(recipe.overrides, asks);
-  return overridden ? "overrides" : key;
+  return std::ranges::any_of(recipe.overrides, asks) ? "overrides" : key;
 }
 
 std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
