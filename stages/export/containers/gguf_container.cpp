@@ -174,7 +174,7 @@ class GgufContainer final : public Container {
     keys.add("llama.attention.value_length", count(config_.head_dim));
     keys.add("llama.attention.layer_norm_rms_epsilon", config_.norm_epsilon);
     keys.add("llama.rope.dimension_count", count(config_.head_dim));
-    keys.add("llama.rope.freq_base", static_cast<float>(config_.rope_theta));
+    keys.add("llama.rope.freq_base", static_cast<float>(config_.rope.theta));
     add_tokenizer_keys(directory_, config_.vocabulary, keys);
   }
 
@@ -218,9 +218,35 @@ std::unique_ptr<Container> make_gguf_container(const ExportedModel& exported) {
   return std::make_unique<GgufContainer>(exported);
 }
 
+namespace {
+
+// What the architecture "llama" of llama.cpp has no key for, or what is not written yet; "": nothing.
+std::string beyond_llama(const ModelConfig& config) {
+  const RopeConfig& rope = config.rope;
+  if (config.fused_linears) return "linears that are fused (Phi-3)";
+  if (config.norms_of_outputs) return "norms of what attention and MLP add (OLMo 2)";
+  if (config.query_key_norm != QueryKeyNorm::kNone) return "norms of queries and keys";
+  if (config.qkv_bias || config.output_bias || config.mlp_bias) return "linears with biases";
+  if (config.attention_scale != 0 || config.residual_multiplier != 1 ||
+      config.embedding_multiplier != 1 || config.logits_divisor != 1)
+    return "multipliers of its own (Granite)";
+  if (rope.scaling != RopeConfig::Scaling::kNone && rope.scaling != RopeConfig::Scaling::kDynamic)
+    return "a scaled rotation (rope_scaling)";
+  if (rope.columns != config.head_dim) return "a rotation of part of each head";
+  return "";
+}
+
+}  // namespace
+
 void check_gguf_model(const ExportedModel& exported) {
   const GgufContainer container(exported);
   const ModelConfig& config = exported.model.config();
+  if (config.architecture == Architecture::kLlama) {
+    if (const std::string what = beyond_llama(config); !what.empty()) {
+      throw InputError(exported.model.checkpoint().directory().string() + ": the model has " +
+                       what + ", which the format 'gguf' does not write; use another format");
+    }
+  }
   for (const auto& tensors :
        {tensors_before_blocks(config), tensors_of_block(config, 0), tensors_after_blocks(config)}) {
     for (const TensorInfo& tensor : tensors) their_name(tensor.name);
