@@ -206,7 +206,7 @@ TEST(BlockRecordTest, RefusesWhatDoesNotFit) {
       {"another name", [&](Record& r) { linear(r, 0)["name"] = "x"; },
        "'x' where self_attn.q_proj"},
       {"another order", [&](Record& r) { std::swap(linear(r, 0), linear(r, 1)); }, "should be"},
-      {"bits out of range", [&](Record& r) { linear(r, 0)["bits"] = 5; }, "q_proj: 5 bits"},
+      {"bits out of range", [&](Record& r) { linear(r, 0)["bits"] = 9; }, "q_proj: 9 bits"},
       {"other bits than packed", [&](Record& r) { linear(r, 0)["bits"] = 8; }, "q_proj.codes"},
       {"bits as text", [&](Record& r) { linear(r, 0)["bits"] = "4"; }, "attributes"},
       {"an unknown grid", [&](Record& r) { linear(r, 1)["grid"] = "B-gptq"; },
