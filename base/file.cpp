@@ -430,7 +430,8 @@ void with_file_errors_named(const std::function<void()>& work) {
   }
 }
 
-void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write,
+                      const std::string& writer) {
   pass_write_guard();
   const fs::path directory = directory_of(path);
   const auto make = [&] {
@@ -442,7 +443,7 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   };
   make();
 
-  TemporaryFile temp(fs::path(path.native() + ".tmp"));
+  TemporaryFile temp(fs::path(path.native() + (writer.empty() ? "" : "." + writer) + ".tmp"));
   const auto write_whole = [&] {
     write(temp.path());
     sync_to_disk(temp.path(), 0);
@@ -473,8 +474,8 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   }
 }
 
-void write_text_atomically(const fs::path& path, std::string_view text) {
-  write_atomically(path, [&](const fs::path& temp) {
+void write_text_atomically(const fs::path& path, std::string_view text, const std::string& writer) {
+  const auto write = [&](const fs::path& temp) {
     const int descriptor = ::open(temp.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (descriptor < 0) throw Error(reason(errno));
     Descriptor file(descriptor);
@@ -485,7 +486,8 @@ void write_text_atomically(const fs::path& path, std::string_view text) {
       done += static_cast<std::size_t>(part);
     }
     if (::close(file.release()) != 0) throw Error(reason(errno));  // some disks are full only here
-  });
+  };
+  write_atomically(path, write, writer);
 }
 
 }  // namespace roundhouse

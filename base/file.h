@@ -105,9 +105,11 @@ void with_file_errors_named(const std::function<void()>& work);
 
 // Calls write(temp) for a temporary name beside `path`, then fsyncs that file, renames it to `path` and fsyncs the
 // directory. Makes the directory where needed. If anything fails the temporary file is removed, `path` is as it was,
-// and Error says why (a full disk says so). Concurrent writers must use different paths. What write_guard.h throws passes through.
+// and Error says why (a full disk says so). `writer` becomes part of the temporary name. Concurrent writers must use different paths, or names: the last one to end counts. What write_guard.h throws passes through.
 void write_atomically(const std::filesystem::path& path,
-                      const std::function<void(const std::filesystem::path& temp)>& write);
-void write_text_atomically(const std::filesystem::path& path, std::string_view text);
+                      const std::function<void(const std::filesystem::path& temp)>& write,
+                      const std::string& writer = "");
+void write_text_atomically(const std::filesystem::path& path, std::string_view text,
+                           const std::string& writer = "");
 
 }  // namespace roundhouse

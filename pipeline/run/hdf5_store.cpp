@@ -487,7 +487,7 @@ void Hdf5Store::commit(const std::string& key, const Record& record) {
     hash.update(std::as_bytes(content));
     seal.hash = hash.hex();
     std::ranges::copy(seal.text(), bytes.begin());
-    write_text_atomically(path, {bytes.data(), bytes.size()});
+    write_text_atomically(path, {bytes.data(), bytes.size()}, writer_);
   } catch (const InUseError&) {
     throw;  // nothing is wrong with the file
   } catch (const Error& error) {

@@ -36,6 +36,8 @@ class Hdf5Store final : public RunStore {
   // Records at `prefix` and below ("recipes/NAME"; the longest that fits counts) carry this
   // identity; one that carries another counts as damaged ("belongs to another configuration").
   void set_identity(const std::string& prefix, const std::string& identity);
+  // Where several processes may write the same record at a time: what tells this one's temporary files from theirs.
+  void set_writer(const std::string& name) { writer_ = name; }
 
   void commit(const std::string& key, const Record& record) override;
   std::optional<Record> load(const std::string& key) override;
@@ -66,6 +68,7 @@ class Hdf5Store final : public RunStore {
   void report(const std::string& key, const std::string& why);
 
   std::filesystem::path root_;
+  std::string writer_;
   std::map<std::string, std::string> identities_;
   std::map<std::string, std::uint64_t> expected_;  // records of other ranks, not seen here yet
   std::set<std::string> reported_;                 // keys whose damage on_damage was told of

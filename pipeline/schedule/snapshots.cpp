@@ -163,6 +163,14 @@ void Snapshots::write(int blocks_done, const StreamActivations& activations, Com
     monitor_.tick();
   }
   team.barrier();
+  // Another lane may have removed a shared one before it could see that this recipe uses it.
+  for (int shard = shards_.begin; shard < shards_.end; ++shard) {
+    for (const Part& part : parts_of(recipe_, blocks_done, shard, activations)) {
+      if (part.activations && store_.bytes(part.key) == 0)
+        store_.commit(part.key, record_of_shard(part.stream, *part.activations, shard));
+    }
+  }
+  team.barrier();
   for (const int place : places_in(folder_of(recipe_.name), store_)) {
     if (place < blocks_done) remove(place, shards_);
   }

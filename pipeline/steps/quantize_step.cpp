@@ -202,7 +202,11 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   const MeshShape shape = chosen.mesh;
   const Mesh mesh(job.world(), shape.all_lanes(), blocks, job.backend());
   std::optional<Lane> lane;
-  if (shape.lanes > 1) lane.emplace(mesh, shape, blocks, job.backend(), chosen.lane_of);
+  if (shape.lanes > 1) {
+    lane.emplace(mesh, shape, blocks, job.backend(), chosen.lane_of);
+    // Recipes of several lanes share snapshots of the full-precision stream.
+    job.store().set_writer(fmt::format("lane-{}", lane->number()));
+  }
   if (job.first()) {
     nlohmann::json event = {{"event", "quantize"},
                             {"program", build_description()},

@@ -259,6 +259,17 @@ TEST_F(FileTest, ATemporaryFileOfAKilledRunIsReplaced) {
   EXPECT_THAT(names(), testing::ElementsAre("file"));
 }
 
+TEST_F(FileTest, WritersOfDifferentNamesDoNotMeet) {
+  const auto write = [&](const fs::path& temp) {
+    std::ofstream(temp) << "first";
+    write_text_atomically(folder_ / "file", "second", "other");
+    EXPECT_EQ(read_text_file(folder_ / "file"), "second");
+  };
+  write_atomically(folder_ / "file", write, "one");
+  EXPECT_EQ(read_text_file(folder_ / "file"), "first") << "the last to end";
+  EXPECT_THAT(names(), testing::ElementsAre("file"));
+}
+
 TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
   fs::create_directory(folder_ / "taken");
   EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "taken", "x"); }),
