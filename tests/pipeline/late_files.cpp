@@ -1,7 +1,8 @@
 // For LD_PRELOAD: one rank sees files late, as on a network file system whose cache remembers that there was no such file.
 //
 //   LATE_FILES="RANK SECONDS NAME MARK"     to this rank files whose path contains NAME are not there, neither by name nor in their
-//                                           folder, until SECONDS after they were renamed or written. MARK: made when one was hidden
+//                                           folder, until SECONDS after they were renamed or written, unless the rank made them itself.
+//                                           MARK: made when one was hidden
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -11,10 +12,13 @@
 #include <array>
 #include <cerrno>
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <mutex>
+#include <set>
 #include <string>
 
 namespace {
@@ -31,6 +35,24 @@ Function real(const char* name) {
   return reinterpret_cast<Function>(::dlsym(RTLD_NEXT, name));
 }
 
+// Files that this process has opened to write, by inode: they keep that when they are renamed.
+std::mutex own_mutex;
+std::set<std::uint64_t>& own() {
+  static std::set<std::uint64_t> inodes;
+  return inodes;
+}
+
+int noted(int descriptor, int flags) {
+  struct statx facts {};
+  const auto look = real<int (*)(int, const char*, int, unsigned, struct statx*)>("statx");
+  if (descriptor >= 0 && (flags & O_CREAT) != 0 &&
+      look(descriptor, "", AT_EMPTY_PATH, STATX_INO, &facts) == 0) {
+    const std::lock_guard lock(own_mutex);
+    own().insert(facts.stx_ino);
+  }
+  return descriptor;
+}
+
 bool is_late(int folder, const char* path) {
   static const Rule rule = [] {
     Rule read;
@@ -45,7 +67,11 @@ bool is_late(int folder, const char* path) {
   if (path == nullptr || std::strstr(path, rule.name.data()) == nullptr) return false;
   struct statx facts {};
   const auto look = real<int (*)(int, const char*, int, unsigned, struct statx*)>("statx");
-  if (look(folder, path, 0, STATX_CTIME, &facts) != 0) return false;
+  if (look(folder, path, 0, STATX_CTIME | STATX_INO, &facts) != 0) return false;
+  {
+    const std::lock_guard lock(own_mutex);
+    if (own().contains(facts.stx_ino)) return false;
+  }
   timespec now{};
   ::clock_gettime(CLOCK_REALTIME, &now);
   const double age = static_cast<double>(now.tv_sec - facts.stx_ctime.tv_sec) +
@@ -76,7 +102,7 @@ int open(const char* path, int flags, ...) {
   const int mode = va_arg(more, int);
   va_end(more);
   if (is_late(AT_FDCWD, path)) return -1;
-  return real<int (*)(const char*, int, ...)>("open")(path, flags, mode);
+  return noted(real<int (*)(const char*, int, ...)>("open")(path, flags, mode), flags);
 }
 
 int open64(const char* path, int flags, ...) {
@@ -85,7 +111,7 @@ int open64(const char* path, int flags, ...) {
   const int mode = va_arg(more, int);
   va_end(more);
   if (is_late(AT_FDCWD, path)) return -1;
-  return real<int (*)(const char*, int, ...)>("open64")(path, flags, mode);
+  return noted(real<int (*)(const char*, int, ...)>("open64")(path, flags, mode), flags);
 }
 
 int stat(const char* path, struct stat* facts) {
