@@ -157,7 +157,8 @@ std::string clock_time(double seconds) {
 // What each stage is at, by what is committed.
 std::string describe(std::vector<RecipeProgress> recipes, const LastJob& job) {
   if (job.lanes > 1) {
-    for (RecipeProgress& recipe : recipes) recipe.lane = integer_in(job.lane_of, recipe.name.c_str(), -1);
+    for (RecipeProgress& recipe : recipes)
+      recipe.lane = integer_in(job.lane_of, recipe.name.c_str(), -1);
     std::ranges::stable_partition(recipes, [](const auto& recipe) { return recipe.lane < 0; });
   }
   const std::vector<StageProgress> all = whereabouts(recipes, job.pipeline, job.lanes);

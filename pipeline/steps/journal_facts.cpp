@@ -108,9 +108,9 @@ void add_block(const Json& event, int block, double blocks, RecipeFacts& facts) 
   for (const auto& [phase, seconds] : phases_in(event)) facts.phases[phase] += seconds;
   for (const Json& linear : member(event, "linears")) add_linear(linear, block, facts);
   for (const Json& dropped : member(event, "dropped_samples")) {
-    facts.lines.push_back(
-        fmt::format("block {}, {}: {} samples are not finite and were left out",
-                    block, word(dropped, "linears"), integer_in(dropped, "count", 0)));
+    facts.lines.push_back(fmt::format("block {}, {}: {} samples are not finite and were left out",
+                                      block, word(dropped, "linears"),
+                                      integer_in(dropped, "count", 0)));
   }
 }
 
