@@ -76,24 +76,32 @@ std::vector<HostTensor> empty_tensors(const ExportFormat& format, const Quantize
   return tensors;
 }
 
-void check_packable_grids(const std::string& format, const Recipe& recipe,
-                          const std::vector<int>& bits) {
-  require(!recipe.schemes.empty(), "a recipe says what its linears become");
-  const auto refuse = [&](const std::string& why, const std::string& key = "") {
-    throw not_exportable(format, recipe, why, key);
-  };
+void check_uniform_grids(const std::string& format, const Recipe& recipe) {
   for (const LinearScheme& scheme : recipe.schemes) {
     if (scheme.kind == LinearScheme::Kind::kTable) {
-      refuse(
+      throw not_exportable(
+          format, recipe,
           "each row has a lookup table of its own, and it holds uniform grids only; the formats "
           "'squeezellm' and 'dense' can hold it");
     }
     if (scheme.sparse) {
-      refuse(
+      throw not_exportable(
+          format, recipe,
           "some weights stand apart in a sparse part, which it has no place for; leave that out "
           "(outliers: 0), or use the format 'dense'",
           "outliers");
     }
+  }
+}
+
+void check_packable_grids(const std::string& format, const Recipe& recipe,
+                          const std::vector<int>& bits) {
+  require(!recipe.schemes.empty(), "a recipe says what its linears become");
+  check_uniform_grids(format, recipe);
+  const auto refuse = [&](const std::string& why, const std::string& key = "") {
+    throw not_exportable(format, recipe, why, key);
+  };
+  for (const LinearScheme& scheme : recipe.schemes) {
     if (std::ranges::find(bits, scheme.bits) == bits.end()) {
       refuse(fmt::format("codes of {} bits, and it packs {} or {}; {} can hold it", scheme.bits,
                          fmt::join(bits.begin(), bits.end() - 1, ", "), bits.back(),

@@ -83,6 +83,8 @@ std::unique_ptr<ExportFormat> make_dense();
 // For fill(): the tensors that a format announces for such a linear, all zero.
 std::vector<HostTensor> empty_tensors(const ExportFormat& format, const QuantizedLinear& linear,
                                       DType dtype);
+// Throws InputError where a linear has a lookup table, or a sparse part.
+void check_uniform_grids(const std::string& format, const Recipe& recipe);
 // What every packed layout of uniform grids asks of codes, and of a linear's size. Throw InputError.
 // `bits`: the widths that it packs, two at least.
 void check_packable_grids(const std::string& format, const Recipe& recipe,

@@ -27,19 +27,8 @@ class Gguf final : public ExportFormat {
           "format",
           "overrides");
     }
+    check_uniform_grids(name(), recipe);
     for (const LinearScheme& scheme : recipe.schemes) {
-      if (scheme.kind == LinearScheme::Kind::kTable) {
-        refuse(
-            "each row has a lookup table of its own, and its blocks hold uniform grids; the "
-            "formats "
-            "'squeezellm' and 'dense' can hold it");
-      }
-      if (scheme.sparse) {
-        refuse(
-            "some weights stand apart in a sparse part, which it has no place for; leave that out "
-            "(outliers: 0), or use the format 'dense'",
-            "outliers");
-      }
       if (scheme.reordered) {
         refuse(
             "with act_order: dynamic a block's columns are in several groups, and it has one scale "
