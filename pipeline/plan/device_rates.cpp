@@ -16,9 +16,9 @@ namespace {
 // Of GPUs nothing here was measured. Peaks are those of the vendor's data sheets; of products 80 % of the dense peak and in F32
 // 75 % are taken as reached, of attention what cuDNN's own benchmark reports for 2048 causal tokens on an H200 (484 TFLOP/s
 // forward, 370 backward), in proportion for the others. Links: NVLink 4 and 3 at 80 % of 450 and 300 GB/s a way, one 400 (A100:
-// 200) Gb/s adapter a GPU, PCIe 5 and 4 at 55 and 25 GB/s. Hosts: load, pack and host messages as measured on two processors at
-// 1.3 GB/s (by one thread: now all convert), 355 million weights/s and 3 GB/s, for a rank; that all threads of a rank pack 1e9 weights/s
-// for a record is a guess. Rounding is bound by memory, at 20 bytes a weight and half of the memory's
+// 200) Gb/s adapter a GPU, PCIe 5 and 4 at 55 and 25 GB/s. Hosts: load, commit, pack and host messages as measured on two processors,
+// for a rank: 2.3 GB/s (a 70B block in 0.73 s; 1.3 s by one thread), 4.1e9 and 355 million weights/s, and 3 GB/s. A GPU's host has
+// more processors a rank, so that these are rather slow. Rounding is bound by memory, at 20 bytes a weight and half of the memory's
 // rate; clustering is a guess, 50 times slower. File systems differ most: 5 GB/s a node and 40 together are a parallel one that
 // is not idle; give your own by --rates.
 DeviceRates gpu(const std::string& name, double matmul, double f32, double attention,
@@ -31,9 +31,9 @@ DeviceRates gpu(const std::string& name, double matmul, double f32, double atten
   rates.attention = attention;
   rates.round = memory_rate / 40;
   rates.cluster = rates.round / 50;
-  rates.commit = 1e9;
+  rates.commit = 4.1e9;
   rates.pack = 3.55e8;
-  rates.load = 1.3e9;
+  rates.load = 2.3e9;
   rates.host_copy = copy;
   rates.team_link = link;
   rates.node_link = node_link;
@@ -61,7 +61,7 @@ DeviceRates cpu() {
   rates.attention = 3e10;
   rates.round = 1e8;
   rates.cluster = 1.5e6;
-  rates.commit = 4e8;
+  rates.commit = 4.1e9;
   rates.pack = 2e8;
   rates.load = 1.3e9;
   rates.host_copy = 0;
