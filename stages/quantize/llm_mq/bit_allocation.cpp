@@ -12,10 +12,11 @@ namespace {
 
 constexpr std::size_t kChoices = kWidths.size();
 
-// Linears of one width: their sums.
+// Linears of one width: their sums. What is narrower than the narrowest that they may have is that one.
 struct Item {
   std::array<double, kChoices> sensitivity = {};
   std::array<std::int64_t, kChoices> memory = {};
+  int narrowest = kWidths.front();
 
   // The choice of the least sensitivity + price * memory; the one with less memory among equals.
   std::size_t best(double price) const {
@@ -116,6 +117,15 @@ std::vector<Item> items_of(const std::vector<WidthCosts>& linears,
       items[item_of[i]].sensitivity[choice] += linears[i].sensitivity[choice];
       items[item_of[i]].memory[choice] += linears[i].memory[choice];
     }
+    int& narrowest = items[item_of[i]].narrowest;
+    narrowest = std::max(narrowest, linears[i].narrowest);
+  }
+  for (Item& item : items) {
+    for (std::size_t choice = kChoices - 1; choice-- > 0;) {
+      if (kWidths[choice] >= item.narrowest) continue;
+      item.sensitivity[choice] = item.sensitivity[choice + 1];
+      item.memory[choice] = item.memory[choice + 1];
+    }
   }
   return items;
 }
@@ -197,7 +207,7 @@ BitAllocation allocate_bits(const std::vector<WidthCosts>& linears, const std::v
   std::size_t at = sums.back().size() - 1;
   for (std::size_t i = items.size(); i-- > 0;) {
     const Sum& sum = sums[i + 1][at];
-    bits[i] = kWidths[sum.choice];
+    bits[i] = std::max(kWidths[sum.choice], items[i].narrowest);
     at = sum.before;
   }
   for (const std::size_t item : item_of) best.bits.push_back(bits[item]);

@@ -16,6 +16,7 @@ struct WidthCosts {
   std::string name;  // for messages
   std::array<double, kWidths.size()> sensitivity = {};
   std::array<std::int64_t, kWidths.size()> memory = {};  // bits
+  int narrowest = kWidths.front();                       // it gets no fewer bits
 };
 
 struct BitAllocation {

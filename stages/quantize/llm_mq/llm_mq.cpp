@@ -1,5 +1,6 @@
 #include "stages/quantize/llm_mq/llm_mq.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -32,7 +33,7 @@ class LlmMq final : public Method {
     fused_ = options.one_of("tie", "fused", {"fused", "none"}) == "fused";
     awq_.outliers = options.number("outliers", 0.5, 0.0, 50.0);
     awq_.scale_search = options.boolean("scale_search", true);
-    awq_.clip_search = options.boolean("clip_search", false);
+    awq_.clip_search = options.boolean("clip_search", true);
     awq_.grid_points = options.integer("grid_points", 20, 1, 1000);
     gradients_ = options.gradients();
     gradients_.sums = {.sum = true, .squares = true};
@@ -81,6 +82,7 @@ class LlmMq final : public Method {
   nlohmann::json decide(ModelTask& task) const override {
     const auto& specs = task.shape.linears();
     std::vector<WidthCosts> costs;
+    std::vector<std::array<double, kWidthCount>> absolute;  // of each, by that score
     std::vector<int> tie;
     const Weights all = count(task.shape, static_cast<int>(task.statistics.size()), task.overrides);
     const std::int64_t weights = all.free + all.fixed;
@@ -88,21 +90,29 @@ class LlmMq final : public Method {
     for (std::size_t block = 0; block < task.statistics.size(); ++block) {
       for (std::size_t i = 0; i < specs.size(); ++i) {
         if (is_overridden(task.overrides, task.shape, static_cast<int>(block), i)) continue;
-        WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name};
-        const nlohmann::json& sums = task.statistics[block].at("linears").at(i).at(key_of_score());
-        for (std::size_t b = 0; b < kWidthCount; ++b) {
-          // null: what JSON makes of a number that is not finite
-          cost.sensitivity[b] = sums.at(b).is_number() ? std::abs(sums.at(b).get<double>())
-                                                       : std::numeric_limits<double>::quiet_NaN();
+        const nlohmann::json& sums = task.statistics[block].at("linears").at(i);
+        WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name,
+                        .sensitivity = sensitivities(sums.at(key_of_score()))};
+        for (std::size_t b = 0; b < kWidthCount; ++b)
           cost.memory[b] = memory_of_codes(specs[i].rows, specs[i].cols, kWidths[b]);
-        }
+        absolute.push_back(sensitivities(sums.at("absolute")));
         costs.push_back(std::move(cost));
         tie.push_back(static_cast<int>(block * specs.size()) + tie_of_linear[i]);
       }
     }
     // Linears of a width that was asked for are in the average, and those that stay as they are are not.
-    const BitAllocation chosen =
-        allocate_bits(costs, tie, budget_of(average_, weights) - all.fixed_memory);
+    const std::int64_t budget = budget_of(average_, weights) - all.fixed_memory;
+    const BitAllocation by_score = allocate_bits(costs, tie, budget);
+    // What is left where more bits count as worse, as they may by sums with signs.
+    std::vector<WidthCosts> rest = costs;
+    for (std::size_t i = 0; i < rest.size(); ++i) {
+      rest[i].sensitivity = absolute[i];
+      rest[i].narrowest = by_score.bits[i];
+    }
+    const BitAllocation chosen = allocate_bits(rest, tie, budget);
+    double sensitivity = 0;
+    for (std::size_t i = 0; i < costs.size(); ++i)
+      sensitivity += costs[i].sensitivity[index_of_width(chosen.bits[i])];
     nlohmann::json bits = nlohmann::json::array();
     std::int64_t with_grids = 0;
     std::size_t next = 0;
@@ -128,13 +138,14 @@ class LlmMq final : public Method {
     if (task.world.rank() == 0) {
       task.monitor.event({{"event", "bits"},
                           {"average", average(chosen.memory + all.fixed_memory)},
+                          {"average_by_score", average(by_score.memory + all.fixed_memory)},
                           {"average_with_grids", average(with_grids)},
                           {"bits", bits}});
     }
     return {{"bits", std::move(bits)},
             {"average", average(chosen.memory + all.fixed_memory)},
             {"average_with_grids", average(with_grids)},
-            {"sensitivity", chosen.sensitivity}};
+            {"sensitivity", sensitivity}};
   }
 
   QuantizedBlock quantize(BlockTask& task) const override {
@@ -166,6 +177,19 @@ class LlmMq final : public Method {
       }
     }
     return all;
+  }
+
+  // null: what JSON makes of a number that is not finite
+  static std::array<double, kWidthCount> sensitivities(const nlohmann::json& sums) {
+    std::array<double, kWidthCount> sensitivities;
+    for (std::size_t b = 0; b < kWidthCount; ++b) {
+      sensitivities[b] = sums.at(b).is_number() ? std::abs(sums.at(b).get<double>())
+                                                : std::numeric_limits<double>::quiet_NaN();
+    }
+    return sensitivities;
+  }
+  static std::size_t index_of_width(int bits) {
+    return static_cast<std::size_t>(std::ranges::find(kWidths, bits) - kWidths.begin());
   }
 
   std::string key_of_score() const {

@@ -153,6 +153,17 @@ TEST(BitAllocationTest, TakesTheLessMemoryOfEquals) {
   EXPECT_EQ(allocate_bits(twins, {}, 5).sensitivity, 3);
 }
 
+TEST(BitAllocationTest, NothingIsNarrowerThanItMayBe) {
+  const std::vector<WidthCosts> linears = {
+      {.name = "a", .sensitivity = {0, 1, 2}, .memory = {2, 3, 4}, .narrowest = 3},
+      {.name = "b", .sensitivity = {3, 2, 1}, .memory = {2, 3, 4}}};
+  EXPECT_THAT(allocate_bits(linears, {}, 7).bits, ElementsAre(3, 4));
+  EXPECT_EQ(allocate_bits(linears, {}, 7).sensitivity, 2);
+  EXPECT_THAT(allocate_bits(linears, {}, 5).bits, ElementsAre(3, 2));
+  EXPECT_THROW(allocate_bits(linears, {}, 4), Error);
+  EXPECT_THAT(allocate_bits(linears, {0, 0}, 8).bits, ElementsAre(3, 3));
+}
+
 TEST(BitAllocationTest, SaysWhatCannotBe) {
   const auto error_of = [](std::vector<WidthCosts> linears, std::int64_t budget) {
     try {

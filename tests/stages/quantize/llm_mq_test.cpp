@@ -40,8 +40,9 @@ TEST(LlmMqRecipeTest, NamesSayAverageAndGroup) {
                             {"score", "fisher"},
                             {"tie", "none"},
                             {"outliers", 0},
-                            {"symmetric", true}}),
-            "llm-mq-w2.2g128-symmetric-score-fisher-tie-none-outliers-0.0");
+                            {"symmetric", true},
+                            {"clip_search", false}}),
+            "llm-mq-w2.2g128-symmetric-score-fisher-tie-none-outliers-0.0-no-clip-search");
 }
 
 TEST(LlmMqRecipeTest, ErrorsNameTheKey) {
@@ -65,7 +66,7 @@ TEST(LlmMqRecipeTest, ErrorsNameTheKey) {
 TEST(LlmMqRecipeTest, SaysWhatItNeedsAndWhatLinearsMayBecome) {
   const Recipe recipe = parse_recipe(recipe_of({{"bits", 2.6}}));
   EXPECT_EQ(parse_recipe(resolved(recipe)).options, recipe.options);
-  EXPECT_EQ(recipe.options.at("clip_search"), false);
+  EXPECT_EQ(recipe.options.at("clip_search"), true);
   EXPECT_TRUE(recipe.needs.decision);
   EXPECT_FALSE(recipe.needs.makes_blocks_of_gradients());
   EXPECT_TRUE(recipe.needs.gradients->sums.sum);
@@ -298,11 +299,32 @@ TEST_F(LlmMqDecisionTest, KeepsTheAverageAndSaysBothAccountings) {
     const json& event = world_.monitor().events.back();
     EXPECT_EQ(event.at("event"), "bits");
     EXPECT_EQ(event.at("average"), decision.at("average"));
+    EXPECT_EQ(event.at("average_by_score"), decision.at("average"));
     EXPECT_EQ(event.at("average_with_grids"), decision.at("average_with_grids"));
     EXPECT_EQ(event.at("bits"), decision.at("bits"));
   }
   EXPECT_EQ(mean_bits(decide({{"bits", 2.0}})), 2.0);
   EXPECT_EQ(mean_bits(decide({{"bits", 4.0}})), 4.0);
+}
+
+// A sum with signs can be larger for more bits. What is left then goes to where the sum without signs falls most.
+TEST_F(LlmMqDecisionTest, NothingStaysUnspentWhereMoreBitsCountAsWorse) {
+  for (json& block : statistics_) {
+    for (json& linear : block["linears"]) linear["first_order"] = {1.0, 2.0, 3.0};
+  }
+  const json all = decide({{"bits", 4.0}, {"tie", "none"}});
+  EXPECT_EQ(mean_bits(all), 4.0);
+  const json& event = world_.monitor().events.back();
+  EXPECT_EQ(event.at("average_by_score"), 2.0);
+  EXPECT_EQ(event.at("average"), 4.0);
+  EXPECT_EQ(all.at("sensitivity"), static_cast<double>(3 * kBlocks * all.at("bits")[0].size()));
+  EXPECT_EQ(decide({{"bits", 3.0}, {"tie", "none"}}).at("bits"),
+            decide({{"bits", 3.0}, {"score", "absolute"}, {"tie", "none"}}).at("bits"));
+  // What the score has chosen stays: here 4 bits for one linear, which have no use by the other sum.
+  json& chosen = statistics_[0]["linears"][0];
+  chosen["first_order"] = {100.0, 50.0, 1.0};
+  chosen["absolute"] = {0.0, 0.0, 0.0};
+  EXPECT_EQ(decide({{"bits", 3.0}, {"tie", "none"}}).at("bits")[0][0], 4);
 }
 
 // Those of a width that is asked for have no choice and are in the average; those that are skipped are in neither.
@@ -402,7 +424,6 @@ class LlmMqBlockTest : public testing::Test {
     return world.quantize({{"method", "awq"},
                            {"bits", bits},
                            {"group_size", 64},
-                           {"clip_search", false},
                            {"grid_points", 4}});
   }
   static void expect_same(const QuantizedLinear& got, const QuantizedLinear& want) {
