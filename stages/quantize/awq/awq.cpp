@@ -371,16 +371,20 @@ BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
                  settings);
 }
 
+void read_searches(OptionReader& options, AwqSettings& settings) {
+  settings.scale_search = options.boolean("scale_search", true);
+  settings.clip_search = options.boolean("clip_search", true);
+  settings.grid_points = options.integer("grid_points", 20, 1, 1000);
+  settings.clip_tokens = options.integer("clip_tokens", 512, 0, 1 << 30);
+}
+
 std::unique_ptr<Method> make_awq(OptionReader& options) {
   AwqSettings settings;
   settings.scheme =
       options.scheme({2, 3, 4, 5, 6, 7, 8}, Grid::kAsymAwq, Grid::kSymGptq,
                      {Grid::kAsymAwq, Grid::kAsymGptq, Grid::kSymGptq, Grid::kSymFull});
   options.one_of("preset", "paper", {"paper"});
-  settings.scale_search = options.boolean("scale_search", true);
-  settings.clip_search = options.boolean("clip_search", true);
-  settings.grid_points = options.integer("grid_points", 20, 1, 1000);
-  settings.clip_tokens = options.integer("clip_tokens", 512, 0, 1 << 30);
+  read_searches(options, settings);
   return std::make_unique<Awq>(settings);
 }
 

@@ -32,6 +32,7 @@ std::unique_ptr<Method> make_awq(OptionReader& options);
 // The method itself, for others that build on it: settings may give each linear its own width, and keep the largest weights
 // of those of 2 bits beside them. These are removed after scaling, and count for nothing in a group's range or in the error.
 struct AwqSettings;
+void read_searches(OptionReader& options, AwqSettings& settings);  // what is searched, and how long
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings);
 BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
                    const AwqSettings& settings);

@@ -32,9 +32,7 @@ class LlmMq final : public Method {
     score_ = options.one_of("score", "first-order", {"first-order", "absolute", "fisher"});
     fused_ = options.one_of("tie", "fused", {"fused", "none"}) == "fused";
     awq_.outliers = options.number("outliers", 0.5, 0.0, 50.0);
-    awq_.scale_search = options.boolean("scale_search", true);
-    awq_.clip_search = options.boolean("clip_search", true);
-    awq_.grid_points = options.integer("grid_points", 20, 1, 1000);
+    read_searches(options, awq_);
     gradients_ = options.gradients();
     gradients_.sums = {.sum = true, .squares = true};
     gradients_.use = Needs::Gradients::Use::kStatistics;
