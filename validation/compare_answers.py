@@ -17,7 +17,7 @@ import tempfile
 
 from lm_eval.models.huggingface import HFLM
 
-from compare_tasks import TASKS, file_of_ours, task_of_harness
+from compare_tasks import file_of_ours, task_of_harness, tasks_of
 
 TOLERANCE = 1e-3
 
@@ -46,7 +46,7 @@ def main():
     for protocol in arguments.protocol or ("lm-eval", "paper"):
         model = HFLM(pretrained=arguments.model, dtype="float32", device="cpu", batch_size=1,
                      **({"add_bos_token": False} if protocol == "paper" else {}))
-        for name, (task, file, read, split) in TASKS.items():
+        for name, (task, file, read, split) in tasks_of(arguments.data).items():
             if arguments.task and name not in arguments.task:
                 continue
             docs = read(arguments.data, arguments.limit)[:arguments.limit]

@@ -102,10 +102,14 @@ TASKS = {
     "arc_easy": ("arc_easy", "arc/ARC-Easy-Test.jsonl", arc("Easy"), "test"),
     "arc_challenge": ("arc_challenge", "arc/ARC-Challenge-Test.jsonl", arc("Challenge"), "test"),
     "truthfulqa_mc1": ("truthfulqa_mc1", "truthfulqa/v0/mc_task.json", truthfulqa, "validation"),
-    "mmlu_anatomy": ("mmlu", "mmlu/test/anatomy_test.csv", mmlu("anatomy"), "test"),
-    "mmlu_world_religions": ("mmlu", "mmlu/test/world_religions_test.csv", mmlu("world_religions"), "test"),
     "hellaswag": ("hellaswag", None, hellaswag, "validation"),
 }
+
+
+def tasks_of(data):
+    """And every subject of MMLU that is there."""
+    subjects = sorted(path.name.removesuffix("_test.csv") for path in (data / "mmlu/test").glob("*_test.csv"))
+    return TASKS | {f"mmlu_{each}": ("mmlu", f"mmlu/test/{each}_test.csv", mmlu(each), "test") for each in subjects}
 
 
 class Splitter(TemplateLM):
@@ -209,7 +213,7 @@ def main():
     parser.add_argument("--task", action="append")
     arguments = parser.parse_args()
     wrong = 0
-    for name, (ours, file, read, split) in TASKS.items():
+    for name, (ours, file, read, split) in tasks_of(arguments.data).items():
         if arguments.task and name not in arguments.task:
             continue
         docs = read(arguments.data, arguments.limit)
