@@ -43,9 +43,10 @@ foreach(folder base kernels comm model stages pipeline)
 endforeach()
 
 # Rooms within a folder: rooms_FOLDER_ROOM lists what ROOM may include of FOLDER besides itself; "." stands for files that lie in no room.
-# How a model lies on disk is known below, how it computes above; tokenizers know neither.
+# How a model lies on disk is known below, how it computes above; tokenizers and templates know neither.
 set(rooms_model_checkpoint    block tokenizer)
 set(rooms_model_tokenizer     .)
+set(rooms_model_template      tokenizer)
 set(rooms_model_config        .)
 set(rooms_model_block         architectures checkpoint .)
 set(rooms_model_architectures block checkpoint .)

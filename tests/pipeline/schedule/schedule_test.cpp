@@ -24,6 +24,7 @@
 #include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
 #include "tests/support/memory_store.h"
+#include "tests/support/passing_store.h"
 
 namespace roundhouse {
 namespace {
@@ -571,29 +572,17 @@ TEST(ScheduleTest, StopsTogetherAndGoesOn) {
 }
 
 // Another store: something else happens before a block is written.
-class HookedStore final : public RunStore {
+class HookedStore final : public PassingStore {
  public:
   HookedStore(RunStore& inner, std::function<void(int block)> before_block)
-      : inner_(inner), before_block_(std::move(before_block)) {}
+      : PassingStore(inner), before_block_(std::move(before_block)) {}
   void commit(const std::string& key, const Record& record) override {
     const std::size_t at = key.find("/block-");
     if (at != key.npos) before_block_(std::stoi(key.substr(at + 7)));
-    inner_.commit(key, record);
+    PassingStore::commit(key, record);
   }
-  std::optional<Record> load(const std::string& key) override { return inner_.load(key); }
-  std::optional<nlohmann::json> attributes(const std::string& key) override {
-    return inner_.attributes(key);
-  }
-  bool whole(const std::string& key) override { return inner_.whole(key); }
-  bool known_whole(const std::string& key) const override { return inner_.known_whole(key); }
-  void doubt(const std::string& key) override { inner_.doubt(key); }
-  void remove(const std::string& key) override { inner_.remove(key); }
-  std::vector<std::string> keys(const std::string& folder) override { return inner_.keys(folder); }
-  std::uint64_t bytes(const std::string& key) override { return inner_.bytes(key); }
-  void expect(const std::string& key, std::uint64_t length) override { inner_.expect(key, length); }
 
  private:
-  RunStore& inner_;
   std::function<void(int block)> before_block_;
 };
 
