@@ -17,13 +17,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/exit_code.h"
@@ -59,9 +60,7 @@ std::span<std::byte> bytes_of(T& value) {
 }
 
 std::string in_seconds(milliseconds time) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f s", static_cast<double>(time.count()) / 1000);
-  return text;
+  return fmt::format("{:.1f} s", static_cast<double>(time.count()) / 1000);
 }
 
 }  // namespace

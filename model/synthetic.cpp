@@ -5,6 +5,8 @@
 #include <cmath>
 #include <map>
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -293,9 +295,9 @@ void write_synthetic_model(const SyntheticOptions& options,
   Writer writer(options.seed);
   nlohmann::ordered_json weight_map;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    char name[64] = "model.safetensors";
-    if (files.size() > 1)
-      std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
+    const std::string name =
+        files.size() > 1 ? fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size())
+                         : "model.safetensors";
     write_atomically(directory / name, [&](const std::filesystem::path& temp) {
       SafetensorsWriter file(temp, files[i], {{"format", "pt"}});
       for (const TensorInfo& tensor : files[i]) writer.write(file, tensor);

@@ -16,6 +16,14 @@ foreach(folder base kernels comm model stages pipeline)
   foreach(file IN LISTS files)
     cmake_path(RELATIVE_PATH file BASE_DIRECTORY ${ROOT} OUTPUT_VARIABLE name)
     file(STRINGS ${file} includes REGEX "^[ \t]*#[ \t]*include")
+    # So that every header is known to compile without what others include before it.
+    string(REGEX REPLACE "\\.(cpp|cu)$" ".h" header "${name}")
+    if(NOT header STREQUAL name AND EXISTS ${ROOT}/${header})
+      list(GET includes 0 first)
+      if(NOT first STREQUAL "#include \"${header}\"")
+        message(SEND_ERROR "${name}: must include \"${header}\" before everything else")
+      endif()
+    endif()
     foreach(include IN LISTS includes)
       if(include MATCHES "\"([^\"]+)\"")
         set(path ${CMAKE_MATCH_1})
@@ -35,9 +43,10 @@ foreach(folder base kernels comm model stages pipeline)
 endforeach()
 
 # Rooms within a folder: rooms_FOLDER_ROOM lists what ROOM may include of FOLDER besides itself; "." stands for files that lie in no room.
-# How a model lies on disk is known below, how it computes above; tokenizers know neither.
+# How a model lies on disk is known below, how it computes above; tokenizers and templates know neither.
 set(rooms_model_checkpoint    block tokenizer)
 set(rooms_model_tokenizer     .)
+set(rooms_model_template      tokenizer)
 set(rooms_model_config        .)
 set(rooms_model_block         architectures checkpoint .)
 set(rooms_model_architectures block checkpoint .)

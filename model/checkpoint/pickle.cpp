@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <deque>
 #include <set>
 #include <string_view>
 #include <unordered_map>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/json_file.h"
@@ -361,9 +362,7 @@ class Machine {
       case kStop:
         break;
     }
-    char text[8];
-    std::snprintf(text, sizeof text, "0x%02x", static_cast<unsigned>(opcode));
-    fail(std::string("opcode ") + text + " is not known");
+    fail(fmt::format("opcode 0x{:02x} is not known", static_cast<unsigned>(opcode)));
   }
 
   std::vector<PickledTensor> state_dict(Ref result) {

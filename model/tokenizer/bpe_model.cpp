@@ -1,7 +1,8 @@
 #include "model/tokenizer/bpe_model.h"
 
 #include <algorithm>
-#include <cstdio>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/json_file.h"
@@ -79,11 +80,8 @@ void BpeModel::set(Settings settings, const std::string& where) {
     unk_ = *id;
   }
   if (settings_.byte_fallback) {
-    for (unsigned byte = 0; byte < 256; ++byte) {
-      std::array<char, 8> name{};
-      std::snprintf(name.data(), name.size(), "<0x%02X>", byte);
-      fallback_[byte] = id_of(name.data()).value_or(-1);
-    }
+    for (unsigned byte = 0; byte < 256; ++byte)
+      fallback_[byte] = id_of(fmt::format("<0x{:02X}>", byte)).value_or(-1);
     all_fallbacks_ = std::ranges::count(fallback_, -1) == 0;
   }
   for (const std::int32_t id : merged_) {

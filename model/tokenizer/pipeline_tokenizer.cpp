@@ -1,8 +1,8 @@
 #include "model/tokenizer/pipeline_tokenizer.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/json_file.h"
@@ -71,11 +71,8 @@ std::vector<std::string> PipelineTokenizer::problems() const {
   if (missing.empty()) return {};
   constexpr std::size_t kShown = 32;
   std::string names;
-  for (std::size_t i = 0; i < std::min(missing.size(), kShown); ++i) {
-    std::array<char, 8> name{};
-    std::snprintf(name.data(), name.size(), " %02x", missing[i]);
-    names += name.data();
-  }
+  for (std::size_t i = 0; i < std::min(missing.size(), kShown); ++i)
+    names += fmt::format(" {:02x}", missing[i]);
   if (missing.size() > kShown) names += " ..";
   return {std::to_string(missing.size()) +
           " of the 256 bytes have no token and are dropped from texts, as by Hugging Face's "

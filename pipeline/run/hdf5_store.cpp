@@ -636,8 +636,27 @@ void Hdf5Store::remove(const std::string& key) {
     whole_.erase(key);
   }
   if (error) throw Error("cannot remove " + path.string() + ": " + error.message());
-  for (fs::path folder = path.parent_path(); folder != root_; folder = folder.parent_path()) {
+  remove_empty_folders(path.parent_path());
+}
+
+void Hdf5Store::remove_empty_folders(fs::path folder) {
+  for (; folder != root_; folder = folder.parent_path()) {
     if (::rmdir(folder.c_str()) != 0) break;  // it is not empty, mostly
+  }
+}
+
+void Hdf5Store::remove_unfinished() {
+  std::vector<fs::path> unfinished;
+  std::error_code error;
+  for (fs::recursive_directory_iterator at(root_, error), end; !error && at != end;
+       at.increment(error)) {
+    const std::string name = at->path().filename().string();
+    if (name.find(".h5.") != name.npos && name.ends_with(".tmp")) unfinished.push_back(at->path());
+  }
+  for (const fs::path& path : unfinished) {
+    if (!fs::remove(path, error) && error)
+      throw Error("cannot remove " + path.string() + ": " + error.message());
+    remove_empty_folders(path.parent_path());
   }
 }
 

@@ -48,6 +48,8 @@ class Hdf5Store final : public RunStore {
   void doubt(const std::string& key) override;
   void remove(const std::string& key) override;  // and folders that it leaves empty
   std::vector<std::string> keys(const std::string& folder) override;
+  // What processes that were killed while they wrote have left, and folders that are empty then. Nobody else may be writing.
+  void remove_unfinished();
   std::uint64_t bytes(const std::string& key) override;
   void expect(const std::string& key, std::uint64_t bytes) override;
 
@@ -66,6 +68,7 @@ class Hdf5Store final : public RunStore {
   std::optional<nlohmann::json> read_attributes_only(const std::string& key, std::string& why);
   std::optional<Record> read_or_report(const std::string& key, Content content);
   void report(const std::string& key, const std::string& why);
+  void remove_empty_folders(std::filesystem::path folder);  // this one, and those it is in
 
   std::filesystem::path root_;
   std::string writer_;

@@ -1,12 +1,13 @@
 #include "pipeline/schedule/gradient_schedule.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <list>
 #include <memory>
 #include <optional>
 #include <set>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
 
@@ -21,9 +22,7 @@ namespace {
 constexpr std::string_view kTensor = "gradient";
 
 std::string snapshot_key(const std::string& folder, int block, int shard) {
-  char name[64];
-  std::snprintf(name, sizeof name, "/at-%04d/shard-%02d", block, shard);
-  return folder + name;
+  return fmt::format("{}/at-{:04}/shard-{:02}", folder, block, shard);
 }
 
 // Shards on their way to the stage after or before. Each is announced by one number: kShard, or kStopped when the other stage

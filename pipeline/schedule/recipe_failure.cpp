@@ -1,10 +1,11 @@
 #include "pipeline/schedule/recipe_failure.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <span>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace roundhouse {
 namespace {
@@ -27,9 +28,7 @@ std::string RecipeFailure::place() const {
 
 std::string failure_key(const std::string& recipe, int block) {
   if (block == RecipeFailure::kWholeModel) return prefix_of(recipe) + "model";
-  char number[16];
-  std::snprintf(number, sizeof number, "%04d", block);
-  return prefix_of(recipe) + number;
+  return prefix_of(recipe) + fmt::format("{:04}", block);
 }
 
 std::optional<RecipeFailure> find_failure(const std::string& recipe, RunStore& store) {

@@ -1,10 +1,10 @@
 #include "pipeline/schedule/stored_progress.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
-#include <cstdio>
 #include <set>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "comm/together.h"
@@ -24,9 +24,7 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 }
 
 std::string folder_of(const std::string& recipe, int block) {
-  std::array<char, 16> number{};
-  std::snprintf(number.data(), number.size(), "%04d", block);
-  return std::string(kRecipes) + recipe + std::string(kProgress) + number.data();
+  return fmt::format("{}{}{}{:04}", kRecipes, recipe, kProgress, block);
 }
 
 // The number behind `name` in a key; -1: there is none.
@@ -54,9 +52,7 @@ StoredProgress::StoredProgress(const std::string& recipe, int block, RunStore& s
 }
 
 std::string StoredProgress::key(int step, const std::string& part) const {
-  std::array<char, 16> number{};
-  std::snprintf(number.data(), number.size(), "%06d", step);
-  return folder_ + std::string(kStep) + number.data() + "/" + part;
+  return fmt::format("{}{}{:06}/{}", folder_, kStep, step, part);
 }
 
 std::optional<int> StoredProgress::newest(const std::vector<std::string>& parts) {

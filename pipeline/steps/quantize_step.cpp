@@ -63,9 +63,8 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   }
   job.monitor().event(event);
 
-  char text[64] = "";
-  if (norm > 0) std::snprintf(text, sizeof text, ", error %.2e", error / norm);
-  job.monitor().unit_done(recipe.name + " block " + std::to_string(block.block) + text, seconds);
+  const std::string told = norm > 0 ? fmt::format(", error {:.2e}", error / norm) : "";
+  job.monitor().unit_done(fmt::format("{} block {}{}", recipe.name, block.block, told), seconds);
 }
 
 // Blocks are made on the same kind of device as those before: another computes other last bits.

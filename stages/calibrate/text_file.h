@@ -12,7 +12,7 @@
 
 #include "base/packed_file.h"
 #include "kernels/cpu/thread_pool.h"
-#include "model/tokenizer/chat_template.h"
+#include "model/template/chat_template.h"
 
 namespace roundhouse {
 

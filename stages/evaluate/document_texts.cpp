@@ -6,7 +6,8 @@
 
 #include "base/error.h"
 #include "base/quote.h"
-#include "stages/evaluate/white_space.h"
+#include "model/template/template_filters.h"
+#include "model/template/white_space.h"
 
 namespace roundhouse {
 namespace {
@@ -44,15 +45,16 @@ class Document {
   }
 
   // A name of the template's, of those before number `before`, or a field.
-  Value lookup(const std::string& name, std::size_t before) {
+  const Json* lookup(const std::string& name, std::size_t before) {
     for (std::size_t i = before; i-- > 0;) {
       if (task_.names[i].first != name) continue;
-      const auto known = known_.find(i);
-      if (known != known_.end()) return known->second;
-      return known_[i] = evaluate(task_.names[i].second, i);
+      auto known = known_.find(i);
+      if (known == known_.end())
+        known = known_.emplace(i, evaluate(task_.names[i].second, i)).first;
+      return known->second ? &*known->second : nullptr;
     }
     const auto found = record_.fields.find(name);
-    return found == record_.fields.end() ? Value() : Value(*found);
+    return found == record_.fields.end() ? nullptr : &*found;
   }
 
   Value evaluate(const TaskText& text, std::size_t before) {

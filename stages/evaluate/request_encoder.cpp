@@ -3,8 +3,8 @@
 #include <map>
 
 #include "base/error.h"
+#include "model/template/white_space.h"
 #include "stages/evaluate/tasks.h"
-#include "stages/evaluate/white_space.h"
 
 namespace roundhouse {
 

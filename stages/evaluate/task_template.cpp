@@ -168,15 +168,15 @@ class Reader {
     Section section = top_.section("filters");
     for (const std::string& name : section.keys()) {
       const std::string chain = section.required_text(name);
-      if (find_text_filter(name) != nullptr || name == "default")
+      if (is_text_filter(name))
         fail(section.where(name), section.path_of(name), "is a filter already: take another name");
       try {
-        own_[name] = TextTemplate::parse_chain(chain);
+        TextTemplate::check_chain(chain);
       } catch (const InputError& error) {
         fail(section.where(name), section.path_of(name), error.what());
       }
+      chains_[name] = chain;
     }
-    chains_ = own_;  // they do not know each other
   }
 
   void read_names(TaskTemplate& made) {
@@ -221,7 +221,7 @@ class Reader {
   }
 
   Section top_;
-  std::map<std::string, TextTemplate::Chain> own_, chains_;
+  TextTemplate::Chains chains_;  // they do not know each other
 };
 
 }  // namespace

@@ -6,9 +6,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/quote.h"
+#include "model/template/white_space.h"
 #include "stages/evaluate/document_texts.h"
 #include "stages/evaluate/task_file.h"
-#include "stages/evaluate/white_space.h"
 #include "stages/evaluate/wikitext.h"
 
 namespace roundhouse {

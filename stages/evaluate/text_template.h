@@ -1,4 +1,4 @@
-// Texts of task files with {{expressions}} in them, a small part of Jinja2: docs/tasks.md has the language.
+// Texts of task files with {{expressions}} in them, in the language of chat templates: docs/tasks.md.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "stages/evaluate/text_filters.h"
+#include "model/template/template_tree.h"
 
 namespace roundhouse {
 
@@ -20,34 +20,23 @@ class TextTemplate {
   using Json = nlohmann::ordered_json;
   // Nothing: there is no such field.
   using Value = std::optional<Json>;
-  // What a name stands for.
-  using Lookup = std::function<Value(const std::string& name)>;
+  // What a name stands for; nullptr: nothing.
+  using Lookup = std::function<const Json*(const std::string& name)>;
+  // Filters by other names: "trim | replace('a', 'b')", as check_chain() lets them be.
+  using Chains = std::map<std::string, std::string>;
 
-  struct Expression;
-  struct Filtering {
-    const TextFilter* filter = nullptr;  // nullptr: default
-    std::vector<Expression> arguments;
-  };
-  using Chain = std::vector<Filtering>;
-
-  // `chains`: filters by other names. Throws InputError saying what is wrong and where in the text.
-  explicit TextTemplate(std::string_view text, const std::map<std::string, Chain>& chains = {});
-  static Chain parse_chain(std::string_view text);  // "trim | replace("a", "b")"
+  // Throws InputError saying what is wrong in the text.
+  explicit TextTemplate(std::string_view text, const Chains& chains = {});
+  static void check_chain(const std::string& chain);
 
   // A text that is one expression and nothing else keeps its type. Throws InputError naming the field and what is wrong with it.
   Value evaluate(const Lookup& names) const;
   std::string name() const;  // of the field that it is, in quotes, or "a text"
 
  private:
-  std::vector<Expression> parts_;  // texts are expressions, too
+  std::shared_ptr<const std::vector<TemplateNode>> parts_;  // the same of all copies
 };
 
-struct TextTemplate::Expression {
-  std::vector<std::string> path;  // a field, and where in it
-  std::vector<Expression> items;  // of a list
-  Json constant;                  // where neither
-  bool is_list = false;
-  Chain filters;
-};
+bool is_text_filter(const std::string& name);
 
 }  // namespace roundhouse

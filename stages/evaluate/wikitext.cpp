@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "stages/evaluate/text_filters.h"
-#include "stages/evaluate/white_space.h"
+#include "model/template/template_value.h"
+#include "model/template/white_space.h"
 
 namespace roundhouse {
 namespace {

@@ -1,29 +1,23 @@
 #include "stages/store/run_store.h"
 
-#include <cstdio>
+#include <fmt/format.h>
 
 namespace roundhouse {
 
 std::string block_key(const std::string& recipe, int block) {
-  char name[32];
-  std::snprintf(name, sizeof name, "block-%04d", block);
-  return "recipes/" + recipe + "/" + name;
+  return fmt::format("recipes/{}/block-{:04}", recipe, block);
 }
 
 std::string decision_key(const std::string& recipe) { return "recipes/" + recipe + "/decision"; }
 
 std::string statistics_key(const std::string& recipe, int block) {
-  char name[48];
-  std::snprintf(name, sizeof name, "/statistics/block-%04d", block);
-  return "recipes/" + recipe + name;
+  return fmt::format("recipes/{}/statistics/block-{:04}", recipe, block);
 }
 
 namespace {
 
 std::string place_of_shard(int blocks_done, int shard) {
-  char name[48];
-  std::snprintf(name, sizeof name, "/after-%04d/shard-%02d", blocks_done, shard);
-  return name;
+  return fmt::format("/after-{:04}/shard-{:02}", blocks_done, shard);
 }
 
 }  // namespace

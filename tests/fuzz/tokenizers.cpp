@@ -1,7 +1,7 @@
 #include <array>
 
 #include "base/file.h"
-#include "model/tokenizer/chat_template.h"
+#include "model/template/chat_template.h"
 #include "model/tokenizer/tokenizer.h"
 #include "tests/fuzz/reader.h"
 #include "tests/source_folder.h"

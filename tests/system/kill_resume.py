@@ -32,7 +32,7 @@ IN_USE = 73  # .. and for "another job has the run"
 CONFIG = """
 model: {source}/tests/data/tiny-world
 run: {run}
-calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 32, sequence_length: 256, seed: 7}}
+calibration: {{text: {source}/tests/data/tiny-world/calibration.jsonl, samples: 16, sequence_length: 128, seed: 7}}
 recipes:
   - {{method: rtn, bits: 4, group_size: 128}}
   - {{method: gptq, bits: 4, group_size: 128}}
@@ -377,7 +377,7 @@ def signals(world):
     stop(signal.SIGUSR1, 2, everyone=False)  # mpirun passes it on
 
     world.clear()
-    seconds = 0.3 * world.reference_seconds()
+    seconds = 0.45 * world.reference_seconds()
     starts, code = 0, STOPPED
     while code == STOPPED:
         starts += 1

@@ -2,7 +2,7 @@
 
 tiny_world.py --program FILE --source FOLDER --mpiexec FILE
 
-The unquantized model must have its known perplexity, GPTQ must beat rounding at every bit-width, and every figure must be
+The unquantized model must have its known perplexity to 4 digits, GPTQ must beat rounding at every bit-width, and every figure must be
 within 1 % of those of tests/golden/gptq_reference.json, which an independent program made from the same token windows.
 """
 import argparse
@@ -22,7 +22,8 @@ def main():
     parser.add_argument("--source", type=pathlib.Path, required=True)
     parser.add_argument("--mpiexec", required=True)
     options = parser.parse_args()
-    expected = json.loads((options.source / "tests/golden/gptq_reference.json").read_text())["perplexity"]
+    reference = json.loads((options.source / "tests/golden/gptq_reference.json").read_text())
+    expected = reference["perplexity"]
 
     environment = dict(os.environ, OMPI_MCA_btl_vader_single_copy_mechanism="none")
     if os.geteuid() == 0:
@@ -35,13 +36,18 @@ def main():
                         "--set", "export.formats=[compressed-tensors]"],
                        cwd=options.source, env=environment, check=True)
         subprocess.run([options.program, "verify", run], check=True)
-        perplexity = {path.stem: json.loads(path.read_text())["perplexity"]["test"] for path in (run / "results").glob("*.json")}
+        results = {path.stem: json.loads(path.read_text()) for path in (run / "results").glob("*.json")}
+        perplexity = {name: result["perplexity"]["test"] for name, result in results.items()}
 
     for name, value in sorted(expected.items()):
         off = perplexity[name] / value - 1
         print(f"{name:12} {perplexity[name]:10.4f}   independent {value:10.4f}   {100 * off:+.2f} %")
         if abs(off) > 0.01:
             wrong.append(f"{name} is more than 1 % off")
+    if abs(perplexity["original"] - expected["original"]) > 1e-4:
+        wrong.append("the unquantized model's perplexity is not the known one")
+    if results["original"]["windows"]["test"] != reference["settings"]["windows"]:
+        wrong.append("the text is cut into another number of windows")
     for bits in (4, 3, 2):
         if not perplexity[f"gptq-w{bits}g128"] < perplexity[f"rtn-w{bits}g128"]:
             wrong.append(f"GPTQ does not beat rounding at {bits} bits")

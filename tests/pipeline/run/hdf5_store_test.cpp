@@ -329,6 +329,22 @@ TEST_F(Hdf5StoreTest, ListsKeysAndLeavesNoEmptyFolders) {
   EXPECT_TRUE(fs::is_empty(folder_.path()));
 }
 
+TEST_F(Hdf5StoreTest, WhatKilledWritersHaveLeftGoes) {
+  store_.commit("a/whole", sample_record());
+  const std::string whole = slurp(store_.path_of("a/whole"));
+  for (const char* left : {"a/whole.h5.tmp", "a/b/c/part.h5.tmp", "a/b/part.h5.rank-3.tmp"}) {
+    fs::create_directories((folder_.path() / left).parent_path());
+    std::ofstream(folder_.path() / left) << "half of it";
+  }
+  std::ofstream(folder_.path() / "export.tmp") << "somebody else's";
+  store_.remove_unfinished();
+  EXPECT_EQ(store_.keys(""), (std::vector<std::string>{"a/whole"}));
+  EXPECT_EQ(slurp(store_.path_of("a/whole")), whole);
+  EXPECT_FALSE(fs::exists(folder_.path() / "a/whole.h5.tmp"));
+  EXPECT_FALSE(fs::exists(folder_.path() / "a/b")) << "nothing is left in it";
+  EXPECT_TRUE(fs::exists(folder_.path() / "export.tmp"));
+}
+
 TEST_F(Hdf5StoreTest, TheSealSaysWhatTheHeaderSays) {
   store_.set_identity("record", "00ff");
   store_.commit("record", sample_record());

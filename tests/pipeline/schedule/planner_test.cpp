@@ -18,6 +18,7 @@
 #include "tests/comm/shared_folder.h"
 #include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
+#include "tests/support/passing_store.h"
 
 namespace roundhouse {
 namespace {
@@ -55,27 +56,17 @@ bool is_unit(const std::string& line) {
 }
 
 // Says what is committed and loaded, once in a row: shards are many.
-class WatchedStore final : public RunStore {
+class WatchedStore final : public PassingStore {
  public:
-  explicit WatchedStore(RunStore& inner) : inner_(inner) {}
+  using PassingStore::PassingStore;
   void commit(const std::string& key, const Record& record) override {
-    inner_.commit(key, record);
+    PassingStore::commit(key, record);
     note("commit ", key);
   }
   std::optional<Record> load(const std::string& key) override {
     note("load ", key);
-    return inner_.load(key);
+    return PassingStore::load(key);
   }
-  std::optional<nlohmann::json> attributes(const std::string& key) override {
-    return inner_.attributes(key);
-  }
-  bool whole(const std::string& key) override { return inner_.whole(key); }
-  bool known_whole(const std::string& key) const override { return inner_.known_whole(key); }
-  void doubt(const std::string& key) override { inner_.doubt(key); }
-  void remove(const std::string& key) override { inner_.remove(key); }
-  std::vector<std::string> keys(const std::string& folder) override { return inner_.keys(folder); }
-  std::uint64_t bytes(const std::string& key) override { return inner_.bytes(key); }
-  void expect(const std::string& key, std::uint64_t length) override { inner_.expect(key, length); }
 
   std::vector<std::string> units;  // blocks, which are written beside what comes next
   std::vector<std::string> seen;   // all else
@@ -94,7 +85,6 @@ class WatchedStore final : public RunStore {
       seen.push_back(line);
     }
   }
-  RunStore& inner_;
   std::mutex mutex_;
 };
 

@@ -90,13 +90,5 @@ TEST(PerplexityTest, IsTheSameOnAnyNumberOfRanks) {
   EXPECT_EQ(together.perplexity, model.measure(*alone, 11).perplexity);
 }
 
-// The figure of the model's README, from an independent float32 program.
-TEST(PerplexityTest, OfTheBundledModelIsTheKnownOne) {
-  if (test_world().size() != 2) GTEST_SKIP() << "once is enough, on two ranks";
-  const Perplexity result = BundledModel().measure(test_world(), 0);
-  EXPECT_EQ(result.windows, 486);
-  EXPECT_NEAR(result.perplexity, 2.3368, 0.0001);
-}
-
 }  // namespace
 }  // namespace roundhouse

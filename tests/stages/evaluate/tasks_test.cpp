@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "stages/evaluate/white_space.h"
+#include "model/template/white_space.h"
 #include "stages/evaluate/wikitext.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/source_folder.h"

@@ -1,4 +1,4 @@
-#include "stages/evaluate/white_space.h"
+#include "model/template/white_space.h"
 
 #include <algorithm>
 
@@ -24,8 +24,7 @@ std::string_view strip_end(std::string_view text) {
   return text;
 }
 
-std::string_view strip(std::string_view text) {
-  text = strip_end(text);
+std::string_view strip_begin(std::string_view text) {
   while (!text.empty()) {
     const CodePoint c = code_point_at(text, 0);
     if (!is_space(c.value)) break;
@@ -33,6 +32,8 @@ std::string_view strip(std::string_view text) {
   }
   return text;
 }
+
+std::string_view strip(std::string_view text) { return strip_begin(strip_end(text)); }
 
 std::size_t count_white_space(std::string_view text) {
   std::size_t count = 0;

@@ -1,4 +1,4 @@
-// A template in Jinja's syntax, read into a tree: what chat templates are written in.
+// A template in Jinja's syntax, read into a tree: what chat templates and the texts of tasks are written in.
 #pragma once
 
 #include <memory>
@@ -30,7 +30,7 @@ struct TemplateExpression {
   };
   Kind kind = Kind::kValue;
   std::string name;
-  nlohmann::json value;
+  nlohmann::ordered_json value;
   std::vector<std::unique_ptr<TemplateExpression>> operands;
   std::vector<std::pair<std::string, std::unique_ptr<TemplateExpression>>> named;
 };
@@ -53,5 +53,7 @@ struct TemplateNode {
 // White space as Hugging Face has it: trim_blocks and lstrip_blocks. Throws InputError "WHERE:LINE: .." for what is not read:
 // macros, includes, filters of blocks, floating-point numbers; and for more than 1 MiB or nesting deeper than 64.
 std::vector<TemplateNode> parse_template(std::string_view source, const std::string& where);
+// Of a text with {{ expressions }}, which is kept to its last newline: texts and outputs alone. Throws InputError saying what is wrong.
+std::vector<TemplateNode> parse_expressions(std::string_view source);
 
 }  // namespace roundhouse

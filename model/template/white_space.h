@@ -5,6 +5,7 @@
 
 namespace roundhouse {
 
+std::string_view strip_begin(std::string_view text);
 std::string_view strip_end(std::string_view text);
 std::string_view strip(std::string_view text);
 // How many stretches of white space there are. Precondition: text is UTF-8.

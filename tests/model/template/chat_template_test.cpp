@@ -1,4 +1,4 @@
-#include "model/tokenizer/chat_template.h"
+#include "model/template/chat_template.h"
 
 #include <cstdlib>
 #include <string>

@@ -1,4 +1,4 @@
-#include "model/tokenizer/template_tree.h"
+#include "model/template/template_tree.h"
 
 #include <algorithm>
 #include <array>
@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "base/error.h"
-#include "base/json_file.h"
+#include "base/quote.h"
 #include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
@@ -15,7 +15,6 @@ namespace {
 
 using Kind = TemplateExpression::Kind;
 using Expression = std::unique_ptr<TemplateExpression>;
-using nlohmann::json;
 
 constexpr std::size_t kMaxBytes = std::size_t{1} << 20;
 constexpr int kMaxDepth = 64;
@@ -37,12 +36,21 @@ struct Segment {
   std::size_t line = 1;
 };
 
+struct Source {
+  std::string where;  // empty: errors do not say it
+  bool has_blocks;    // {% %} and {# #}
+
+  [[noreturn]] void fail(std::size_t line, const std::string& what) const {
+    throw InputError((where.empty() ? "" : where + ":" + std::to_string(line) + ": ") + what);
+  }
+};
+
 class Segments {
  public:
-  Segments(std::string_view source, const std::string& where) : rest_(source), where_(where) {}
+  Segments(std::string_view source, const Source& from) : rest_(source), from_(from) {}
 
   std::vector<Segment> run() {
-    if (rest_.ends_with('\n')) rest_.remove_suffix(1);
+    if (from_.has_blocks && rest_.ends_with('\n')) rest_.remove_suffix(1);
     while (!rest_.empty()) {
       const std::size_t open = find_tag();
       std::string_view text = rest_.substr(0, open);
@@ -59,9 +67,7 @@ class Segments {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw InputError(where_ + ":" + std::to_string(line_) + ": " + what);
-  }
+  [[noreturn]] void fail(const std::string& what) const { from_.fail(line_, what); }
   void count_lines(std::string_view text) {
     line_ += static_cast<std::size_t>(std::ranges::count(text, '\n'));
   }
@@ -83,6 +89,8 @@ class Segments {
   }
   void take_tag() {
     const char tag = rest_[1];
+    if (tag != '{' && !from_.has_blocks)
+      fail("of Jinja2 there are only {{expressions}} here, at " + in_quotes(rest_));
     std::size_t at = 2;
     if (at < rest_.size() && (rest_[at] == '-' || rest_[at] == '+')) ++at;
     Segment segment{tag, {}, {}, line_};
@@ -160,6 +168,9 @@ class Segments {
           fail("\\u without digits");
         append_utf8(text, code);
         at += 4;
+      } else if (std::isalnum(static_cast<unsigned char>(c)) != 0) {
+        fail("after \\ in a text there must be n, t, r, f, v, 0, uXXXX, \\, \" or ', not " +
+             in_quotes(std::string(1, c)));
       } else {
         text += {'\\', c};
       }
@@ -170,7 +181,7 @@ class Segments {
   }
 
   std::string_view rest_;
-  const std::string& where_;
+  const Source& from_;
   std::vector<Segment> segments_;
   std::size_t line_ = 1;
   bool trims_all_ = false, trims_line_ = false;
@@ -179,8 +190,8 @@ class Segments {
 
 class Parser {
  public:
-  Parser(std::vector<Segment> segments, const std::string& where)
-      : segments_(std::move(segments)), where_(where) {}
+  Parser(std::vector<Segment> segments, const Source& from)
+      : segments_(std::move(segments)), from_(from) {}
 
   std::vector<TemplateNode> run() { return body({}, 0); }
 
@@ -189,7 +200,7 @@ class Parser {
     const std::size_t line = segment_ < segments_.size() ? segments_[segment_].line
                              : segments_.empty()         ? 1
                                                          : segments_.back().line;
-    throw InputError(where_ + ":" + std::to_string(line) + ": " + what);
+    from_.fail(line, what);
   }
   const Word& word() const {
     static const Word end;
@@ -458,7 +469,10 @@ class Parser {
     for (int length = 0;; ++length) {
       if (length > kMaxDepth) fail("too deep");
       if (take(".")) {
-        value = make(Kind::kAttribute, name(), std::move(value));
+        // A list's element, too: value.0
+        const bool number = word().kind == Word::Kind::kNumber && value->kind != Kind::kValue;
+        const std::string part = number ? segments_[segment_].words[at_++].text : name();
+        value = make(Kind::kAttribute, part, std::move(value));
       } else if (take("[")) {
         value = subscript(std::move(value), depth);
       } else if (take("(")) {
@@ -504,15 +518,24 @@ class Parser {
   }
 
   std::vector<Segment> segments_;
-  const std::string& where_;
+  const Source& from_;
   std::size_t segment_ = 0, at_ = 0;
 };
+
+std::vector<TemplateNode> parse(std::string_view text, const Source& from) {
+  if (text.size() > kMaxBytes)
+    throw InputError((from.where.empty() ? "" : from.where + ": ") + "longer than 1 MiB");
+  return Parser(Segments(text, from).run(), from).run();
+}
 
 }  // namespace
 
 std::vector<TemplateNode> parse_template(std::string_view source, const std::string& where) {
-  if (source.size() > kMaxBytes) throw InputError(where + ": longer than 1 MiB");
-  return Parser(Segments(source, where).run(), where).run();
+  return parse(source, {where, true});
+}
+
+std::vector<TemplateNode> parse_expressions(std::string_view source) {
+  return parse(source, {"", false});
 }
 
 }  // namespace roundhouse

@@ -8,7 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "model/tokenizer/template_tree.h"
+#include "model/template/template_tree.h"
 
 namespace roundhouse {
 
@@ -28,7 +28,7 @@ class ChatTemplate {
  private:
   std::string where_;
   std::vector<TemplateNode> nodes_;
-  nlohmann::json variables_;  // bos_token, ..
+  nlohmann::ordered_json variables_;  // bos_token, ..
 };
 
 }  // namespace roundhouse

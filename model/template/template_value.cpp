@@ -1,10 +1,11 @@
-#include "model/tokenizer/template_value.h"
+#include "model/template/template_value.h"
 
 #include <algorithm>
 #include <cctype>
 #include <limits>
 #include <string_view>
 
+#include "model/template/white_space.h"
 #include "model/tokenizer/utf8.h"
 
 namespace roundhouse {
@@ -29,6 +30,10 @@ std::int64_t integer_of(const Value& value) {
   return value.get<std::int64_t>();
 }
 
+bool is_number(const std::string& text) {
+  return !text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == text.npos;
+}
+
 // The characters of a text, each a text.
 std::vector<std::string> characters_of(const std::string& text) {
   std::vector<std::string> characters;
@@ -44,28 +49,15 @@ bool is_in(const std::string& set, std::string_view character) {
   return set.find(character) != std::string::npos;
 }
 
-// White space, or the characters of `set`, at one or both ends.
-std::string stripped(const std::string& text, bool left, bool right, const std::string* set) {
+// The characters of `set` at one or both ends.
+std::string stripped(const std::string& text, bool left, bool right, const std::string& set) {
   const std::vector<std::string> characters = characters_of(text);
-  const auto goes = [&](const std::string& c) {
-    const char32_t value = code_point_at(c, 0).value;
-    // Python's notion of white space has the four separators of ASCII, too.
-    return set != nullptr ? is_in(*set, c)
-                          : is_white_space(value) || (value >= 0x1c && value <= 0x1f);
-  };
   std::size_t begin = 0, end = characters.size();
-  while (left && begin < end && goes(characters[begin])) ++begin;
-  while (right && begin < end && goes(characters[end - 1])) --end;
+  while (left && begin < end && is_in(set, characters[begin])) ++begin;
+  while (right && begin < end && is_in(set, characters[end - 1])) --end;
   std::string result;
   for (std::size_t i = begin; i < end; ++i) result += characters[i];
   return result;
-}
-
-std::string replaced(std::string text, const std::string& what, const std::string& by) {
-  if (what.empty()) fail("replace of an empty text");
-  for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size())
-    text.replace(at, what.size(), by);
-  return text;
 }
 
 Value split(const std::string& text, const std::string& at) {
@@ -77,44 +69,6 @@ Value split(const std::string& text, const std::string& at) {
     parts.push_back(text.substr(begin, end - begin));
   parts.push_back(text.substr(begin));
   return parts;
-}
-
-// Of ASCII alone.
-std::string in_case(std::string text, int (*to)(int)) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) >= 128) fail("upper or lower case beyond ASCII");
-    c = static_cast<char>(to(static_cast<unsigned char>(c)));
-  }
-  return text;
-}
-
-Value items_of(const Value& value) {
-  if (!value.is_object()) fail("items of " + kind_of(value));
-  Value items = Value::array();
-  for (const auto& [key, each] : value.items()) items.push_back({key, each});
-  return items;
-}
-
-std::int64_t length_of(const Value& value) {
-  if (value.is_string())
-    return static_cast<std::int64_t>(characters_of(value.get_ref<const std::string&>()).size());
-  if (!value.is_array() && !value.is_object()) fail("length of " + kind_of(value));
-  return static_cast<std::int64_t>(value.size());
-}
-
-// The list that a slice or a loop is of.
-Value list_of(const Value& value) {
-  if (value.is_array()) return value;
-  Value list = Value::array();
-  if (value.is_string()) {
-    for (const std::string& c : characters_of(value.get_ref<const std::string&>()))
-      list.push_back(c);
-  } else if (value.is_object()) {
-    for (const auto& [key, each] : value.items()) list.push_back(key);
-  } else {
-    fail("a list is needed, not " + kind_of(value));
-  }
-  return list;
 }
 
 Value compared(const std::string& sign, const Value& left, const Value& right) {
@@ -141,23 +95,54 @@ Value computed(const std::string& sign, const Value& left, const Value& right) {
   return sign == "%" ? rest : (a - rest) / b;
 }
 
-// Elements of which an attribute is a value, or is not (selectattr, rejectattr).
-Value selected(const Value& value, const TemplateArguments& arguments, bool wanted) {
-  if (arguments.empty()) fail("selectattr without the name of an attribute");
-  Value result = Value::array();
-  for (const Value& each : list_of(value)) {
-    const Value attribute = element(each, arguments[0]);
-    bool holds = is_true(attribute);
-    if (arguments.size() > 1) {
-      const TemplateArguments rest(arguments.begin() + 2, arguments.end());
-      holds = test(text_of(arguments[1], "a test"), attribute, rest);
-    }
-    if (holds == wanted) result.push_back(each);
+}  // namespace
+
+std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
+  std::string result;
+  for (;;) {
+    const std::size_t at = text.find(from);
+    result += text.substr(0, at);
+    if (at == std::string_view::npos) return result;
+    result += to;
+    text.remove_prefix(at + from.size());
   }
-  return result;
 }
 
-}  // namespace
+std::string in_case(std::string text, int (*to)(int)) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) >= 128) fail("upper or lower case beyond ASCII");
+    c = static_cast<char>(to(static_cast<unsigned char>(c)));
+  }
+  return text;
+}
+
+Value items_of(const Value& value) {
+  if (!value.is_object()) fail("items of " + kind_of(value));
+  Value items = Value::array();
+  for (const auto& [key, each] : value.items()) items.push_back({key, each});
+  return items;
+}
+
+std::int64_t length_of(const Value& value) {
+  if (value.is_string())
+    return static_cast<std::int64_t>(characters_of(value.get_ref<const std::string&>()).size());
+  if (!value.is_array() && !value.is_object()) fail("length of " + kind_of(value));
+  return static_cast<std::int64_t>(value.size());
+}
+
+Value list_of(const Value& value) {
+  if (value.is_array()) return value;
+  Value list = Value::array();
+  if (value.is_string()) {
+    for (const std::string& c : characters_of(value.get_ref<const std::string&>()))
+      list.push_back(c);
+  } else if (value.is_object()) {
+    for (const auto& [key, each] : value.items()) list.push_back(key);
+  } else {
+    fail("a list is needed, not " + kind_of(value));
+  }
+  return list;
+}
 
 Value undefined_value() { return Value(Value::value_t::discarded); }
 
@@ -205,6 +190,8 @@ Value combine(const std::string& sign, const Value& left, const Value& right) {
 
 Value element(const Value& value, const Value& index) {
   if (value.is_discarded()) fail("a part of what is not defined");
+  if (!value.is_object() && index.is_string() && is_number(index.get_ref<const std::string&>()))
+    return element(value, std::stoll(index.get_ref<const std::string&>()));  // value.0
   if (value.is_object() && index.is_string()) {
     const auto found = value.find(index.get<std::string>());
     return found != value.end() ? *found : undefined_value();
@@ -238,48 +225,6 @@ Value slice(const Value& value, const Value& begin, const Value& end, const Valu
   return text;
 }
 
-Value filter(const std::string& name, const Value& value, const TemplateArguments& arguments,
-             const NamedTemplateArguments& named) {
-  const auto argument = [&](std::size_t i, const char* key) -> const Value* {
-    if (i < arguments.size()) return &arguments[i];
-    const auto found = std::ranges::find(named, key, &NamedTemplateArguments::value_type::first);
-    return found != named.end() ? &found->second : nullptr;
-  };
-  if (name == "trim" && arguments.empty() && named.empty())
-    return stripped(text_of(value, name), true, true, nullptr);
-  if (name == "length" || name == "count") return length_of(value);
-  if (name == "upper") return in_case(text_of(value, name), std::toupper);
-  if (name == "lower") return in_case(text_of(value, name), std::tolower);
-  if (name == "string") return as_text(value);
-  if (name == "list") return list_of(value);
-  if (name == "items") return items_of(value);
-  if (name == "first") return element(list_of(value), 0);
-  if (name == "last") return element(list_of(value), -1);
-  if (name == "default" || name == "d") {
-    const Value* otherwise = argument(0, "default_value");
-    const Value* falsy = argument(1, "boolean");
-    const bool absent =
-        value.is_discarded() || (falsy != nullptr && is_true(*falsy) && !is_true(value));
-    return !absent ? value : otherwise != nullptr ? *otherwise : Value("");
-  }
-  if (name == "replace" && arguments.size() == 2) {
-    return replaced(text_of(value, name), text_of(arguments[0], name), text_of(arguments[1], name));
-  }
-  if (name == "join") {
-    const Value* between = argument(0, "d");
-    std::string text;
-    for (bool first = true; const Value& each : list_of(value)) {
-      if (!first && between != nullptr) text += as_text(*between);
-      text += as_text(each);
-      first = false;
-    }
-    return text;
-  }
-  if (name == "selectattr" || name == "rejectattr")
-    return selected(value, arguments, name == "selectattr");
-  fail("the filter " + name + " is not supported");
-}
-
 bool test(const std::string& name, const Value& value, const TemplateArguments& arguments) {
   if (name == "defined") return !value.is_discarded();
   if (name == "undefined") return value.is_discarded();
@@ -308,9 +253,11 @@ Value call_method(const Value& value, const std::string& name, const TemplateArg
   }
   const std::string& text = text_of(value, name);
   const std::string* first = !arguments.empty() ? &text_of(arguments[0], "an argument") : nullptr;
-  if (name == "strip") return stripped(text, true, true, first);
-  if (name == "lstrip") return stripped(text, true, false, first);
-  if (name == "rstrip") return stripped(text, false, true, first);
+  if (name == "strip" || name == "lstrip" || name == "rstrip") {
+    const bool left = name != "rstrip", right = name != "lstrip";
+    if (first != nullptr) return stripped(text, left, right, *first);
+    return std::string(!left ? strip_end(text) : !right ? strip_begin(text) : strip(text));
+  }
   if (name == "upper") return in_case(text, std::toupper);
   if (name == "lower") return in_case(text, std::tolower);
   if (arguments.size() == 1) {
@@ -318,8 +265,10 @@ Value call_method(const Value& value, const std::string& name, const TemplateArg
     if (name == "endswith") return text.ends_with(*first);
     if (name == "split") return split(text, *first);
   }
-  if (name == "replace" && arguments.size() == 2)
+  if (name == "replace" && arguments.size() == 2) {
+    if (first->empty()) fail("replace of an empty text");
     return replaced(text, *first, text_of(arguments[1], name));
+  }
   fail("the method " + name + " of a text is not supported");
 }
 
