@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "base/json_file.h"
-#include "model/tokenizer/gpt2_words.h"
+#include "model/tokenizer/byte_characters.h"
 
 namespace roundhouse {
 namespace {
