@@ -1,5 +1,6 @@
 // Byte-level BPE: hand-worked words and merges, what follows from the configs, and hostile files.
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <sstream>
 #include <tuple>
@@ -304,9 +305,17 @@ TEST(BytePairMergesTest, OfAllNeighboursTheLowestRankThenTheLeftmost) {
       if (is_new) ranked.emplace_back(left, right, merged);
     }
     BytePairMerges::Work work;
+    std::array<std::int32_t, 256> symbols{};
+    symbols.fill(-1);
+    for (std::size_t byte = 0; byte < 4; ++byte) symbols['a' + byte] = static_cast<int>(3 - byte);
+    merges.set_bytes(symbols);
     for (int length = 0; length < 140; length += 1 + length / 40) {
       std::vector<std::int32_t> ids;
       for (int i = 0; i < length; ++i) ids.push_back(below(4));
+      std::string bytes;
+      for (const std::int32_t id : ids) bytes += static_cast<char>('a' + 3 - id);
+      merges.merge_bytes(bytes, work);
+      const std::vector<std::int32_t> of_bytes = work.ids;
       work.ids = ids;
       merges.merge(work);
       for (bool merged = true; merged;) {
@@ -321,6 +330,7 @@ TEST(BytePairMergesTest, OfAllNeighboursTheLowestRankThenTheLeftmost) {
           if (merged) break;
         }
       }
+      ASSERT_EQ(of_bytes, ids) << length << " bytes, " << count << " merges";
       ASSERT_EQ(work.ids, ids) << length << " symbols, " << count << " merges";
     }
   }
