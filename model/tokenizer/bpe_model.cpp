@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/json_file.h"
-#include "model/tokenizer/gpt2_words.h"
+#include "model/tokenizer/byte_characters.h"
 
 namespace roundhouse {
 namespace {
@@ -95,6 +95,25 @@ void BpeModel::take_bytes(const std::string& where) {
   if (std::ranges::all_of(id_of_byte_, [](std::int32_t id) { return id < 0; }))
     throw InputError(where + "no token for any byte: not a byte-level BPE");
   bytes_ = true;
+  all_bytes_ = std::ranges::count(id_of_byte_, -1) == 0;
+  merges_.set_bytes(id_of_byte_);
+  if (!settings_.ignore_merges) return;
+  std::unordered_map<char32_t, char> byte_of;
+  for (std::size_t byte = 0; byte < 256; ++byte)
+    byte_of[code_point_at(characters_of_bytes()[byte], 0).value] = static_cast<char>(byte);
+  whole_.reset(ids_.size());
+  for (const auto& [token, id] : ids_) {
+    std::string word;
+    bool known = true;
+    for (std::size_t i = 0; known && i < token.size();) {
+      const CodePoint c = code_point_at(token, i);
+      const auto byte = byte_of.find(c.value);
+      known = byte != byte_of.end();
+      if (known) word += byte->second;
+      i += c.bytes;
+    }
+    if (known) whole_.add(hash_of_word(word));
+  }
 }
 
 std::vector<unsigned> BpeModel::missing_bytes() const {
@@ -112,9 +131,10 @@ bool BpeModel::may_cut(char32_t left, char32_t right) const {
          is_known(right);
 }
 
-std::optional<std::int32_t> BpeModel::whole(std::string_view word) const {
+std::optional<std::int32_t> BpeModel::whole(std::string_view word, std::uint64_t hash) const {
   if (!settings_.ignore_merges) return std::nullopt;
   if (!bytes_) return id_of(word);
+  if (!whole_.may_contain(hash)) return std::nullopt;
   std::string characters;
   for (const char c : word) characters += characters_of_bytes()[static_cast<unsigned char>(c)];
   return id_of(characters);
@@ -140,6 +160,7 @@ void BpeModel::add_missing(std::string_view character, bool& unknown,
 }
 
 void BpeModel::encode(std::string_view word, BytePairMerges::Work& work) const {
+  if (bytes_ && all_bytes_) return merges_.merge_bytes(word, work);
   bool unknown = false;
   if (bytes_) {
     for (const char c : word) {

@@ -46,8 +46,8 @@ class BpeModel {
   bool may_cut(char32_t left, char32_t right) const;
   // Is a word looked up whole first?
   bool whole_words() const { return settings_.ignore_merges; }
-  // The token that a whole word is, if merges are ignored for such.
-  std::optional<std::int32_t> whole(std::string_view word) const;
+  // The token that a whole word is, if merges are ignored for such. `hash` is hash_of_word().
+  std::optional<std::int32_t> whole(std::string_view word, std::uint64_t hash) const;
   // Appends the ids of a word to work.ids, which is empty.
   void encode(std::string_view word, BytePairMerges::Work& work) const;
 
@@ -69,7 +69,9 @@ class BpeModel {
   std::array<std::int32_t, 256> fallback_{};    // "<0x..>"; -1: none
   bool all_fallbacks_ = false;
   bool merges_fallbacks_ = false;  // a merge takes what may stand for an unknown character
+  bool all_bytes_ = false;         // each has a token
   BytePairMerges merges_;
+  HashFilter whole_;                  // of tokens as words of bytes
   std::vector<std::int32_t> merged_;  // that merges take
   CharacterPairs in_tokens_;
   Settings settings_;

@@ -3,20 +3,26 @@
 // none. O(n log n) for n symbols; short words go by looking at all of them, which is faster for these.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <queue>
+#include <string_view>
 #include <utility>
 #include <vector>
+
+#include "model/tokenizer/word_hash.h"
 
 namespace roundhouse {
 
 class BytePairMerges {
   static constexpr std::uint64_t kNoPair = ~std::uint64_t{0};
+  static constexpr std::int32_t kNoRank = std::numeric_limits<std::int32_t>::max();
+  // What a pair becomes.
   struct Merge {
-    std::uint64_t pair = kNoPair;
-    std::int32_t rank = 0;
-    std::int32_t id = 0;  // of what both become
+    std::int32_t rank = kNoRank;
+    std::int32_t id = 0;
   };
 
  public:
@@ -48,9 +54,15 @@ class BytePairMerges {
     };
     std::vector<Symbol> symbols_;
     std::priority_queue<Candidate> candidates_;
-    std::vector<const Merge*> merges_;  // of short words: of each symbol and the next
+    std::vector<Merge> merges_;  // of short words: of each symbol and the next
   };
   void merge(Work& work) const;
+
+  // Symbols that stand for bytes, -1: none. Pairs of these, which are asked for most, are then looked up in a small table.
+  // Precondition: all merges are there.
+  void set_bytes(const std::array<std::int32_t, 256>& ids);
+  // The same as merge() of the symbols of these bytes. Precondition: each has one.
+  void merge_bytes(std::string_view bytes, Work& work) const;
 
  private:
   static std::uint64_t pair_of(std::int32_t left, std::int32_t right) {
@@ -59,28 +71,34 @@ class BytePairMerges {
   static std::uint64_t pair_at(const std::vector<Work::Symbol>& symbols, int place);
   void consider(Work& work, int place) const;
   void merge_short(Work& work) const;
-  // Of these neighbours, or nullptr.
-  const Merge* find(std::int32_t left, std::int32_t right) const {
-    return find(pair_of(left, right));
-  }
-  const Merge* find(std::uint64_t pair) const {
-    if (table_.empty()) return nullptr;
-    const Merge& merge = table_[place_of(pair)];
-    return merge.pair == pair ? &merge : nullptr;
+  void merge_long(Work& work) const;
+  // Of these neighbours; kNoRank: there is none.
+  Merge find(std::uint64_t pair) const {
+    const std::uint64_t hash = pair * kGoldenRatio;
+    if (table_.empty() || !filter_.may_contain(hash)) return {};
+    return table_[place_of(pair)].merge;
   }
   // Where the pair is, or would be.
   std::size_t place_of(std::uint64_t pair) const {
     // Fibonacci hashing, by the upper bits.
-    std::size_t at = (pair * 0x9e3779b97f4a7c15U) >> shift_;
+    std::size_t at = (pair * kGoldenRatio) >> shift_;
     while (table_[at].pair != pair && table_[at].pair != kNoPair)
       at = (at + 1) & (table_.size() - 1);
     return at;
   }
 
-  // At most half full, a power of two: half of the lookups are for pairs that no merge is known for.
-  std::vector<Merge> table_;
+  struct Entry {
+    std::uint64_t pair = kNoPair;
+    Merge merge;
+  };
+  // At most three quarters full, a power of two.
+  std::vector<Entry> table_;
+  HashFilter filter_;  // half of the lookups are for pairs that no merge is known for
   int shift_ = 64;
   std::int32_t count_ = 0;
+
+  std::array<std::int32_t, 256> bytes_{};
+  std::vector<Merge> of_bytes_;  // by the left one * 256 and the right one
 };
 
 }  // namespace roundhouse

@@ -132,12 +132,19 @@ void PipelineTokenizer::append_words(std::string_view text, PieceStart start, Wo
   work.words.text = text;
   work.words.start = start;
   words_.apply(work.words);
-  for (const Words::Range& range : work.words.ranges) {
-    if (model_.takes_bytes()) {
-      append_word(work.words.at(range), cache, work, ids);
-    } else {
+  const std::vector<Words::Range>& ranges = work.words.ranges;
+  if (!model_.takes_bytes()) {
+    for (const Words::Range& range : ranges)
       append_characters(work.words.at(range), cache, work, ids);
-    }
+    return;
+  }
+  // Memory is slower than all else here: the cache is told what will be asked for.
+  constexpr std::size_t kAhead = 8;
+  std::array<WordCache::Key, kAhead> keys;
+  for (std::size_t i = 0; i < ranges.size() + kAhead; ++i) {
+    WordCache::Key& key = keys[i % kAhead];
+    if (i >= kAhead && i - kAhead < ranges.size()) append_word(key, cache, work, ids);
+    if (i < ranges.size()) key = cache.key(work.words.at(ranges[i]));
   }
 }
 
@@ -145,7 +152,7 @@ void PipelineTokenizer::append_words(std::string_view text, PieceStart start, Wo
 // text without words may be one long one.
 void PipelineTokenizer::append_characters(std::string_view word, WordCache& cache, Work& work,
                                           std::vector<std::int32_t>& ids) const {
-  if (const auto whole = model_.whole(word)) {
+  if (const auto whole = model_.whole(word, 0)) {
     ids.push_back(*whole);
     return;
   }
@@ -154,29 +161,29 @@ void PipelineTokenizer::append_characters(std::string_view word, WordCache& cach
   for (std::size_t end = left.bytes; end < word.size(); end += left.bytes) {
     const CodePoint right = code_point_at(word, end);
     if (model_.may_cut(left.value, right.value)) {
-      append_word(word.substr(begin, end - begin), cache, work, ids);
+      append_word(cache.key(word.substr(begin, end - begin)), cache, work, ids);
       begin = end;
     }
     left = right;
   }
-  append_word(word.substr(begin), cache, work, ids);
+  append_word(cache.key(word.substr(begin)), cache, work, ids);
 }
 
-void PipelineTokenizer::append_word(std::string_view word, WordCache& cache, Work& work,
+void PipelineTokenizer::append_word(const WordCache::Key& key, WordCache& cache, Work& work,
                                     std::vector<std::int32_t>& ids) const {
-  if (const auto known = cache.find(word)) {
+  if (const auto known = cache.find(key)) {
     ids.insert(ids.end(), known->begin(), known->end());
     return;
   }
   auto& own = work.merges.ids;
   own.clear();
-  const auto whole = model_.takes_bytes() ? model_.whole(word) : std::nullopt;
+  const auto whole = model_.takes_bytes() ? model_.whole(key.word, key.hash) : std::nullopt;
   if (whole) {
     own.push_back(*whole);
   } else {
-    model_.encode(word, work.merges);
+    model_.encode(key.word, work.merges);
   }
-  cache.add(word, own);
+  cache.add(key, own);
   ids.insert(ids.end(), own.begin(), own.end());
 }
 

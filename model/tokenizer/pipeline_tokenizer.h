@@ -46,7 +46,7 @@ class PipelineTokenizer : public Tokenizer {
                     std::vector<std::int32_t>& ids) const;
   void append_characters(std::string_view word, WordCache& cache, Work& work,
                          std::vector<std::int32_t>& ids) const;
-  void append_word(std::string_view word, WordCache& cache, Work& work,
+  void append_word(const WordCache::Key& key, WordCache& cache, Work& work,
                    std::vector<std::int32_t>& ids) const;
 
   Normalizer normalizer_;

@@ -8,9 +8,10 @@
 
 #include "base/error.h"
 #include "base/json_file.h"
-#include "model/tokenizer/gpt2_words.h"
+#include "model/tokenizer/byte_characters.h"
 #include "model/tokenizer/split.h"
 #include "model/tokenizer/utf8.h"
+#include "model/tokenizer/word_pattern.h"
 
 namespace roundhouse {
 namespace {
@@ -170,6 +171,23 @@ class RegexSplit : public PreTokenizer {
   bool invert_;
 };
 
+std::vector<Words::Range> words_by(const WordPattern& pattern, const Words& words) {
+  std::vector<Words::Range> parts;
+  for (const Words::Range& word : words.ranges)
+    pattern.append_words(words.at(word), word.begin, parts);
+  return parts;
+}
+
+class WordSplit : public PreTokenizer {
+ public:
+  explicit WordSplit(const WordPattern& pattern) : pattern_(pattern) {}
+  void apply(Words& words) const override { words.ranges = words_by(pattern_, words); }
+  Cut cut(char32_t left, char32_t right) const override { return pattern_.cut(left, right); }
+
+ private:
+  const WordPattern& pattern_;
+};
+
 // A text anew, from each of its words.
 void rewrite(Words& words, const std::function<void(std::string_view, bool, std::string&)>& write) {
   std::string text;
@@ -215,25 +233,14 @@ class ByteLevel : public Prefixed {
 
   void apply(Words& words) const override {
     if (prefix() != Prefix::kNone) prefix_spaces(words);
-    if (cuts_) {
-      std::vector<Words::Range> parts;
-      for (const Words::Range& word : words.ranges) {
-        std::size_t begin = word.begin;
-        for (const std::string_view part : gpt2_words(words.at(word))) {
-          parts.push_back({begin, begin + part.size()});
-          begin += part.size();
-        }
-      }
-      words.ranges = std::move(parts);
-    }
+    if (cuts_) words.ranges = words_by(WordPattern::gpt2(), words);
     if (last_) return;
     rewrite(words, [](std::string_view word, bool, std::string& text) {
       for (const char c : word) text += characters_of_bytes()[static_cast<unsigned char>(c)];
     });
   }
   Cut cut(char32_t left, char32_t right) const override {
-    if (!cuts_) return Cut::kHarmless;
-    return gpt2_word_ends(left, right) ? Cut::kBetween : Cut::kNo;
+    return cuts_ ? WordPattern::gpt2().cut(left, right) : Cut::kHarmless;
   }
   std::pair<char32_t, char32_t> edges(char32_t left, char32_t right) const override {
     if (last_) return {left, right};
@@ -334,9 +341,13 @@ std::unique_ptr<PreTokenizer> make_split(const json& step, const std::string& wh
   if (!text.is_string() || text == "")
     throw InputError(where + "pattern: neither String nor Regex with a text");
   const auto source = text.get<std::string>();
-  return std::make_unique<RegexSplit>(is_regex ? source : literal(source),
-                                      behavior_of(step.value("behavior", json()), where),
-                                      flag(step, "invert", false, where), where);
+  const Behavior behavior = behavior_of(step.value("behavior", json()), where);
+  const bool invert = flag(step, "invert", false, where);
+  const WordPattern* known = is_regex ? WordPattern::find(source) : nullptr;
+  // Everything is in a match: the parts are the matches.
+  if (known != nullptr && behavior == (invert ? Behavior::kRemoved : Behavior::kIsolated))
+    return std::make_unique<WordSplit>(*known);
+  return std::make_unique<RegexSplit>(is_regex ? source : literal(source), behavior, invert, where);
 }
 
 std::unique_ptr<PreTokenizer> make_metaspace(const json& step, const std::string& where) {

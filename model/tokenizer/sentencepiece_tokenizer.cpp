@@ -242,8 +242,9 @@ class SentencePieceTokenizer : public Tokenizer {
 
   void append_word(std::string_view word, bool prefixed, WordCache& cache,
                    std::vector<std::int32_t>& ids) const {
+    const WordCache::Key key = cache.key(word);
     if (!prefixed) {
-      if (const auto known = cache.find(word)) {
+      if (const auto known = cache.find(key)) {
         ids.insert(ids.end(), known->begin(), known->end());
         return;
       }
@@ -252,7 +253,7 @@ class SentencePieceTokenizer : public Tokenizer {
     const auto status = (prefixed ? processor_ : inside_).Encode(word, &own);
     if (!status.ok()) throw InputError("a text cannot be tokenized: " + status.ToString());
     ids.insert(ids.end(), own.begin(), own.end());
-    if (!prefixed) cache.add(word, own);
+    if (!prefixed) cache.add(key, own);
   }
 
   bool add_prefix_space_, legacy_;

@@ -6,20 +6,6 @@ namespace roundhouse {
 
 bool is_utf8(std::string_view text) { return utf8_prefix(text) == text.size(); }
 
-CodePoint code_point_at(std::string_view text, std::size_t i) {
-  const auto byte = [&](std::size_t j) {
-    return static_cast<char32_t>(static_cast<unsigned char>(text[i + j]));
-  };
-  const char32_t lead = byte(0);
-  if (lead < 0x80) return {lead, 1};
-  if (lead < 0xe0) return {(lead & 0x1f) << 6 | (byte(1) & 0x3f), 2};
-  if (lead < 0xf0) {
-    return {(lead & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f), 3};
-  }
-  return {(lead & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f),
-          4};
-}
-
 bool is_white_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||

@@ -16,7 +16,19 @@ struct CodePoint {
   char32_t value;
   std::size_t bytes;
 };
-CodePoint code_point_at(std::string_view text, std::size_t i);
+inline CodePoint code_point_at(std::string_view text, std::size_t i) {
+  const auto byte = [&](std::size_t j) {
+    return static_cast<char32_t>(static_cast<unsigned char>(text[i + j]));
+  };
+  const char32_t lead = byte(0);
+  if (lead < 0x80) return {lead, 1};
+  if (lead < 0xe0) return {(lead & 0x1f) << 6 | (byte(1) & 0x3f), 2};
+  if (lead < 0xf0) {
+    return {(lead & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f), 3};
+  }
+  return {(lead & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f),
+          4};
+}
 
 bool is_white_space(char32_t c);  // Unicode's White_Space, which is no category
 // Of letters, digits, marks and connectors: what words are made of (Unicode Technical Standard #18, "\w").

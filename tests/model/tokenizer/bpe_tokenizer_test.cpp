@@ -1,5 +1,6 @@
 // Byte-level BPE: hand-worked words and merges, what follows from the configs, and hostile files.
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <sstream>
 #include <tuple>
@@ -7,11 +8,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <utf8proc.h>
 
 #include "base/random.h"
+#include "model/tokenizer/byte_characters.h"
 #include "model/tokenizer/byte_pair_merges.h"
-#include "model/tokenizer/gpt2_words.h"
+#include "model/tokenizer/character_kinds.h"
+#include "model/tokenizer/regex.h"
 #include "model/tokenizer/tokenizer.h"
+#include "model/tokenizer/utf8.h"
+#include "model/tokenizer/word_pattern.h"
 #include "tests/model/model_files.h"
 #include "tests/source_folder.h"
 
@@ -24,15 +30,152 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-TEST(Gpt2WordsTest, CutsAsThePatternDoes) {
-  EXPECT_THAT(gpt2_words(""), IsEmpty());
-  EXPECT_THAT(gpt2_words("Hello world"), ElementsAre("Hello", " world"));
-  EXPECT_THAT(gpt2_words("x   y\n\n z"), ElementsAre("x", "  ", " y", "\n\n", " z"));
-  EXPECT_THAT(gpt2_words("end  "), ElementsAre("end", "  "));
-  EXPECT_THAT(gpt2_words("it's we'll 'Ssh"), ElementsAre("it", "'s", " we", "'ll", " '", "Ssh"));
-  EXPECT_THAT(gpt2_words("a1b22 $5!? 3"), ElementsAre("a", "1", "b", "22", " $", "5", "!?", " 3"));
-  EXPECT_THAT(gpt2_words("\t \tx"), ElementsAre("\t ", "\t", "x")) << "only a space leads a word";
-  EXPECT_THAT(gpt2_words("né\u00a0\u00a0Ω ٣"), ElementsAre("né", "\u00a0", "\u00a0", "Ω", " ٣"));
+std::vector<std::string> in(std::string_view text, const std::vector<Words::Range>& words) {
+  std::vector<std::string> parts;
+  for (const auto& word : words) parts.emplace_back(text.substr(word.begin, word.end - word.begin));
+  return parts;
+}
+
+std::vector<std::string> words_of(const WordPattern& pattern, std::string_view text) {
+  std::vector<Words::Range> words;
+  pattern.append_words(text, 0, words);
+  return in(text, words);
+}
+
+std::vector<std::string> matches_of(const Regex& regex, std::string_view text) {
+  std::vector<Words::Range> words;
+  Regex::Matches matches(regex, text);
+  while (const auto match = matches.next()) words.push_back({match->begin, match->end});
+  return in(text, words);
+}
+
+TEST(WordPatternTest, OfGpt2) {
+  const auto words = [](std::string_view text) { return words_of(WordPattern::gpt2(), text); };
+  EXPECT_THAT(words(""), IsEmpty());
+  EXPECT_THAT(words("Hello world"), ElementsAre("Hello", " world"));
+  EXPECT_THAT(words("x   y\n\n z"), ElementsAre("x", "  ", " y", "\n\n", " z"));
+  EXPECT_THAT(words("end  "), ElementsAre("end", "  "));
+  EXPECT_THAT(words("it's we'll 'Ssh"), ElementsAre("it", "'s", " we", "'ll", " '", "Ssh"));
+  EXPECT_THAT(words("a1b22 $5!? 3"), ElementsAre("a", "1", "b", "22", " $", "5", "!?", " 3"));
+  EXPECT_THAT(words("\t \tx"), ElementsAre("\t ", "\t", "x")) << "only a space leads a word";
+  EXPECT_THAT(words("né\u00a0\u00a0Ω ٣"), ElementsAre("né", "\u00a0", "\u00a0", "Ω", " ٣"));
+}
+
+constexpr std::string_view kLlama3 =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kNemo =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|)"
+    R"( ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kGpt2 =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// One of each kind that a pattern tells apart, those of all bytes in UTF-8 and odd ones of a kind.
+const std::vector<std::string> kOneOfEach{"'",  "s", "T", "1",  " ",      "\n",
+                                          "\t", "!", "/", "中", "\u0301", "\u2028"};
+const std::vector<std::string> kMore{
+    "r",      "E",      "v",          "e",          "M",          "l",          "L",
+    "d",      "\u017f", "K",          "\u2019",     "\r",         "\r\n",       "  ",
+    "    ",   "\u0085", "\u00a0",     "\u3000",     "23",         "٣",          "½",
+    "Ⅷ",      "\u20dd", "\u0903",     "//",         "_",          "\U0001f600", "\U0001f3fd",
+    "\u200d", "\ue000", "\U00100000", "\ufffd",     "É",          "ß",          "ǅ",
+    "ʰ",      "ª",      "\U0001d7d8", "\U00020000", "\U000e0100", "word",       "HTTP",
+    "\u0130", "it's",   "it'LL",      "x\n/\n",     "\u0000"};
+
+// Of a code point that both libraries know; the versions of Unicode that they know may be different.
+class WordPatternsTest : public testing::Test {
+ protected:
+  WordPatternsTest() {
+    const Regex known(R"([^\p{Cn}\p{Cs}])", "");
+    std::string all;
+    for (char32_t c = 0; c < 0x110000; ++c) {
+      if ((c < 0xd800 || c >= 0xe000) &&
+          utf8proc_category(static_cast<int>(c)) != UTF8PROC_CATEGORY_CN)
+        append_utf8(all, c);
+    }
+    Regex::Matches matches(known, all);
+    while (const auto match = matches.next())
+      characters_ += all.substr(match->begin, match->end - match->begin);
+  }
+  std::string random_character(Random& random) const {
+    std::size_t i = random.below(characters_.size());
+    while ((static_cast<unsigned char>(characters_[i]) & 0xc0) == 0x80) --i;
+    return characters_.substr(i, code_point_at(characters_, i).bytes);
+  }
+  std::string characters_;
+};
+
+TEST_F(WordPatternsTest, CharactersAreOfTheKindsOfThePatterns) {
+  const CharacterKinds& kinds = CharacterKinds::table();
+  for (const auto& [set, kind] :
+       std::vector<std::pair<std::string, CharacterKind>>{{R"([\p{Lu}\p{Lt}])", kUpperLetter},
+                                                          {R"(\p{Ll})", kLowerLetter},
+                                                          {R"([\p{Lm}\p{Lo}])", kCaselessLetter},
+                                                          {R"(\p{M})", kMark},
+                                                          {R"(\p{N})", kNumber},
+                                                          {R"([\r\n])", kNewline},
+                                                          {R"((?![\r\n])\s)", kOtherWhiteSpace}}) {
+    std::string expected, found;
+    for (const std::string& match : matches_of(Regex(set, ""), characters_)) expected += match;
+    for (std::size_t i = 0; i < characters_.size();) {
+      const CodePoint c = code_point_at(characters_, i);
+      if (kinds[c.value] == kind) append_utf8(found, c.value);
+      i += c.bytes;
+    }
+    EXPECT_EQ(found.size(), expected.size()) << set;
+    EXPECT_TRUE(found == expected) << set;
+  }
+}
+
+TEST_F(WordPatternsTest, WordsAreTheMatchesOfTheRegularExpression) {
+  for (const std::string_view source : {kGpt2, kLlama3, kQwen, kNemo}) {
+    const WordPattern* pattern = WordPattern::find(source);
+    ASSERT_NE(pattern, nullptr) << source;
+    const Regex regex(std::string(source), "");
+    const auto check = [&](const std::string& text) {
+      const auto words = words_of(*pattern, text);
+      ASSERT_EQ(words, matches_of(regex, text)) << source;
+      // A place where the text may be cut is the end of a word, and the parts have the words of the whole.
+      for (std::size_t i = 0, k = 0; k < words.size(); ++k) {
+        for (const std::size_t end = i + words[k].size(); i < end;) {
+          const CodePoint left = code_point_at(text, i);
+          i += left.bytes;
+          if (i == text.size() ||
+              pattern->cut(left.value, code_point_at(text, i).value) != Cut::kBetween)
+            continue;
+          auto parts = words_of(*pattern, std::string_view(text).substr(0, i));
+          const auto second = words_of(*pattern, std::string_view(text).substr(i));
+          parts.insert(parts.end(), second.begin(), second.end());
+          ASSERT_EQ(parts, words) << source << " cut at byte " << i;
+        }
+      }
+    };
+    const std::size_t n = kOneOfEach.size();
+    for (std::size_t i = 0; i < n * n * n * n; ++i)
+      check(kOneOfEach[i / n / n / n] + kOneOfEach[i / n / n % n] + kOneOfEach[i / n % n] +
+            kOneOfEach[i % n]);
+    Random random(5);
+    for (int i = 0; i < 10000; ++i) {
+      std::string text;
+      for (std::uint64_t length = random.below(24); length > 0; --length) {
+        const std::uint64_t from = random.below(8);
+        text += from == 0  ? random_character(random)
+                : from < 4 ? kMore[random.below(kMore.size())]
+                           : kOneOfEach[random.below(n)];
+      }
+      check(text);
+    }
+  }
+}
+
+TEST(WordPatternTest, AnotherPatternIsNotKnown) {
+  EXPECT_EQ(WordPattern::find(""), nullptr);
+  EXPECT_EQ(WordPattern::find(std::string(kQwen) + " "), nullptr);
+  EXPECT_EQ(WordPattern::find(kNemo.substr(1)), nullptr);
 }
 
 // All bytes; then "ab", "abc" and "bc", so that ranks decide.
@@ -162,9 +305,17 @@ TEST(BytePairMergesTest, OfAllNeighboursTheLowestRankThenTheLeftmost) {
       if (is_new) ranked.emplace_back(left, right, merged);
     }
     BytePairMerges::Work work;
+    std::array<std::int32_t, 256> symbols{};
+    symbols.fill(-1);
+    for (std::size_t byte = 0; byte < 4; ++byte) symbols['a' + byte] = static_cast<int>(3 - byte);
+    merges.set_bytes(symbols);
     for (int length = 0; length < 140; length += 1 + length / 40) {
       std::vector<std::int32_t> ids;
       for (int i = 0; i < length; ++i) ids.push_back(below(4));
+      std::string bytes;
+      for (const std::int32_t id : ids) bytes += static_cast<char>('a' + 3 - id);
+      merges.merge_bytes(bytes, work);
+      const std::vector<std::int32_t> of_bytes = work.ids;
       work.ids = ids;
       merges.merge(work);
       for (bool merged = true; merged;) {
@@ -179,6 +330,7 @@ TEST(BytePairMergesTest, OfAllNeighboursTheLowestRankThenTheLeftmost) {
           if (merged) break;
         }
       }
+      ASSERT_EQ(of_bytes, ids) << length << " bytes, " << count << " merges";
       ASSERT_EQ(work.ids, ids) << length << " symbols, " << count << " merges";
     }
   }
