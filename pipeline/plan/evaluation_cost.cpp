@@ -36,8 +36,11 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   for (int rank = 0; rank < ranks; ++rank) busiest = std::max(busiest, stages.blocks_of_rank(rank));
 
   const double tokens = size.tokens + size.compared;
-  const double of_ring = tokens / rings;
-  const double batches = std::ceil(of_ring / kTokensOfBatch);
+  // A batch is of one work, and is not divided.
+  const double all_batches =
+      std::max({1.0, std::ceil(tokens / kTokensOfBatch), static_cast<double>(size.works)});
+  const double batches = std::ceil(all_batches / rings);
+  const double of_ring = tokens * batches / all_batches;
   const BlockSizes sizes{site.shape, of_ring, static_cast<double>(size.length)};
   const double forward =
       2 * of_ring * weights / rates.rate_of("", "forward") + sizes.attention() / rates.attention;
@@ -58,8 +61,8 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   if (rates.host_copy > 0) moving += 2 * stages_each * (of_ring * row / rates.host_copy);
   const double fills = stages.weights_stay() ? std::max(1, size.works) : waves;
   const double stage_blocks = std::ceil(blocks / stages.stages);
-  const double fill = fills * (ranks - 1) * (stage_blocks * forward + moving / stages_each) /
-                      std::max(1.0, batches);
+  const double fill =
+      fills * (ranks - 1) * (stage_blocks * forward + moving / stages_each) / batches;
 
   const int nodes = (site.ranks + rates.ranks_a_node - 1) / rates.ranks_a_node;
   cost.reads = rings * waves;
@@ -67,12 +70,13 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   const double file_bytes = cost.file_reads * blocks * load * rates.load / waves;
   const double reading =
       std::max(file_bytes / rates.file_system, file_bytes / nodes / rates.file_read);
-  const double computing = busiest * (forward + load) + head / site.ranks;
+  const double computing =
+      busiest * (forward + load) + head * std::ceil(batches / ranks) / all_batches;
   cost.seconds = computing + fill + moving + std::max(0.0, reading - computing);
-  cost.work = rings * blocks * (forward + load) + head;
+  cost.work = blocks * (forward * tokens / of_ring + rings * load) + head;
   if (ranks > 1) {
     const double hops = stages.stages - 1 + (ranks - 1.0) / ranks;
-    cost.messages = rings * batches * hops;
+    cost.messages = all_batches * hops;
     cost.sent = tokens * row * hops;
   }
   return cost;
