@@ -46,17 +46,22 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
     check_evaluation(evaluations, *tokenizer, threads, [&] { monitor.tick(); });
     say_tokenizer(*tokenizer, monitor);
   }
-  for (const Evaluation& evaluation :
-       read_evaluations(evaluations, model.config(), *tokenizer, threads, *world, monitor)) {
-    monitor.phase("evaluation on " + evaluation.name);
-    const EvaluationFigures figures =
-        measure(evaluation, model, *decoder, {}, original_weights(model, *decoder, *backend),
-                *backend, *world, budget, monitor);
-    if (figures.stopped) {
-      monitor.say("asked to stop before " + evaluation.name + " was measured");
-      return kExitStopped;
-    }
-    if (world->rank() != 0) continue;
+  const std::vector<Evaluation> all =
+      read_evaluations(evaluations, model.config(), *tokenizer, threads, *world, monitor);
+  std::vector<const Evaluation*> wanted;
+  for (const Evaluation& evaluation : all) wanted.push_back(&evaluation);
+  monitor.phase("evaluation");
+  const ModelWalk walk{.model = model,
+                       .decoder = *decoder,
+                       .reference = {},
+                       .weights = original_weights(model, *decoder, *backend),
+                       .backend = *backend,
+                       .group = *world,
+                       .budget = budget,
+                       .monitor = monitor,
+                       .shape = choose_walk(wanted, {}, model, *decoder, *backend,
+                                            session.local_size(), budget, *world)};
+  const auto print = [](const Evaluation& evaluation, const EvaluationFigures& figures) {
     if (evaluation.is_task()) {
       std::printf("%s: %s\n", evaluation.name.c_str(), figures.summary.c_str());
     } else {
@@ -64,8 +69,17 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
                   figures.perplexity.perplexity, static_cast<long long>(figures.perplexity.windows),
                   static_cast<long long>(figures.perplexity.length));
     }
-  }
-  return 0;
+  };
+  std::size_t measured = 0;
+  const auto facts = measure(
+      wanted, {}, walk, [&](std::size_t first, const std::vector<EvaluationFigures>& figures) {
+        measured = first + figures.size();
+        for (std::size_t i = 0; i < figures.size() && world->rank() == 0; ++i)
+          print(*wanted[first + i], figures[i]);
+      });
+  if (facts) return 0;
+  monitor.say("asked to stop before " + wanted[measured]->name + " was measured");
+  return kExitStopped;
 }
 
 // A figure on the command line must not take the place of one that the run's config names.

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "model/architectures/tensor_names.h"
 #include "model/quantized/bitstream.h"
+#include "pipeline/plan/rank_memory.h"
 #include "stages/export/format.h"
 #include "stages/export/side_files.h"
 
@@ -247,28 +248,37 @@ StepTime CostModel::decide(std::size_t r) const {
   return time;
 }
 
-double CostModel::evaluated_tokens() const {
-  double tokens = 0;
-  for (const PerplexityTask& task : job_.config.evaluations.perplexity)
-    tokens += tokens_of(task.text, task.window, task.limit);
-  for (const TaskOptions& task : job_.config.evaluations.tasks)
-    tokens += tokens_of(task.file, 100, task.limit);
-  return tokens;
+EvaluationSize CostModel::evaluated() const {
+  const Evaluations& evaluations = job_.config.evaluations;
+  EvaluationSize size;
+  size.works = static_cast<int>(evaluations.perplexity.size() + evaluations.tasks.size());
+  for (const PerplexityTask& task : evaluations.perplexity)
+    size.tokens += tokens_of(task.text, task.window, task.limit);
+  if (evaluations.kl) size.compared = size.tokens;
+  for (const TaskOptions& task : evaluations.tasks)
+    size.tokens += tokens_of(task.file, 100, task.limit);
+  return size;
+}
+
+EvaluationCost CostModel::evaluation(Evaluated what, int ranks) const {
+  EvaluationSize size = evaluated();
+  if (what == Evaluated::kOriginal) size.compared = 0;
+  if (size.tokens <= 0) return {};
+  size.length = job_.config.calibration.sequence_length;
+  return best_evaluation({.model = job_.model,
+                          .shape = job_.shape,
+                          .rates = job_.rates,
+                          .ranks = ranks,
+                          .activation_bytes = rank_memory(*this).activations,
+                          .device_bytes = job_.rates.device_bytes},
+                         size);
 }
 
 StepTime CostModel::measure_original() const {
   StepTime time;
-  const double tokens = evaluated_tokens();
-  if (tokens <= 0) return time;
-  const auto blocks = static_cast<double>(job_.model.blocks);
-  const double head = 2 * tokens *
-                      static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
-                      job_.rates.rate_of("", "forward");
-  time.phases["evaluate"] =
-      (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) /
-          job_.ranks +
-      blocks * block_bytes_ / job_.rates.load;
-  time.work = time.phases["evaluate"] * job_.ranks;
+  const EvaluationCost cost = evaluation(Evaluated::kOriginal, job_.ranks);
+  if (cost.seconds > 0) time.phases["evaluate"] = cost.seconds;
+  time.work = cost.work;
   return time;
 }
 
@@ -286,17 +296,9 @@ StepTime CostModel::make_products(std::size_t r, int ranks) const {
                              2 * export_bytes(r, format) / rate;  // written, and hashed as it is
     time.work += blocks * weights_ / job_.rates.pack;
   }
-  if (const double tokens = evaluated_tokens(); tokens > 0) {
-    const double head = 2 * tokens *
-                        static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) /
-                        job_.rates.rate_of("", "forward");
-    // Each rank unpacks all blocks.
-    const double evaluate =
-        (blocks * forward_seconds(tokens, job_.config.calibration.sequence_length) + head) / ranks +
-        blocks * block_bytes_ / job_.rates.load;
-    time.phases["evaluate"] = evaluate;
-    time.work += evaluate * ranks;
-  }
+  const EvaluationCost cost = evaluation(Evaluated::kRecipe, ranks);
+  if (cost.seconds > 0) time.phases["evaluate"] = cost.seconds;
+  time.work += cost.work;
   return time;
 }
 

@@ -12,6 +12,7 @@
 #include "model/model_config.h"
 #include "pipeline/config/config.h"
 #include "pipeline/plan/device_rates.h"
+#include "pipeline/plan/evaluation_cost.h"
 #include "pipeline/schedule/mesh.h"
 #include "stages/quantize/methods.h"
 
@@ -66,6 +67,9 @@ class CostModel {
   StepTime decide(std::size_t recipe) const;                    // by all ranks
   StepTime make_products(std::size_t recipe, int ranks) const;  // exports, evaluations
   StepTime measure_original() const;                            // by all ranks
+  // Of a recipe, or of the original; all zeros where nothing is evaluated.
+  enum class Evaluated { kRecipe, kOriginal };
+  EvaluationCost evaluation(Evaluated what, int ranks) const;
   double transfer_seconds(std::size_t recipe) const;  // of a rank's streams to the next stage
   double forward_share(
       std::size_t recipe) const;  // of making a unit: what running it forward takes
@@ -82,7 +86,7 @@ class CostModel {
   double export_bytes(std::size_t recipe, const std::string& format) const;
   DiskUse disk() const;
   MemoryUse memory(std::size_t recipe) const;
-  double evaluated_tokens() const;
+  EvaluationSize evaluated() const;  // of a recipe
 
  private:
   const Recipe& recipe(std::size_t r) const { return job_.config.recipes[r]; }

@@ -59,7 +59,8 @@ json wire_of(const SimulatedJob& of) {
   return {{"within_teams", sums},
           {"between_stages", activations},
           {"gradients", gradients},
-          {"all", sums + activations + gradients}};
+          {"evaluations", of.simulation.evaluation_sent},
+          {"all", sums + activations + gradients + of.simulation.evaluation_sent}};
 }
 
 json files_of(const SimulatedJob& of, const RunConfig& config) {
@@ -84,11 +85,8 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
   for (std::size_t r = 0; r < config.recipes.size(); ++r) {
     read += static_cast<double>(config.export_formats.size()) *
             (blocks * of.costs.record_bytes(r) + of.costs.outside_bytes());
-    if (!config.evaluations.empty())
-      read += of.costs.nodes() * (blocks * of.costs.record_bytes(r) + of.costs.outside_bytes());
   }
-  if (config.evaluate_original && !config.evaluations.empty())
-    read += of.costs.nodes() * (blocks * of.costs.block_bytes() + of.costs.outside_bytes());
+  read += of.simulation.evaluation_read;
   const DiskUse disk = of.costs.disk();
   return {
       {"read", read},
@@ -186,6 +184,15 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                   {"peak", disk.peak()}};
   plan["wire"] = wire_of(of);
   plan["files"] = files_of(of, config);
+  // Of one recipe by all ranks together.
+  const EvaluationCost evaluation = of.costs.evaluation(CostModel::Evaluated::kRecipe, ranks);
+  plan["evaluation"] = {{"rings", evaluation.shape.rings},
+                        {"blocks_at_once", evaluation.shape.blocks_at_once},
+                        {"seconds", evaluation.seconds},
+                        {"block_reads", evaluation.reads},
+                        {"messages", evaluation.messages},
+                        {"sent", evaluation.sent},
+                        {"all_messages", of.simulation.evaluation_messages}};
   for (const auto& intervals : of.simulation.stages)
     plan["stages"].push_back(busy_over_time(intervals, std::max(1e-9, of.simulation.seconds)));
   plan["problems"] = problems_of(request, of);

@@ -76,9 +76,19 @@ std::string plan_text(const json& plan) {
   line("files: {} read, {} written", size(number(plan["files"], "read")),
        size(number(plan["files"], "written")));
   const json& wire = plan["wire"];
-  line("between ranks: {} sent: {} within teams, {} between stages, {} for gradients",
-       size(number(wire, "all")), size(number(wire, "within_teams")),
-       size(number(wire, "between_stages")), size(number(wire, "gradients")));
+  line(
+      "between ranks: {} sent: {} within teams, {} between stages, {} for gradients, {} for "
+      "evaluations",
+      size(number(wire, "all")), size(number(wire, "within_teams")),
+      size(number(wire, "between_stages")), size(number(wire, "gradients")),
+      size(number(wire, "evaluations")));
+  if (const json& evaluation = plan["evaluation"]; number(evaluation, "seconds") > 0) {
+    line(
+        "evaluation of a recipe by all ranks: {}, {} rings, each block loaded {:.0f} times, {:.0f} "
+        "messages",
+        clock(number(evaluation, "seconds")), evaluation["rings"].get<int>(),
+        number(evaluation, "block_reads"), number(evaluation, "messages"));
+  }
   line("");
   line("stages over time (# 75 % busy or more, + 50, : 25, . less):");
   int stage = 0;

@@ -206,6 +206,7 @@ class Simulator {
         continue;
       products_[r] = true;
       spend(s, r, costs_.make_products(r, costs_.team()));
+      count(CostModel::Evaluated::kRecipe, r, costs_.team());
     }
   }
 
@@ -219,9 +220,14 @@ class Simulator {
       for (std::size_t s = 0; s < stages_.size(); ++s) spend(s, r, time);
     };
     const RunConfig& config = costs_.job().config;
-    if (config.evaluate_original) together(0, costs_.measure_original());
+    if (config.evaluate_original) {
+      together(0, costs_.measure_original());
+      count(CostModel::Evaluated::kOriginal, 0, costs_.job().ranks);
+    }
     for (std::size_t r = 0; r < keeper_.size(); ++r) {
-      if (!products_[r]) together(r, costs_.make_products(r, costs_.job().ranks));
+      if (products_[r]) continue;
+      together(r, costs_.make_products(r, costs_.job().ranks));
+      count(CostModel::Evaluated::kRecipe, r, costs_.job().ranks);
     }
     double work = 0;
     for (std::size_t s = 0; s < stages_.size(); ++s) {
@@ -229,6 +235,19 @@ class Simulator {
       for (const Interval& interval : result_.stages[s]) work += interval.work * costs_.team();
     }
     if (result_.seconds > 0) result_.utilisation = work / (result_.seconds * costs_.job().ranks);
+  }
+
+  // What an evaluation reads and sends. Beside a recipe whose original it is compared with, that is read, too.
+  void count(CostModel::Evaluated what, std::size_t recipe, int ranks) {
+    const EvaluationCost cost = costs_.evaluation(what, ranks);
+    result_.evaluation_messages += cost.messages;
+    result_.evaluation_sent += cost.sent;
+    const bool of_recipe = what == CostModel::Evaluated::kRecipe;
+    const bool original = !of_recipe || costs_.job().config.evaluations.kl;
+    result_.evaluation_read +=
+        cost.file_reads * (blocks() * ((of_recipe ? costs_.record_bytes(recipe) : 0) +
+                                       (original ? costs_.block_bytes() : 0)) +
+                           costs_.outside_bytes());
   }
 
   void wait(std::size_t s, double until) {

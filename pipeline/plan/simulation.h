@@ -25,7 +25,10 @@ struct Simulation {
       recipe_seconds;  // of teams, by recipe; gradients count for the first that waits for them
   std::vector<double> finished_at;  // by recipe: quantized
   double snapshot_bytes = 0;        // written
-  double utilisation = 0;           // of all ranks: computing, loading or committing
+  // Of evaluations, by the walks of all models:
+  double evaluation_messages = 0, evaluation_sent = 0;  // sent: bytes
+  double evaluation_read = 0;                           // bytes of files
+  double utilisation = 0;  // of all ranks: computing, loading or committing
 };
 
 Simulation simulate(const std::vector<std::vector<Step>>& stages, const CostModel& costs);

@@ -1,7 +1,9 @@
 #include "pipeline/schedule/gradient_schedule.h"
 
 #include <algorithm>
+#include <chrono>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -60,6 +62,7 @@ class ShardMessages {
     const Watchdog::Waiting waiting(&monitor_.watchdog());
     for (Message& message : sending_) message.ticket->wait();
     sending_.clear();
+    tell_of_sent();
   }
 
  private:
@@ -71,10 +74,30 @@ class ShardMessages {
     std::unique_ptr<Ticket> ticket;
   };
 
+  // {"event": "gradient_transfers", "transfers": [[from, to, shards, bytes, begin, end], ..]}: ranks from this one, seconds until now.
+  void tell_of_sent() {
+    if (sent_.empty()) return;
+    const auto now = std::chrono::steady_clock::now();
+    const auto before = [&](std::chrono::steady_clock::time_point time) {
+      return std::chrono::duration<double>(now - time).count();
+    };
+    nlohmann::json transfers = nlohmann::json::array();
+    for (const auto& [to, sent] : std::exchange(sent_, {}))
+      transfers.push_back({0, to - mesh_.world().rank(), sent.messages, sent.bytes,
+                           before(sent.begin), before(sent.end)});
+    monitor_.event({{"event", "gradient_transfers"}, {"transfers", transfers}});
+  }
+
   void start(int shard, std::int64_t header, std::span<std::byte> bytes, int to) {
     Message& message = sending_.emplace_back(Message{shard, header, nullptr});
     std::vector<Send> sends{{std::as_bytes(std::span(&message.header, 1)), to}};
-    if (!bytes.empty()) sends.push_back({bytes, to});
+    if (!bytes.empty()) {
+      sends.push_back({bytes, to});
+      Sent& sent = sent_[to];
+      if (sent.messages++ == 0) sent.begin = std::chrono::steady_clock::now();
+      sent.end = std::chrono::steady_clock::now();
+      sent.bytes += bytes.size();
+    }
     message.ticket = mesh_.world().start(sends, {});
     progress();
   }
@@ -92,6 +115,12 @@ class ShardMessages {
   const Mesh& mesh_;
   JobMonitor& monitor_;
   std::list<Message> sending_;  // headers stay where they are
+  struct Sent {
+    std::int64_t messages = 0;
+    std::size_t bytes = 0;
+    std::chrono::steady_clock::time_point begin, end;
+  };
+  std::map<int, Sent> sent_;  // by receiver
 };
 
 class Stage {

@@ -1,5 +1,7 @@
 #include "pipeline/schedule/handover.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/error.h"
@@ -9,6 +11,11 @@
 namespace roundhouse {
 
 namespace {
+
+std::int64_t microseconds_since_1970() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::microseconds>(now).count();
+}
 
 // In the order in which they travel.
 std::vector<std::span<std::byte>> shards_of(const StreamActivations& activations,
@@ -27,7 +34,7 @@ std::vector<std::span<std::byte>> shards_of(const StreamActivations& activations
 void Handover::send(StreamActivations activations, PartRange shards) {
   finish();
   sending_ = std::move(activations);
-  header_ = kActivations;
+  header_ = {kActivations, microseconds_since_1970()};
   std::vector<Send> sends{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}};
   if (Transport* devices = mesh_.device_chain()) {
     relay_ = std::make_unique<RelaySender>(RelayLink{mesh_.chain(), *devices, memory_},
@@ -50,20 +57,20 @@ void Handover::send_stop() {
   send_header(kStopped);
 }
 
-void Handover::send_header(std::int64_t header) {
+void Handover::send_header(std::int64_t kind) {
   finish();
-  header_ = header;
+  header_ = {kind, microseconds_since_1970()};
   ticket_ = mesh_.world().start(
       std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
 }
 
 Handover::Arrival Handover::receive(const StreamActivations& into, PartRange shards) {
   if (upstream_stopped_) return Arrival::kStopped;
-  const std::int64_t header = receive_header();
-  upstream_stopped_ = header == kStopped;
+  const Header header = receive_header();
+  upstream_stopped_ = header.kind == kStopped;
   if (upstream_stopped_) return Arrival::kStopped;
-  if (header == kFailed) return Arrival::kFailed;
-  require(header == kActivations, "a stage received something else than activations");
+  if (header.kind == kFailed) return Arrival::kFailed;
+  require(header.kind == kActivations, "a stage received something else than activations");
   const std::vector<std::span<std::byte>> all = shards_of(into, shards);
   const Watchdog::Waiting waiting(&monitor_.watchdog());
   if (Transport* devices = mesh_.device_chain()) {
@@ -73,6 +80,8 @@ Handover::Arrival Handover::receive(const StreamActivations& into, PartRange sha
     for (const std::span<std::byte> shard : all) receives.push_back({shard, mesh_.previous_rank()});
     mesh_.world().start({}, receives)->wait();
   }
+  const std::int64_t passed = microseconds_since_1970() - header.sent;
+  seconds_on_its_way_ = 1e-6 * static_cast<double>(std::max<std::int64_t>(0, passed));
   return Arrival::kActivations;
 }
 
@@ -88,9 +97,9 @@ void Handover::finish() {
   release();
 }
 
-std::int64_t Handover::receive_header() {
+Handover::Header Handover::receive_header() {
   const Watchdog::Waiting waiting(&monitor_.watchdog());
-  std::int64_t header = 0;
+  Header header;
   const Receive receive{std::as_writable_bytes(std::span(&header, 1)), mesh_.previous_rank()};
   const auto ticket = mesh_.world().start({}, {&receive, 1});
   // The stage before may be at work for long: what this one still sends moves on meanwhile.

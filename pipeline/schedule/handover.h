@@ -14,7 +14,7 @@ namespace roundhouse {
 
 // At most one set at a time is on its way out: it is a second copy of a stage's activations.
 //
-// Each set is announced by one number: kActivations; kFailed where there is none, since the recipe cannot be made; or kStopped when the stage
+// Each set is announced by one number, and when that was sent: kActivations; kFailed where there is none, since the recipe cannot be made; or kStopped when the stage
 // before ends early; after that nothing comes.
 class Handover {
  public:
@@ -29,6 +29,9 @@ class Handover {
   // `into` has room for the shards.
   Arrival receive(const StreamActivations& into, PartRange shards);
 
+  // Of the set that has arrived last, by the clocks of both ends: since it was given to be sent, however long it was not asked for.
+  double seconds_on_its_way() const { return seconds_on_its_way_; }
+
   void progress();
   void finish();
 
@@ -37,8 +40,12 @@ class Handover {
   static constexpr std::int64_t kStopped = 2;
   static constexpr std::int64_t kFailed = 3;
 
-  void send_header(std::int64_t header);
-  std::int64_t receive_header();
+  struct Header {
+    std::int64_t kind = 0;
+    std::int64_t sent = 0;  // microseconds since 1970
+  };
+  void send_header(std::int64_t kind);
+  Header receive_header();
   void release();
 
   const Mesh& mesh_;
@@ -46,7 +53,8 @@ class Handover {
   JobMonitor& monitor_;
   bool upstream_stopped_ = false;
   bool stop_sent_ = false;
-  std::int64_t header_ = 0;
+  double seconds_on_its_way_ = 0;
+  Header header_;
   StreamActivations sending_;
   std::unique_ptr<Ticket> ticket_;
   std::unique_ptr<RelaySender> relay_;  // where devices are connected

@@ -99,7 +99,7 @@ RecipeWalk::End RecipeWalk::stopped() {
   return End::kStopped;
 }
 
-// What this stage waited for, apart from what it works; and the bytes that came, for all ranks of the team.
+// What this stage waited for, apart from what it works; and the bytes that came, for all ranks of the team, from that of the stage before.
 void RecipeWalk::report_arrival(int block, double seconds) {
   if (mesh_.team().rank() != 0) return;
   const std::int64_t streams =
@@ -111,7 +111,9 @@ void RecipeWalk::report_arrival(int block, double seconds) {
                     {"recipe", recipe_.name},
                     {"block", block},
                     {"stage", mesh_.stage()},
+                    {"ranks", mesh_.team().size()},
                     {"waited_seconds", seconds},
+                    {"on_its_way_seconds", handover_.seconds_on_its_way()},
                     {"bytes", bytes}});
 }
 

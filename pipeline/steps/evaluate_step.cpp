@@ -5,6 +5,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <span>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -14,6 +15,8 @@
 #include "base/json_number.h"
 #include "base/packed_file.h"
 #include "comm/together.h"
+#include "pipeline/plan/device_rates.h"
+#include "pipeline/plan/evaluation_cost.h"
 #include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/sealed_json.h"
@@ -25,6 +28,7 @@ namespace roundhouse {
 namespace {
 
 using Json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
 
 // What a figure depends on besides the weights.
 Json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
@@ -143,6 +147,34 @@ void write_figures(Job& job, const std::string& recipe, const Evaluation& evalua
     std::filesystem::remove(answers_path(job.config().run, recipe, name), ignored);
 }
 
+EvaluationFigures figures_of(const Evaluation& evaluation, const Comparison& comparison) {
+  const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
+  EvaluationFigures figures;
+  figures.divergence = figures_of(comparison.rows);
+  if (!evaluation.is_task()) {
+    figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
+    const bool finite = std::isfinite(figures.perplexity.perplexity);
+    figures.summary = finite ? fmt::format("{:.4f}", figures.perplexity.perplexity) : "not finite";
+    figures.summary += fmt::format(" ({} windows)", figures.perplexity.windows);
+    if (figures.divergence.rows > 0 && std::isfinite(figures.divergence.mean)) {
+      figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
+                                     figures.divergence.mean, 100 * figures.divergence.same_top);
+    }
+    return figures;
+  }
+  figures.task =
+      score_task(evaluation.scoring, evaluation.documents, evaluation.results, log_likelihoods);
+  for (const char* key : {"acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte"}) {
+    if (!figures.task.figures.contains(key)) continue;
+    const auto& value = figures.task.figures[key];
+    figures.summary +=
+        fmt::format("{} {}, ", key,
+                    value.is_null() ? "not finite" : fmt::format("{:.4f}", value.get<double>()));
+  }
+  figures.summary += std::to_string(evaluation.documents.size()) + " documents";
+  return figures;
+}
+
 Json event_of(const std::string& recipe, const Evaluation& evaluation,
               const EvaluationFigures& figures) {
   Json event = {{"event", evaluation.is_task() ? "task" : "perplexity"},
@@ -225,40 +257,58 @@ std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const M
   return all;
 }
 
-EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& decoder, const BlockSource& reference,
-                          const BlockSource& weights, Backend& backend, Communicator& group,
-                          ActivationBudget& budget, Monitor& monitor) {
-  const Comparison comparison =
-      compare_models(model, decoder, reference, weights, evaluation.sequences, evaluation.greedy,
-                     backend, group, budget, monitor);
-  const std::vector<LogLikelihood>& log_likelihoods = comparison.log_likelihoods;
-  EvaluationFigures figures;
-  figures.stopped = comparison.stopped;
-  if (figures.stopped) return figures;
-  figures.divergence = figures_of(comparison.rows);
-  if (!evaluation.is_task()) {
-    figures.perplexity = perplexity_of(log_likelihoods, evaluation.window);
-    const bool finite = std::isfinite(figures.perplexity.perplexity);
-    figures.summary = finite ? fmt::format("{:.4f}", figures.perplexity.perplexity) : "not finite";
-    figures.summary += fmt::format(" ({} windows)", figures.perplexity.windows);
-    if (figures.divergence.rows > 0 && std::isfinite(figures.divergence.mean)) {
-      figures.summary += fmt::format(", KL {:.2e}, same top token {:.2f} %",
-                                     figures.divergence.mean, 100 * figures.divergence.same_top);
+WalkShape choose_walk(const std::vector<const Evaluation*>& evaluations,
+                      const std::vector<const Evaluation*>& compared, const CausalLM& model,
+                      const DecoderBlock& decoder, const Backend& backend, int ranks_a_node,
+                      const ActivationBudget& budget, Communicator& group) {
+  const auto least = [&](std::size_t bytes) {
+    return static_cast<double>(group.all_reduce_min(static_cast<std::int64_t>(bytes)));
+  };
+  const double activations = least(budget.bytes()), device = least(backend.available_bytes());
+  Json shape;
+  if (group.rank() == 0) {
+    EvaluationSize size;
+    size.works = static_cast<int>(evaluations.size());
+    std::int64_t longest = 0;
+    for (const Evaluation* evaluation : evaluations) {
+      size.tokens += evaluation->tokens();
+      for (const ScoredSequence& sequence : evaluation->sequences)
+        longest = std::max<std::int64_t>(longest, std::ssize(sequence.ids));
     }
-    return figures;
+    for (const Evaluation* evaluation : compared) size.compared += evaluation->tokens();
+    size.length = static_cast<int>(longest);
+    DeviceRates rates = rates_like(backend);
+    rates.ranks_a_node = ranks_a_node;
+    const WalkShape best = best_evaluation({.model = model.config(),
+                                            .shape = decoder,
+                                            .rates = rates,
+                                            .ranks = group.size(),
+                                            .activation_bytes = activations,
+                                            .device_bytes = device},
+                                           size)
+                               .shape;
+    shape = {best.rings, best.blocks_at_once};
   }
-  figures.task =
-      score_task(evaluation.scoring, evaluation.documents, evaluation.results, log_likelihoods);
-  for (const char* key : {"acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte"}) {
-    if (!figures.task.figures.contains(key)) continue;
-    const auto& value = figures.task.figures[key];
-    figures.summary +=
-        fmt::format("{} {}, ", key,
-                    value.is_null() ? "not finite" : fmt::format("{:.4f}", value.get<double>()));
+  shape = Json::parse(share(group, shape.dump()));
+  return {.rings = shape[0].get<int>(), .blocks_at_once = shape[1].get<int>()};
+}
+
+std::optional<WalkFacts> measure(
+    const std::vector<const Evaluation*>& evaluations,
+    const std::vector<const Evaluation*>& compared, const ModelWalk& walk,
+    const std::function<void(std::size_t first, std::vector<EvaluationFigures> figures)>& take) {
+  std::vector<EvaluationWork> works;
+  for (const Evaluation* evaluation : evaluations) {
+    works.push_back({.sequences = evaluation->sequences,
+                     .greedy = evaluation->greedy,
+                     .compared = std::ranges::find(compared, evaluation) != compared.end()});
   }
-  figures.summary += std::to_string(evaluation.documents.size()) + " documents";
-  return figures;
+  return evaluate_model(walk, works, [&](std::size_t first, std::vector<Comparison> results) {
+    std::vector<EvaluationFigures> figures;
+    for (std::size_t i = 0; i < results.size(); ++i)
+      figures.push_back(figures_of(*evaluations[first + i], results[i]));
+    take(first, std::move(figures));
+  });
 }
 
 void RunEvaluations::read(Job& job) {
@@ -295,61 +345,160 @@ Json RunEvaluations::settings(Job& job, std::size_t index, const std::string& re
   return settings;
 }
 
+namespace {
+
+// What of a recipe is not measured yet, and what there is. The look of the group's rank 0 decides, so that all its ranks do the same.
+struct Missing {
+  std::vector<std::size_t> indices;
+  Json results;  // on rank 0
+};
+Missing look_for_missing(Job& job, Communicator& group, const std::string& name,
+                         const std::string& identity, RunEvaluations& evaluations) {
+  Missing missing;
+  if (group.rank() == 0) {
+    missing.results = results_of_these_weights(job, name, identity);
+    for (std::size_t t = 0; t < evaluations.size(); ++t) {
+      const Json settings = evaluations.settings(job, t, name);
+      if (!is_measured(job, name, evaluations.name(t), settings, missing.results))
+        missing.indices.push_back(t);
+    }
+  }
+  missing.indices =
+      Json::parse(share(group, Json(missing.indices).dump())).get<std::vector<std::size_t>>();
+  return missing;
+}
+
+// Seconds of a walk, for the events of what it has measured: each has the share of its tokens, one after the other.
+class WalkClock {
+ public:
+  struct Share {
+    double seconds, told_after;  // from its end until now
+  };
+  std::vector<Share> shares(const std::vector<double>& tokens) {
+    const auto now = Clock::now();
+    const double passed = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+    double all = 0, left = passed;
+    for (const double each : tokens) all += each;
+    std::vector<Share> shares;
+    for (const double each : tokens) {
+      const double seconds =
+          passed * (all > 0 ? each / all : 1.0 / static_cast<double>(tokens.size()));
+      left -= seconds;
+      shares.push_back({seconds, std::max(0.0, left)});
+    }
+    return shares;
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
+// To the journal, from the group's rank 0: {"event": "walk", "recipe", "seconds", "ranks", "rings", "blocks_loaded": by all ranks,
+// "transfers": what ranks have sent to each other: [[from, to, batches, bytes, begin, end], ..], ranks of the group, seconds before the
+// event}. Collective.
+void tell_of_walk(Job& job, Communicator& group, const std::string& recipe, const ModelWalk& walk,
+                  const WalkFacts& facts, double seconds) {
+  const double now = std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+  Json mine = Json::array();
+  for (const auto& [to, sent] : facts.sent)
+    mine.push_back({group.rank(), to, sent.messages, sent.bytes, now - sent.begin, now - sent.end});
+  const std::string text = mine.dump();
+  Json transfers = Json::array();
+  for (const auto& bytes : group.gather(std::as_bytes(std::span(text)), 0)) {
+    const char* begin = reinterpret_cast<const char*>(bytes.data());
+    for (const Json& each : Json::parse(begin, begin + bytes.size())) transfers.push_back(each);
+  }
+  const std::int64_t loaded = group.all_reduce_sum(facts.blocks_loaded);
+  if (group.rank() != 0) return;
+  job.monitor().event({{"event", "walk"},
+                       {"recipe", recipe},
+                       {"seconds", seconds},
+                       {"ranks", group.size()},
+                       {"rings", walk.shape.rings},
+                       {"blocks_loaded", loaded},
+                       {"transfers", transfers}});
+}
+
+bool evaluate_recipe(Job& job, Communicator& group, const std::string& name,
+                     RunEvaluations& evaluations) {
+  const std::string identity = name == kOriginal
+                                   ? job.inputs().model
+                                   : recipe_identity(job.config(), job.inputs(), job.recipe(name));
+  Missing missing = look_for_missing(job, group, name, identity, evaluations);
+  if (missing.indices.empty()) return true;
+  if (job.stop_requested(group)) return false;
+
+  if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
+  if (group.size() == job.world().size()) evaluations.read(job);
+  job.monitor().phase("evaluation of " + name);
+  std::vector<const Evaluation*> wanted, compared;
+  for (const std::size_t t : missing.indices) {
+    wanted.push_back(&evaluations.at(t));
+    if (evaluations.compares(t, name)) compared.push_back(&evaluations.at(t));
+  }
+  const BlockSource original = original_weights(job.model(), job.decoder(), job.backend());
+  BlockSource weights = original;
+  if (name != kOriginal) {
+    weights = [&](int block) {
+      return load_quantized_weights(job.model(), job.decoder(), job.store(), name, block,
+                                    job.backend());
+    };
+  }
+  const ModelWalk walk{
+      .model = job.model(),
+      .decoder = job.decoder(),
+      .reference = compared.empty() ? BlockSource() : original,
+      .weights = weights,
+      .backend = job.backend(),
+      .group = group,
+      .budget = job.budget(),
+      .monitor = job.monitor(),
+      .shape = choose_walk(wanted, compared, job.model(), job.decoder(), job.backend(),
+                           job.ranks_a_node(), job.budget(), group)};
+  const auto start = Clock::now();
+  WalkClock clock;
+  const auto facts = measure(
+      wanted, compared, walk, [&](std::size_t first, std::vector<EvaluationFigures> figures) {
+        job.model_identity().join(group);
+        if (group.rank() != 0) return;
+        std::vector<double> tokens;
+        for (std::size_t i = 0; i < figures.size(); ++i) {
+          const std::size_t t = missing.indices[first + i];
+          tokens.push_back(evaluations.at(t).tokens() * (evaluations.compares(t, name) ? 2 : 1));
+        }
+        const std::vector<WalkClock::Share> shares = clock.shares(tokens);
+        missing.results["recipe"] = name;
+        missing.results["identity"] = identity;
+        missing.results["model"] = job.model_identity().content();
+        for (std::size_t i = 0; i < figures.size(); ++i) {
+          const std::size_t t = missing.indices[first + i];
+          const Evaluation& evaluation = evaluations.at(t);
+          missing.results["settings"][evaluation.name] = evaluations.settings(job, t, name);
+          write_figures(job, name, evaluation, figures[i], missing.results);
+          Json event = event_of(name, evaluation, figures[i]);
+          event["seconds"] = shares[i].seconds;
+          event["told_after"] = shares[i].told_after;
+          event["ranks"] = group.size();
+          event["tokens_per_second"] = evaluation.tokens() / shares[i].seconds;
+          job.monitor().event(event);
+          job.monitor().say((evaluation.is_task() ? "" : "perplexity of ") + name + " on " +
+                            evaluation.name + ": " + figures[i].summary);
+        }
+      });
+  if (!facts) return false;
+  job.model_identity().join(group);
+  const std::chrono::duration<double> took = Clock::now() - start;
+  tell_of_walk(job, group, name, walk, *facts, took.count());
+  return true;
+}
+
+}  // namespace
+
 bool evaluate_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,
                       RunEvaluations& evaluations) {
-  for (std::size_t t = 0; t < evaluations.size(); ++t) {
-    const std::string& task = evaluations.name(t);
-    for (const std::string& name : recipes) {
-      const std::string identity =
-          name == kOriginal ? job.inputs().model
-                            : recipe_identity(job.config(), job.inputs(), job.recipe(name));
-      Json settings = group.rank() == 0 ? evaluations.settings(job, t, name) : Json();
-      // The look of the group's rank 0 decides, so that all its ranks do the same.
-      Json results;
-      int there = 0;
-      if (group.rank() == 0) {
-        results = results_of_these_weights(job, name, identity);
-        there = is_measured(job, name, task, settings, results) ? 1 : 0;
-      }
-      if (group.all_reduce_max(there) != 0) continue;
-      if (job.stop_requested(group)) return false;
-
-      if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
-      if (group.size() == job.world().size()) evaluations.read(job);
-      if (group.rank() == 0) settings = evaluations.settings(job, t, name);  // of what was read
-      const Evaluation& evaluation = evaluations.at(t);
-      const auto start = std::chrono::steady_clock::now();
-      const std::string what =
-          (evaluation.is_task() ? "" : "perplexity of ") + name + " on " + task;
-      job.monitor().phase(what);
-      const BlockSource original = original_weights(job.model(), job.decoder(), job.backend());
-      BlockSource weights = original;
-      if (name != kOriginal) {
-        weights = [&](int block) {
-          return load_quantized_weights(job.model(), job.decoder(), job.store(), name, block,
-                                        job.backend());
-        };
-      }
-      const EvaluationFigures figures =
-          measure(evaluation, job.model(), job.decoder(),
-                  evaluations.compares(t, name) ? original : BlockSource(), weights, job.backend(),
-                  group, job.budget(), job.monitor());
-      if (figures.stopped) return false;
-      job.model_identity().join(group);
-      if (group.rank() != 0) continue;
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-      results["recipe"] = name;
-      results["identity"] = identity;
-      results["model"] = job.model_identity().content();
-      results["settings"][task] = settings;
-      write_figures(job, name, evaluation, figures, results);
-      Json event = event_of(name, evaluation, figures);
-      event["seconds"] = took.count();
-      event["ranks"] = group.size();
-      event["tokens_per_second"] = evaluation.tokens() / took.count();
-      job.monitor().event(event);
-      job.monitor().say(what + ": " + figures.summary);
-    }
+  for (const std::string& name : recipes) {
+    if (!evaluate_recipe(job, group, name, evaluations)) return false;
   }
   return true;
 }

@@ -2,6 +2,8 @@
 // what it depends on.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,19 +36,27 @@ struct EvaluationFigures {
   Perplexity perplexity;
   DivergenceFigures divergence;  // rows: 0 unless the original was beside
   TaskResult task;
-  bool stopped = false;  // asked to, before it was measured: the rest is empty
-  std::string summary;   // "2.3368 (486 windows)", "acc 0.994 (500 documents)"
+  std::string summary;  // "2.3368 (486 windows)", "acc 0.994 (500 documents)"
 };
 
 // Reads and tokenizes on rank 0, for all ranks. Collective.
 std::vector<Evaluation> read_evaluations(const Evaluations& evaluations, const ModelConfig& model,
                                          const Tokenizer& tokenizer, ThreadPool& threads,
                                          Communicator& world, JobMonitor& monitor);
-// With `reference`, the original's weights, also how far the model is from it. Collective over `group`.
-EvaluationFigures measure(const Evaluation& evaluation, const CausalLM& model,
-                          const DecoderBlock& decoder, const BlockSource& reference,
-                          const BlockSource& weights, Backend& backend, Communicator& group,
-                          ActivationBudget& budget, Monitor& monitor);
+// How a group shares a walk of these, by what is reckoned of its ranks and what memory they have. Collective over `group`. `compared`:
+// those for which the original goes beside.
+WalkShape choose_walk(const std::vector<const Evaluation*>& evaluations,
+                      const std::vector<const Evaluation*>& compared, const CausalLM& model,
+                      const DecoderBlock& decoder, const Backend& backend, int ranks_a_node,
+                      const ActivationBudget& budget, Communicator& group);
+
+// All of these in one walk; with its reference, the original's weights, also how far the model is from it, where that is `compared`.
+// Collective over the walk's group. `take`, on every rank: figures of those from `first` on, which are measured now. Nothing: asked to
+// stop before all were.
+std::optional<WalkFacts> measure(
+    const std::vector<const Evaluation*>& evaluations,
+    const std::vector<const Evaluation*>& compared, const ModelWalk& walk,
+    const std::function<void(std::size_t first, std::vector<EvaluationFigures> figures)>& take);
 BlockSource original_weights(const CausalLM& model, const DecoderBlock& decoder, Backend& backend);
 
 // What a run measures: as sequences of tokens once they are needed.

@@ -80,6 +80,56 @@ std::optional<Span> span_of(const Json& event) {
   return std::nullopt;
 }
 
+bool is_rank(double rank) { return rank >= 0 && rank < kMostRanks && rank == std::floor(rank); }
+
+void add_transfer(const Transfer& transfer, JournalFacts& facts) {
+  const double seconds = transfer.end - transfer.begin;
+  const bool possible = seconds >= 0 && seconds <= kMostSeconds && transfer.messages > 0 &&
+                        transfer.messages < 1e12 && transfer.bytes >= 0 && transfer.bytes < 1e18;
+  if (possible && transfer.from != transfer.to) facts.transfers.push_back(transfer);
+}
+
+// Between the teams of two stages: each rank to that of the same place.
+void add_handover(const Json& event, JournalFacts& facts) {
+  const std::optional<double> end = seconds_since_1970(text_in(event, "time"));
+  const int first = integer_in(event, "rank", -1), ranks = integer_in(event, "ranks", 0);
+  if (!end || ranks < 1 || first < ranks || !is_rank(first + ranks - 1)) return;
+  for (int rank = first; rank < first + ranks; ++rank) {
+    add_transfer({.from = rank - ranks,
+                  .to = rank,
+                  .begin = *end - number_in(event, "on_its_way_seconds"),
+                  .end = *end,
+                  .bytes = number_in(event, "bytes") / ranks,
+                  .what = fmt::format("{} before block {}", word(event, "recipe"),
+                                      integer_in(event, "block", 0))},
+                 facts);
+  }
+}
+
+// What an event says of messages: [from, to, how many, bytes, begin, end], ranks as they follow that of the event, seconds before it.
+void add_listed_transfers(const Json& event, JournalFacts& facts) {
+  const std::optional<double> time = seconds_since_1970(text_in(event, "time"));
+  const int first = integer_in(event, "rank", 0);
+  if (!time) return;
+  const std::string recipe = word(event, "recipe");
+  const std::string what = recipe.empty() ? "gradients" : "evaluation of " + recipe;
+  for (const Json& each : member(event, "transfers")) {
+    if (!each.is_array() || each.size() != 6 ||
+        !std::ranges::all_of(each, [](const Json& value) { return value.is_number(); }))
+      continue;
+    const auto number = [&](std::size_t i) { return each[i].get<double>(); };
+    if (!is_rank(first + number(0)) || !is_rank(first + number(1))) continue;
+    add_transfer({.from = first + static_cast<int>(number(0)),
+                  .to = first + static_cast<int>(number(1)),
+                  .begin = *time - number(4),
+                  .end = *time - number(5),
+                  .messages = number(2),
+                  .bytes = number(3),
+                  .what = what},
+                 facts);
+  }
+}
+
 void add_linear(const Json& linear, int block, RecipeFacts& facts) {
   const std::string name = word(linear, "name");
   const auto error = linear.is_object() ? linear.find("relative_error") : linear.end();
@@ -183,6 +233,8 @@ JournalFacts read_journal_facts(const std::vector<Json>& events, int blocks) {
     }
     if (std::optional<Span> span = span_of(event)) facts.spans.push_back(std::move(*span));
     const std::string kind = text_in(event, "event");
+    if (kind == "handover") add_handover(event, facts);
+    add_listed_transfers(event, facts);
     const int block = integer_in(event, "block", -1);
     if (kind == "block" && block >= 0 && block < blocks)
       made[text_in(event, "recipe")][block] = &event;

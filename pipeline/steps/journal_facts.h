@@ -29,6 +29,7 @@ struct RecipeFacts {
 struct JournalFacts {
   std::map<std::string, RecipeFacts> recipes;
   std::vector<Span> spans;
+  std::vector<Transfer> transfers;
   std::vector<std::string>
       remarks;  // other kinds of device, damage, memory that could not be pinned
   std::set<std::string> hosts, slurm_jobs, devices, programs, meshes, gpus;

@@ -88,6 +88,7 @@ class Reader {
       made_.run.missing.push_back(fmt::format("{}: {}", fmt::join(each.names, ", "), each.what));
     note_settings();
     made_.run.spans = std::move(journal_.spans);
+    made_.run.transfers = std::move(journal_.transfers);
     note_provenance();
     return std::move(made_);
   }

@@ -67,7 +67,7 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
   for (std::size_t t = 0; t < evaluations.size(); ++t) {
     const Evaluation& evaluation = evaluations.at(t);
     plan[(evaluation.is_task() ? "task " : "perplexity ") + evaluation.name] = {
-        {"cost", perplexity_cost(model, job.decoder(), evaluation.tokens())},
+        {"cost", perplexity_cost(model, job.decoder(), evaluation.tokens(), evaluations.size())},
         {"left", unfinished + (config.evaluate_original ? 1 : 0)}};
   }
   return plan;

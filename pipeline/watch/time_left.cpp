@@ -117,10 +117,11 @@ double export_cost(const ModelConfig& model, const DecoderBlock& shape) {
   return kFlopsPerWeight * weights_of(shape) * static_cast<double>(model.blocks);
 }
 
-double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens) {
+double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens,
+                       std::size_t together) {
   const double weights = weights_of(shape) * static_cast<double>(model.blocks);
   const double head = static_cast<double>(model.vocabulary * shape.hidden_size());
-  return 2 * tokens * (weights + head) + kFlopsPerWeight * weights;
+  return 2 * tokens * (weights + head) + kFlopsPerWeight * weights / static_cast<double>(together);
 }
 
 }  // namespace roundhouse

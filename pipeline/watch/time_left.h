@@ -50,6 +50,8 @@ double gradient_forward_cost(const DecoderBlock& shape, int samples, int length)
 double gradient_cost(const DecoderBlock& shape, int samples, int length);
 double statistics_cost(const DecoderBlock& shape);  // of a block
 double export_cost(const ModelConfig& model, const DecoderBlock& shape);
-double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens);
+// `together`: so many texts and tasks, for which weights are read once.
+double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens,
+                       std::size_t together);
 
 }  // namespace roundhouse

@@ -3,14 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "base/error.h"
-#include "comm/tree_sum.h"
 #include "kernels/cpu/vector_math.h"
-#include "stages/calibrate/samples.h"
-#include "stages/flow/micro_batch.h"
 
 namespace roundhouse {
 namespace {
@@ -52,17 +48,6 @@ std::vector<Piece> cut_pieces(std::span<const ScoredSequence> sequences,
     row += batch.length;
   }
   return pieces;
-}
-
-std::vector<std::int32_t> padded_ids(std::span<const ScoredSequence> sequences,
-                                     const EvaluationBatch& batch) {
-  std::vector<std::int32_t> ids;
-  for (const std::size_t s : batch.sequences) {
-    const std::vector<std::int32_t>& own = sequences[s].ids;
-    ids.insert(ids.end(), own.begin(), own.end());
-    ids.insert(ids.end(), static_cast<std::size_t>(batch.length) - own.size(), own.back());
-  }
-  return ids;
 }
 
 // Whether each target is the first of the largest logits of its row.
@@ -152,104 +137,65 @@ void check_rows(std::span<const ScoredSequence> sequences) {
   }
 }
 
-}  // namespace
+std::size_t scores_of(const ScoredSequence& sequence) { return sequence.scored.size(); }
 
-std::vector<EvaluationBatch> cut_batches(std::span<const ScoredSequence> sequences) {
-  std::vector<std::size_t> order(sequences.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::stable_sort(order, std::ranges::greater(),
-                           [&](std::size_t s) { return sequences[s].ids.size(); });
-  std::vector<EvaluationBatch> batches;
-  std::int64_t most = 0;
-  for (const std::size_t s : order) {
-    if (batches.empty() || std::ssize(batches.back().sequences) == most) {
-      const std::int64_t length = std::ssize(sequences[s].ids);
-      batches.push_back({.sequences = {}, .length = length});
-      most = micro_batch_sequences(length);
-    }
-    batches.back().sequences.push_back(s);
-  }
-  return batches;
+std::size_t divergences_of(const ScoredSequence& sequence) {
+  std::size_t rows = 0;
+  for (const ScoredRows& scored : sequence.scored)
+    rows += static_cast<std::size_t>(
+        std::ranges::count_if(scored.targets, [](std::int32_t target) { return target >= 0; }));
+  return rows;
 }
 
-namespace {
-
-// Runs this rank's batches through the blocks of all streams (models of one shape), side by side, and hands the last residuals of
-// each batch to `visit`, in the batches' order. The one walk of everything that is evaluated. False: asked to stop, it ended early.
-bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const BlockSource> streams,
-          std::span<const ScoredSequence> sequences, std::span<const EvaluationBatch> batches,
-          PartRange mine, Backend& backend, ActivationBudget& budget, Monitor& monitor,
-          const std::function<void(const EvaluationBatch& batch, const CausalLM::Head& head,
-                                   std::span<const Tensor> residuals)>& visit) {
-  if (mine.begin == mine.end) return true;
-  std::vector<MicroBatch> pieces;  // each a shard of its own
-  for (int i = mine.begin; i < mine.end; ++i) {
-    const EvaluationBatch& batch = batches[i];
-    pieces.push_back({.shard = i,
-                      .first_sample = 0,
-                      .sequences = std::ssize(batch.sequences),
-                      .length = batch.length,
-                      .first_row = 0});
-  }
-  std::vector<Activations> residuals;
-  for (std::size_t s = 0; s < streams.size(); ++s)
-    residuals.emplace_back(budget, backend.activation_type(), decoder.hidden_size());
-  for (const MicroBatch& piece : pieces) {
-    const EvaluationBatch& batch = batches[piece.shard];
-    const Tensor embedded = model.embed(padded_ids(sequences, batch), batch.length, backend);
-    for (Activations& residual : residuals) {
-      residual.reserve(piece.shard, embedded.rows());
-      residual.store(piece.shard, 0, embedded.view(), backend);
-    }
-  }
-  for (int block = 0; block < model.config().blocks; ++block) {
-    for (std::size_t s = 0; s < streams.size(); ++s) {
-      monitor.tick();
-      if (monitor.stop_requested()) return false;
-      run_forward(decoder, streams[s](block), pieces, residuals[s], backend, monitor);
-    }
-  }
-  const CausalLM::Head head = model.load_head(backend);
-  std::vector<const Activations*> from;
-  for (const Activations& residual : residuals) from.push_back(&residual);
-  BatchReader reader(std::move(pieces), std::move(from), backend);
-  while (!reader.at_end()) {
-    if (monitor.stop_requested()) return false;
-    const int i = reader.batch().shard;
-    visit(batches[i], head, reader.next());
-    for (Activations& residual : residuals) residual.release(i);
-    monitor.tick();
-  }
-  return true;
-}
-
-// What all ranks have found, by rank, which is the order of the batches, whoever held what.
+// What all ranks have found, rank by rank.
 template <class T>
-std::vector<T> gathered(const std::vector<T>& mine, Communicator& world) {
-  std::vector<T> all;
-  for (const auto& part : world.all_gather(std::as_bytes(std::span(mine)))) {
-    const std::size_t before = all.size();
-    all.resize(before + part.size() / sizeof(T));
-    if (!part.empty()) std::memcpy(&all[before], part.data(), part.size());
+std::vector<std::vector<T>> gathered(const std::vector<T>& mine, Communicator& group) {
+  std::vector<std::vector<T>> all;
+  for (const auto& bytes : group.all_gather(std::as_bytes(std::span(mine)))) {
+    std::vector<T>& of_rank = all.emplace_back(bytes.size() / sizeof(T));
+    if (!bytes.empty()) std::memcpy(of_rank.data(), bytes.data(), bytes.size());
   }
   return all;
 }
 
-// From the order of batches to that of sequences, each of which has so many.
-template <class T, class Count>
-std::vector<T> sorted(const std::vector<T>& all, std::span<const ScoredSequence> sequences,
-                      std::span<const EvaluationBatch> batches, const Count& count) {
-  std::vector<std::size_t> first(sequences.size() + 1, 0);
-  for (std::size_t s = 0; s < sequences.size(); ++s) first[s + 1] = first[s] + count(sequences[s]);
-  require(all.size() == first.back(), "the ranks have not evaluated every row once");
-  std::vector<T> results(first.back());
-  std::size_t at = 0;
-  for (const EvaluationBatch& batch : batches) {
+// The results of one work in the order of its sequences, each of which has so many: they come batch by batch.
+template <class T>
+class InOrder {
+ public:
+  InOrder(std::span<const ScoredSequence> sequences,
+          std::size_t (*count)(const ScoredSequence& sequence)) {
+    for (const ScoredSequence& sequence : sequences)
+      first_.push_back(first_.back() + count(sequence));
+    results_.resize(first_.back());
+  }
+  // From the results of a rank, of which those before `at` were put before.
+  void put(const EvaluationBatch& batch, const std::vector<T>& of_rank, std::size_t& at) {
     for (const std::size_t s : batch.sequences) {
-      for (std::size_t i = first[s]; i < first[s + 1]; ++i, ++at) results[i] = all[at];
+      const std::size_t count = first_[s + 1] - first_[s];
+      require(at + count <= of_rank.size(), "the ranks have not evaluated every row once");
+      std::copy_n(&of_rank[at], count, &results_[first_[s]]);
+      at += count;
     }
   }
-  return results;
+  std::vector<T> take() { return std::move(results_); }
+
+ private:
+  std::vector<std::size_t> first_{0};
+  std::vector<T> results_;
+};
+
+struct WorkResults {
+  InOrder<Score> scores;
+  InOrder<Divergence> divergences;
+  int batches_left = 0;
+};
+
+Comparison comparison_of(WorkResults& results) {
+  Comparison comparison;
+  for (const Score& score : results.scores.take())
+    comparison.log_likelihoods.push_back({.sum = score.sum, .greedy = score.greedy != 0});
+  comparison.rows = results.divergences.take();
+  return comparison;
 }
 
 }  // namespace
@@ -284,108 +230,91 @@ Divergence divergence(std::span<const float> reference, std::span<const float> l
           .same_top = top == other_top ? 1 : 0};
 }
 
+std::optional<WalkFacts> evaluate_model(
+    const ModelWalk& walk, std::span<const EvaluationWork> works,
+    const std::function<void(std::size_t first, std::vector<Comparison> results)>& take) {
+  std::vector<WalkBatch> batches;
+  std::vector<WorkResults> results;
+  for (std::size_t w = 0; w < works.size(); ++w) {
+    const EvaluationWork& work = works[w];
+    check_rows(work.sequences);
+    const bool compared = work.compared && walk.reference;
+    for (EvaluationBatch& batch : cut_batches(work.sequences))
+      batches.push_back({work.sequences, std::move(batch), compared, static_cast<int>(w)});
+    results.push_back(
+        {.scores = {work.sequences, scores_of},
+         .divergences = {compared ? work.sequences : std::span<const ScoredSequence>(),
+                         divergences_of}});
+  }
+  for (const WalkBatch& batch : batches) ++results[batch.work].batches_left;
+
+  std::size_t taken = 0;
+  const auto take_whole = [&] {
+    const std::size_t first = taken;
+    std::vector<Comparison> whole;
+    for (; taken < works.size() && results[taken].batches_left == 0; ++taken)
+      whole.push_back(comparison_of(results[taken]));
+    if (!whole.empty()) take(first, std::move(whole));
+  };
+  WalkOfRank rank(walk, batches);
+  for (const PartRange wave : rank.waves()) {
+    std::vector<Score> scores;  // of this rank's batches, in their order
+    std::vector<Divergence> divergences;
+    const bool whole = rank.run(wave, [&](int index, const CausalLM::Head& head,
+                                          std::span<const Tensor> residuals) {
+      const auto& [sequences, batch, compared, work] = batches[index];
+      const std::size_t before = scores.size();
+      for (const std::size_t s : batch.sequences)
+        scores.resize(scores.size() + sequences[s].scored.size());
+      for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
+        const Tensor logits = logits_of(chunk, walk.model, head, residuals.back(), walk.backend);
+        add_scores(chunk, logits, works[work].greedy, walk.backend,
+                   std::span(scores).subspan(before));
+        if (!compared) continue;
+        add_divergences(chunk, logits_of(chunk, walk.model, head, residuals.front(), walk.backend),
+                        logits, walk.backend, divergences);
+      }
+    });
+    if (walk.group.all_reduce_max(whole ? 0 : 1) != 0) return std::nullopt;
+    const auto all_scores = gathered(scores, walk.group);
+    const auto all_divergences = gathered(divergences, walk.group);
+    for (int r = 0; r < walk.group.size(); ++r) {
+      std::size_t score = 0, divergence = 0;
+      for (const int index : rank.visited_by(r, wave)) {
+        WorkResults& of_work = results[batches[index].work];
+        of_work.scores.put(batches[index].batch, all_scores[r], score);
+        if (batches[index].compared)
+          of_work.divergences.put(batches[index].batch, all_divergences[r], divergence);
+        --of_work.batches_left;
+      }
+    }
+    take_whole();
+  }
+  take_whole();  // works without a sequence
+  return WalkFacts{.blocks_loaded = rank.blocks_loaded(), .sent = rank.sent()};
+}
+
 Comparison compare_models(const CausalLM& model, const DecoderBlock& decoder,
                           const BlockSource& reference, const BlockSource& weights,
                           std::span<const ScoredSequence> sequences, Greedy greedy,
                           Backend& backend, Communicator& world, ActivationBudget& budget,
-                          Monitor& monitor) {
-  check_rows(sequences);
-  const std::vector<EvaluationBatch> batches = cut_batches(sequences);
-  std::vector<BlockSource> streams;
-  if (reference) streams.push_back(reference);
-  streams.push_back(weights);
-  std::vector<Score> scores;  // of this rank's batches, in their order
-  std::vector<Divergence> divergences;
-  const bool whole =
-      walk(model, decoder, streams, sequences, batches,
-           parts_of_rank(static_cast<int>(batches.size()), world.rank(), world.size()), backend,
-           budget, monitor,
-           [&](const EvaluationBatch& batch, const CausalLM::Head& head,
-               std::span<const Tensor> residuals) {
-             const std::size_t before = scores.size();
-             for (const std::size_t s : batch.sequences)
-               scores.resize(scores.size() + sequences[s].scored.size());
-             for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
-               const Tensor logits = logits_of(chunk, model, head, residuals.back(), backend);
-               add_scores(chunk, logits, greedy, backend, std::span(scores).subspan(before));
-               if (!reference) continue;
-               add_divergences(chunk, logits_of(chunk, model, head, residuals.front(), backend),
-                               logits, backend, divergences);
-             }
-           });
-  const auto scored_rows = [](const ScoredSequence& sequence) {
-    std::size_t rows = 0;
-    for (const ScoredRows& scored : sequence.scored)
-      rows += static_cast<std::size_t>(
-          std::ranges::count_if(scored.targets, [](std::int32_t target) { return target >= 0; }));
-    return rows;
-  };
+                          Monitor& monitor, WalkShape shape) {
+  const EvaluationWork work{.sequences = sequences, .greedy = greedy, .compared = true};
   Comparison comparison;
-  comparison.stopped = world.all_reduce_max(whole ? 0 : 1) != 0;
-  if (comparison.stopped) return comparison;
-  for (const Score& score :
-       sorted(gathered(scores, world), sequences, batches,
-              [](const ScoredSequence& sequence) { return sequence.scored.size(); })) {
-    comparison.log_likelihoods.push_back({.sum = score.sum, .greedy = score.greedy != 0});
-  }
-  if (reference)
-    comparison.rows = sorted(gathered(divergences, world), sequences, batches, scored_rows);
+  const auto facts = evaluate_model(
+      {model, decoder, reference, weights, backend, world, budget, monitor, shape}, {&work, 1},
+      [&](std::size_t, std::vector<Comparison> results) { comparison = std::move(results[0]); });
+  comparison.stopped = !facts;
   return comparison;
 }
 
 std::vector<LogLikelihood> measure_log_likelihoods(
     const CausalLM& model, const DecoderBlock& decoder, const BlockSource& weights,
     std::span<const ScoredSequence> sequences, Greedy greedy, Backend& backend, Communicator& world,
-    ActivationBudget& budget, Monitor& monitor) {
+    ActivationBudget& budget, Monitor& monitor, WalkShape shape) {
   return compare_models(model, decoder, {}, weights, sequences, greedy, backend, world, budget,
-                        monitor)
+                        monitor, shape)
       .log_likelihoods;
-}
-
-void share_sequences(std::vector<ScoredSequence>& sequences, Communicator& world) {
-  // Lengths in front of what they count.
-  std::vector<std::int32_t> flat;
-  const auto put = [&](std::int64_t value) { flat.push_back(static_cast<std::int32_t>(value)); };
-  const auto put_all = [&](const std::vector<std::int32_t>& values) {
-    put(std::ssize(values));
-    flat.insert(flat.end(), values.begin(), values.end());
-  };
-  if (world.rank() == 0) {
-    put(std::ssize(sequences));
-    for (const ScoredSequence& sequence : sequences) {
-      put_all(sequence.ids);
-      put(std::ssize(sequence.scored));
-      for (const ScoredRows& scored : sequence.scored) {
-        put(scored.first_row);
-        put_all(scored.targets);
-      }
-    }
-    if (std::ssize(flat) >= std::int64_t{1} << 31)
-      throw Error("more than 2^31 tokens are to be evaluated at once: set a limit");
-  }
-  auto size = static_cast<std::int64_t>(flat.size());
-  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0);
-  flat.resize(static_cast<std::size_t>(size));
-  world.broadcast(std::as_writable_bytes(std::span(flat)), 0);
-  if (world.rank() == 0) return;
-
-  std::size_t at = 0;
-  const auto take = [&] { return static_cast<std::size_t>(flat.at(at++)); };
-  const auto take_all = [&] {
-    const std::size_t count = take();
-    const auto begin = flat.begin() + static_cast<std::ptrdiff_t>(at);
-    at += count;
-    return std::vector<std::int32_t>(begin, begin + static_cast<std::ptrdiff_t>(count));
-  };
-  sequences.assign(take(), {});
-  for (ScoredSequence& sequence : sequences) {
-    sequence.ids = take_all();
-    sequence.scored.assign(take(), {});
-    for (ScoredRows& scored : sequence.scored) {
-      scored.first_row = static_cast<std::int64_t>(take());
-      scored.targets = take_all();
-    }
-  }
 }
 
 }  // namespace roundhouse

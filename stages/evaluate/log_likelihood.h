@@ -1,36 +1,17 @@
 // Log-likelihoods of tokens: what perplexities and tasks are made of. Everything that is evaluated is a list of sequences, of some of
-// whose rows the next token is scored, and goes through the model by the same walk.
+// whose rows the next token is scored, and goes through the model in the same walk.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "comm/communicator.h"
-#include "model/block/decoder_block.h"
-#include "model/causal_lm.h"
-#include "stages/flow/activations.h"
-#include "stages/flow/monitor.h"
+#include "stages/evaluate/model_walk.h"
+#include "stages/evaluate/scored_sequence.h"
 
 namespace roundhouse {
-
-// Tokens that consecutive rows of a sequence should predict: targets[i] by row first_row + i, that is, by the tokens 0..first_row + i.
-// A target below 0 is not scored.
-struct ScoredRows {
-  std::int64_t first_row = 0;
-  std::vector<std::int32_t> targets;
-
-  bool operator==(const ScoredRows&) const = default;
-};
-
-// Rows may be scored more than once: answers of one token to the same question are one sequence.
-struct ScoredSequence {
-  std::vector<std::int32_t> ids;
-  std::vector<ScoredRows> scored;
-
-  bool operator==(const ScoredSequence&) const = default;
-};
 
 // Whether it is wanted to know if each target is the likeliest token of all: logits are read by the host for it.
 enum class Greedy { kNo, kYes };
@@ -41,25 +22,6 @@ struct LogLikelihood {
       true;  // every target has the largest logit of its row (the first of equal ones); only with Greedy::kYes
 };
 
-// Weights of block b, loaded when they are needed: original or dequantized.
-using BlockSource = std::function<BlockWeights(int block)>;
-
-// Sequences that go through a block together, padded at their ends to the length of the longest, which causal attention does not see:
-// about 2048 tokens. Sorted by length, so that little is padded. A cut of the problem, whatever the ranks.
-struct EvaluationBatch {
-  std::vector<std::size_t> sequences;  // indices
-  std::int64_t length = 0;
-};
-std::vector<EvaluationBatch> cut_batches(std::span<const ScoredSequence> sequences);
-
-// For each ScoredRows of each sequence, in order. Collective over `world`: every rank has all sequences; ranks share the batches,
-// and each runs its own through all blocks, one block in memory at a time. The same bits on any number of ranks.
-// Throws Error for a sequence that is empty or has rows scored that it does not have. Empty if it was asked to stop.
-std::vector<LogLikelihood> measure_log_likelihoods(
-    const CausalLM& model, const DecoderBlock& decoder, const BlockSource& weights,
-    std::span<const ScoredSequence> sequences, Greedy greedy, Backend& backend, Communicator& world,
-    ActivationBudget& budget, Monitor& monitor);
-
 // How far a model's distribution over the next token, q, is from the original's, p.
 struct Divergence {
   double nats = 0;            // sum p ln(p / q)
@@ -68,20 +30,43 @@ struct Divergence {
 // Of logits [vocabulary].
 Divergence divergence(std::span<const float> reference, std::span<const float> logits);
 
-// Two models of one shape side by side, block by block: what measure_log_likelihoods() says of the second, with the same bits, and
-// how far it is from the first at every row of which a token is scored, in order. No `reference`: no such rows.
+// One thing that is evaluated. Not owned.
+struct EvaluationWork {
+  std::span<const ScoredSequence> sequences;
+  Greedy greedy = Greedy::kNo;
+  bool compared = false;  // with the reference of the walk
+};
+
 struct Comparison {
-  std::vector<LogLikelihood> log_likelihoods;
+  std::vector<LogLikelihood> log_likelihoods;  // for each ScoredRows of each sequence, in order
+  // If it is compared: how far the model is from the reference at every row of which a token is scored, in order.
   std::vector<Divergence> rows;
   bool stopped = false;  // the monitor asked a rank to: the rest is empty
 };
+
+// What a rank has done for a walk.
+struct WalkFacts {
+  int blocks_loaded = 0;
+  std::map<int, SentBatches> sent;  // by receiver, a rank of the group
+};
+
+// All of it in one walk of the model (model_walk.h). Collective over its group: every rank has all sequences. `take` is called on every
+// rank for works in order, as soon as they are whole: for those from `first` on that have become so together. The same bits on any number
+// of ranks, and beside a reference as without. Throws Error for a sequence that is empty or has rows scored that it does not have.
+// Nothing, if a rank was asked to stop: not all was taken.
+std::optional<WalkFacts> evaluate_model(
+    const ModelWalk& walk, std::span<const EvaluationWork> works,
+    const std::function<void(std::size_t first, std::vector<Comparison> results)>& take);
+
+// The same of a single work. With a `reference` it is compared.
 Comparison compare_models(const CausalLM& model, const DecoderBlock& decoder,
                           const BlockSource& reference, const BlockSource& weights,
                           std::span<const ScoredSequence> sequences, Greedy greedy,
                           Backend& backend, Communicator& world, ActivationBudget& budget,
-                          Monitor& monitor);
-
-// Rank 0's sequences, on every rank. Collective. Throws Error where they are more than 2^31 numbers.
-void share_sequences(std::vector<ScoredSequence>& sequences, Communicator& world);
+                          Monitor& monitor, WalkShape shape = {});
+std::vector<LogLikelihood> measure_log_likelihoods(
+    const CausalLM& model, const DecoderBlock& decoder, const BlockSource& weights,
+    std::span<const ScoredSequence> sequences, Greedy greedy, Backend& backend, Communicator& world,
+    ActivationBudget& budget, Monitor& monitor, WalkShape shape = {});
 
 }  // namespace roundhouse

@@ -30,6 +30,7 @@ class ActivationBudget {
   ActivationBudget(const ActivationBudget&) = delete;
   ActivationBudget& operator=(const ActivationBudget&) = delete;
 
+  std::size_t bytes() const { return capacity_; }
   // In files of the scratch folder, which are never pinned.
   std::size_t spilled_bytes() const { return spilled_; }
   std::size_t pinned_bytes() const { return pinned_bytes_; }  // never more than the budget

@@ -66,10 +66,19 @@ struct Span {
   std::map<std::string, double> phases = {};  // seconds of its parts
 };
 
+// Activations on their way from one rank to another; seconds since 1970, each by the clock of its end.
+struct Transfer {
+  int from = 0, to = 0;
+  double begin = 0, end = 0;
+  double messages = 1, bytes = 0;
+  std::string what;  // "gptq-w4g128 before block 3"
+};
+
 struct ReportRun {
   std::string name;
   std::string model;
   std::vector<Span> spans;
+  std::vector<Transfer> transfers;
   std::vector<std::string> missing;    // in words: what is not done or not measured yet
   std::vector<std::string> remarks;    // what does not compare, what was damaged
   std::vector<std::string> fallbacks;  // fallbacks and dropped samples, in words

@@ -39,7 +39,20 @@ class Results:
             for event in ({"event": "export", "format": "compressed-tensors"}, {"event": "export", "format": "dense"},
                           {"event": "perplexity"}):
                 check(self.place(recipe=before, **event) < begins, f"{event} of {before} comes after the first block of {after}")
+        self.one_walk_a_model()
         print(f"{ranks} rank(s): each recipe's results before the next recipe's first block", flush=True)
+
+    def one_walk_a_model(self):
+        """All that is measured of a recipe takes one walk, in which each ring of ranks loads each block once; with the original's, if it is compared."""
+        walks = [event for event in self.journal() if event["event"] == "walk"]
+        check(sorted(walk["recipe"] for walk in walks) == ["awq-w4g32", "gptq-w3g32", "original", "rtn-w4g32"], f"walks: {walks}")
+        blocks = json.loads((self.small.folder / "model" / "config.json").read_text())["num_hidden_layers"]
+        for walk in walks:
+            models = 1 if walk["recipe"] == "original" else 2
+            check(walk["blocks_loaded"] == blocks * models * walk["rings"], f"{blocks} blocks, {walk}")
+            check((walk["transfers"] == []) == (walk["rings"] == walk["ranks"]), f"{walk}")
+            shares = [event for event in self.journal() if event["event"] in ("task", "perplexity") and event["recipe"] == walk["recipe"]]
+            check(len(shares) == 3 and sum(event["seconds"] for event in shares) <= walk["seconds"], f"{walk}, {shares}")
 
     def same_bits(self, expected, ranks, *mesh):
         shutil.rmtree(self.small.run, ignore_errors=True)

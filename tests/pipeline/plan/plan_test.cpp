@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/synthetic.h"
+#include "pipeline/plan/evaluation_cost.h"
 #include "pipeline/plan/mesh_choice.h"
 #include "pipeline/plan/simulation.h"
 #include "pipeline/schedule/planner.h"
@@ -221,6 +222,35 @@ TEST_F(SimulationTest, TheMeshIsTheFastestThatFits) {
   config_.pipeline_ranks = 2;
   EXPECT_EQ(chosen(2), (MeshShape{2, 1})) << "as it was asked for";
   EXPECT_THROW(chosen(3), InputError);
+}
+
+TEST_F(SimulationTest, EvaluationIsSharedAsIsFastest) {
+  const EvaluationSize size{.tokens = 40 * 2048.0, .works = 2};
+  const auto site = [&](int ranks, double activation_bytes = 1e12) {
+    return EvaluationSite{model_, *decoder_, rates_, ranks, activation_bytes, 1e11};
+  };
+  // 22 blocks: of a ring of 4 two ranks have a block more than the others; of two rings of 2 all have 11.
+  rates_.matmul = 1e12;
+  EXPECT_EQ(best_evaluation(site(4), size).shape.rings, 2);
+  EXPECT_EQ(best_evaluation(site(44), size).shape.rings, 40) << "there are 40 batches";
+  // Each rank of each ring that reads a block costs.
+  rates_.load = 1e6;
+  EvaluationCost cost = best_evaluation(site(4), size);
+  EXPECT_EQ(cost.shape, (WalkShape{1, 1}));
+  EXPECT_EQ(cost.reads, 1);
+  EXPECT_EQ(cost.messages, 40 * (21 + 3.0 / 4)) << "to the next stage, and to another rank's head";
+  EXPECT_EQ(cost.sent, cost.messages * 2048 * 2048 * 4);
+  EXPECT_EQ(best_evaluation(site(44), size).shape.rings, 2) << "a rank has a block at least";
+  // Where activations do not fit: of these four batches at a time.
+  EXPECT_EQ(evaluation_cost(site(4, 4 * 2048 * 2048 * 4.0), size, 1).reads, 10);
+  // A device takes as many blocks as half of its memory holds: then each rank has one stage, and few messages.
+  rates_.is_host = false;
+  cost = evaluation_cost(site(4), size, 1);
+  EXPECT_EQ(cost.shape.blocks_at_once, 22);
+  EXPECT_EQ(cost.messages, 40 * (3 + 3.0 / 4));
+  // A comparison walks the original, too.
+  EXPECT_GT(evaluation_cost(site(4), {.tokens = 81920, .compared = 81920}, 1).seconds,
+            1.9 * cost.seconds);
 }
 
 }  // namespace

@@ -106,6 +106,46 @@ TEST_F(RunFiguresTest, ReadsResultsAndSaysWhatDoesNotCompare) {
   EXPECT_THAT(figures.run.remarks, Contains("easy: of the first 40 documents only"));
 }
 
+TEST_F(RunFiguresTest, ReadsTransfersAndNothingElse) {
+  const std::string time = "1970-01-02T00:00:10.500Z";
+  const Json handover = {
+      {"event", "handover"}, {"recipe", "rtn-w4g128"},  {"block", 3},  {"rank", 2}, {"ranks", 2},
+      {"time", time},        {"on_its_way_seconds", 4}, {"bytes", 600}};
+  Json walk = {{"event", "walk"}, {"recipe", "original"}, {"rank", 2}, {"time", time}};
+  walk["transfers"] = {{0, 1, 5, 50, 3.5, 1.5}, {1, 0, 2, 20, 3.0, 2.0}};
+  const Json gradients = {{"event", "gradient_transfers"},
+                          {"rank", 3},
+                          {"time", time},
+                          {"transfers", Json::array({Json::array({0, -1, 8, 80, 2.0, 1.0})})}};
+  std::string journal = handover.dump() + "\n" + walk.dump() + "\n" + gradients.dump() + "\n";
+  // What nobody can have written.
+  for (const char* bad : {R"([0, 1])", R"([0, "1", 5, 50, 3, 1])", R"([0, 1.5, 5, 50, 3, 1])",
+                          R"([0, -9, 5, 50, 3, 1])", R"([0, 1e9, 5, 50, 3, 1])",
+                          R"([1, 1, 5, 50, 3, 1])", R"([0, 1, 5, 50, 1, 3])",
+                          R"([0, 1, 5, 50, 1e300, 3])", R"([0, 1, -5, 50, 3, 1])", R"(7)"}) {
+    walk["transfers"] = Json::array({Json::parse(bad)});
+    journal += walk.dump() + "\n";
+  }
+  Json lone = handover;
+  lone["rank"] = 1;  // no team of two stands before it
+  journal += lone.dump() + "\n";
+  write("journal.jsonl", journal);
+
+  const double end = 86400 + 10.5;
+  std::vector<std::string> transfers;
+  for (const Transfer& each : read_run_figures(run_).run.transfers) {
+    transfers.push_back(
+        each.what + ": " +
+        Json{each.from, each.to, each.begin - end, each.end - end, each.messages, each.bytes}
+            .dump());
+  }
+  EXPECT_THAT(transfers, ElementsAre("rtn-w4g128 before block 3: [0,2,-4.0,0.0,1.0,300.0]",
+                                     "rtn-w4g128 before block 3: [1,3,-4.0,0.0,1.0,300.0]",
+                                     "evaluation of original: [2,3,-3.5,-1.5,5.0,50.0]",
+                                     "evaluation of original: [3,2,-3.0,-2.0,2.0,20.0]",
+                                     "gradients: [3,2,-2.0,-1.0,8.0,80.0]"));
+}
+
 TEST_F(RunFiguresTest, ReadsTheJournal) {
   const Json linear = {{"name", "q_proj"},
                        {"relative_error", 0.25},

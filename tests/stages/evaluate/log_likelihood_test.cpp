@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <set>
 
 #include "base/error.h"
 #include "comm/launcher.h"
@@ -115,6 +116,157 @@ TEST_F(LogLikelihoodTest, IsThatOfEachSequenceAlone) {
   EXPECT_EQ(at, results.size());
 }
 
+// A wish to stop that one rank knows of, after some looks.
+class StopOfTheFirstRank final : public NullMonitor {
+ public:
+  explicit StopOfTheFirstRank(int looks) : looks_(looks) {}
+  bool stop_requested() override { return test_world().rank() == 0 && looks_-- <= 0; }
+
+ private:
+  int looks_;
+};
+
+// Many works of a batch each, some of which are compared with another model.
+class PipelineTest : public LogLikelihoodTest {
+ protected:
+  PipelineTest() {
+    for (int length : {40, 9, 30, 21, 5, 64, 12, 50, 33}) {
+      ScoredSequence sequence{random_ids(static_cast<std::size_t>(length)), {}};
+      sequence.scored.push_back({1, random_ids(static_cast<std::size_t>(length) - 1)});
+      sequences_.push_back({sequence, {random_ids(3), {{2, {17}}}}});
+    }
+    for (std::size_t w = 0; w < sequences_.size(); ++w) {
+      works_.push_back({.sequences = sequences_[w],
+                        .greedy = w % 2 == 0 ? Greedy::kYes : Greedy::kNo,
+                        .compared = w % 3 == 1});
+    }
+  }
+
+  struct Outcome {
+    std::vector<Comparison> results;
+    int takes = 0;
+    std::int64_t loaded = 0;  // blocks, by all ranks
+    bool stopped = false;
+  };
+  Outcome evaluate(std::span<const EvaluationWork> works, Communicator& world, WalkShape shape,
+                   std::size_t budget_bytes, Monitor& monitor) {
+    ActivationBudget budget(budget_bytes, folder_.path());
+    const BlockSource original = [&](int block) {
+      return shape_->load(model_.checkpoint(), block, *backend_);
+    };
+    const BlockSource changed = [&](int block) {
+      BlockWeights weights = original(block);
+      if (block == 3) backend_->zero(weights.linears.back().view());
+      return weights;
+    };
+    Outcome outcome;
+    const auto facts = evaluate_model(
+        {model_, *shape_, original, changed, *backend_, world, budget, monitor, shape}, works,
+        [&](std::size_t first, std::vector<Comparison> results) {
+          EXPECT_EQ(first, outcome.results.size()) << "works come in order, each once";
+          for (Comparison& result : results) outcome.results.push_back(std::move(result));
+          ++outcome.takes;
+        });
+    outcome.stopped = !facts;
+    if (facts) outcome.loaded = world.all_reduce_sum(facts->blocks_loaded);
+    return outcome;
+  }
+  Outcome evaluate(std::span<const EvaluationWork> works, Communicator& world, WalkShape shape,
+                   std::size_t budget_bytes) {
+    NullMonitor monitor;
+    Outcome outcome = evaluate(works, world, shape, budget_bytes, monitor);
+    EXPECT_FALSE(outcome.stopped);
+    EXPECT_EQ(outcome.results.size(), works.size());
+    return outcome;
+  }
+
+  static void expect_same(const Comparison& result, const Comparison& want) {
+    ASSERT_EQ(result.log_likelihoods.size(), want.log_likelihoods.size());
+    ASSERT_EQ(result.rows.size(), want.rows.size());
+    for (std::size_t i = 0; i < want.rows.size(); ++i) {
+      EXPECT_EQ(result.rows[i].nats, want.rows[i].nats);
+      EXPECT_EQ(result.rows[i].same_top, want.rows[i].same_top);
+    }
+    for (std::size_t i = 0; i < want.log_likelihoods.size(); ++i) {
+      EXPECT_EQ(result.log_likelihoods[i].sum, want.log_likelihoods[i].sum);
+      EXPECT_EQ(result.log_likelihoods[i].greedy, want.log_likelihoods[i].greedy);
+    }
+  }
+
+  static constexpr std::size_t kPlenty = std::size_t{1} << 30;
+  std::vector<std::vector<ScoredSequence>> sequences_;
+  std::vector<EvaluationWork> works_;
+};
+
+TEST_F(PipelineTest, HasTheBitsOfEachWorkAloneWhateverItsShapeAndMemory) {
+  const auto alone = make_local_communicator();
+  std::vector<Comparison> want;
+  for (const EvaluationWork& work : works_)
+    want.push_back(evaluate({&work, 1}, *alone, {}, kPlenty).results[0]);
+  EXPECT_TRUE(want[0].rows.empty());
+  ASSERT_FALSE(want[1].rows.empty());
+  EXPECT_GT(want[1].rows[0].nats, 0);
+
+  const int ranks = test_world().size();
+  for (const int rings : std::set{1, std::min(2, ranks), ranks}) {
+    for (const auto& [blocks_at_once, memory] : std::vector<std::pair<int, std::size_t>>{
+             {1, kPlenty}, {1, 4096}, {2, 4096}, {6, kPlenty}}) {
+      SCOPED_TRACE(testing::Message()
+                   << rings << " rings, " << blocks_at_once << " blocks, " << memory << " bytes");
+      const Outcome outcome = evaluate(works_, test_world(), {rings, blocks_at_once}, memory);
+      for (std::size_t w = 0; w < want.size(); ++w) expect_same(outcome.results[w], want[w]);
+    }
+  }
+}
+
+TEST_F(PipelineTest, BlocksAreLoadedOnceAWalkByOneRankOfARing) {
+  const int ranks = test_world().size(), blocks = 6;
+  EXPECT_EQ(evaluate(works_, test_world(), {1, 1}, kPlenty).loaded, 2 * blocks) << "both models";
+  for (EvaluationWork& work : works_) work.compared = false;
+  const Outcome one_ring = evaluate(works_, test_world(), {1, 1}, kPlenty);
+  EXPECT_EQ(one_ring.loaded, blocks);
+  EXPECT_EQ(one_ring.takes, 1);
+  EXPECT_EQ(evaluate(works_, test_world(), {ranks, 1}, kPlenty).loaded, blocks * ranks);
+  // Where activations do not fit, once a wave, of two batches a rank at least. Of six ranks each would have one block.
+  const int waves = (static_cast<int>(works_.size()) + 2 * ranks - 1) / (2 * ranks);
+  const Outcome in_waves = evaluate(works_, test_world(), {1, 1}, 4096);
+  EXPECT_EQ(in_waves.loaded, waves * blocks);
+  EXPECT_EQ(in_waves.takes, waves);
+  // Where all weights fit they stay, and each work is told of when it is done.
+  const Outcome resident = evaluate(works_, test_world(), {1, 6}, kPlenty);
+  EXPECT_EQ(resident.loaded, blocks);
+  EXPECT_EQ(resident.takes, static_cast<int>(works_.size()));
+}
+
+// Before the first block, within the blocks, and at the head; in a ring in which others still send, and beside other rings.
+TEST_F(PipelineTest, AllStopWhereOneIsAskedTo) {
+  const int ranks = test_world().size(), batches = static_cast<int>(works_.size()) + 3;
+  for (const int rings : {1, ranks}) {
+    const int last = batches / rings * stages_of_walk(6, ranks / rings, 1).blocks_of_rank(0);
+    for (const int looks : {0, 1, last / 2, last}) {
+      StopOfTheFirstRank monitor(looks);
+      const Outcome outcome = evaluate(works_, test_world(), {rings, 1}, kPlenty, monitor);
+      EXPECT_TRUE(outcome.stopped) << looks << " looks of a rank of " << rings << " rings";
+      EXPECT_TRUE(outcome.results.empty());
+    }
+  }
+}
+
+TEST_F(PipelineTest, StagesAreDealtRoundTheRing) {
+  const auto ends = [](const WalkStages& stages) {
+    std::vector<int> all;
+    for (int stage = 0; stage < stages.stages; ++stage) all.push_back(stages.blocks_of(stage).end);
+    return all;
+  };
+  EXPECT_EQ(ends(stages_of_walk(6, 4, 1)), (std::vector<int>{1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(stages_of_walk(6, 4, 1).blocks_of_rank(1), 2);
+  EXPECT_EQ(stages_of_walk(6, 4, 1).blocks_of_rank(2), 1);
+  EXPECT_EQ(ends(stages_of_walk(32, 3, 4)), (std::vector<int>{4, 8, 12, 16, 20, 23, 26, 29, 32}));
+  EXPECT_EQ(ends(stages_of_walk(80, 8, 64)), (std::vector<int>{10, 20, 30, 40, 50, 60, 70, 80}));
+  EXPECT_TRUE(stages_of_walk(80, 8, 10).weights_stay());
+  EXPECT_FALSE(stages_of_walk(80, 8, 9).weights_stay());
+}
+
 TEST_F(LogLikelihoodTest, HasTheSameBitsOnAnyNumberOfRanks) {
   std::vector<ScoredSequence> all = sequences();
   const auto alone = make_local_communicator();
@@ -183,32 +335,6 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
       EXPECT_NEAR(want.rows[at].nats, want.rows[last].nats, 1e-3 * want.rows[at].nats + 1e-5);
     }
     at = last + 1;
-  }
-}
-
-// A wish to stop that one rank knows of, after some looks.
-class StopOfTheFirstRank final : public NullMonitor {
- public:
-  explicit StopOfTheFirstRank(int looks) : looks_(looks) {}
-  bool stop_requested() override { return test_world().rank() == 0 && looks_-- <= 0; }
-
- private:
-  int looks_;
-};
-
-TEST_F(LogLikelihoodTest, AllStopWhereOneIsAskedTo) {
-  const std::vector<ScoredSequence> all = sequences();
-  const BlockSource weights = [&](int block) {
-    return shape_->load(model_.checkpoint(), block, *backend_);
-  };
-  ActivationBudget budget(std::size_t{1} << 32, folder_.path());
-  // Before the first block, within the blocks, and at the head.
-  for (const int looks : {0, 3, static_cast<int>(model_.config().blocks)}) {
-    StopOfTheFirstRank monitor(looks);
-    const Comparison result = compare_models(model_, *shape_, {}, weights, all, Greedy::kNo,
-                                             *backend_, test_world(), budget, monitor);
-    EXPECT_TRUE(result.stopped) << looks;
-    EXPECT_TRUE(result.log_likelihoods.empty());
   }
 }
 

@@ -181,5 +181,81 @@ TEST(TimelineTest, ASpanIsASliceOfEachOfItsRanks) {
                           "gram 3 2500000.0 1000000.0", "commit 3 3500000.0 250000.0"));
 }
 
+// What the Trace Event Format asks for, and that slices of a track lie apart or one within the other.
+void expect_well_formed(const Json& trace) {
+  std::map<std::pair<int, int>, std::vector<std::pair<double, double>>> tracks;
+  for (const Json& event : trace["traceEvents"]) {
+    ASSERT_TRUE(event["name"].is_string() && event["pid"].is_number_integer() &&
+                event["tid"].is_number_integer())
+        << event;
+    if (event["ph"] == "M") {
+      EXPECT_TRUE(event["args"]["name"].is_string()) << event;
+      continue;
+    }
+    ASSERT_EQ(event["ph"], "X") << event;
+    const double begin = event["ts"].get<double>(), length = event["dur"].get<double>();
+    EXPECT_GE(begin, 0) << event;
+    EXPECT_GE(length, 0) << event;
+    tracks[{event["pid"].get<int>(), event["tid"].get<int>()}].push_back({begin, begin + length});
+  }
+  for (auto& [track, slices] : tracks) {
+    std::ranges::stable_sort(slices, [](const auto& a, const auto& b) {
+      return a.first != b.first ? a.first < b.first : a.second > b.second;
+    });
+    std::vector<double> open;  // ends of what is around
+    for (const auto& [begin, end] : slices) {
+      while (!open.empty() && open.back() <= begin) open.pop_back();
+      EXPECT_TRUE(open.empty() || end <= open.back())
+          << "track " << track.first << "/" << track.second << ": a slice of " << begin << " to "
+          << end << " begins within one that ends at " << open.back();
+      open.push_back(end);
+    }
+  }
+}
+
+TEST(TimelineTest, SlicesNestWhateverTheClocksSay) {
+  ReportRun run;
+  Span first = span(0, 2, 1000.0000004, 1001.0000004, "quantize");
+  first.phases = {{"gram", 0.3333333}, {"load", 0.3333334}, {"solve", 0.9}};
+  // The journal counts milliseconds: what came after seems to begin before.
+  run.spans = {first, span(1, 1, 1000.9996, 1002.5, "quantize"), span(0, 1, 1001, 1001, "export")};
+  const Json trace = Json::parse(to_trace(run));
+  expect_well_formed(trace);
+  int slices = 0;
+  for (const Json& event : trace["traceEvents"]) slices += event["ph"] == "X" ? 1 : 0;
+  EXPECT_EQ(slices, 2 * 4 + 2);
+}
+
+TEST(TimelineTest, TransfersHaveTracksOfTheirSendersAndReceivers) {
+  ReportRun run;
+  run.name = "demo";
+  run.spans = {span(0, 2, 1000, 1010, "quantize")};
+  run.transfers = {
+      {.from = 0, .to = 1, .begin = 999, .end = 1003, .bytes = 4096, .what = "a before block 3"},
+      {.from = 1, .to = 0, .begin = 1001, .end = 1002, .messages = 7, .bytes = 70, .what = "b"},
+      {.from = 0, .to = 1, .begin = 1002, .end = 1004, .bytes = 1, .what = "meanwhile"},
+      {.from = 0, .to = 1, .begin = 1003, .end = 1005, .bytes = 2, .what = "after"}};
+  const Json trace = Json::parse(to_trace(run));
+  expect_well_formed(trace);
+  std::vector<std::string> slices;
+  std::map<int, std::string> names;
+  for (const Json& event : trace["traceEvents"]) {
+    if (event["pid"] != 1) continue;
+    if (event["name"] == "thread_name") names[event["tid"]] = event["args"]["name"];
+    if (event["ph"] == "X")
+      slices.push_back(event["name"].get<std::string>() + " " + event["tid"].dump() + " " +
+                       event["ts"].dump() + " " + event["dur"].dump() + " " + event["args"].dump());
+  }
+  EXPECT_THAT(
+      slices,
+      ElementsAre(
+          R"(a before block 3 0 0.0 4000000.0 {"bytes":4096.0,"from":0,"messages":1.0,"to":1})",
+          R"(meanwhile 1 3000000.0 2000000.0 {"bytes":1.0,"from":0,"messages":1.0,"to":1})",
+          R"(after 0 4000000.0 2000000.0 {"bytes":2.0,"from":0,"messages":1.0,"to":1})",
+          R"(b 2 2000000.0 1000000.0 {"bytes":70.0,"from":1,"messages":7.0,"to":0})"));
+  EXPECT_EQ(names, (std::map<int, std::string>{
+                       {0, "rank 0 to rank 1"}, {1, "rank 0 to rank 1"}, {2, "rank 1 to rank 0"}}));
+}
+
 }  // namespace
 }  // namespace roundhouse
