@@ -1,4 +1,6 @@
 // Streams that put off all work until somebody waits, and memory that is full of NaN and used again as soon as it may be.
+#include "tests/cuda_emulation/calls.h"
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -67,6 +69,14 @@ std::set<Stream*> streams;
 std::size_t bytes_on_device = 0;
 cudaError_t last_error = cudaSuccess;
 std::string failure;  // of the first work that failed; like a real one it stays
+Calls counted;
+
+void count(const std::string& call) {
+  static const std::set<std::string> kernels = {"cudaLaunchKernelEx", "cublasGemmEx_64",
+                                                "cusolverDnXpotrf", "cusolverDnXtrtri"};
+  if (kernels.contains(call)) ++counted.kernels;
+  if (call == "cudaStreamSynchronize" || call == "cudaEventSynchronize") ++counted.waits;
+}
 
 cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
@@ -222,10 +232,12 @@ std::size_t pinnable_bytes() {
 }  // namespace
 
 cudaError_t begin_call(const char* call) {
+  count(call);
   if (failure.empty() && is_to_fail(call)) failure = "the device was broken on purpose";
   return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
 const Pinning& pinning() { return registered; }
+const Calls& calls() { return counted; }
 
 std::string current_gpu() { return visible_gpus()[static_cast<std::size_t>(current_device)]; }
 
@@ -505,6 +517,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
       (kind == cudaMemcpyDeviceToHost && emulation::is_partly_pinned(to, bytes))) {
     return report(cudaErrorInvalidValue);
   }
+  if (kind == cudaMemcpyHostToDevice)
+    emulation::counted.bytes_up += static_cast<std::int64_t>(bytes);
+  if (kind == cudaMemcpyDeviceToHost)
+    emulation::counted.bytes_down += static_cast<std::int64_t>(bytes);
   // Pageable memory is read or written before the call returns, as CUDA may.
   const bool in_call = (kind == cudaMemcpyHostToDevice && !emulation::is_pinned(from, bytes)) ||
                        (kind == cudaMemcpyDeviceToHost && !emulation::is_pinned(to, bytes));
