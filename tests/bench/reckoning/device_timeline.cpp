@@ -112,6 +112,7 @@ void DeviceTimeline::download(std::int64_t bytes) {
 
 double DeviceTimeline::upload_ahead(std::int64_t bytes) {
   counts_.bytes_up += bytes;
+  counts_.bytes_ahead += bytes;
   host_ += rates_.launch_seconds;
   const double seconds = static_cast<double>(bytes) / rates_.copy;
   up_ = std::max({up_, queue_, host_}) + seconds;

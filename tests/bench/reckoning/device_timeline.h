@@ -57,10 +57,11 @@ struct KernelSum {
 };
 
 struct DeviceCounts {
-  std::int64_t kernels = 0;     // launches and calls of libraries
-  std::int64_t waits = 0;       // of the host, for the device
-  std::int64_t bytes_up = 0;    // host to device
-  std::int64_t bytes_down = 0;  // back
+  std::int64_t kernels = 0;      // launches and calls of libraries
+  std::int64_t waits = 0;        // of the host, for the device
+  std::int64_t bytes_up = 0;     // host to device
+  std::int64_t bytes_ahead = 0;  // of them, beside the kernels
+  std::int64_t bytes_down = 0;   // back
 
   bool operator==(const DeviceCounts&) const = default;
 };
