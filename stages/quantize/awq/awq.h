@@ -33,7 +33,7 @@ std::unique_ptr<Method> make_awq(OptionReader& options);
 // of those of 2 bits beside them. These are removed after scaling, and count for nothing in a group's range or in the error.
 struct AwqSettings;
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings);
-BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
+BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length, DType activations,
                    const AwqSettings& settings);
 
 }  // namespace roundhouse

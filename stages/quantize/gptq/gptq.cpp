@@ -358,7 +358,7 @@ class Gptq final : public Method {
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+  BlockCost cost(const DecoderBlock& shape, int samples, int length, DType) const override {
     return gptq_cost({shape, static_cast<double>(samples) * length, static_cast<double>(length)},
                      settings_);
   }

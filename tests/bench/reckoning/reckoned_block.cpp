@@ -78,7 +78,7 @@ BlockResult run_block(const BlockRun& run, Backend& backend) {
   BlockResult result;
   result.record = method->quantize(task).record;
   run.end();
-  result.cost = method->cost(*shape, run.samples, run.length);
+  result.cost = method->cost(*shape, run.samples, run.length, backend.activation_type());
   for (const LinearSpec& linear : shape->linears())
     result.weights += static_cast<double>(linear.rows * linear.cols);
   return result;
