@@ -65,7 +65,8 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
   for (const Recipe& recipe : job.config.recipes) {
     methods_.push_back(make_method(recipe));
     const SampleOptions& samples = calibration_set(job.config, recipe.calibration);
-    costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length));
+    costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length,
+                                           job.rates.is_host ? DType::kF32 : DType::kBF16));
     if (!recipe.skips()) continue;
     // What rounds or solves linears has less to do; everything else goes through all of them.
     const double share = mean_over_blocks(costs_.size() - 1, [&](const auto& schemes) {

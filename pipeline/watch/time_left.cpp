@@ -85,7 +85,8 @@ std::optional<double> TimeLeft::seconds(double elapsed) const {
 
 double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
                   bool on_device) {
-  const BlockCost cost = method.cost(shape, samples.samples, samples.sequence_length);
+  const BlockCost cost = method.cost(shape, samples.samples, samples.sequence_length,
+                                     on_device ? DType::kBF16 : DType::kF32);
   double flops = kFlopsPerWeight * weights_of(shape) + kFlopsPerClusteredWeight * cost.clustered;
   for (const auto& [phase, count] : cost.flops) {
     flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);

@@ -141,7 +141,10 @@ void ActivationBudget::give_back(const Region& region) {
 }
 
 Activations::Activations(ActivationBudget& budget, DType type, std::int64_t cols)
-    : budget_(&budget), type_(type), cols_(cols) {}
+    : Activations(budget, type, cols, OnDevice{}) {}
+
+Activations::Activations(ActivationBudget& budget, DType type, std::int64_t cols, OnDevice device)
+    : budget_(&budget), type_(type), cols_(cols), device_(device) {}
 
 Activations::Activations(Activations&&) noexcept = default;
 
@@ -155,13 +158,23 @@ void Activations::reserve(int shard, std::int64_t tokens) {
     return;
   }
   const std::size_t bytes = static_cast<std::size_t>(tokens * cols_) * size_of(type_);
-  blocks_.emplace(shard, Block{budget_->take(std::max<std::size_t>(bytes, 1)), tokens});
+  if (device_.memory != nullptr && bytes <= device_.bytes) {
+    device_.bytes -= bytes;
+    blocks_.emplace(shard, Block{{}, tokens, Tensor(*device_.memory, type_, tokens, cols_)});
+    return;
+  }
+  blocks_.emplace(shard, Block{budget_->take(std::max<std::size_t>(bytes, 1)), tokens, {}});
 }
 
 void Activations::release(int shard) {
   const auto found = blocks_.find(shard);
   if (found == blocks_.end()) return;
-  budget_->give_back(found->second.region);
+  Block& block = found->second;
+  if (block.on_device.empty()) {
+    budget_->give_back(block.region);
+  } else {
+    device_.bytes += block.on_device.bytes();
+  }
   blocks_.erase(found);
 }
 
@@ -173,6 +186,7 @@ std::span<std::byte> Activations::bytes(int shard) { return rows_of(shard, 0, to
 
 std::span<std::byte> Activations::rows_of(int shard, std::int64_t first, std::int64_t rows) const {
   const Block& block = blocks_.at(shard);
+  require(block.on_device.empty(), "activations: a shard that is on the device");
   require(first >= 0 && rows >= 0 && first + rows <= block.tokens,
           "activations: rows that are not there");
   const std::size_t row = static_cast<std::size_t>(cols_) * size_of(type_);
@@ -188,18 +202,31 @@ void Activations::store(int shard, std::int64_t first, ConstMatrix from, Memory&
 void Activations::store_behind(int shard, std::int64_t first, ConstMatrix from, Memory& memory) {
   require(from.type == type_ && from.cols == cols_ && from.stride == cols_,
           "activations: rows of another type or width");
-  memory.download_behind(from.data, rows_of(shard, first, from.rows));
+  Tensor& here = blocks_.at(shard).on_device;
+  if (!here.empty()) {
+    memory.copy(from, here.view().row_range(first, first + from.rows));
+  } else {
+    memory.download_behind(from.data, rows_of(shard, first, from.rows));
+  }
 }
 
 Tensor Activations::load(int shard, std::int64_t first, std::int64_t rows, Memory& memory) const {
-  Loading loading = load_ahead(shard, first, rows, memory);
-  memory.await_upload(loading.ticket);
-  return std::move(loading.rows);
+  return load_ahead(shard, first, rows, memory).finish(memory);
+}
+
+Tensor Activations::Loading::finish(Memory& memory) {
+  if (ticket) memory.await_upload(*ticket);
+  return std::move(rows);
 }
 
 Activations::Loading Activations::load_ahead(int shard, std::int64_t first, std::int64_t rows,
                                              Memory& memory) const {
-  Loading loading{Tensor(memory, type_, rows, cols_), 0};
+  Loading loading{Tensor(memory, type_, rows, cols_), {}};
+  const Tensor& here = blocks_.at(shard).on_device;
+  if (!here.empty()) {
+    memory.copy(here.view().row_range(first, first + rows), loading.rows.view());
+    return loading;
+  }
   loading.ticket = memory.upload_ahead(rows_of(shard, first, rows), loading.rows.view().data);
   return loading;
 }

@@ -1,5 +1,5 @@
 // Activations of the shards that one rank holds, in host memory; beyond a budget, in unlinked files of a scratch folder that
-// the kernel pages. One matrix [tokens, cols] a shard. Never in any result: everything here can be computed again.
+// the kernel pages. Where they are for one device alone and it has room for them, they may stay there. One matrix [tokens, cols] a shard. Never in any result: everything here can be computed again.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +62,14 @@ class ActivationBudget {
 
 class Activations {
  public:
+  // Shards stay in this device's memory while they take no more than `bytes` of it together, the rest is in the budget's.
+  // bytes() is for those of the budget alone.
+  struct OnDevice {
+    Memory* memory = nullptr;
+    std::size_t bytes = 0;
+  };
   Activations(ActivationBudget& budget, DType type, std::int64_t cols);
+  Activations(ActivationBudget& budget, DType type, std::int64_t cols, OnDevice device);
   ~Activations();
   Activations(Activations&&) noexcept;
 
@@ -79,11 +86,12 @@ class Activations {
   Tensor load(int shard, std::int64_t first, std::int64_t rows, Memory& memory) const;
 
   // The same beside the backend's queue (kernels/memory.h): stored after memory.finish_downloads(), loaded after
-  // memory.await_upload(ticket).
+  // Loading::finish().
   void store_behind(int shard, std::int64_t first, ConstMatrix from, Memory& memory);
   struct Loading {
     Tensor rows;
-    Memory::UploadTicket ticket;
+    std::optional<Memory::UploadTicket> ticket;  // none: queued
+    Tensor finish(Memory& memory);
   };
   Loading load_ahead(int shard, std::int64_t first, std::int64_t rows, Memory& memory) const;
 
@@ -94,12 +102,14 @@ class Activations {
   struct Block {  // one shard's memory
     ActivationBudget::Region region;
     std::int64_t tokens;
+    Tensor on_device;  // in place of the region
   };
   std::span<std::byte> rows_of(int shard, std::int64_t first, std::int64_t rows) const;
 
   ActivationBudget* budget_;
   DType type_;
   std::int64_t cols_;
+  OnDevice device_;
   std::map<int, Block> blocks_;
 };
 

@@ -65,8 +65,7 @@ std::vector<Tensor> BatchReader::next() {
   load_ahead();
   std::vector<Tensor> rows;
   for (Activations::Loading& loading : now) {
-    backend_.await_upload(loading.ticket);
-    rows.push_back(std::move(loading.rows));
+    rows.push_back(loading.finish(backend_));
   }
   return rows;
 }

@@ -125,6 +125,8 @@ BlockCost gradient_cost(const BlockSizes& sizes, int sums) {
   return cost;
 }
 
-bool works_in_f32(const std::string& phase) { return phase == "factor" || phase == "solve"; }
+bool works_in_f32(const std::string& phase) {
+  return phase == "factor" || phase == "solve" || phase == "search in F32";
+}
 
 }  // namespace roundhouse

@@ -44,6 +44,6 @@ nlohmann::json Method::statistics(BlockTask&) const {
 
 std::string Method::statistics_settings() const { return ""; }
 
-BlockCost Method::cost(const DecoderBlock&, int, int) const { return {}; }
+BlockCost Method::cost(const DecoderBlock&, int, int, DType) const { return {}; }
 
 }  // namespace roundhouse

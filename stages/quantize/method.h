@@ -89,8 +89,10 @@ class Method {
   virtual nlohmann::json statistics(BlockTask& task) const;
   // Recipes whose methods say the same here have the same statistics, which are then made once.
   virtual std::string statistics_settings() const;
-  // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
-  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
+  // Of one block and so many samples, all of `length` tokens, on a device that computes in this type: for estimates of time. Nothing
+  // where a method does not know.
+  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length,
+                         DType activations) const;
   // Collective over the team; not called for blocks of which the recipe skips all. Returns the whole block at the task's committer
   // (elsewhere: only block and record may be set); but for "phases", seconds, with the same bits whichever rank that is.
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it

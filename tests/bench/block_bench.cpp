@@ -156,7 +156,8 @@ void print_floors(const Options& options) {
   if (options.gradients) return print_walk_floors(options, rates, *backend);
   const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
   const Recipe recipe = recipe_of(options);
-  const BlockCost cost = make_method(recipe)->cost(*shape, options.samples, options.length);
+  const BlockCost cost =
+      make_method(recipe)->cost(*shape, options.samples, options.length, DType::kBF16);
   std::printf("%s, %s, %d x %d tokens, one block on one device\n", options.like.c_str(),
               recipe.name.c_str(), options.samples, options.length);
   double total = 0;
@@ -470,7 +471,8 @@ void run(const Options& options) {
 
     table.add_seconds("load", loaded - start, cpu_loaded - cpu_start);
     add_phases(table, result.record,
-               make_method(recipe)->cost(*shape, options.samples, options.length));
+               make_method(recipe)->cost(*shape, options.samples, options.length,
+                                         backend->activation_type()));
     table.add_seconds("commit", end - quantized, cpu_end - cpu_quantized);
     table.finish("whole block", end - start);
     facts["blocks"].push_back(table.facts());

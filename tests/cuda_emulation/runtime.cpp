@@ -1,4 +1,6 @@
 // Streams that put off all work until somebody waits, and memory that is full of NaN and used again as soon as it may be.
+#include "tests/cuda_emulation/calls.h"
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -67,6 +69,15 @@ std::set<Stream*> streams;
 std::size_t bytes_on_device = 0;
 cudaError_t last_error = cudaSuccess;
 std::string failure;  // of the first work that failed; like a real one it stays
+Calls counted;
+std::set<const Stream*> with_kernels;
+
+void count(const std::string& call) {
+  static const std::set<std::string> kernels = {"cudaLaunchKernelEx", "cublasGemmEx_64",
+                                                "cusolverDnXpotrf", "cusolverDnXtrtri"};
+  if (kernels.contains(call)) ++counted.kernels;
+  if (call == "cudaStreamSynchronize" || call == "cudaEventSynchronize") ++counted.waits;
+}
 
 cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
@@ -222,10 +233,12 @@ std::size_t pinnable_bytes() {
 }  // namespace
 
 cudaError_t begin_call(const char* call) {
+  count(call);
   if (failure.empty() && is_to_fail(call)) failure = "the device was broken on purpose";
   return report(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
 const Pinning& pinning() { return registered; }
+const Calls& calls() { return counted; }
 
 std::string current_gpu() { return visible_gpus()[static_cast<std::size_t>(current_device)]; }
 
@@ -257,6 +270,7 @@ cudaError_t check_launch(const void* kernel, const cudaLaunchConfig_t& config,
   if (const cudaError_t broken = begin_call("cudaLaunchKernelEx"); broken != cudaSuccess) {
     return broken;
   }
+  with_kernels.insert(config.stream);
   const bool good = g.x > 0 && g.y > 0 && g.z > 0 && g.x <= 2147483647u && g.y <= 65535u &&
                     g.z <= 65535u && b.x > 0 && b.y > 0 && b.z > 0 &&
                     std::size_t{b.x} * b.y * b.z <= kMostThreads && b.z <= 64 &&
@@ -340,6 +354,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const cudaError_t broken = emulation::begin_call("cudaStreamDestroy");
   const cudaError_t status = emulation::run_until(*stream, stream->queued());
   emulation::streams.erase(stream);
+  emulation::with_kernels.erase(stream);
   for (emulation::Pool* pool : emulation::pools) {
     for (emulation::Pool::Freed& freed : pool->free) {
       if (freed.stream == stream) freed.stream = nullptr;
@@ -505,6 +520,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
       (kind == cudaMemcpyDeviceToHost && emulation::is_partly_pinned(to, bytes))) {
     return report(cudaErrorInvalidValue);
   }
+  if (kind == cudaMemcpyHostToDevice) {
+    emulation::counted.bytes_up += static_cast<std::int64_t>(bytes);
+    if (!emulation::with_kernels.contains(stream))
+      emulation::counted.bytes_ahead += static_cast<std::int64_t>(bytes);
+  }
+  if (kind == cudaMemcpyDeviceToHost)
+    emulation::counted.bytes_down += static_cast<std::int64_t>(bytes);
   // Pageable memory is read or written before the call returns, as CUDA may.
   const bool in_call = (kind == cudaMemcpyHostToDevice && !emulation::is_pinned(from, bytes)) ||
                        (kind == cudaMemcpyDeviceToHost && !emulation::is_pinned(to, bytes));

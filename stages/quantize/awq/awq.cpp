@@ -38,8 +38,8 @@ class AwqQuantizer {
     QuantizedBlock block{.block = task_.block, .linears = {}, .record = nlohmann::json::object()};
     const auto& sets = task_.shape.scale_sets();
     const bool modules =
-        settings_.scale_search && std::ranges::any_of(sets, [](const ScaleSet& set) {
-          return !is_linear(set);
+        settings_.scale_search && std::ranges::any_of(sets, [this](const ScaleSet& set) {
+          return !is_judged_by_gram(task_, set);
         });  // whose search is another pass over the block's inputs
     statistics_ =
         collect_statistics(task_, settings_, /*store_output=*/!modules, block.record, clock_);
@@ -257,14 +257,17 @@ class AwqQuantizer {
   BlockStatistics statistics_;
 };
 
-// A pass over the stream for statistics, and another for the search of what is more than a linear.
-BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
+// A pass over the stream for statistics, and another for the search of what is not judged by a Gram matrix.
+BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings& settings) {
   const double points = settings.grid_points;
   const std::vector<ScaleSet> sets =
       settings.scale_search ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
-  const bool modules =
-      std::ranges::any_of(sets, [](const ScaleSet& set) { return set.group != set.last_group; });
-  const double passes = modules ? 2 : 1;
+  const auto by_gram = [&](const ScaleSet& set) {
+    const SharedInput& input = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
+    return is_judged_by_gram(set, input.cols, sizes.tokens, activations);
+  };
+  const double passes = std::ranges::all_of(sets, by_gram) ? 1 : 2;
+  const std::string gram_search = gram_search_phase(activations);
   BlockCost cost{
       .flops = {}, .bytes_up = passes * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
   cost.flops["forward"] = 2 * passes * sizes.tokens * sizes.all_weights();
@@ -273,11 +276,12 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     const auto first = static_cast<std::size_t>(set.group),
                last = static_cast<std::size_t>(set.last_group);
     const SharedInput& group = sizes.block.shared_inputs()[first];
-    if (first == last && group.linears.size() == 1) {
+    if (by_gram(set)) {
       with_gram.insert(set.group);
-      cost.flops["search"] += 2 * points * sizes.weights(first, last) * sizes.cols(group);
+      cost.flops[gram_search] += 2 * points * sizes.weights(first, last) * sizes.cols(group);
     } else {
-      cost.flops["search"] += 2 * sizes.tokens * (points + 1) * sizes.weights(first, last);
+      cost.flops["search"] +=
+          sizes.tokens * search_operations(set, points) * sizes.weights(first, last);
     }
   }
   for (const int g : with_gram) {
@@ -289,14 +293,11 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
   cost.rounded = sizes.all_weights();
   cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size);
   cost.traffic.rounds = 6.0 * static_cast<double>(sizes.block.linears().size());
-  double searched_by_tiles = 0;
   std::vector<Cut> tiles;
   for (const ScaleSet& set : sets) {
     const SharedInput& group = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
-    if (set.group == set.last_group && group.linears.size() == 1) {
-      const int linear = group.linears.front();
+    for (const int linear : by_gram(set) ? group.linears : std::vector<int>()) {
       const double work = 2 * points * sizes.rows(linear) * sizes.cols(group) * sizes.cols(group);
-      searched_by_tiles += work;
       const int pieces = static_cast<int>((sizes.rows(linear) + kTileRows - 1) / kTileRows);
       tiles.push_back({work, pieces});
       cost.traffic.gathered += 8 * points * pieces;
@@ -304,17 +305,21 @@ BlockCost cost_of(const BlockSizes& sizes, const AwqSettings& settings) {
     cost.traffic.sums.push_back({.bytes = 4 * sizes.cols(group), .first_owner = set.group});
     cost.traffic.shared += 4 * sizes.cols(group);
   }
-  const double modules_searched = static_cast<double>(sets.size() - tiles.size());
+  const auto modules_searched = static_cast<double>(
+      std::ranges::count_if(sets, [&](const auto& set) { return !by_gram(set); }));
   cost.traffic.sums.push_back({.bytes = 8 * points * modules_searched});
   cost.traffic.shared += 8 * points * modules_searched;
-  if (const double searched = cost.flops["search"]; searched > 0) {
-    cost.cuts["search"].push_back({1 - searched_by_tiles / searched, Cut::kShards});
-    for (const Cut& cut : tiles) cost.cuts["search"].push_back({cut.share / searched, cut.pieces});
-    // Each point of the grid rounds what it tries.
-    cost.rounded += points * sizes.all_weights();
-  } else {
-    cost.flops.erase("search");
+  for (const Cut& cut : tiles)
+    cost.cuts[gram_search].push_back({cut.share / cost.flops[gram_search], cut.pieces});
+  // In one phase with what goes by shards, it is a part of that.
+  if (!tiles.empty() && gram_search == "search" && modules_searched > 0) {
+    double by_tiles = 0;
+    for (const Cut& cut : tiles) by_tiles += cut.share;
+    cost.cuts["search"].insert(cost.cuts["search"].begin(),
+                               {1 - by_tiles / cost.flops["search"], Cut::kShards});
   }
+  // Each point of the grid rounds what it tries.
+  if (!sets.empty()) cost.rounded += points * sizes.all_weights();
   for (std::size_t g = 0; g < sizes.block.shared_inputs().size(); ++g) {
     const double n = sizes.cols(sizes.block.shared_inputs()[g]);
     double bytes = with_gram.contains(static_cast<int>(g)) ? 4 * n * n : 0;
@@ -348,8 +353,9 @@ class Awq final : public Method {
   explicit Awq(const AwqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.full_precision_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& decoder, int samples, int length) const override {
-    return awq_cost(decoder, samples, length, settings_);
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length,
+                 DType activations) const override {
+    return awq_cost(decoder, samples, length, activations, settings_);
   }
   QuantizedBlock quantize(BlockTask& task) const override {
     return quantize_by_awq(task, settings_);
@@ -365,10 +371,10 @@ QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings) {
   return AwqQuantizer(task, settings).run();
 }
 
-BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
+BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length, DType activations,
                    const AwqSettings& settings) {
   return cost_of({decoder, static_cast<double>(samples) * length, static_cast<double>(length)},
-                 settings);
+                 activations, settings);
 }
 
 void read_searches(OptionReader& options, AwqSettings& settings) {

@@ -34,7 +34,7 @@ std::unique_ptr<Method> make_awq(OptionReader& options);
 struct AwqSettings;
 void read_searches(OptionReader& options, AwqSettings& settings);  // what is searched, and how long
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings);
-BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
+BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length, DType activations,
                    const AwqSettings& settings);
 
 }  // namespace roundhouse

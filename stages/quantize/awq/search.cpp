@@ -41,11 +41,10 @@ class Search {
 
   std::vector<ChosenScales> run() {
     for (Candidates& candidates : sets_) {
-      if (is_linear(*candidates.set) && !candidates.skipped) judge_by_gram(candidates);
+      if (by_gram(candidates) && !candidates.skipped) judge_by_gram(candidates);
     }
-    if (std::ranges::any_of(sets_, [](const Candidates& c) { return !is_linear(*c.set); })) {
+    if (!std::ranges::all_of(sets_, [this](const auto& c) { return by_gram(c); }))
       judge_by_forward();
-    }
     std::vector<ChosenScales> chosen;
     for (const Candidates& candidates : sets_) chosen.push_back(choose(candidates));
     return chosen;
@@ -60,6 +59,10 @@ class Search {
     return "block " + std::to_string(task_.block) + ": scales of " + group(set.group).name;
   }
 
+  bool by_gram(const Candidates& candidates) const {
+    return is_judged_by_gram(task_, *candidates.set);
+  }
+
   // Scales would change a linear that is to stay as it is.
   bool touches_skipped(const ScaleSet& set) const {
     const auto skips = [this](int i) { return task_.skips(static_cast<std::size_t>(i)); };
@@ -72,7 +75,8 @@ class Search {
     task_.monitor.phase(text_of(set));
     const Tensor& gram = input_of(set).gram;
     candidates.losses.assign(candidates.rows.size(), 0.0);
-    clock_.measure("search", [&] {
+    const std::string phase = gram_search_phase(task_.backend.activation_type());
+    clock_.measure(phase, [&] {
       for (const int i : group(set.group).linears) {
         const Tensor& weights = task_.weights.linears[i];
         const std::vector<double> sums = sum_over_tiles(
@@ -84,8 +88,8 @@ class Search {
             });
         for (std::size_t c = 0; c < sums.size(); ++c) candidates.losses[c] += sums[c];
         const auto n = static_cast<double>(weights.cols());
-        clock_.count("search", 2.0 * static_cast<double>(settings_.grid_points) *
-                                   static_cast<double>(weights.rows()) * n * n);
+        clock_.count(phase, 2.0 * static_cast<double>(settings_.grid_points) *
+                                static_cast<double>(weights.rows()) * n * n);
       }
     });
   }
@@ -136,13 +140,13 @@ class Search {
     return sum;
   }
 
-  // One pass over the samples for all module sets.
+  // One pass over the samples for all other sets.
   void judge_by_forward() {
     // So many micro-batches go through a candidate's weights at once: rounding them is then little beside using them.
     constexpr std::size_t kTogether = 8;
     std::vector<Candidates*> modules;
     for (Candidates& candidates : sets_) {
-      if (!is_linear(*candidates.set) && !candidates.skipped) modules.push_back(&candidates);
+      if (!by_gram(candidates) && !candidates.skipped) modules.push_back(&candidates);
     }
     const std::size_t points = static_cast<std::size_t>(settings_.grid_points);
     ShardNumberSum sum(task_, modules.size() * points);
@@ -186,7 +190,13 @@ class Search {
       });
       for (Candidates* module : modules) {
         if (module->set->group == g) {
-          clock_.measure("search", [&] { judge(*module, states, batches); });
+          clock_.measure("search", [&] {
+            if (is_linear(*module->set)) {
+              judge_linears(*module, states, batches);
+            } else {
+              judge(*module, states, batches);
+            }
+          });
         }
       }
       clock_.measure("forward", [&] {
@@ -238,13 +248,48 @@ class Search {
     }
   }
 
-  Tensor rounded(const Tensor& weights, const Tensor& s, const LinearScheme& scheme) {
+  // Of linears by themselves: what their outputs change by, x Δᵀ, with sums in F32.
+  void judge_linears(Candidates& candidates, const std::vector<BlockState>& states,
+                     const std::vector<MicroBatch>& batches) {
+    const ScaleSet& set = *candidates.set;
+    task_.monitor.phase(text_of(set));
+    std::int64_t rows = 0;
+    for (const BlockState& state : states) rows += state.input.rows();
+    Tensor sums(task_.backend, DType::kF32, rows, 1);
+    for (const int i : group(set.group).linears) {
+      const Tensor& weights = task_.weights.linears[i];
+      for (std::size_t c = 0; c < candidates.rows.size(); ++c) {
+        const Tensor delta =
+            rounded(weights, candidates.rows[c], settings_.scheme_of(task_, i), /*error=*/true);
+        std::int64_t row = 0;
+        for (const BlockState& state : states) {
+          const std::int64_t count = state.input.rows();
+          Tensor change(task_.backend, DType::kF32, count, weights.rows());
+          task_.backend.matmul({.a = state.input.view(),
+                                .b = delta.view(),
+                                .transpose_b = true,
+                                .c = change.view()});
+          task_.backend.compare_rows({.a = std::as_const(change).view(),
+                                      .b = std::as_const(change).view(),
+                                      .product = true,
+                                      .sums = sums.view().row_range(row, row + count)});
+          row += count;
+          task_.monitor.tick();
+        }
+        candidates.losses[c] += total(sums, batches);
+      }
+    }
+  }
+
+  Tensor rounded(const Tensor& weights, const Tensor& s, const LinearScheme& scheme,
+                 bool error = false) {
     Tensor out(task_.backend, weights.type(), weights.rows(), weights.cols());
     task_.backend.scaled_rounding({.w = weights.view(),
                                    .column_scales = s.view(),
                                    .group_size = scheme.group_size_for(weights.cols()),
                                    .grid = scheme.grid,
                                    .bits = scheme.bits,
+                                   .error = error,
                                    .out = out.view()});
     return out;
   }
@@ -272,7 +317,7 @@ class Search {
     for (int g = set.group; g <= set.last_group; ++g) {
       for (const int i : group(g).linears) {
         const LinearSpec& spec = task_.shape.linears()[i];
-        clock_.count("search", 2.0 * tokens * static_cast<double>(settings_.grid_points + 1) *
+        clock_.count("search", tokens * search_operations(set, settings_.grid_points) *
                                    static_cast<double>(spec.rows * spec.cols));
       }
     }

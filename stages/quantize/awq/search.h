@@ -20,9 +20,10 @@ std::vector<float> candidate_scales(const std::vector<double>& magnitude, double
 // [1, n] on the device; empty for no values.
 Tensor upload_row(std::span<const float> values, Backend& backend);
 
-// By DecoderBlock::scale_sets(). Collective. The loss of a set that is_linear() comes from its Gram matrix G, without another
-// pass: sum over rows of Δ G Δᵀ, Δ = Q(w diag(s)) diag(1/s) - w. The others run the module, with its output in full precision
-// made once for all candidates; the block's output is then left in `task.original`.
+// By DecoderBlock::scale_sets(). Collective. With Δ = Q(w diag(s)) diag(1/s) - w, the loss of a set that is_judged_by_gram() comes
+// from its Gram matrix G, without another pass: the sum over rows of Δ G Δᵀ. Another one that is_linear() takes the sum of
+// (x Δᵀ)² over all tokens. The rest run the module, with its output in full precision made once for all candidates. Where
+// tokens are looked at, the block's output is then left in `task.original`.
 std::vector<ChosenScales> search_scales(BlockTask& task, const AwqSettings& settings,
                                         const BlockStatistics& statistics, PhaseClock& clock);
 

@@ -24,7 +24,7 @@ class InputSums {
     for (const ScaleSet& set : task.shape.scale_sets()) {
       if (!settings.scale_search || set.group != group) continue;
       magnitude_ = sum(1, group_.cols, Part::kWhole);
-      if (is_linear(set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
+      if (is_judged_by_gram(task, set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
     }
     if (!settings.clip_search) return;
     for (const int i : group_.linears) {

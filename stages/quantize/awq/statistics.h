@@ -26,8 +26,31 @@ struct BlockStatistics {
       dropped;  // samples of this rank that are left out: something in them is not finite
 };
 
-// A set whose loss follows from the Gram matrix of its input: the set's linears are all that is inspected.
+// A set whose linears are all that is inspected.
 inline bool is_linear(const ScaleSet& set) { return set.group == set.last_group; }
+// Whether its losses follow from the Gram matrix of its input, of `cols` columns: that takes `cols` operations in F32 for each weight
+// and candidate, the outputs of all tokens as many as there are tokens, with factors of the type of activations. Where both are
+// F32, always; else by what takes less time.
+inline bool is_judged_by_gram(const ScaleSet& set, std::int64_t cols, double tokens,
+                              DType activations) {
+  constexpr double kF32Time =
+      16;  // of an operation in F32 on a GPU, in operations with 16-bit factors
+  return is_linear(set) &&
+         (activations == DType::kF32 || kF32Time * static_cast<double>(cols) <= tokens);
+}
+inline bool is_judged_by_gram(const BlockTask& task, const ScaleSet& set) {
+  const auto tokens = static_cast<double>(task.samples->count() * task.samples->length());
+  return is_judged_by_gram(set, task.shape.shared_inputs()[set.group].cols, tokens,
+                           task.backend.activation_type());
+}
+// The phase that this counts in (works_in_f32()).
+inline std::string gram_search_phase(DType activations) {
+  return activations == DType::kF32 ? "search" : "search in F32";
+}
+// Otherwise, for each token and weight: of a module the outputs as it is and for each candidate, of a linear what these differ by.
+inline double search_operations(const ScaleSet& set, double points) {
+  return 2 * (is_linear(set) ? points : points + 1);
+}
 
 // Collective. Leaves the block's output in `task.original` if `store_output`.
 BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,

@@ -113,7 +113,7 @@ class GptqQuantizer {
       std::unique_ptr<Activations> next;
       if (!group(g).from_residual) {
         next = std::make_unique<Activations>(task_.budget, task_.backend.activation_type(),
-                                             group(g).cols);
+                                             group(g).cols, room_for(g));
       }
       const auto visit = [&](const MicroBatch& batch, std::vector<Tensor> rows) {
         BlockState state;
@@ -141,6 +141,16 @@ class GptqQuantizer {
     });
     count_forward(last);
     carried_.reset();
+  }
+
+  // Of the device's memory, what its inputs may take: what its Hessian's sums and micro-batches leave, with a tenth to spare.
+  Activations::OnDevice room_for(int g) const {
+    if (task_.backend.is_host_memory()) return {};
+    constexpr double kHessians = 8;
+    const auto n = static_cast<double>(group(g).cols);
+    const double room =
+        0.9 * static_cast<double>(task_.backend.available_bytes()) - kHessians * 4 * n * n;
+    return {&task_.backend, static_cast<std::size_t>(std::max(0.0, room))};
   }
 
   // Applies group g - 1, keeps what comes out, and leaves the input of group g in the state.
@@ -358,7 +368,7 @@ class Gptq final : public Method {
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+  BlockCost cost(const DecoderBlock& shape, int samples, int length, DType) const override {
     return gptq_cost({shape, static_cast<double>(samples) * length, static_cast<double>(length)},
                      settings_);
   }

@@ -47,8 +47,9 @@ class LlmMq final : public Method {
     return schemes;
   }
   bool one_scheme_an_input() const override { return fused_; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return awq_cost(shape, samples, length, awq_);
+  BlockCost cost(const DecoderBlock& shape, int samples, int length,
+                 DType activations) const override {
+    return awq_cost(shape, samples, length, activations, awq_);
   }
 
   std::string statistics_settings() const override {

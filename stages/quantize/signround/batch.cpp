@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "base/error.h"
 
@@ -71,50 +72,69 @@ BatchLoader::Rows BatchLoader::rows_of(Activations& stream, int sample) const {
 void BatchLoader::fetch(const std::vector<int>& batch, int parts) {
   const int rank = task_.team.rank(), size = task_.team.size();
   const int batch_size = static_cast<int>(batch.size());
-  parts_ = parts;
-  slots_.assign(batch.size(), {});
   std::vector<Send> sends;
   std::vector<Receive> receives;
+  turn_ = 1 - turn_;
+  std::vector<std::vector<std::byte>>& received = received_[turn_];
   std::size_t buffers = 0;
   const auto buffer = [&]() -> Rows {
-    if (buffers == received_.size()) received_.emplace_back(sample_bytes_);
-    return received_[buffers++];
+    if (buffers == received.size()) received.emplace_back(sample_bytes_);
+    return received[buffers++];
   };
-  for (int s = 0; s < batch_size; ++s) {
-    const int sample = batch[s];
-    const int holder = holder_of(sample);
-    const int worker = rank_of_part(parts, rank_of_part(batch_size, s, parts), size);
-    Slot& slot = slots_[s];
-    if (holder == rank && worker == rank) {
-      slot = {rows_of(input_, sample), rows_of(target_, sample)};
-    } else if (holder == rank) {
-      sends.push_back({rows_of(input_, sample), worker});
-      sends.push_back({rows_of(target_, sample), worker});
-    } else if (worker == rank) {
-      slot = {buffer(), buffer()};
-      receives.push_back({slot.input, holder});
-      receives.push_back({slot.target, holder});
+  for (int part = 0; part < parts; ++part) {
+    const int worker = rank_of_part(parts, part, size);
+    const PartRange slots = parts_of_rank(batch_size, part, parts);
+    Waiting mine{.part = part, .slots = {}};
+    for (int s = slots.begin; s < slots.end; ++s) {
+      const int sample = batch[static_cast<std::size_t>(s)];
+      const int holder = holder_of(sample);
+      if (holder == rank && worker == rank) {
+        mine.slots.push_back({rows_of(input_, sample), rows_of(target_, sample)});
+      } else if (holder == rank) {
+        sends.push_back({rows_of(input_, sample), worker});
+        sends.push_back({rows_of(target_, sample), worker});
+      } else if (worker == rank) {
+        mine.slots.push_back({buffer(), buffer()});
+        receives.push_back({mine.slots.back().input, holder});
+        receives.push_back({mine.slots.back().target, holder});
+      }
     }
+    if (worker == rank) waiting_.push_back(std::move(mine));
   }
   if (size > 1) task_.team.start(sends, receives)->wait();
 }
 
-BatchPart BatchLoader::load(int part) {
-  const PartRange slots = parts_of_rank(static_cast<int>(slots_.size()), part, parts_);
-  const std::int64_t length = task_.samples->length(), sequences = slots.end - slots.begin;
-  BatchPart loaded{
-      .part = part,
-      .sequences = sequences,
-      .input = Tensor(task_.backend, input_.type(), sequences * length, input_.cols()),
-      .target = Tensor(task_.backend, input_.type(), sequences * length, input_.cols())};
-  for (int s = slots.begin; s < slots.end; ++s) {
-    const Slot& slot = slots_[s];
-    require(!slot.input.empty(), "this part of a batch is another rank's");
-    const std::int64_t row = (s - slots.begin) * length;
-    task_.backend.upload(slot.input, loaded.input.view().row_range(row, row + length).data);
-    task_.backend.upload(slot.target, loaded.target.view().row_range(row, row + length).data);
+void BatchLoader::load_ahead() {
+  if (waiting_.empty()) return;
+  const Waiting next = std::move(waiting_.front());
+  waiting_.pop_front();
+  const std::int64_t length = task_.samples->length(), sequences = std::ssize(next.slots);
+  Loading loading{
+      .part = {.part = next.part,
+               .sequences = sequences,
+               .input = Tensor(task_.backend, input_.type(), sequences * length, input_.cols()),
+               .target = Tensor(task_.backend, input_.type(), sequences * length, input_.cols())},
+      .tickets = {}};
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    const Slot& slot = next.slots[static_cast<std::size_t>(s)];
+    const auto copy = [&](Rows from, Tensor& to) {
+      const Matrix rows = to.view().row_range(s * length, (s + 1) * length);
+      loading.tickets.push_back(task_.backend.upload_ahead(from, rows.data));
+    };
+    copy(slot.input, loading.part.input);
+    copy(slot.target, loading.part.target);
   }
-  return loaded;
+  loading_ = std::move(loading);
+}
+
+BatchPart BatchLoader::next() {
+  if (!loading_) load_ahead();
+  require(loading_.has_value(), "there is no further part of a batch");
+  Loading now = std::move(*loading_);
+  loading_.reset();
+  load_ahead();
+  for (const Memory::UploadTicket ticket : now.tickets) task_.backend.await_upload(ticket);
+  return std::move(now.part);
 }
 
 }  // namespace roundhouse

@@ -7,6 +7,8 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <optional>
 #include <vector>
 
 #include "base/random.h"
@@ -46,9 +48,12 @@ class BatchLoader {
  public:
   BatchLoader(const BlockTask& task, Activations& input, Activations& target);
 
-  // Collective: after it, load() knows the samples of this rank's parts.
+  // Collective: brings the samples of this rank's parts of the next batch. To be called again once the first part of this one is
+  // wanted: then the next batch is on its way to the device, too, while the device works.
   void fetch(const std::vector<int>& batch, int parts);
-  BatchPart load(int part);
+  // This rank's parts in order, batch by batch. Where another one is known, its copies begin here, beside the work on this one.
+  // Precondition: there is one.
+  BatchPart next();
 
  private:
   // The rows of one sample in one stream: in a shard of this rank, or received.
@@ -56,6 +61,15 @@ class BatchLoader {
   struct Slot {
     Rows input, target;
   };
+  struct Waiting {  // a part that is not on its way to the device yet
+    int part;
+    std::vector<Slot> slots;
+  };
+  struct Loading {
+    BatchPart part;
+    std::vector<Memory::UploadTicket> tickets;
+  };
+  void load_ahead();
   Rows rows_of(Activations& stream, int sample) const;
   int holder_of(int sample) const;
 
@@ -63,10 +77,12 @@ class BatchLoader {
   Activations& input_;
   Activations& target_;
   std::size_t sample_bytes_;
-  int parts_ = 0;
-  std::vector<Slot> slots_;  // of the batch; empty where another rank has the part
-  std::vector<std::vector<std::byte>>
-      received_;  // memory of what was received, kept from batch to batch
+  std::deque<Waiting> waiting_;
+  std::optional<Loading> loading_;
+  // Memory of what was received, kept from batch to batch: of two in turn, since the one before may still be on its way to the
+  // device.
+  std::vector<std::vector<std::byte>> received_[2];
+  int turn_ = 0;
 };
 
 }  // namespace roundhouse

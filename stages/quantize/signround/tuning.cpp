@@ -104,9 +104,13 @@ class BlockTuner {
       (void)sampler.next();
       count_step();  // the record is of the whole block, whoever made it
     }
+    const auto fetch = [&] {
+      clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
+    };
+    if (begin < settings_.iterations) fetch();
     for (int i = begin; i < settings_.iterations; ++i) {
       say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
-      clock_.measure("fetch", [&] { loader.fetch(sampler.next(), parts_); });
+      if (i + 1 < settings_.iterations) fetch();  // the next one, ahead
       clock_.measure("round", [&] { learned.round(); });
       BlockSum gradient(task_, parts_);
       const double loss = differentiate(loader, gradient);
@@ -195,7 +199,7 @@ class BlockTuner {
     std::vector<double> errors;
     for (int p = mine.begin; p < mine.end; ++p) {
       BatchPart part;
-      clock_.measure("fetch", [&] { part = loader.load(p); });
+      clock_.measure("fetch", [&] { part = loader.next(); });
       BlockState state{.residual = std::move(part.input),
                        .input = {},
                        .sequences = part.sequences,

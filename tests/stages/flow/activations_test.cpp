@@ -45,6 +45,28 @@ TEST_F(ActivationsTest, GivesBackWhatWasStored) {
   EXPECT_EQ(activations.bytes(5).size(), 4u * 3 * sizeof(float));
 }
 
+TEST_F(ActivationsTest, ShardsStayOnADeviceThatHasRoomForThem) {
+  ActivationBudget budget(1 << 20, folder_.path());
+  constexpr std::size_t kShard = 4 * 3 * sizeof(float);
+  Activations activations(budget, DType::kF32, 3, {backend_.get(), kShard + 1});
+  for (const int shard : {0, 1}) activations.reserve(shard, 4);
+  EXPECT_THROW((void)activations.bytes(0), Error) << "on the device";
+  EXPECT_EQ(activations.bytes(1).size(), kShard) << "there was room for one";
+  for (const int shard : {0, 1}) {
+    activations.store_behind(shard, 1, numbers(3, 3, 10.0f * static_cast<float>(shard)).view(),
+                             *backend_);
+  }
+  backend_->finish_downloads();
+  for (const int shard : {0, 1}) {
+    Activations::Loading loading = activations.load_ahead(shard, 2, 2, *backend_);
+    const Tensor rows = loading.finish(*backend_);
+    EXPECT_EQ(at(rows, 1, 2), 10.0f * static_cast<float>(shard) + 8);
+  }
+  activations.release(0);
+  activations.reserve(2, 4);
+  EXPECT_THROW((void)activations.bytes(2), Error) << "in the room of the first";
+}
+
 TEST_F(ActivationsTest, BeyondTheBudgetGoesToNamelessFiles) {
   ActivationBudget budget(kPage + 100, folder_.path() / "scratch");
   Activations activations(budget, DType::kF32, 4);
