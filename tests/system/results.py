@@ -49,7 +49,8 @@ class Results:
         blocks = json.loads((self.small.folder / "model" / "config.json").read_text())["num_hidden_layers"]
         for walk in walks:
             models = 1 if walk["recipe"] == "original" else 2
-            check(walk["blocks_loaded"] == blocks * models * walk["rings"], f"{blocks} blocks, {walk}")
+            least = blocks * (walk["rings"] + models - 1)  # not every ring has batches that are compared
+            check(least <= walk["blocks_loaded"] <= blocks * models * walk["rings"], f"{blocks} blocks, {walk}")
             check((walk["transfers"] == []) == (walk["rings"] == walk["ranks"]), f"{walk}")
             shares = [event for event in self.journal() if event["event"] in ("task", "perplexity") and event["recipe"] == walk["recipe"]]
             check(len(shares) == 3 and sum(event["seconds"] for event in shares) <= walk["seconds"], f"{walk}, {shares}")
