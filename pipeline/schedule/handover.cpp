@@ -1,5 +1,6 @@
 #include "pipeline/schedule/handover.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -8,63 +9,63 @@
 
 namespace roundhouse {
 
-namespace {
-
-// In the order in which they travel.
-std::vector<std::span<std::byte>> shards_of(const StreamActivations& activations,
-                                            PartRange shards) {
-  std::vector<std::span<std::byte>> all;
-  for (const auto& stream : activations.all()) {
-    for (int shard = shards.begin; stream.activations && shard < shards.end; ++shard) {
-      all.push_back(stream.activations->bytes(shard));
-    }
-  }
-  return all;
-}
-
-}  // namespace
-
-void Handover::send(StreamActivations activations, PartRange shards) {
+void Handover::send(const std::vector<bool>& come,
+                    std::vector<std::unique_ptr<Activations>> streams, PartRange shards) {
   finish();
-  sending_ = std::move(activations);
-  header_ = kActivations;
-  std::vector<Send> sends{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}};
-  if (Transport* devices = mesh_.device_chain()) {
+  sending_ = std::move(streams);
+  header_.clear();
+  for (const bool comes : come) header_.push_back(comes ? kComes : kFailed);
+  std::vector<Send> sends{{std::as_bytes(std::span(header_)), mesh_.next_rank()}};
+  if (Transport* devices = mesh_.device_chain(); devices && !sending_.empty())
     relay_ = std::make_unique<RelaySender>(RelayLink{mesh_.chain(), *devices, memory_},
                                            mesh_.stage() + 1);
-    for (const std::span<std::byte> shard : shards_of(sending_, shards)) relay_->add(shard);
-  } else {
-    for (const std::span<std::byte> shard : shards_of(sending_, shards)) {
-      sends.push_back({shard, mesh_.next_rank()});
+  for (const auto& stream : sending_) {
+    for (int shard = shards.begin; shard < shards.end; ++shard) {
+      const std::span<std::byte> bytes = stream->bytes(shard);
+      if (relay_) {
+        relay_->add(bytes);
+      } else {
+        sends.push_back({bytes, mesh_.next_rank()});
+      }
     }
   }
   ticket_ = mesh_.world().start(sends, {});
   progress();
 }
 
-void Handover::send_failed() { send_header(kFailed); }
-
-void Handover::send_stop() {
+void Handover::send_stop(std::size_t recipes) {
   if (stop_sent_) return;
   stop_sent_ = true;
-  send_header(kStopped);
-}
-
-void Handover::send_header(std::int64_t header) {
   finish();
-  header_ = header;
+  header_.assign(recipes, kStopped);
   ticket_ = mesh_.world().start(
-      std::vector<Send>{{std::as_bytes(std::span(&header_, 1)), mesh_.next_rank()}}, {});
+      std::vector<Send>{{std::as_bytes(std::span(header_)), mesh_.next_rank()}}, {});
 }
 
-Handover::Arrival Handover::receive(const StreamActivations& into, PartRange shards) {
-  if (upstream_stopped_) return Arrival::kStopped;
-  const std::int64_t header = receive_header();
-  upstream_stopped_ = header == kStopped;
-  if (upstream_stopped_) return Arrival::kStopped;
-  if (header == kFailed) return Arrival::kFailed;
-  require(header == kActivations, "a stage received something else than activations");
-  const std::vector<std::span<std::byte>> all = shards_of(into, shards);
+std::optional<std::vector<bool>> Handover::receive_header(std::size_t recipes) {
+  if (upstream_stopped_) return std::nullopt;
+  const Watchdog::Waiting waiting(&monitor_.watchdog());
+  std::vector<std::int64_t> header(recipes);
+  const Receive receive{std::as_writable_bytes(std::span(header)), mesh_.previous_rank()};
+  const auto ticket = mesh_.world().start({}, {&receive, 1});
+  // The stage before may be at work for long: what this one still sends moves on meanwhile.
+  for (Backoff backoff(0); !ticket->done(); backoff.pause()) progress();
+  upstream_stopped_ = std::ranges::find(header, kStopped) != header.end();
+  if (upstream_stopped_) return std::nullopt;
+  std::vector<bool> come;
+  for (const std::int64_t each : header) {
+    require(each == kComes || each == kFailed, "a stage received something else than activations");
+    come.push_back(each == kComes);
+  }
+  return come;
+}
+
+void Handover::receive(const std::vector<Activations*>& into, PartRange shards) {
+  if (into.empty()) return;
+  std::vector<std::span<std::byte>> all;
+  for (Activations* stream : into) {
+    for (int shard = shards.begin; shard < shards.end; ++shard) all.push_back(stream->bytes(shard));
+  }
   const Watchdog::Waiting waiting(&monitor_.watchdog());
   if (Transport* devices = mesh_.device_chain()) {
     receive_relayed({mesh_.chain(), *devices, memory_}, mesh_.stage() - 1, all);
@@ -73,7 +74,6 @@ Handover::Arrival Handover::receive(const StreamActivations& into, PartRange sha
     for (const std::span<std::byte> shard : all) receives.push_back({shard, mesh_.previous_rank()});
     mesh_.world().start({}, receives)->wait();
   }
-  return Arrival::kActivations;
 }
 
 void Handover::progress() {
@@ -88,20 +88,10 @@ void Handover::finish() {
   release();
 }
 
-std::int64_t Handover::receive_header() {
-  const Watchdog::Waiting waiting(&monitor_.watchdog());
-  std::int64_t header = 0;
-  const Receive receive{std::as_writable_bytes(std::span(&header, 1)), mesh_.previous_rank()};
-  const auto ticket = mesh_.world().start({}, {&receive, 1});
-  // The stage before may be at work for long: what this one still sends moves on meanwhile.
-  for (Backoff backoff(0); !ticket->done(); backoff.pause()) progress();
-  return header;
-}
-
 void Handover::release() {
   ticket_.reset();
   relay_.reset();
-  sending_ = {};
+  sending_.clear();
 }
 
 }  // namespace roundhouse

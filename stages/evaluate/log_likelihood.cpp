@@ -206,7 +206,7 @@ bool walk(const CausalLM& model, const DecoderBlock& decoder, std::span<const Bl
     for (std::size_t s = 0; s < streams.size(); ++s) {
       monitor.tick();
       if (monitor.stop_requested()) return false;
-      run_forward(decoder, streams[s](block), pieces, residuals[s], backend, monitor);
+      run_forward(decoder, streams[s](block), pieces, residuals[s], residuals[s], backend, monitor);
     }
   }
   const CausalLM::Head head = model.load_head(backend);

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "stages/quantize/method.h"
 #include "stages/quantize/options.h"
@@ -34,6 +35,7 @@ std::unique_ptr<Method> make_awq(OptionReader& options);
 struct AwqSettings;
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings);
 BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length,
-                   const AwqSettings& settings);
+                   const AwqSettings& settings, MadeBefore made);
+std::string awq_gathers(const AwqSettings& settings);  // Needs::gathers
 
 }  // namespace roundhouse

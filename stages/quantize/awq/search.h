@@ -22,7 +22,7 @@ Tensor upload_row(std::span<const float> values, Backend& backend);
 
 // By DecoderBlock::scale_sets(). Collective. The loss of a set that is_linear() comes from its Gram matrix G, without another
 // pass: sum over rows of Δ G Δᵀ, Δ = Q(w diag(s)) diag(1/s) - w. The others run the module, with its output in full precision
-// made once for all candidates; the block's output is then left in `task.original`.
+// made once for all candidates; the block's output is then left in task.output_of_original(), if the task makes it.
 std::vector<ChosenScales> search_scales(BlockTask& task, const AwqSettings& settings,
                                         const BlockStatistics& statistics, PhaseClock& clock);
 
