@@ -245,7 +245,7 @@ TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
 
 TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
   for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
-    for (const auto [hours, most] :
+    for (const auto& [hours, most] :
          {std::pair{kAlwaysInterrupted, 1}, {kNever, 1}, {kAlwaysInterrupted, 8}}) {
       const SharedFolder folder(test_world());
       Hdf5Store store(folder.path());
