@@ -530,7 +530,7 @@ TEST_F(WaveTest, SameBytesOnEveryMesh) {
 TEST_F(WaveTest, ResumesAfterAFailureAtAnyWrite) {
   if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
   int before = kMany;
-  for (int n = 3; n <= 160; n += 23) {
+  for (int n = 3; n <= 72; n += 23) {
     const int after = n % 2 == 1 ? kMany : 1;
     MemoryStore store;
     store.fail_at_write(n);
