@@ -62,6 +62,15 @@ Tensor::Tensor(Memory& memory, DType type, std::int64_t rows, std::int64_t cols)
       rows_(rows),
       cols_(cols) {}
 
+Tensor Tensor::borrowed() const {
+  Tensor tensor;
+  tensor.buffer_ = {buffer_.get(), [](std::byte*) {}};
+  tensor.type_ = type_;
+  tensor.rows_ = rows_;
+  tensor.cols_ = cols_;
+  return tensor;
+}
+
 namespace {
 
 void convert_on_host_threads(DType from_type, const std::byte* from, DType to_type, std::byte* to,

@@ -92,6 +92,9 @@ class Tensor {
   static Tensor upload(Memory& memory, const HostView& host,
                        DType type);  // 1-D becomes one row; converts on the host
 
+  // The same memory, which this one owns and outlives: to be read.
+  Tensor borrowed() const;
+
   bool empty() const { return buffer_ == nullptr; }
   DType type() const { return type_; }
   std::int64_t rows() const { return rows_; }

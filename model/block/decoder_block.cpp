@@ -17,6 +17,15 @@ Tensor copy_of(const Tensor& from, Backend& backend) {
 
 }  // namespace
 
+BlockWeights BlockWeights::borrowed() const {
+  BlockWeights weights;
+  weights.block = block;
+  for (const Tensor& tensor : linears) weights.linears.push_back(tensor.borrowed());
+  for (const Tensor& tensor : biases) weights.biases.push_back(tensor.borrowed());
+  for (const Tensor& tensor : norms) weights.norms.push_back(tensor.borrowed());
+  return weights;
+}
+
 void DecoderBlock::forward(const BlockWeights& weights, BlockState& state, Backend& backend) const {
   for (int group = 0; group < static_cast<int>(shared_inputs_.size()); ++group) {
     prepare(group, weights, state, backend);

@@ -63,6 +63,9 @@ struct BlockWeights {
   std::vector<Tensor>
       norms;  // by DecoderBlock::norms(); more where an architecture's load() makes them
   std::int64_t block = 0;  // whose they are
+
+  // The same tensors, borrowed: they may be replaced by others, and are written to by nobody.
+  BlockWeights borrowed() const;
 };
 
 // A micro-batch on its way through a block. Rows are tokens: `sequences` sequences of `length`.

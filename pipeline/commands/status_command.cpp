@@ -85,6 +85,7 @@ struct LastJob {
   int ranks = 0;
   int pipeline = 1, lanes = 1;
   Json lane_of;             // by recipe's name
+  Json waves;               // lists of names
   double unit_seconds = 0;  // mean of its units, each on one team
   int units = 0;
   std::optional<double> left;  // seconds, by TimeLeft
@@ -118,7 +119,11 @@ LastJob last_job(const std::vector<Json>& journal) {
       const Json mesh = event.value("mesh", Json::object());
       job.pipeline = std::max(1, integer_in(mesh, "pipeline", 1));
       job.lanes = std::max(1, integer_in(mesh, "lanes", 1));
-      if (mesh.is_object()) job.lane_of = mesh.value("lane_of", Json::object());
+      if (mesh.is_object()) {
+        job.lane_of = mesh.value("lane_of", Json::object());
+        if (const Json waves = mesh.value("waves", Json::array()); waves.is_array())
+          job.waves = waves;
+      }
       time_left = TimeLeft();
     } else if (kind == "plan") {
       time_left = TimeLeft(event.value("work", Json::object()));
@@ -160,6 +165,13 @@ std::string describe(std::vector<RecipeProgress> recipes, const LastJob& job) {
     for (RecipeProgress& recipe : recipes)
       recipe.lane = integer_in(job.lane_of, recipe.name.c_str(), -1);
     std::ranges::stable_partition(recipes, [](const auto& recipe) { return recipe.lane < 0; });
+  }
+  for (std::size_t wave = 0; wave < job.waves.size(); ++wave) {
+    for (RecipeProgress& recipe : recipes) {
+      const Json& names = job.waves[wave];
+      if (std::ranges::find(names, Json(recipe.name)) != names.end())
+        recipe.wave = static_cast<int>(wave);
+    }
   }
   const std::vector<StageProgress> all = whereabouts(recipes, job.pipeline, job.lanes);
   std::string text;

@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMaxRanks = 100'000;
+constexpr int kMaxRanks = 100'000, kMostRecipesOfAWave = 1000;
 
 RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles files) {
   RunConfig config;
@@ -43,6 +43,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.lanes = mesh.integer("lanes", config.lanes, 0, kMaxRanks);
   config.pipeline_ranks = mesh.integer("pipeline", config.pipeline_ranks, 0, kMaxRanks);
   config.data_ranks = mesh.integer("data", config.data_ranks, 0, kMaxRanks);
+  config.wave = mesh.integer("wave", config.wave, 0, kMostRecipesOfAWave);
   mesh.finish();
   config.device = top.one_of("device", config.device, {"auto", "cpu", "cuda"});
   config.allow_other_device = top.boolean("allow_other_device", config.allow_other_device);

@@ -46,6 +46,7 @@ struct RunConfig {
   int lanes = 0;              // mesh: {lanes: L, pipeline: P, data: D}; 0: chosen
   int pipeline_ranks = 0;
   int data_ranks = 0;
+  int wave = 0;  // mesh.wave: recipes that go through the model together, at most; 0: chosen
   std::string device = "auto";       // auto, cpu or cuda
   bool allow_other_device = false;   // go on with blocks that another kind of device computed
   int threads = 0;                   // a rank; 0: this node's processors shared by its ranks

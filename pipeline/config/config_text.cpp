@@ -56,8 +56,8 @@ std::string to_yaml(const RunConfig& config) {
     }
     line("  - {{{}}}", fmt::join(pairs, ", "));
   }
-  line("mesh: {{lanes: {}, pipeline: {}, data: {}}}", config.lanes, config.pipeline_ranks,
-       config.data_ranks);
+  line("mesh: {{lanes: {}, pipeline: {}, data: {}, wave: {}}}", config.lanes, config.pipeline_ranks,
+       config.data_ranks, config.wave);
   line("device: {}", config.device);
   if (config.allow_other_device) line("allow_other_device: true");
   line("threads: {}", config.threads);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "base/file.h"
@@ -62,26 +63,41 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
   block_bytes_ = bytes_of(tensors_of_block(job.model, 0), each);
   outside_bytes_ = bytes_of(tensors_before_blocks(job.model), each) +
                    bytes_of(tensors_after_blocks(job.model), each);
-  for (const Recipe& recipe : job.config.recipes) {
-    methods_.push_back(make_method(recipe));
-    const SampleOptions& samples = calibration_set(job.config, recipe.calibration);
-    costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length,
-                                           job.rates.is_host ? DType::kF32 : DType::kBF16));
-    if (!recipe.skips()) continue;
-    // What rounds or solves linears has less to do; everything else goes through all of them.
-    const double share = mean_over_blocks(costs_.size() - 1, [&](const auto& schemes) {
-      double quantized = 0;
-      for (std::size_t i = 0; i < schemes.size(); ++i) {
-        const LinearSpec& spec = job.shape.linears()[i];
-        if (!schemes[i].is_original()) quantized += static_cast<double>(spec.rows * spec.cols);
-      }
-      return quantized / weights_;
-    });
-    BlockCost& cost = costs_.back();
-    for (double* part : {&cost.rounded, &cost.clustered, &cost.traffic.gathered}) *part *= share;
-    if (const auto solve = cost.flops.find("solve"); solve != cost.flops.end())
-      solve->second *= share;
+  for (std::size_t r = 0; r < job.config.recipes.size(); ++r) {
+    methods_.push_back(make_method(recipe(r)));
+    costs_.push_back(cost_of(r, MadeBefore{}));
   }
+}
+
+BlockCost CostModel::cost_of(std::size_t r, MadeBefore made) const {
+  const SampleOptions& samples = samples_of(r);
+  BlockCost cost = methods_[r]->cost(job_.shape, samples.samples, samples.sequence_length,
+                                     job_.rates.is_host ? DType::kF32 : DType::kBF16, made);
+  if (!recipe(r).skips()) return cost;
+  // What rounds or solves linears has less to do; everything else goes through all of them.
+  const double share = mean_over_blocks(r, [&](const auto& schemes) {
+    double quantized = 0;
+    for (std::size_t i = 0; i < schemes.size(); ++i) {
+      const LinearSpec& spec = job_.shape.linears()[i];
+      if (!schemes[i].is_original()) quantized += static_cast<double>(spec.rows * spec.cols);
+    }
+    return quantized / weights_;
+  });
+  for (double* part : {&cost.rounded, &cost.clustered, &cost.traffic.gathered}) *part *= share;
+  if (const auto solve = cost.flops.find("solve"); solve != cost.flops.end())
+    solve->second *= share;
+  return cost;
+}
+
+const BlockCost& CostModel::cost_of(const Step& step) const {
+  const MadeBefore made{
+      .original = recipe(step.recipe).needs.full_precision_stream && !step.original,
+      .gathered = step.gathered};
+  if (!made.original && !made.gathered) return costs_[step.recipe];
+  const std::pair key{step.recipe, (made.original ? 1 : 0) + (made.gathered ? 2 : 0)};
+  auto found = beside_.find(key);
+  if (found == beside_.end()) found = beside_.emplace(key, cost_of(step.recipe, made)).first;
+  return found->second;
 }
 
 int CostModel::nodes() const {
@@ -140,9 +156,11 @@ StepTime CostModel::timed(const std::string& method, const BlockCost& cost) cons
   return time;
 }
 
-StepTime CostModel::make(std::size_t r) const {
-  StepTime time = timed(recipe(r).method, costs_[r]);
-  if (!recipe(r).needs.makes_blocks_of_gradients()) add_load(time, block_bytes_, team());
+StepTime CostModel::make(const Step& step) const {
+  const std::size_t r = step.recipe;
+  StepTime time = timed(recipe(r).method, cost_of(step));
+  if (step.loads && !recipe(r).needs.makes_blocks_of_gradients())
+    add_load(time, block_bytes_, team());
   time.phases["other"] = job_.rates.unit_seconds;
   // One rank packs while its team waits; what it has packed is written while the next unit is made.
   const double packing = weights_ / job_.rates.commit;
@@ -158,40 +176,41 @@ double CostModel::forward_seconds(double tokens, int length) const {
          sizes.attention() / job_.rates.attention;
 }
 
-StepTime CostModel::replay(std::size_t r) const {
-  const SampleOptions& samples = samples_of(r);
+StepTime CostModel::replay(const Step& step) const {
+  const SampleOptions& samples = samples_of(step.recipe);
   const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
   StepTime time;
   const double busiest = BlockCost{}.busiest("forward", team(), shards());
-  for (const bool wanted :
-       {recipe(r).needs.quantized_stream, recipe(r).needs.full_precision_stream}) {
-    if (!wanted) continue;
+  const auto pass = [&](bool goes, bool loads) {
+    if (!goes) return;
     time.phases["forward"] += forward_seconds(tokens, samples.sequence_length) * busiest;
     time.work += forward_seconds(tokens, samples.sequence_length);
-    add_load(time, block_bytes_, team());
-  }
+    if (loads) add_load(time, block_bytes_, team());
+  };
+  pass(recipe(step.recipe).needs.quantized_stream, true);
+  pass(step.original, step.loads);
   return time;
 }
 
-StepTime CostModel::embed(std::size_t r) const {
+StepTime CostModel::embed(const Step& step) const {
   StepTime time;
   const double way = job_.rates.host_copy > 0 ? job_.rates.host_copy : job_.rates.host_message;
-  time.phases["embedding"] = rank_stream_bytes(r) / way;
+  time.phases["embedding"] = rank_stream_bytes(step) / way;
   time.work = time.phases["embedding"] * team();
   return time;
 }
 
-StepTime CostModel::load_snapshot(std::size_t r) const {
+StepTime CostModel::load_snapshot(const Step& step) const {
   StepTime time;
   time.phases["snapshots"] =
-      rank_stream_bytes(r) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_read;
+      rank_stream_bytes(step) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_read;
   return time;
 }
 
-StepTime CostModel::write_snapshot(std::size_t r) const {
+StepTime CostModel::write_snapshot(const Step& step) const {
   StepTime time;
   time.phases["snapshots"] =
-      rank_stream_bytes(r) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_write;
+      rank_stream_bytes(step) * std::min(team(), job_.rates.ranks_a_node) / job_.rates.file_write;
   return time;
 }
 
@@ -303,17 +322,21 @@ StepTime CostModel::make_products(std::size_t r, int ranks) const {
   return time;
 }
 
-double CostModel::stream_bytes(std::size_t r) const {
+double CostModel::one_stream_bytes(std::size_t r) const {
   const SampleOptions& samples = samples_of(r);
-  const Needs& needs = recipe(r).needs;
-  const int streams = (needs.quantized_stream ? 1 : 0) + (needs.full_precision_stream ? 1 : 0);
-  return streams * job_.rates.bytes_of_activation() * static_cast<double>(samples.samples) *
+  return job_.rates.bytes_of_activation() * static_cast<double>(samples.samples) *
          samples.sequence_length * static_cast<double>(job_.model.hidden_size);
 }
 
+double CostModel::stream_bytes(const Step& step) const {
+  const int streams =
+      (recipe(step.recipe).needs.quantized_stream ? 1 : 0) + (step.original ? 1 : 0);
+  return streams * one_stream_bytes(step.recipe);
+}
+
 // Of the rank that holds most shards.
-double CostModel::rank_stream_bytes(std::size_t r) const {
-  return stream_bytes(r) * BlockCost{}.busiest("forward", team(), shards());
+double CostModel::rank_stream_bytes(const Step& step) const {
+  return stream_bytes(step) * BlockCost{}.busiest("forward", team(), shards());
 }
 
 double CostModel::gradient_stream_bytes(std::size_t r) const {
@@ -323,17 +346,17 @@ double CostModel::gradient_stream_bytes(std::size_t r) const {
                    : 0.0;
 }
 
-double CostModel::transfer_seconds(std::size_t r) const {
-  return rank_stream_bytes(r) / job_.rates.node_link + job_.rates.message_seconds;
+double CostModel::transfer_seconds(const Step& step) const {
+  return rank_stream_bytes(step) / job_.rates.node_link + job_.rates.message_seconds;
 }
 
-double CostModel::forward_share(std::size_t r) const {
-  const double made = make(r).seconds();
-  return made > 0 ? std::min(1.0, replay(r).phases["forward"] / made) : 1;
+double CostModel::forward_share(const Step& step) const {
+  const double made = make(step).seconds();
+  return made > 0 ? std::min(1.0, replay(step).phases["forward"] / made) : 1;
 }
 
-TeamBytes CostModel::unit_traffic(std::size_t r) const {
-  return team_bytes(costs_[r].traffic, team(), shards(), job_.rates.bytes_of_activation());
+TeamBytes CostModel::unit_traffic(const Step& step) const {
+  return team_bytes(cost_of(step).traffic, team(), shards(), job_.rates.bytes_of_activation());
 }
 
 TeamBytes CostModel::gradient_traffic(std::size_t r) const {
@@ -454,7 +477,7 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
   return bytes + blocks * names * 190 + 3000;
 }
 
-DiskUse CostModel::disk() const {
+DiskUse CostModel::disk(const std::vector<Wave>& waves) const {
   DiskUse use;
   const auto blocks = static_cast<double>(job_.model.blocks);
   double most = 0, shared = 0;
@@ -462,10 +485,13 @@ DiskUse CostModel::disk() const {
     use.records += blocks * record_bytes(r);
     for (const std::string& format : job_.config.export_formats)
       use.exports += export_bytes(r, format);
-    const double streams = stream_bytes(r);
-    // A new one is whole before the one before goes, on each stage that has one under way.
-    if (job_.config.interruption_hours > 0) most = std::max(most, streams);
     shared = std::max(shared, gradient_stream_bytes(r));
+  }
+  std::vector<std::size_t> all(job_.config.recipes.size());
+  std::iota(all.begin(), all.end(), 0);
+  // A new one is whole before the one before goes, on each stage that has one under way.
+  for (const Wave& wave : waves_of(all, waves)) {
+    if (job_.config.interruption_hours > 0) most = std::max(most, streams_of(wave).all());
   }
   use.snapshots = std::max(2 * most * job_.mesh.stages(), 2 * shared * job_.mesh.stages());
   for (const std::string& set : calibration_sets_in_use(job_.config)) {
@@ -475,28 +501,61 @@ DiskUse CostModel::disk() const {
   return use;
 }
 
-MemoryUse CostModel::memory(std::size_t r) const {
+CostModel::Streams CostModel::streams_of(const Wave& wave) const {
+  Streams streams;
+  int carriers = 0;
+  for (const std::size_t r : wave) {
+    if (recipe(r).needs.quantized_stream) streams.own += one_stream_bytes(r);
+    if (!recipe(r).needs.full_precision_stream) continue;
+    streams.shared = one_stream_bytes(r);
+    ++carriers;
+  }
+  if (carriers > 1) streams.output = streams.shared;
+  return streams;
+}
+
+MemoryUse CostModel::memory(const Wave& wave) const {
+  const DeviceRates& rates = job_.rates;
+  const double share = BlockCost{}.busiest("forward", team(), shards());
+  MemoryUse use;
+  double computing = 0, kept = 0, gradients = 0, record = 0;
+  for (const std::size_t r : wave) {
+    const InsideBlock of = inside_block(r, wave.size() > 1);
+    computing = std::max(computing, of.device);
+    kept = std::max(kept, of.kept);
+    gradients = std::max(gradients, of.gradients);
+    record = std::max(record, record_bytes(r));
+  }
+  const Streams streams = streams_of(wave);
+  use.activations = (streams.all() + streams.output + kept) * share;
+  // What goes to the next stage is kept until it has arrived there.
+  if (job_.mesh.pipeline > 1) use.activations += streams.all() * share;
+  use.activations = std::max(use.activations, gradients * share);
+  (rates.is_host ? use.host : use.device) += computing;
+  // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
+  use.host += rates.program_bytes + use.activations + weights_ + 2 * record;
+  return use;
+}
+
+// Of making a block of a recipe, on the device or, in `kept` and `gradients`, of activations over all shards.
+CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others) const {
   const DeviceRates& rates = job_.rates;
   const Needs& needs = recipe(r).needs;
   const double activation = rates.bytes_of_activation();
-  const double share = BlockCost{}.busiest("forward", team(), shards());
   const SampleOptions& samples = samples_of(r);
   const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
-  MemoryUse use;
-  double kept = (costs_[r].memory.kept_cols * tokens * activation +
-                 costs_[r].memory.streams * tokens * static_cast<double>(job_.model.hidden_size) *
-                     activation) *
-                share;
-  use.activations = rank_stream_bytes(r) + kept;
-  // What goes to the next stage is kept until it has arrived there.
-  if (job_.mesh.pipeline > 1) use.activations += rank_stream_bytes(r);
-
+  InsideBlock use;
+  use.kept = (costs_[r].memory.kept_cols +
+              costs_[r].memory.streams * static_cast<double>(job_.model.hidden_size)) *
+             tokens * activation;
   const auto working = [&](const BlockMemory& memory, std::int64_t length, bool at_one_rank) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
     int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
     // Who gets a whole sum adds those of all ranks as they come, its own beside them.
     if (alive > 0 && team() > 1 && at_one_rank) alive = most_partial_sums(pieces, 0, 1) + 1;
-    double bytes = weights_ * activation + memory.weights * activation + memory.by_tiles / team() +
+    // Where others are given the original weights after it, none goes when what takes its place comes.
+    const double weights = weights_ + memory.weights + (beside_others ? memory.replaced : 0);
+    double bytes = weights * activation + memory.by_tiles / team() +
                    std::max(alive * memory.summed, memory.whole);
     if (!needs.calibration()) return bytes;
     // What a micro-batch has on its way through a block, or what is saved of one for the way back.
@@ -516,20 +575,17 @@ MemoryUse CostModel::memory(std::size_t r) const {
     return bytes;
   };
   const std::vector<PieceSum>& sums = costs_[r].traffic.sums;
-  double computing =
+  use.device =
       working(costs_[r].memory, samples.sequence_length, !sums.empty() && sums.front().tiles == 1);
   if (needs.gradients) {
     BlockMemory memory = gradient_block(r).memory;
     memory.saved_sequences = micro_batch_sequences(needs.gradients->sequence_length);
-    computing = std::max(computing, working(memory, needs.gradients->sequence_length, false));
+    use.device = std::max(use.device, working(memory, needs.gradients->sequence_length, false));
     // The inputs of all blocks of a stage, and the gradient.
     const int own =
         (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();
-    use.activations = std::max(use.activations, (own + 1) * gradient_stream_bytes(r) * share);
+    use.gradients = (own + 1) * gradient_stream_bytes(r);
   }
-  (rates.is_host ? use.host : use.device) += computing;
-  // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
-  use.host += rates.program_bytes + use.activations + weights_ + 2 * record_bytes(r);
   return use;
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/block/decoder_block.h"
@@ -13,7 +14,7 @@
 #include "pipeline/config/config.h"
 #include "pipeline/plan/device_rates.h"
 #include "pipeline/plan/evaluation_cost.h"
-#include "pipeline/schedule/mesh.h"
+#include "pipeline/schedule/planner.h"
 #include "stages/quantize/methods.h"
 
 namespace roundhouse {
@@ -56,11 +57,15 @@ class CostModel {
   int shards() const { return most_shards(job_.config); }
   int nodes() const;
 
-  StepTime make(std::size_t recipe) const;
-  StepTime replay(std::size_t recipe) const;
-  StepTime embed(std::size_t recipe) const;
-  StepTime load_snapshot(std::size_t recipe) const;
-  StepTime write_snapshot(std::size_t recipe) const;
+  // Of a recipe that goes alone.
+  StepTime make(std::size_t recipe) const { return make(alone(Step::Kind::kMake, recipe)); }
+  StepTime replay(std::size_t recipe) const { return replay(alone(Step::Kind::kReplay, recipe)); }
+  // Steps of their kinds; of what a wave shares it counts what is done at this one.
+  StepTime make(const Step& step) const;
+  StepTime replay(const Step& step) const;
+  StepTime embed(const Step& step) const;
+  StepTime load_snapshot(const Step& step) const;
+  StepTime write_snapshot(const Step& step) const;
   StepTime gradient_forward(std::size_t recipe) const;
   StepTime gradient_backward(std::size_t recipe) const;
   StepTime statistics(std::size_t recipe) const;
@@ -70,22 +75,21 @@ class CostModel {
   // Of a recipe, or of the original; all zeros where nothing is evaluated.
   enum class Evaluated { kRecipe, kOriginal };
   EvaluationCost evaluation(Evaluated what, int ranks) const;
-  double transfer_seconds(std::size_t recipe) const;  // of a rank's streams to the next stage
-  double forward_share(
-      std::size_t recipe) const;  // of making a unit: what running it forward takes
+  double transfer_seconds(const Step& step) const;  // of a rank's streams to the next stage
+  double forward_share(const Step& step) const;  // of making a unit: what running it forward takes
 
-  double stream_bytes(std::size_t recipe) const;  // over all shards and streams
-  double rank_stream_bytes(std::size_t recipe) const;
+  double stream_bytes(const Step& step) const;  // over all shards, of the streams that go along
+  double rank_stream_bytes(const Step& step) const;
   double gradient_stream_bytes(std::size_t recipe) const;  // of one stream
-  TeamBytes unit_traffic(std::size_t recipe) const;        // of making a block
+  TeamBytes unit_traffic(const Step& step) const;          // of making a block
   TeamBytes gradient_traffic(std::size_t recipe) const;    // of a block's sums
 
   double block_bytes() const { return block_bytes_; }      // of the checkpoint
   double outside_bytes() const { return outside_bytes_; }  // embedding, head, final norm
   double record_bytes(std::size_t recipe) const;           // of a block
   double export_bytes(std::size_t recipe, const std::string& format) const;
-  DiskUse disk() const;
-  MemoryUse memory(std::size_t recipe) const;
+  DiskUse disk(const std::vector<Wave>& waves) const;  // recipes of none go alone
+  MemoryUse memory(const Wave& wave) const;
   EvaluationSize evaluated() const;  // of a recipe
 
  private:
@@ -93,6 +97,23 @@ class CostModel {
   const SampleOptions& samples_of(std::size_t r) const {
     return calibration_set(job_.config, recipe(r).calibration);
   }
+  Step alone(Step::Kind kind, std::size_t r) const {
+    return {kind, r, 0, 0, true, recipe(r).needs.full_precision_stream};
+  }
+  BlockCost cost_of(std::size_t recipe, MadeBefore made) const;
+  const BlockCost& cost_of(const Step& step) const;
+  double one_stream_bytes(std::size_t recipe) const;
+  // Bytes of a wave's streams, over all shards.
+  struct Streams {
+    double own = 0, shared = 0;  // quantized, full-precision
+    double output = 0;           // of the block at hand, where several recipes carry the latter
+    double all() const { return own + shared; }
+  };
+  Streams streams_of(const Wave& wave) const;
+  struct InsideBlock {
+    double device = 0, kept = 0, gradients = 0;
+  };
+  InsideBlock inside_block(std::size_t recipe, bool beside_others) const;
   StepTime timed(const std::string& method, const BlockCost& cost) const;
   void add_load(StepTime& time, double bytes, int ranks) const;
   double team_link() const;
@@ -107,7 +128,9 @@ class CostModel {
 
   PlannedJob job_;
   std::vector<std::unique_ptr<Method>> methods_;  // by recipe
-  std::vector<BlockCost> costs_;
+  std::vector<BlockCost> costs_;                  // of recipes that go alone
+  // Where others have made something before.
+  mutable std::map<std::pair<std::size_t, int>, BlockCost> beside_;
   double weights_ = 0;  // of a block's linears
   double block_bytes_ = 0, outside_bytes_ = 0;
 };

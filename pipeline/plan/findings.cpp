@@ -24,7 +24,7 @@ json problems_of(const PlanRequest& request, const SimulatedJob& of) {
   };
   const RankMemory has = rank_memory(of.costs);
   for (std::size_t r = 0; r < config.recipes.size(); ++r) {
-    const MemoryUse memory = of.costs.memory(r);
+    const MemoryUse memory = of.costs.memory({r});
     const std::string& name = config.recipes[r].name;
     if (memory.device > has.device) {
       say(fmt::format(
@@ -61,7 +61,7 @@ json problems_of(const PlanRequest& request, const SimulatedJob& of) {
   while (!error && !fs::exists(place, error) && place.has_relative_path())
     place = place.parent_path();
   const fs::space_info space = fs::space(place, error);
-  const double needed = of.costs.disk().peak();
+  const double needed = of.costs.disk(of.waves).peak();
   if (!error && space.capacity > 0 && needed > static_cast<double>(space.available)) {
     say(fmt::format(
         "disk: {:.1f} GB at most, and {} has {:.1f} free: put `run` elsewhere, or export fewer "

@@ -39,6 +39,13 @@ std::vector<MeshShape> meshes_of(int ranks, int blocks, int most_lanes, MeshShap
   return meshes;
 }
 
+// Recipes of a wave. Beyond eight little is left to share, and results come later.
+std::vector<int> waves_to_try(const RunConfig& config) {
+  if (config.wave > 0) return {config.wave};
+  if (config.recipes.size() == 1) return {1};
+  return {1, 2, 4, 8};
+}
+
 // Recipes that lanes could take, at least one.
 int most_lanes(const RunConfig& config, const std::vector<RecipeState>& states) {
   int lanes = 0;
@@ -56,14 +63,16 @@ MeshChoice fastest_mesh(const PlanRequest& request, int ranks,
   const auto blocks = static_cast<int>(request.model.blocks);
   for (const MeshShape mesh :
        meshes_of(ranks, blocks, most_lanes(request.config, states), wanted)) {
-    SimulatedJob job = simulate_job(request, ranks, mesh, states);
-    const bool fits = fits_memory(job.costs);
-    const bool better =
-        !best || (fits && !best_fits) ||
-        (fits == best_fits && job.simulation.seconds < kClearlyFaster * best->seconds);
-    if (!better) continue;
-    best = {mesh, std::move(job.lane_of), job.simulation.seconds};
-    best_fits = fits;
+    for (const int most : waves_to_try(request.config)) {
+      SimulatedJob job = simulate_job(request, ranks, mesh, states, most);
+      const bool fits = fits_memory(job.costs);
+      const bool better =
+          !best || (fits && !best_fits) ||
+          (fits == best_fits && job.simulation.seconds < kClearlyFaster * best->seconds);
+      if (!better) continue;
+      best = {mesh, std::move(job.lane_of), std::move(job.waves), most, job.simulation.seconds};
+      best_fits = fits;
+    }
   }
   if (!best) refuse_lanes(wanted.lanes, ranks, blocks);
   return *best;

@@ -11,11 +11,14 @@ namespace roundhouse {
 struct MeshChoice {
   MeshShape mesh;
   std::vector<int> lane_of;  // by recipe
-  double seconds = 0;        // reckoned, for the whole job
+  std::vector<Wave> waves;
+  int most = 1;        // recipes of a wave
+  double seconds = 0;  // reckoned, for the whole job
 };
 
 // Of all meshes of so many ranks that have what `wanted` says (0: anything): among those whose ranks' memory holds what they need
-// without scratch files (all, where none does), the fastest; of those within 1 % of it, the one of fewest stages and lanes. Throws
+// without scratch files (all, where none does), the fastest; of those within 1 % of it, the one of fewest stages and lanes. On each,
+// recipes go in waves of as many as `mesh.wave` says or, where it says nothing, of 8 at most, as far as the memory holds them. Throws
 // InputError where the ranks fit none.
 MeshChoice fastest_mesh(const PlanRequest& request, int ranks,
                         const std::vector<RecipeState>& states, MeshShape wanted);

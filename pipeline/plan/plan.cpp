@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -40,9 +41,9 @@ json wire_of(const SimulatedJob& of) {
   double sums = 0, activations = 0, gradients = 0;
   for (const auto& steps : of.steps) {
     for (const Step& step : steps) {
-      if (step.kind == Kind::kMake) sums += of.costs.unit_traffic(step.recipe).sent;
+      if (step.kind == Kind::kMake) sums += of.costs.unit_traffic(step).sent;
       if (step.kind == Kind::kBackward) gradients += of.costs.gradient_traffic(step.recipe).sent;
-      if (step.kind == Kind::kHandOver) activations += of.costs.stream_bytes(step.recipe);
+      if (step.kind == Kind::kHandOver) activations += of.costs.stream_bytes(step);
     }
   }
   // Forward and back over each border between stages that a walk passes: those of all lanes.
@@ -70,16 +71,12 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
   double read = 0;
   for (const auto& steps : of.steps) {
     for (const Step& step : steps) {
-      const bool weights = (step.kind == Kind::kMake &&
-                            !config.recipes[step.recipe].needs.makes_blocks_of_gradients()) ||
-                           step.kind == Kind::kForward || step.kind == Kind::kBackward;
+      const bool weights =
+          step.loads || step.kind == Kind::kForward || step.kind == Kind::kBackward;
       if (weights) read += of.costs.block_bytes() * nodes_of_team;
-      if (step.kind == Kind::kReplay) {
-        const Needs& needs = config.recipes[step.recipe].needs;
-        read += nodes_of_team * ((needs.quantized_stream ? of.costs.record_bytes(step.recipe) : 0) +
-                                 (needs.full_precision_stream ? of.costs.block_bytes() : 0));
-      }
-      if (step.kind == Kind::kLoad) read += of.costs.stream_bytes(step.recipe);
+      if (step.kind == Kind::kReplay && config.recipes[step.recipe].needs.quantized_stream)
+        read += nodes_of_team * of.costs.record_bytes(step.recipe);
+      if (step.kind == Kind::kLoad) read += of.costs.stream_bytes(step);
     }
   }
   for (std::size_t r = 0; r < config.recipes.size(); ++r) {
@@ -87,7 +84,7 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
             (blocks * of.costs.record_bytes(r) + of.costs.outside_bytes());
   }
   read += of.simulation.evaluation_read;
-  const DiskUse disk = of.costs.disk();
+  const DiskUse disk = of.costs.disk(of.waves);
   return {
       {"read", read},
       {"written", disk.records + disk.exports + disk.calibration + of.simulation.snapshot_bytes}};
@@ -120,8 +117,9 @@ std::string batch_line(const PlanRequest& request, const SimulatedJob& of) {
 json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> states) {
   const RunConfig& config = request.config;
   const MeshChoice best = fastest_mesh(request, ranks, states, {0, 0, 0});
-  const MeshShape mesh = choose_mesh(request, ranks, states).mesh;
-  const SimulatedJob of = simulate_job(request, ranks, mesh, states);
+  const MeshChoice chosen = choose_mesh(request, ranks, states);
+  const MeshShape mesh = chosen.mesh;
+  const SimulatedJob of = simulate_job(request, ranks, mesh, states, chosen.most);
   int missing = 0;
   for (const RecipeState& state : states) missing += state.failure ? 0 : state.missing();
 
@@ -134,7 +132,10 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                                  of.costs.outside_bytes()}};
   plan["ranks"] = ranks;
   plan["nodes"] = of.costs.nodes();
-  plan["mesh"] = {{"lanes", mesh.lanes}, {"pipeline", mesh.pipeline}, {"data", mesh.data}};
+  plan["mesh"] = {{"lanes", mesh.lanes},
+                  {"pipeline", mesh.pipeline},
+                  {"data", mesh.data},
+                  {"wave", chosen.most}};
   plan["best_mesh"] = {{"lanes", best.mesh.lanes},
                        {"pipeline", best.mesh.pipeline},
                        {"data", best.mesh.data},
@@ -153,12 +154,20 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
   plan["seconds"] = of.simulation.seconds;
   plan["utilisation"] = of.simulation.utilisation;
   plan["phases"] = of.simulation.phases;
+  std::vector<std::size_t> all(config.recipes.size());
+  std::iota(all.begin(), all.end(), 0);
   MemoryUse most;
-  for (std::size_t r = 0; r < config.recipes.size(); ++r) {
-    const MemoryUse memory = of.costs.memory(r);
+  plan["waves"] = json::array();
+  for (const Wave& wave : waves_of(all, of.waves)) {
+    const MemoryUse memory = of.costs.memory(wave);
     most.device = std::max(most.device, memory.device);
     most.host = std::max(most.host, memory.host);
     most.activations = std::max(most.activations, memory.activations);
+    json& names = plan["waves"].emplace_back(json::array());
+    for (const std::size_t r : wave) names.push_back(config.recipes[r].name);
+  }
+  for (std::size_t r = 0; r < config.recipes.size(); ++r) {
+    const MemoryUse memory = of.costs.memory({r});
     json entry = {{"name", config.recipes[r].name},
                   {"units", states[r].failure ? 0 : states[r].missing()},
                   {"team_seconds", of.simulation.recipe_seconds[r]},
@@ -176,7 +185,7 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
   }
   plan["memory"] = {
       {"device", most.device}, {"host", most.host}, {"activations", most.activations}};
-  const DiskUse disk = of.costs.disk();
+  const DiskUse disk = of.costs.disk(of.waves);
   plan["disk"] = {{"records", disk.records},
                   {"exports", disk.exports},
                   {"snapshots", disk.snapshots},

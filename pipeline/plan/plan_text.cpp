@@ -37,6 +37,8 @@ std::string plan_text(const json& plan) {
   line("{} ranks on {} ({}): {} nodes, mesh {} (pipeline x data)", plan["ranks"].get<int>(),
        word(plan["device"], "name"), word(plan["device"], "source"), plan["nodes"].get<int>(),
        describe(shape));
+  if (const int most = mesh["wave"].get<int>(); most > 1)
+    line("up to {} recipes go through the model together (mesh.wave)", most);
   for (const auto& [set, samples] : plan["calibration"].items()) {
     line("calibration{}: {} x {} tokens in {} shards", set == kDefaultCalibration ? "" : " " + set,
          samples["samples"].get<int>(), samples["sequence_length"].get<int>(),

@@ -19,12 +19,16 @@ RankMemory rank_memory(const CostModel& costs) {
           .activations = gib > 0 ? gib * 0x1p30 : host / 2};
 }
 
-bool fits_memory(const CostModel& costs) {
+bool fits_memory(const CostModel& costs, const Wave& wave) {
   const RankMemory has = rank_memory(costs);
+  const MemoryUse needs = costs.memory(wave);
+  return needs.device <= has.device && needs.host <= has.host &&
+         needs.activations <= has.activations;
+}
+
+bool fits_memory(const CostModel& costs) {
   for (std::size_t r = 0; r < costs.job().config.recipes.size(); ++r) {
-    const MemoryUse needs = costs.memory(r);
-    if (needs.device > has.device || needs.host > has.host || needs.activations > has.activations)
-      return false;
+    if (!fits_memory(costs, {r})) return false;
   }
   return true;
 }

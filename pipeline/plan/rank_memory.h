@@ -17,7 +17,8 @@ struct RankMemory {
 // As much of it as may be planned for.
 RankMemory rank_memory(const CostModel& costs);
 
-// Does what every recipe needs fit, without files for activations?
+// Does what these recipes need, as a wave, fit, without files for activations? And what every recipe needs, each alone?
+bool fits_memory(const CostModel& costs, const Wave& wave);
 bool fits_memory(const CostModel& costs);
 
 }  // namespace roundhouse

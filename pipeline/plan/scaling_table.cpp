@@ -75,8 +75,9 @@ std::string scaling_text(const PlanRequest& request) {
     line("|---|---|---|---|---|---|---|");
     std::optional<SimulatedJob> one;
     for (int ranks = 1; ranks <= kMostRanks; ranks *= 2) {
-      const MeshShape mesh = fastest_mesh(of, ranks, states, {0, 0, 0}).mesh;
-      SimulatedJob outcome = simulate_job(of, ranks, mesh, states);
+      const MeshChoice best = fastest_mesh(of, ranks, states, {0, 0, 0});
+      const MeshShape mesh = best.mesh;
+      SimulatedJob outcome = simulate_job(of, ranks, mesh, states, best.most);
       if (!one) one.emplace(std::move(outcome));
       const SimulatedJob& now = ranks == one->costs.job().ranks ? *one : outcome;
       const double speed_up = one->simulation.seconds / now.simulation.seconds;

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "pipeline/plan/rank_memory.h"
+
 namespace roundhouse {
 
 namespace {
@@ -18,7 +20,7 @@ double seconds_left(const Recipe& recipe, std::size_t r, const RecipeState& stat
 }  // namespace
 
 SimulatedJob simulate_job(const PlanRequest& request, int ranks, MeshShape mesh,
-                          const std::vector<RecipeState>& states) {
+                          const std::vector<RecipeState>& states, int most) {
   CostModel costs({.config = request.config,
                    .model = request.model,
                    .shape = request.shape,
@@ -29,10 +31,14 @@ SimulatedJob simulate_job(const PlanRequest& request, int ranks, MeshShape mesh,
   for (std::size_t r = 0; r < states.size(); ++r)
     left.push_back(seconds_left(request.config.recipes[r], r, states[r], costs));
   std::vector<int> lane_of = deal_recipes(left, mesh.lanes);
+  std::vector<Wave> waves =
+      form_waves(request.config.recipes, states, mesh.lanes > 1 ? lane_of : std::vector<int>{},
+                 most, [&](const Wave& wave) { return fits_memory(costs, wave); });
   auto steps = plan_steps(request.config.recipes, states, mesh,
-                          static_cast<int>(request.model.blocks), lane_of);
+                          static_cast<int>(request.model.blocks), lane_of, waves);
   Simulation simulation = simulate(steps, costs);
-  return {std::move(costs), std::move(lane_of), std::move(steps), std::move(simulation)};
+  return {std::move(costs), std::move(lane_of), std::move(waves), std::move(steps),
+          std::move(simulation)};
 }
 
 }  // namespace roundhouse

@@ -25,12 +25,14 @@ struct PlanRequest {
 
 struct SimulatedJob {
   CostModel costs;
-  std::vector<int> lane_of;              // by recipe
+  std::vector<int> lane_of;  // by recipe
+  std::vector<Wave> waves;
   std::vector<std::vector<Step>> steps;  // by stage
   Simulation simulation;
 };
 
+// `most`: recipes of a wave.
 SimulatedJob simulate_job(const PlanRequest& request, int ranks, MeshShape mesh,
-                          const std::vector<RecipeState>& states);
+                          const std::vector<RecipeState>& states, int most = 1);
 
 }  // namespace roundhouse

@@ -63,9 +63,11 @@ class Simulator {
   struct Stage {
     std::size_t next = 0;
     double clock = 0;
-    std::optional<std::pair<std::size_t, int>> sent;  // recipe and block of the set on its way out
-    std::size_t walking = kNone;                      // the recipe whose walk is under way
+    std::optional<std::pair<std::size_t, int>> sent;  // recipe and block of the set on its way out:
+    int sent_wave = -1;                               // the last of a wave's
+    int walking = -1;                                 // the wave that is under way
     std::optional<SnapshotTiming> timing;
+    bool snapshot_due = false;
   };
   using Place = std::pair<std::size_t, int>;
 
@@ -79,7 +81,8 @@ class Simulator {
       case Kind::kReceive:
         return sent_.contains(place);
       case Kind::kHandOver:
-        return !stages_[s].sent || arrived_.contains(*stages_[s].sent);
+        return stages_[s].sent_wave == step.wave || !stages_[s].sent ||
+               arrived_.contains(*stages_[s].sent);
       case Kind::kForward:
         return step.block == 0 || forward_.contains({step.recipe, step.block - 1});
       case Kind::kBackward:
@@ -103,51 +106,46 @@ class Simulator {
     }
     ++stage.next;
     const bool gradients = of_a_walk(step.kind) || config(step).needs.makes_blocks_of_gradients();
-    if (!gradients && stage.walking != step.recipe) {
-      stage.walking = step.recipe;
+    if (!gradients && stage.walking != step.wave) {
+      stage.walking = step.wave;
       stage.timing.emplace(costs_.job().config.interruption_hours);
       make_products(s);
     }
     const Place place{step.recipe, step.block};
     switch (step.kind) {
       case Kind::kEmbed:
-        spend(s, step.recipe, costs_.embed(step.recipe));
+        spend(s, step.recipe, costs_.embed(step));
         break;
       case Kind::kLoad:
-        spend(s, step.recipe, costs_.load_snapshot(step.recipe));
+        spend(s, step.recipe, costs_.load_snapshot(step));
         break;
       case Kind::kReceive:
         wait(s, sent_.at(place));
-        spend(s, step.recipe, one("receive", costs_.transfer_seconds(step.recipe)));
+        spend(s, step.recipe, one("receive", costs_.transfer_seconds(step)));
         arrived_[place] = stage.clock;
         break;
       case Kind::kHandOver:
-        if (stage.sent) wait(s, arrived_.at(*stage.sent));
+        // A wave's sets go together: the first of them waits for those of the wave before.
+        if (stage.sent && stage.sent_wave != step.wave) wait(s, arrived_.at(*stage.sent));
         stage.sent = place;
+        stage.sent_wave = step.wave;
         sent_[place] = stage.clock;
         break;
       case Kind::kReplay: {
-        const StepTime time = costs_.replay(step.recipe);
+        const StepTime time = costs_.replay(step);
         spend(s, step.recipe, time);
         stage.timing->block_done(time.seconds(), time.seconds());
         break;
       }
       case Kind::kMake: {
-        const StepTime& time =
-            cached(makes_, step.recipe, [&] { return costs_.make(step.recipe); });
+        const StepTime& time = cached(makes_, like(step), [&] { return costs_.make(step); });
         spend(s, step.recipe, time);
         if (stage.timing && !gradients)
-          stage.timing->block_done(time.seconds(),
-                                   time.seconds() * costs_.forward_share(step.recipe));
+          stage.timing->block_done(time.seconds(), time.seconds() * forward_share(step));
         break;
       }
       case Kind::kSnapshotIfDue: {
-        const double bytes = costs_.rank_stream_bytes(step.recipe);
-        if (!stage.timing->due(bytes)) break;
-        const StepTime time = costs_.write_snapshot(step.recipe);
-        spend(s, step.recipe, time);
-        stage.timing->written(bytes, time.seconds());
-        result_.snapshot_bytes += costs_.stream_bytes(step.recipe);
+        snapshot(s, step);
         break;
       }
       case Kind::kForward:
@@ -166,6 +164,41 @@ class Simulator {
         break;
     }
     done(s, step);
+  }
+
+  // Those of a wave are written together, if they are.
+  void snapshot(std::size_t s, const Step& step) {
+    Stage& stage = stages_[s];
+    const auto& steps = steps_[s];
+    const auto of_the_wave = [&](std::size_t at) {
+      return at < steps.size() && steps[at].kind == Kind::kSnapshotIfDue &&
+             steps[at].wave == step.wave;
+    };
+    const std::size_t at = stage.next - 1;
+    if (at == 0 || !of_the_wave(at - 1)) {
+      double bytes = 0, seconds = 0;
+      for (std::size_t i = at; of_the_wave(i); ++i) {
+        bytes += costs_.rank_stream_bytes(steps[i]);
+        seconds += costs_.write_snapshot(steps[i]).seconds();
+      }
+      stage.snapshot_due = stage.timing->due(bytes);
+      if (stage.snapshot_due) stage.timing->written(bytes, seconds);
+    }
+    if (!stage.snapshot_due) return;
+    spend(s, step.recipe, costs_.write_snapshot(step));
+    result_.snapshot_bytes += costs_.stream_bytes(step);
+  }
+
+  // Of steps that cost the same, one; its block and wave do not matter.
+  static Step like(Step step) {
+    step.block = 0;
+    step.wave = 0;
+    return step;
+  }
+  double forward_share(const Step& step) {
+    const auto [found, is_new] = shares_.try_emplace(like(step));
+    if (is_new) found->second = costs_.forward_share(step);
+    return found->second;
   }
 
   // Shard by shard as they come: what remains to be waited for is the first one of the block before.
@@ -273,11 +306,10 @@ class Simulator {
     time.phases[phase] = seconds;
     return time;
   }
-  template <class Make>
-  static const StepTime& cached(std::map<std::size_t, StepTime>& times, std::size_t recipe,
-                                const Make& make) {
-    auto found = times.find(recipe);
-    if (found == times.end()) found = times.emplace(recipe, make()).first;
+  template <class Key, class Make>
+  static const StepTime& cached(std::map<Key, StepTime>& times, const Key& key, const Make& make) {
+    auto found = times.find(key);
+    if (found == times.end()) found = times.emplace(key, make()).first;
     return found->second;
   }
   int blocks() const { return static_cast<int>(costs_.job().model.blocks); }
@@ -291,7 +323,9 @@ class Simulator {
   std::vector<std::size_t> keeper_;  // by recipe: a stage
   std::vector<bool> products_;       // by recipe: made
   std::map<Place, double> sent_, arrived_, forward_, backward_;
-  std::map<std::size_t, StepTime> makes_, forwards_, backwards_;
+  std::map<std::size_t, StepTime> forwards_, backwards_;
+  std::map<Step, StepTime> makes_;
+  std::map<Step, double> shares_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/lane.h"
@@ -59,35 +60,113 @@ void plan_gradients(const std::vector<Recipe>& recipes, const std::vector<std::s
   }
 }
 
-// One stage's walk through one recipe of which something is missing.
-void plan_recipe(const Recipe& recipe, std::size_t r, const RecipeState& state, PartRange own,
-                 std::vector<Step>& steps) {
-  const auto done = [&](int block) { return state.done[static_cast<std::size_t>(block)]; };
-  if (!recipe.needs.streams()) {
-    for (int block = own.begin; block < own.end; ++block) {
-      if (!done(block)) steps.push_back({Kind::kMake, r, block});
+// One stage's walk through a wave of recipes of which something is missing.
+class WavePlan {
+ public:
+  WavePlan(const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states,
+           const Wave& wave, int number, PartRange own, std::vector<Step>& steps)
+      : recipes_(recipes), states_(states), number_(number), own_(own), steps_(steps) {
+    for (const std::size_t r : wave)
+      members_.push_back({r, way_through(recipes[r], states[r], own)});
+  }
+
+  void plan() {
+    bring([&](const Member& m) { return m.way.arrives; }, Kind::kReceive, own_.begin);
+    for (int block = own_.begin; block < own_.end; ++block) {
+      bring([&](const Member& m) { return enters(m, block); },
+            block > 0 ? Kind::kLoad : Kind::kEmbed, block);
+      pass(block);
     }
-    return;
+    send([](const Member& m) { return m.way.goes_on; }, Kind::kHandOver, own_.end);
   }
-  const int last = state.last_missing();
-  const int begin = std::max(own.begin, state.snapshot), end = std::min(own.end, last + 1);
-  if (begin >= end) return;
-  steps.push_back({state.snapshot < own.begin ? Kind::kReceive
-                   : begin > 0                ? Kind::kLoad
-                                              : Kind::kEmbed,
-                   r, begin});
-  for (int block = begin; block < end; ++block) {
-    steps.push_back({done(block) ? Kind::kReplay : Kind::kMake, r, block});
-    if (block < last) steps.push_back({Kind::kSnapshotIfDue, r, block + 1});
+
+ private:
+  struct Member {
+    std::size_t recipe;
+    Way way;
+  };
+
+  bool works(const Member& m, int block) const { return m.way.through(block, states_[m.recipe]); }
+  bool makes(const Member& m, int block) const {
+    return works(m, block) && !states_[m.recipe].done[static_cast<std::size_t>(block)];
   }
-  if (own.end <= last) steps.push_back({Kind::kHandOver, r, own.end});
-}
+  bool enters(const Member& m, int block) const {
+    return m.way.in_order && !m.way.arrives && m.way.begin == block && works(m, block);
+  }
+
+  bool gathers_alike(const Member& a, const Member& b) const {
+    const Recipe &one = recipes_[a.recipe], &other = recipes_[b.recipe];
+    const auto given = [](const LinearOverride& x, const LinearOverride& y) {
+      return x.given == y.given;
+    };
+    return !one.needs.gathers.empty() && one.method == other.method &&
+           one.needs.gathers == other.needs.gathers &&
+           std::ranges::equal(one.overrides, other.overrides, given);
+  }
+
+  // Whoever comes first has the full-precision stream along.
+  template <class Which>
+  void bring(const Which& which, Kind kind, int block) {
+    for (const Member& m : members_) {
+      if (!which(m)) continue;
+      const bool original = m.way.original && !original_there_;
+      original_there_ = original_there_ || original;
+      steps_.push_back({kind, m.recipe, block, number_, false, original});
+    }
+  }
+  template <class Which>
+  void send(const Which& which, Kind kind, int block) {
+    bool sent = false;
+    for (const Member& m : members_) {
+      if (!which(m)) continue;
+      const bool original = m.way.original && !sent;
+      sent = sent || original;
+      steps_.push_back({kind, m.recipe, block, number_, false, original});
+    }
+  }
+
+  void pass(int block) {
+    // A method that makes a block has the stream's output as well; else it is run forward.
+    const bool by_a_method = std::ranges::any_of(
+        members_, [&](const Member& m) { return m.way.original && makes(m, block); });
+    bool passed = false, loaded = false, goes_on = false;
+    for (const Member& m : members_) {
+      if (!works(m, block)) continue;
+      const bool make = makes(m, block);
+      const bool original = m.way.original && !passed && make == by_a_method;
+      passed = passed || original;
+      const bool loads = (make || original) && !loaded;
+      loaded = loaded || loads;
+      const bool gathered = make && std::ranges::any_of(members_, [&](const Member& other) {
+                              return &other < &m && makes(other, block) && gathers_alike(other, m);
+                            });
+      steps_.push_back({make ? Kind::kMake : Kind::kReplay, m.recipe, block, number_, loads,
+                        original, gathered});
+      goes_on = goes_on || (m.way.original && !m.way.finishes_at(block));
+    }
+    send(
+        [&](const Member& m) {
+          return m.way.in_order && works(m, block) && block < states_[m.recipe].last_missing();
+        },
+        Kind::kSnapshotIfDue, block + 1);
+    original_there_ = goes_on;
+  }
+
+  const std::vector<Recipe>& recipes_;
+  const std::vector<RecipeState>& states_;
+  int number_;
+  PartRange own_;
+  std::vector<Step>& steps_;
+  std::vector<Member> members_;
+  bool original_there_ = false;
+};
 
 }  // namespace
 
 std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
                                           std::vector<RecipeState> states, MeshShape mesh,
-                                          int blocks, const std::vector<int>& lane_of) {
+                                          int blocks, const std::vector<int>& lane_of,
+                                          const std::vector<Wave>& waves) {
   std::vector<std::vector<Step>> stages(static_cast<std::size_t>(mesh.stages()));
   for (const auto& [size, users] : gradient_users(recipes, states))
     plan_gradients(recipes, users, states, mesh.all_lanes(), blocks, stages);
@@ -95,22 +174,26 @@ std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
     if (!recipes[r].needs.decision || states[r].decision || states[r].failure) continue;
     for (auto& steps : stages) steps.push_back({Kind::kDecide, r, 0});
   }
-  const auto plan = [&](std::size_t r, int first_stage, int count) {
-    for (int stage = 0; states[r].to_do() && stage < count; ++stage) {
-      plan_recipe(recipes[r], r, states[r], parts_of_rank(blocks, stage, count),
-                  stages[static_cast<std::size_t>(first_stage + stage)]);
+  int number = 0;
+  // The recipes of a lane, or of all, through as many stages.
+  const auto plan = [&](int lane, int first_stage, int count) {
+    std::vector<std::size_t> numbers;
+    for (std::size_t r = 0; r < recipes.size(); ++r) {
+      if (states[r].to_do() && (lane_of.empty() || mesh.lanes == 1 || lane_of[r] == lane))
+        numbers.push_back(r);
+    }
+    for (const Wave& wave : waves_of(numbers, waves)) {
+      for (int stage = 0; stage < count; ++stage) {
+        WavePlan(recipes, states, wave, number, parts_of_rank(blocks, stage, count),
+                 stages[static_cast<std::size_t>(first_stage + stage)])
+            .plan();
+      }
+      ++number;
     }
   };
-  const bool lanes = mesh.lanes > 1;
-  for (std::size_t r = 0; r < recipes.size() && lanes; ++r) {
-    if (lane_of[r] == Lane::kAllLanes) plan(r, 0, mesh.stages());
-  }
-  for (std::size_t r = 0; r < recipes.size(); ++r) {
-    if (!lanes)
-      plan(r, 0, mesh.pipeline);
-    else if (lane_of[r] != Lane::kAllLanes)
-      plan(r, lane_of[r] * mesh.pipeline, mesh.pipeline);
-  }
+  plan(Lane::kAllLanes, 0, mesh.stages());
+  for (int lane = 0; lane < mesh.lanes && mesh.lanes > 1; ++lane)
+    plan(lane, lane * mesh.pipeline, mesh.pipeline);
   return stages;
 }
 

@@ -2,6 +2,7 @@
 // What quantize_all() walks (schedule.h; a test holds the two side by side), and what `roundhouse plan` simulates.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <vector>
 
@@ -31,15 +32,22 @@ struct Step {
   Kind kind;
   std::size_t recipe;  // of kForward and kBackward: the first of those that wait for the gradients
   int block;           // what kHandOver and kReceive carry comes before it
+  // Of a wave of recipes; what they share is done at one of its steps:
+  int wave = -1;       // number, on this stage
+  bool loads = false;  // the block's original weights are read
+  bool original =
+      false;  // the full-precision stream goes along: through the block, to and from a snapshot or a stage
+  bool gathered = false;  // kMake: what the method gathers (Needs::gathers) is there
 
-  bool operator==(const Step&) const = default;
+  auto operator<=>(const Step&) const = default;
 };
 
 // By stage, lane after lane, what all ranks of its team do. Nothing is assumed of gradients but what the states say. `lane_of`: by
-// recipe, deal_recipes()'s; looked at where there is more than one lane.
+// recipe, deal_recipes()'s; looked at where there is more than one lane. `waves`: form_waves()'s.
 std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
                                           std::vector<RecipeState> states, MeshShape mesh,
-                                          int blocks, const std::vector<int>& lane_of = {});
+                                          int blocks, const std::vector<int>& lane_of = {},
+                                          const std::vector<Wave>& waves = {});
 
 // Which lane takes which recipe. `seconds`: what is left to do of each; 0 where that is not done in lanes. The longest first, each to
 // the lane that has least so far.

@@ -6,8 +6,8 @@
 #include "pipeline/schedule/finished_recipes.h"
 #include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/handover.h"
-#include "pipeline/schedule/recipe_walk.h"
 #include "pipeline/schedule/unit.h"
+#include "pipeline/schedule/wave_walk.h"
 
 namespace roundhouse {
 
@@ -32,18 +32,17 @@ bool walk_recipes(Schedule& schedule, const Mesh& mesh, const std::vector<std::s
   FinishedRecipes ready(mesh, static_cast<int>(schedule.model.config().blocks), recipes, finished,
                         numbers, schedule.store, [&] { schedule.monitor.tick(); });
   bool going = true;
-  for (const std::size_t r : numbers) {
+  for (const Wave& wave : waves_of(numbers, schedule.waves)) {
     if (going && on_finished) going = on_finished(ready.take());
-    RecipeWalk walk(schedule, mesh, handover, r, recipes, states[r]);
-    RecipeWalk::End end = RecipeWalk::End::kStopped;
+    WaveWalk walk(schedule, mesh, handover, wave, recipes, states);
     if (going) {
-      end = walk.run();
+      going = walk.run();
     } else {
       walk.skip();
     }
-    going = end != RecipeWalk::End::kStopped;
     finish_writing(schedule);
-    ready.tell(r, end == RecipeWalk::End::kDone);
+    const std::vector<bool> made = walk.made();
+    for (std::size_t i = 0; i < wave.size(); ++i) ready.tell(wave[i], going && made[i]);
   }
   handover.finish();
   const Watchdog::Waiting waiting(&schedule.monitor.watchdog());

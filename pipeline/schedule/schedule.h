@@ -2,7 +2,7 @@
 //
 // The unit of progress is (recipe, block). A method that needs activations takes a recipe's blocks in order: block b's input
 // is the output of the quantized blocks before it. Stage p hands its last output to stage p + 1, shard by shard, and goes on
-// with the next recipe while stage p + 1 works on this one:
+// with the next recipe (or wave of recipes: waves.h) while stage p + 1 works on this one:
 //
 //   time     1          2          3          4
 //   stage 0  recipe A   recipe B   recipe C
@@ -27,6 +27,7 @@
 #include "pipeline/schedule/lane.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/recipe_state.h"
+#include "pipeline/schedule/waves.h"
 #include "pipeline/schedule/write_behind.h"
 #include "pipeline/watch/job_monitor.h"
 #include "stages/calibrate/samples.h"
@@ -50,7 +51,8 @@ struct Schedule {
   ActivationBudget& budget;
   std::size_t saved_activation_bytes;  // see BlockTask
   JobMonitor& monitor;
-  double interruption_hours;  // checkpoint.interruption_hours: for snapshots
+  double interruption_hours;     // checkpoint.interruption_hours: for snapshots
+  std::vector<Wave> waves = {};  // recipes that go through the model together; others go alone
   // On the rank that committed a unit, once its record is durable.
   std::function<void(const Recipe&, const QuantizedBlock&, double seconds)> on_unit;
   // Collective over the team, before it begins with a recipe: these are finished on all stages, and this team is to make what is

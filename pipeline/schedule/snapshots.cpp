@@ -48,9 +48,9 @@ struct Part {
 };
 std::vector<Part> parts_of(const Recipe& recipe, int place, int shard,
                            const StreamActivations& activations) {
-  return {{snapshot_key(recipe.name, place, shard), "residual", activations.quantized.get()},
+  return {{snapshot_key(recipe.name, place, shard), "residual", activations.quantized},
           {shared_snapshot_key(recipe.calibration, place, shard), "original",
-           activations.full_precision.get()}};
+           activations.full_precision}};
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ void finish_writing(Schedule& schedule) {
 }
 
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
-               std::chrono::steady_clock::time_point start, double load_seconds) {
+               std::chrono::steady_clock::time_point start, std::optional<double> load_seconds) {
   const auto result = std::make_shared<QuantizedBlock>();
   Record record;
   nlohmann::json phases;
@@ -94,10 +94,10 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   for (QuantizedLinear& linear : result->linears) linear.codes = {};  // the record has them packed
   record.attributes.update(origin_of_block(schedule, task.block));
   if (recipe.needs.decision) record.attributes[kDecidedAs] = identity_of(task.decision);
-  phases["load"] = load_seconds;
+  phases["load"] = load_seconds.value_or(0.0);
   phases["commit"] = seconds_since(commit_start);
   result->record["phases"] = std::move(phases);
-  result->record["read_bytes"] = bytes_of_block(schedule.model, task.block);
+  result->record["read_bytes"] = load_seconds ? bytes_of_block(schedule.model, task.block) : 0;
   // It is told of when it is written; which ranks made it, and when they were done, is told too.
   result->record["first_rank"] = schedule.mesh.stage() * schedule.mesh.shape().data;
   const bool keeps_progress = task.progress != nullptr;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,9 +36,9 @@ int committer_of(int block, int team_size);
 
 // Collective over the team: has the method make a block, and its committer pack it and begin to write it (Schedule::behind), once the
 // record of the unit before is durable. Schedule::on_unit comes when that of this one is. `load_seconds`: since `start`, what loading
-// its weights took.
+// its weights took; nothing: they were there.
 void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, BlockTask& task,
-               std::chrono::steady_clock::time_point start, double load_seconds);
+               std::chrono::steady_clock::time_point start, std::optional<double> load_seconds);
 
 // Collective over the team: what its ranks have committed is durable; or all throw what writing it has met.
 void finish_writing(Schedule& schedule);

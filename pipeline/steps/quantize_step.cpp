@@ -107,12 +107,13 @@ MeshChoice agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
     rates.ranks_a_node = job.ranks_a_node();
     rates.host_bytes = static_cast<double>(available_host_memory());
     const PlanRequest request{job.config(), job.model().config(), job.decoder(), rates};
-    const auto [mesh, lane_of, seconds] = choose_mesh(request, ranks, states);
-    chosen = {mesh.pipeline, mesh.data, mesh.lanes, lane_of};
+    const MeshChoice best = choose_mesh(request, ranks, states);
+    chosen = {best.mesh.pipeline, best.mesh.data, best.mesh.lanes, best.lane_of, best.waves};
   });
   chosen = nlohmann::json::parse(job.share(chosen.dump()));
   return {.mesh = {chosen[0].get<int>(), chosen[1].get<int>(), chosen[2].get<int>()},
-          .lane_of = chosen[3].get<std::vector<int>>()};
+          .lane_of = chosen[3].get<std::vector<int>>(),
+          .waves = chosen[4].get<std::vector<Wave>>()};
 }
 
 nlohmann::json to_json(const MeshChoice& chosen, const std::vector<Recipe>& recipes) {
@@ -120,6 +121,12 @@ nlohmann::json to_json(const MeshChoice& chosen, const std::vector<Recipe>& reci
       {"lanes", chosen.mesh.lanes}, {"pipeline", chosen.mesh.pipeline}, {"data", chosen.mesh.data}};
   for (std::size_t r = 0; r < recipes.size() && chosen.mesh.lanes > 1; ++r) {
     if (chosen.lane_of[r] != Lane::kAllLanes) mesh["lane_of"][recipes[r].name] = chosen.lane_of[r];
+  }
+  // Recipes that go alone are left out.
+  for (const Wave& wave : chosen.waves) {
+    nlohmann::json names = nlohmann::json::array();
+    for (const std::size_t r : wave) names.push_back(recipes[r].name);
+    if (wave.size() > 1) mesh["waves"].push_back(std::move(names));
   }
   return mesh;
 }
@@ -261,6 +268,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
       .saved_activation_bytes = job.saved_activation_bytes(),
       .monitor = job.monitor(),
       .interruption_hours = config.interruption_hours,
+      .waves = chosen.waves,
       .on_unit =
           [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
             report_unit(job, recipe, block, seconds, shape.data, most_spilled);

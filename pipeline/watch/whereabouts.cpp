@@ -7,9 +7,17 @@
 namespace roundhouse {
 namespace {
 
-StageProgress progress_of(const std::vector<RecipeProgress>& recipes, int stage, int pipeline,
+// What a stage has not done of a recipe.
+struct Left {
+  const RecipeProgress* recipe;
+  int block;   // the first
+  bool waits;  // see StageProgress
+};
+
+// In the order in which the stage does it, or would.
+std::vector<Left> left_of(const std::vector<RecipeProgress>& recipes, int stage, int pipeline,
                           int lanes) {
-  StageProgress progress;
+  std::vector<Left> left;
   for (const RecipeProgress& recipe : recipes) {
     const bool by_all = recipe.lane < 0 || lanes == 1;
     if (!by_all && recipe.lane != stage / pipeline) continue;
@@ -19,14 +27,30 @@ StageProgress progress_of(const std::vector<RecipeProgress>& recipes, int stage,
     const auto begin = recipe.done.begin() + own.begin, end = recipe.done.begin() + own.end;
     const auto missing = std::find(begin, end, false);
     if (recipe.failed || missing == end) continue;
-    if (!progress.recipe.empty()) {
-      progress.next = recipe.name;
-      break;
-    }
-    progress.recipe = recipe.name;
-    progress.block = static_cast<int>(missing - recipe.done.begin());
-    progress.waits = recipe.in_order && std::find(recipe.done.begin(), begin, false) != begin;
+    const Left now{
+        .recipe = &recipe,
+        .block = static_cast<int>(missing - recipe.done.begin()),
+        .waits = recipe.in_order && std::find(recipe.done.begin(), begin, false) != begin};
+    // Behind those of its wave that are no further.
+    const auto ours = [&](const Left& other) {
+      return recipe.wave >= 0 && other.recipe->wave == recipe.wave;
+    };
+    const auto first = std::ranges::find_if(left, ours);
+    left.insert(
+        std::find_if(first, left.end(),
+                     [&](const Left& other) { return !ours(other) || other.block > now.block; }),
+        now);
   }
+  return left;
+}
+
+StageProgress progress_of(const std::vector<Left>& left) {
+  StageProgress progress;
+  if (left.empty()) return progress;
+  progress.recipe = left[0].recipe->name;
+  progress.block = left[0].block;
+  progress.waits = left[0].waits;
+  if (left.size() > 1) progress.next = left[1].recipe->name;
   return progress;
 }
 
@@ -36,7 +60,7 @@ std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipe
                                        int lanes) {
   std::vector<StageProgress> all;
   for (int stage = 0; stage < lanes * pipeline; ++stage)
-    all.push_back(progress_of(recipes, stage, pipeline, lanes));
+    all.push_back(progress_of(left_of(recipes, stage, pipeline, lanes)));
   return all;
 }
 

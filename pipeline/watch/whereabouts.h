@@ -11,6 +11,7 @@ struct RecipeProgress {
   bool in_order = false;   // a block begins when those before it are done
   bool failed = false;     // it is not gone on with
   int lane = -1;           // that takes it; -1: all do
+  int wave = -1;           // recipes of one wave go block by block together; -1: it goes alone
   std::vector<bool> done;  // by block
 };
 
@@ -21,7 +22,7 @@ struct StageProgress {
   std::string next;    // the recipe after; empty: none
 };
 
-// By stage, lane after lane. Recipes are gone through in this order; the stages of a lane, or all of them, share the blocks as a mesh
+// By stage, lane after lane. Recipes are gone through in this order, those of a wave when the first of them is due; the stages of a lane, or all of them, share the blocks as a mesh
 // does.
 std::vector<StageProgress> whereabouts(const std::vector<RecipeProgress>& recipes, int pipeline,
                                        int lanes = 1);

@@ -86,22 +86,28 @@ void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*>
 }
 
 void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
-                 std::vector<MicroBatch> batches, Activations& stream, Backend& backend,
-                 Monitor& monitor) {
-  BatchReader reader(std::move(batches), {&stream}, backend);
+                 std::vector<MicroBatch> batches, const Activations& from, Activations& to,
+                 Backend& backend, Monitor& monitor) {
+  BatchReader reader(std::move(batches), {&from}, backend);
   while (!reader.at_end()) {
     const MicroBatch batch = reader.batch();
     BlockState state = state_of(batch, std::move(reader.next().front()));
     decoder.forward(weights, state, backend);
-    stream.store_behind(batch.shard, batch.first_row, state.residual.view(), backend);
+    to.store_behind(batch.shard, batch.first_row, state.residual.view(), backend);
     monitor.tick();
   }
   backend.finish_downloads();
 }
 
 void run_forward(const BlockSite& site, const BlockWeights& weights, Activations& stream) {
+  run_forward(site, weights, stream, stream);
+}
+
+void run_forward(const BlockSite& site, const BlockWeights& weights, const Activations& from,
+                 Activations& to) {
   require(site.samples != nullptr, "a forward pass needs samples");
-  run_forward(site.shape, weights, micro_batches_of_rank(site), stream, site.backend, site.monitor);
+  run_forward(site.shape, weights, micro_batches_of_rank(site), from, to, site.backend,
+              site.monitor);
 }
 
 }  // namespace roundhouse

@@ -58,12 +58,15 @@ struct BatchWalk {
 void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*> from,
                           const BatchWalk& walk);
 
-// Runs micro-batches of one stream through a block with these weights, in place.
+// Runs micro-batches of one stream through a block with these weights, from its input to its output: the same, or another with room
+// for them.
 void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
-                 std::vector<MicroBatch> batches, Activations& stream, Backend& backend,
-                 Monitor& monitor);
-// This rank's shards. With the dequantized weights of a finished block it leaves the same bits in the residual as
+                 std::vector<MicroBatch> batches, const Activations& from, Activations& to,
+                 Backend& backend, Monitor& monitor);
+// This rank's shards; in place. With the dequantized weights of a finished block it leaves the same bits in the residual as
 // Method::quantize() did.
 void run_forward(const BlockSite& site, const BlockWeights& weights, Activations& stream);
+void run_forward(const BlockSite& site, const BlockWeights& weights, const Activations& from,
+                 Activations& to);
 
 }  // namespace roundhouse

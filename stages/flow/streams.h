@@ -2,17 +2,16 @@
 #pragma once
 
 #include <array>
-#include <memory>
 #include <string_view>
 
 #include "stages/flow/activations.h"
 
 namespace roundhouse {
 
-// The residuals of one rank's shards between two blocks, one set a stream; nullptr where a stream is not asked for.
+// The residuals of one rank's shards between two blocks, one set a stream; nullptr where a stream is not asked for. Not owned.
 struct StreamActivations {
-  std::unique_ptr<Activations> quantized;
-  std::unique_ptr<Activations> full_precision;
+  Activations* quantized = nullptr;
+  Activations* full_precision = nullptr;
 
   struct Named {
     std::string_view name;  // "residual", "original": the tensors of a snapshot
@@ -20,7 +19,7 @@ struct StreamActivations {
   };
   // Both, in a fixed order; look at `activations` before use.
   std::array<Named, 2> all() const {
-    return {Named{"residual", quantized.get()}, Named{"original", full_precision.get()}};
+    return {Named{"residual", quantized}, Named{"original", full_precision}};
   }
 };
 

@@ -47,6 +47,7 @@ struct BlockMemory {
   double whole = 0;      // on the device, when nothing is summed
   double weights = 0;    // on the device, always there: in values of the activation type
   double by_tiles = 0;   // on the device, always there, dealt over the team
+  double replaced = 0;   // of the block's weights, those that make room for others: as `weights`
   double kept_cols = 0;  // on the host, activations inside the block: values a token
   double streams = 0;    // on the host, further copies of a stream
   std::int64_t saved_sequences =
@@ -77,6 +78,12 @@ struct TeamBytes {
   double received_by_devices = 0, received_by_hosts = 0;
 };
 TeamBytes team_bytes(const TeamTraffic& traffic, int team, int shards, double bytes_of_activation);
+
+// Of a block, by other recipes that go through it (BlockTask).
+struct MadeBefore {
+  bool original = false;  // its output of the full-precision stream
+  bool gathered = false;  // Needs::gathers
+};
 
 // Of one block and so many tokens, in sequences of `length`.
 struct BlockSizes {

@@ -19,9 +19,9 @@ QuantizedBlock keep_block(BlockTask& task) {
   PhaseClock clock(task.backend);
   task.monitor.phase("block " + std::to_string(task.block) + ": left as it is");
   clock.measure("output", [&] {
-    for (Activations* stream : {task.residual, task.original}) {
-      if (stream != nullptr) run_forward(task, task.weights, *stream);
-    }
+    if (task.residual) run_forward(task, task.weights, *task.residual);
+    if (task.makes_original())
+      run_forward(task, task.weights, *task.original, task.output_of_original());
   });
   for (const LinearSpec& spec : task.shape.linears()) {
     if (task.commits()) block.linears.push_back(kept_linear(spec));
@@ -44,6 +44,6 @@ nlohmann::json Method::statistics(BlockTask&) const {
 
 std::string Method::statistics_settings() const { return ""; }
 
-BlockCost Method::cost(const DecoderBlock&, int, int, DType) const { return {}; }
+BlockCost Method::cost(const DecoderBlock&, int, int, DType, MadeBefore) const { return {}; }
 
 }  // namespace roundhouse

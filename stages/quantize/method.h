@@ -17,6 +17,7 @@
 #include "stages/flow/block_site.h"
 #include "stages/quantize/block_cost.h"
 #include "stages/quantize/block_progress.h"
+#include "stages/quantize/block_share.h"
 #include "stages/quantize/linear_overrides.h"
 #include "stages/quantize/needs.h"
 #include "stages/sensitivity/block_gradients.h"
@@ -42,7 +43,8 @@ using SummedGradients = std::vector<std::vector<BlockGradients::Tile>>;
 // Everything a method may touch when it makes a block.
 struct BlockTask : BlockSite {
   const Checkpoint& checkpoint;  // what the weights were read from, in its own types
-  BlockWeights& weights;         // the original weights; the method may replace them as it goes
+  BlockWeights&
+      weights;  // the original weights; the method may replace tensors as it goes, and writes into none of these
   // This rank's shards (parts_of_rank): the block's input on entry, its output on return. nullptr if not asked for.
   Activations* residual;     // of the quantized stream
   Activations* original;     // of the full-precision stream
@@ -56,8 +58,15 @@ struct BlockTask : BlockSite {
   BlockProgress* progress = nullptr;
   std::span<const LinearOverride> overrides = {};  // of the recipe
   int committer = 0;                               // the rank of the team that gets the whole block
+  // Where recipes go through the block beside this one, the block's output of the full-precision stream is theirs, too: it belongs
+  // here, or is here already, and `original` stays as it is. nullptr: in place of it.
+  Activations* original_output = nullptr;
+  bool original_made = false;    // it is here
+  BlockShare* shared = nullptr;  // with others of the method; nullptr: there are none
 
   bool commits() const { return team.rank() == committer; }
+  bool makes_original() const { return original != nullptr && !original_made; }
+  Activations& output_of_original() const { return original_output ? *original_output : *original; }
   // What becomes of a linear of which the method would make `usual`; and whether it is to stay as it is.
   LinearScheme scheme_of(std::size_t linear, const LinearScheme& usual) const {
     return roundhouse::scheme_of(overrides, shape, block, linear, usual);
@@ -90,13 +99,13 @@ class Method {
   // Recipes whose methods say the same here have the same statistics, which are then made once.
   virtual std::string statistics_settings() const;
   // Of one block and so many samples, all of `length` tokens, on a device that computes in this type: for estimates of time. Nothing
-  // where a method does not know.
-  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length,
-                         DType activations) const;
+  // where a method does not know. `made`: what other recipes have made before.
+  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length, DType activations,
+                         MadeBefore made = {}) const;
   // Collective over the team; not called for blocks of which the recipe skips all. Returns the whole block at the task's committer
   // (elsewhere: only block and record may be set); but for "phases", seconds, with the same bits whichever rank that is.
-  // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it
-  // asked for them, with the bits that DecoderBlock::forward() with those weights would give. Where the numbers allow no result it throws
+  // Leaves the output of the *quantized* block in `residual` and that of the original block in output_of_original(), as far as it
+  // asked for them and makes_original(), with the bits that DecoderBlock::forward() with those weights would give. Where the numbers allow no result it throws
   // UnquantizableError (base/numerical_error.h), as decide() and statistics() do, on all ranks alike: the run then goes on without the recipe.
   virtual QuantizedBlock quantize(BlockTask& task) const = 0;
 };

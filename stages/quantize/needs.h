@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "stages/sensitivity/gradient_sums.h"
 
@@ -28,6 +29,9 @@ struct Needs {
   bool makes_blocks_of_gradients() const {
     return gradients && gradients->use == Gradients::Use::kBlock;
   }
+  // What the method gathers of the full-precision stream at each block: recipes of one method that say the same (and have the same
+  // overrides) have the same, and those of a wave gather it once. Empty: nothing.
+  std::string gathers = {};
   int widest_team = 0;  // ranks of a team beyond which a block gets no faster; 0: one a shard
 
   // Without any, blocks do not depend on each other, and nothing flows between them.

@@ -206,7 +206,7 @@ def kill(pids, number=signal.SIGKILL):
 
 def reference(world):
     began = time.monotonic()
-    world.finish(1)
+    world.finish(1, mesh__wave=1)
     seconds = time.monotonic() - began
     products = world.products()
     exports = [path for path in products if path.endswith("SHA256SUMS")]
@@ -222,13 +222,13 @@ def reference(world):
 
 
 def meshes(world):
-    """(ranks, lanes, pipeline, data, threads); 0: the planner's choice."""
-    for ranks, lanes, pipeline, data, threads in ((1, 1, 1, 1, 2), (2, 1, 1, 2, 1), (2, 1, 2, 1, 2), (3, 1, 1, 3, 2), (3, 3, 1, 1, 1), (4, 1, 2, 2, 1),
-                                                  (4, 2, 2, 1, 2), (3, 0, 0, 0, 1), (2, 2, 1, 1, 2)):
+    """(ranks, lanes, pipeline, data, threads, recipes of a wave); 0: the planner's choice. The reference was made recipe by recipe."""
+    for ranks, lanes, pipeline, data, threads, wave in ((1, 1, 1, 1, 2, 8), (2, 1, 1, 2, 1, 8), (2, 1, 2, 1, 2, 8), (3, 1, 1, 3, 2, 1), (3, 3, 1, 1, 1, 8),
+                                                        (4, 1, 2, 2, 1, 2), (4, 2, 2, 1, 2, 1), (3, 0, 0, 0, 1, 0), (2, 2, 1, 1, 2, 8)):
         world.clear()
         began = time.monotonic()
-        world.finish(ranks, mesh__lanes=lanes, mesh__pipeline=pipeline, mesh__data=data, threads=threads)
-        what = f"{ranks} rank(s), mesh {f'{lanes} x {pipeline} x {data}' if lanes else 'chosen'}, {threads} thread(s) each"
+        world.finish(ranks, mesh__lanes=lanes, mesh__pipeline=pipeline, mesh__data=data, mesh__wave=wave, threads=threads)
+        what = f"{ranks} rank(s), mesh {f'{lanes} x {pipeline} x {data}' if lanes else 'chosen'}, waves of {wave}, {threads} thread(s) each"
         world.check_products(what)
         print(f"{what}: same bits, {time.monotonic() - began:.1f} s", flush=True)
 
@@ -285,6 +285,7 @@ def kills(world):
         data = world.random.choice([d for d in (0, 1, 2, 3, 4) if d == 0 or ranks % d == 0])
         lanes = world.random.choice((1, ranks // data)) if data else 0
         settings = {"mesh__lanes": lanes, "mesh__pipeline": ranks // data // lanes, "mesh__data": data} if data else {}
+        settings["mesh__wave"] = world.random.choice((0, 1, 2, 8))
         delay = world.random.uniform(0.05, longest)
         whole = world.random.random() < 0.3
         began = time.time()

@@ -115,7 +115,7 @@ class Results:
     def export_beside(self, expected):
         """A finished recipe is exported while the job is stopped in the middle of another, holding its run."""
         shutil.rmtree(self.small.run, ignore_errors=True)
-        job = subprocess.Popen([str(self.small.program), "run", str(self.small.config)], stdout=subprocess.DEVNULL,
+        job = subprocess.Popen([str(self.small.program), "run", str(self.small.config), "--set", "mesh.wave=1"], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, cwd=self.small.folder, env=self.small.environment)
         try:
             deadline = time.monotonic() + 120
@@ -151,13 +151,13 @@ def main():
     parser.add_argument("--mpiexec", required=True)
     results = Results(parser.parse_args())
     try:
-        results.one_after_the_other(1)
+        results.one_after_the_other(1, "--set", "mesh.wave=1")
         expected = results.products()
         results.tasks()
         results.own_template()
-        results.one_after_the_other(2, "--set", "mesh.pipeline=1")
+        results.one_after_the_other(2, "--set", "mesh.pipeline=1", "--set", "mesh.wave=1")
         results.same_bits(expected, 2, "--set", "mesh.pipeline=2")
-        results.same_bits(expected, 2, "--set", "mesh.data=2")
+        results.same_bits(expected, 2, "--set", "mesh.data=2", "--set", "mesh.wave=3")
         results.export_beside(expected)
         return 0
     except Failure as failure:

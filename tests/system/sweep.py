@@ -36,6 +36,7 @@ sweep:
   - {{method: squeezellm, bits: [4, 3, 2], sparse: true, gradients: {{samples: 4, sequence_length: 32}}}}
   - {{method: llm-mq, bits: [4.0, 3.4, 3.0, 2.6], group_size: 32, outliers: 0, gradients: {{samples: 4, sequence_length: 32}}}}
 threads: 1
+mesh: {{wave: 1}}
 checkpoint: {{interruption_hours: 1e-9}}
 evaluate: {{perplexity: [{{name: test, text: {folder}/test.txt, window: 32, limit: 2}}]}}
 """
@@ -143,7 +144,8 @@ class Sweep:
         check(self.products() == expected, "trying again changed something")
         print("left alone, and tried again when asked", flush=True)
 
-        for mesh in (("mesh.pipeline=1", "mesh.data=2"), ("mesh.pipeline=2", "mesh.data=1")):
+        # Up to now recipe by recipe.
+        for mesh in (("mesh.pipeline=1", "mesh.data=2", "mesh.wave=8"), ("mesh.pipeline=2", "mesh.data=1", "mesh.wave=3")):
             arguments = [word for each in mesh for word in ("--set", each)]
             self.start_over()
             for records in (5, 30, 55):

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/awq/fold.h"
 #include "stages/quantize/awq/search.h"
@@ -41,13 +42,30 @@ class AwqQuantizer {
         settings_.scale_search && std::ranges::any_of(sets, [this](const ScaleSet& set) {
           return !is_judged_by_gram(task_, set);
         });  // whose search is another pass over the block's inputs
-    statistics_ =
-        collect_statistics(task_, settings_, /*store_output=*/!modules, block.record, clock_);
-    count_forward(modules ? 2 : 1);
+    bool passed = false;
+    const auto collect = [&] {
+      passed = true;
+      return collect_statistics(task_, settings_,
+                                /*store_output=*/!modules && task_.makes_original(), clock_);
+    };
+    BlockStatistics own;
+    if (task_.shared) {
+      statistics_ = &task_.shared->get<BlockStatistics>(statistics_key(task_, settings_), collect);
+    } else {
+      own = collect();
+      statistics_ = &own;
+    }
+    if (!passed && !modules && task_.makes_original()) {
+      clock_.measure("forward", [&] {
+        run_forward(task_, task_.weights, *task_.original, task_.output_of_original());
+      });
+    }
+    block.record.update(statistics_->record);
+    count_statistics(modules ? 2 : 1);
 
     std::vector<ChosenScales> chosen;
     if (settings_.scale_search) {
-      chosen = search_scales(task_, settings_, statistics_, clock_);
+      chosen = search_scales(task_, settings_, *statistics_, clock_);
     }
     Folding folding;
     if (!chosen.empty()) {
@@ -109,7 +127,7 @@ class AwqQuantizer {
       const Tensor rows_by = upload_row(folding.row_divisors[i], task_.backend);
       static const Tensor kNone;
       const Tensor& grams =
-          clips ? statistics_.inputs[group].group_grams.at(linear.group_size) : kNone;
+          clips ? statistics_->inputs[group].group_grams.at(linear.group_size) : kNone;
       std::map<std::int64_t, ClipCount> counts;  // by first row of this rank's tiles
       const auto folded_tile = [&](std::int64_t first, std::int64_t rows) {
         Tensor w = tile_weights(task_.weights.linears[i], first, rows, task_.backend);
@@ -244,7 +262,13 @@ class AwqQuantizer {
                               static_cast<double>(linear.rows * linear.cols * linear.group_size));
   }
 
-  void count_forward(int passes) {
+  // The record is of the whole block, whoever gathered the statistics.
+  void count_statistics(int passes) {
+    for (std::size_t g = 0; g < statistics_->inputs.size(); ++g) {
+      const auto n = static_cast<double>(task_.shape.shared_inputs()[g].cols);
+      if (statistics_->inputs[g].has_gram)
+        clock_.count("gram", static_cast<double>(statistics_->tokens) * n * n);
+    }
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
     for (const LinearSpec& spec : task_.shape.linears()) {
       clock_.count("forward", 2.0 * passes * tokens * static_cast<double>(spec.rows * spec.cols));
@@ -254,11 +278,12 @@ class AwqQuantizer {
   BlockTask& task_;
   const AwqSettings& settings_;
   PhaseClock clock_;
-  BlockStatistics statistics_;
+  const BlockStatistics* statistics_ = nullptr;
 };
 
 // A pass over the stream for statistics, and another for the search of what is not judged by a Gram matrix.
-BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings& settings) {
+BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings& settings,
+                  MadeBefore made) {
   const double points = settings.grid_points;
   const std::vector<ScaleSet> sets =
       settings.scale_search ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
@@ -266,10 +291,12 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
     const SharedInput& input = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
     return is_judged_by_gram(set, input.cols, sizes.tokens, activations);
   };
-  const double passes = std::ranges::all_of(sets, by_gram) ? 1 : 2;
+  const double passes =
+      (std::ranges::all_of(sets, by_gram) ? 0 : 1) + (made.gathered ? 0 : 1);
   const std::string gram_search = gram_search_phase(activations);
-  BlockCost cost{
-      .flops = {}, .bytes_up = passes * sizes.stream_bytes(), .bytes_down = sizes.stream_bytes()};
+  BlockCost cost{.flops = {},
+                 .bytes_up = passes * sizes.stream_bytes(),
+                 .bytes_down = made.original ? 0 : sizes.stream_bytes()};
   cost.flops["forward"] = 2 * passes * sizes.tokens * sizes.all_weights();
   std::set<int> with_gram;
   for (const ScaleSet& set : sets) {
@@ -286,7 +313,7 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
   }
   for (const int g : with_gram) {
     const double n = sizes.cols(sizes.block.shared_inputs()[g]);
-    cost.flops["gram"] += sizes.tokens * n * n;
+    if (!made.gathered) cost.flops["gram"] += sizes.tokens * n * n;
   }
   cost.attention["forward"] = passes * sizes.attention();
   cost.cuts["solve"] = sizes.tiles();
@@ -302,6 +329,7 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
       tiles.push_back({work, pieces});
       cost.traffic.gathered += 8 * points * pieces;
     }
+    if (made.gathered) continue;
     cost.traffic.sums.push_back({.bytes = 4 * sizes.cols(group), .first_owner = set.group});
     cost.traffic.shared += 4 * sizes.cols(group);
   }
@@ -328,9 +356,10 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
           4 * n *
           static_cast<double>(settings.scheme.group_size_for(sizes.block.shared_inputs()[g].cols));
     }
+    cost.memory.summed += bytes;
+    if (made.gathered) continue;
     cost.traffic.sums.push_back({.bytes = bytes, .first_owner = static_cast<int>(g)});
     cost.traffic.shared += bytes;
-    cost.memory.summed += bytes;
   }
   cost.memory.whole = cost.memory.summed;
   if (!settings.clip_search) return cost;
@@ -351,11 +380,13 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
 class Awq final : public Method {
  public:
   explicit Awq(const AwqSettings& settings) : settings_(settings) {}
-  Needs needs() const override { return {.full_precision_stream = true}; }
+  Needs needs() const override {
+    return {.full_precision_stream = true, .gathers = awq_gathers(settings_)};
+  }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   BlockCost cost(const DecoderBlock& decoder, int samples, int length,
-                 DType activations) const override {
-    return awq_cost(decoder, samples, length, activations, settings_);
+                 DType activations, MadeBefore made) const override {
+    return awq_cost(decoder, samples, length, activations, settings_, made);
   }
   QuantizedBlock quantize(BlockTask& task) const override {
     return quantize_by_awq(task, settings_);
@@ -372,9 +403,9 @@ QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings) {
 }
 
 BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length, DType activations,
-                   const AwqSettings& settings) {
+                   const AwqSettings& settings, MadeBefore made) {
   return cost_of({decoder, static_cast<double>(samples) * length, static_cast<double>(length)},
-                 activations, settings);
+                 activations, settings, made);
 }
 
 void read_searches(OptionReader& options, AwqSettings& settings) {
@@ -382,6 +413,12 @@ void read_searches(OptionReader& options, AwqSettings& settings) {
   settings.clip_search = options.boolean("clip_search", true);
   settings.grid_points = options.integer("grid_points", 20, 1, 1000);
   settings.clip_tokens = options.integer("clip_tokens", 512, 0, 1 << 30);
+}
+
+std::string awq_gathers(const AwqSettings& settings) {
+  nlohmann::json key = {settings.scale_search};
+  if (settings.clip_search) key.push_back({settings.scheme.group_size, settings.clip_tokens});
+  return key.dump();
 }
 
 std::unique_ptr<Method> make_awq(OptionReader& options) {

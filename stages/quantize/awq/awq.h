@@ -21,6 +21,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "stages/quantize/method.h"
 #include "stages/quantize/options.h"
@@ -35,6 +36,7 @@ struct AwqSettings;
 void read_searches(OptionReader& options, AwqSettings& settings);  // what is searched, and how long
 QuantizedBlock quantize_by_awq(BlockTask& task, const AwqSettings& settings);
 BlockCost awq_cost(const DecoderBlock& decoder, int samples, int length, DType activations,
-                   const AwqSettings& settings);
+                   const AwqSettings& settings, MadeBefore made);
+std::string awq_gathers(const AwqSettings& settings);  // Needs::gathers
 
 }  // namespace roundhouse

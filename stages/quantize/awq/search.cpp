@@ -148,6 +148,7 @@ class Search {
     for (Candidates& candidates : sets_) {
       if (!by_gram(candidates) && !candidates.skipped) modules.push_back(&candidates);
     }
+    if (modules.empty() && !task_.makes_original()) return;
     const std::size_t points = static_cast<std::size_t>(settings_.grid_points);
     ShardNumberSum sum(task_, modules.size() * points);
     const PartRange shards = shards_of_rank(task_);
@@ -206,9 +207,9 @@ class Search {
         }
       });
     }
-    for (std::size_t b = 0; b < batches.size(); ++b) {
-      task_.original->store_behind(batches[b].shard, batches[b].first_row,
-                                   states[b].residual.view(), task_.backend);
+    for (std::size_t b = 0; b < batches.size() && task_.makes_original(); ++b) {
+      task_.output_of_original().store_behind(batches[b].shard, batches[b].first_row,
+                                              states[b].residual.view(), task_.backend);
     }
     clock_.measure("forward", [&] { task_.backend.finish_downloads(); });
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "stages/flow/dropped_samples.h"
@@ -12,6 +13,17 @@ namespace roundhouse {
 namespace {
 
 using Part = ShardMatrixSum::Part;
+
+// Sizes of the groups of weights that are clipped.
+std::set<std::int64_t> clipped_sizes(const BlockTask& task, const AwqSettings& settings,
+                                     const SharedInput& group) {
+  std::set<std::int64_t> sizes;
+  for (const int i : group.linears) {
+    const LinearScheme scheme = settings.scheme_of(task, i);
+    if (!scheme.is_original()) sizes.insert(scheme.group_size_for(group.cols));
+  }
+  return sizes;
+}
 
 // The sums over the inputs of one group.
 class InputSums {
@@ -27,12 +39,8 @@ class InputSums {
       if (is_judged_by_gram(task, set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
     }
     if (!settings.clip_search) return;
-    for (const int i : group_.linears) {
-      const LinearScheme scheme = settings.scheme_of(task, i);
-      if (scheme.is_original()) continue;
-      const std::int64_t size = scheme.group_size_for(group_.cols);
-      if (!group_grams_.contains(size)) group_grams_[size] = sum(group_.cols, size, Part::kWhole);
-    }
+    for (const std::int64_t size : clipped_sizes(task, settings, group_))
+      group_grams_[size] = sum(group_.cols, size, Part::kWhole);
     const std::int64_t tokens = task.samples->count() * task.samples->length();
     if (settings.clip_tokens > 0) {
       every_ = std::max<std::int64_t>(1, tokens / settings.clip_tokens);
@@ -70,13 +78,12 @@ class InputSums {
         statistics.magnitude.push_back(static_cast<double>(sum) / static_cast<double>(tokens));
       }
     }
+    statistics.has_gram = gram_ != nullptr;
     if (gram_) statistics.gram = everywhere(*gram_, group_.cols, group_.cols, true);
     for (const auto& [size, grams] : group_grams_)
       statistics.group_grams[size] = everywhere(*grams, group_.cols, size, false);
     return statistics;
   }
-
-  bool has_gram() const { return gram_ != nullptr; }
 
  private:
   std::vector<ShardMatrixSum*> all() {
@@ -105,8 +112,7 @@ class InputSums {
 }  // namespace
 
 BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,
-                                   bool store_output, nlohmann::json& block_record,
-                                   PhaseClock& clock) {
+                                   bool store_output, PhaseClock& clock) {
   task.monitor.phase("block " + std::to_string(task.block) + ": statistics of the inputs");
   const int groups = static_cast<int>(task.shape.shared_inputs().size());
   std::vector<std::unique_ptr<InputSums>> sums;
@@ -135,8 +141,8 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
       }
       check(std::as_const(state.residual).view());
       if (store_output) {
-        task.original->store_behind(batch.shard, batch.first_row, state.residual.view(),
-                                    task.backend);
+        task.output_of_original().store_behind(batch.shard, batch.first_row, state.residual.view(),
+                                               task.backend);
       }
     });
     clock.measure("gram", [&] {
@@ -172,17 +178,22 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
 
   clock.measure("forward", [&] { task.backend.finish_downloads(); });
 
-  const std::int64_t used = settle_dropped(task, "all linears", statistics.dropped, block_record);
+  const std::int64_t used =
+      settle_dropped(task, "all linears", statistics.dropped, statistics.record);
   statistics.tokens = used * task.samples->length();
   clock.measure("gram", [&] {
     for (const auto& sum : sums) statistics.inputs.push_back(sum->finish(statistics.tokens));
   });
-  const auto tokens = static_cast<double>(statistics.tokens);
-  for (int g = 0; g < groups; ++g) {
-    const auto n = static_cast<double>(task.shape.shared_inputs()[g].cols);
-    if (sums[g]->has_gram()) clock.count("gram", tokens * n * n);
-  }
   return statistics;
+}
+
+std::string statistics_key(const BlockTask& task, const AwqSettings& settings) {
+  nlohmann::json key = {"awq statistics", settings.scale_search};
+  if (!settings.clip_search) return key.dump();
+  key.push_back(settings.clip_tokens);
+  for (const SharedInput& group : task.shape.shared_inputs())
+    key.push_back(clipped_sizes(task, settings, group));
+  return key.dump();
 }
 
 }  // namespace roundhouse

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "stages/flow/phase_clock.h"
@@ -15,6 +16,7 @@ namespace roundhouse {
 struct InputStatistics {
   std::vector<double> magnitude;  // mean |x| by column
   Tensor gram;                    // sum xᵀ x, symmetric, F32 [cols, cols]
+  bool has_gram = false;
   // The same over the sampled tokens by groups of columns: GroupGrams. By their size, which linears may differ in.
   std::map<std::int64_t, Tensor> group_grams;
 };
@@ -24,6 +26,7 @@ struct BlockStatistics {
   std::int64_t tokens = 0;              // all but those of dropped samples
   std::vector<std::int64_t>
       dropped;  // samples of this rank that are left out: something in them is not finite
+  nlohmann::json record = nlohmann::json::object();  // what the block's record says of these
 };
 
 // A set whose linears are all that is inspected.
@@ -52,9 +55,10 @@ inline double search_operations(const ScaleSet& set, double points) {
   return 2 * (is_linear(set) ? points : points + 1);
 }
 
-// Collective. Leaves the block's output in `task.original` if `store_output`.
+// Collective. Leaves the block's output in task.output_of_original() if `store_output`.
 BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,
-                                   bool store_output, nlohmann::json& block_record,
-                                   PhaseClock& clock);
+                                   bool store_output, PhaseClock& clock);
+// What they depend on beside the block, for BlockShare.
+std::string statistics_key(const BlockTask& task, const AwqSettings& settings);
 
 }  // namespace roundhouse

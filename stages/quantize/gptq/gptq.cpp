@@ -360,6 +360,7 @@ BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
   for (const SharedInput& group : sizes.block.shared_inputs())
     largest = std::max(largest, 4 * sizes.cols(group) * sizes.cols(group));
   cost.memory.whole = 3 * largest;
+  cost.memory.replaced = sizes.all_weights();
   return cost;
 }
 
@@ -368,7 +369,7 @@ class Gptq final : public Method {
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length, DType) const override {
+  BlockCost cost(const DecoderBlock& shape, int samples, int length, DType, MadeBefore) const override {
     return gptq_cost({shape, static_cast<double>(samples) * length, static_cast<double>(length)},
                      settings_);
   }

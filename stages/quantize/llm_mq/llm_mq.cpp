@@ -39,7 +39,10 @@ class LlmMq final : public Method {
   }
 
   Needs needs() const override {
-    return {.full_precision_stream = true, .gradients = gradients_, .decision = true};
+    return {.full_precision_stream = true,
+            .gradients = gradients_,
+            .decision = true,
+            .gathers = awq_gathers(awq_)};
   }
   std::vector<LinearScheme> schemes() const override {
     std::vector<LinearScheme> schemes;
@@ -48,8 +51,8 @@ class LlmMq final : public Method {
   }
   bool one_scheme_an_input() const override { return fused_; }
   BlockCost cost(const DecoderBlock& shape, int samples, int length,
-                 DType activations) const override {
-    return awq_cost(shape, samples, length, activations, awq_);
+                 DType activations, MadeBefore made) const override {
+    return awq_cost(shape, samples, length, activations, awq_, made);
   }
 
   std::string statistics_settings() const override {

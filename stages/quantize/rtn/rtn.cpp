@@ -18,7 +18,7 @@ class Rtn final : public Method {
 
   Needs needs() const override { return {}; }
   std::vector<LinearScheme> schemes() const override { return {scheme_}; }
-  BlockCost cost(const DecoderBlock& shape, int, int, DType) const override {
+  BlockCost cost(const DecoderBlock& shape, int, int, DType, MadeBefore) const override {
     const BlockSizes sizes{shape, 0};
     BlockCost cost;
     cost.rounded = sizes.all_weights() * std::max(1, clip_.steps);

@@ -67,7 +67,8 @@ SignRoundSettings read_settings(OptionReader& options) {
 }
 
 // A backward pass makes the gradients of the weights, and of all inputs but the block's own.
-BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& settings, int batch) {
+BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& settings, int batch,
+                         MadeBefore made) {
   BlockCost cost;
   const double iterations = settings.iterations;
   const double tuned_tokens = iterations * batch * sizes.length;
@@ -77,13 +78,16 @@ BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& setti
   cost.flops["backward"] =
       (forward + 2 * sizes.weights(1, sizes.block.shared_inputs().size() - 1)) * tuned_tokens;
   if (!settings.quantized_input) cost.flops.erase("output");
+  if (made.original) cost.flops.erase("target");
   const double batches =
       2 * kBytesOfActivation * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
-  cost.bytes_up = 2 * sizes.stream_bytes() + batches;
-  cost.bytes_down = 2 * sizes.stream_bytes();
+  const double passes = made.original ? 1 : 2;
+  cost.bytes_up = passes * sizes.stream_bytes() + batches;
+  cost.bytes_down = passes * sizes.stream_bytes();
 
   const double attention = sizes.attention() / sizes.tokens;  // a token's
-  cost.attention["target"] = cost.attention["output"] = sizes.attention();
+  cost.attention["output"] = sizes.attention();
+  if (!made.original) cost.attention["target"] = sizes.attention();
   cost.attention["forward"] = attention * tuned_tokens;
   cost.attention["backward"] = 2.5 * attention * tuned_tokens;
   const int parts = parts_of_batch(batch, static_cast<std::int64_t>(sizes.length));
@@ -121,11 +125,12 @@ class SignRound final : public Method {
             .widest_team = std::min(settings_.batch_size, settings_.samples)};
   }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length, DType) const override {
+  BlockCost cost(const DecoderBlock& shape, int samples, int length,
+                 DType, MadeBefore made) const override {
     const int batch = std::min({settings_.batch_size, settings_.samples, samples});
     return signround_cost(
         {shape, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
-        batch);
+        batch, made);
   }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }
 

@@ -57,15 +57,19 @@ class BlockTuner {
   }
 
   QuantizedBlock run() {
-    // The streams of which batches are made. `original` holds the targets from here on, which is what it must hold in the end.
-    std::optional<Activations> full_precision_input;
+    // The streams of which batches are made. The targets are what the full-precision stream must be in the end.
+    std::optional<Activations> kept;
     say("target");
     clock_.measure("target", [&] {
-      if (!settings_.quantized_input) full_precision_input.emplace(copy_of(task_, *task_.original));
-      run_forward(task_, task_.weights, *task_.original);
+      Activations& target = task_.output_of_original();
+      if (!settings_.quantized_input && &target == task_.original)
+        kept.emplace(copy_of(task_, *task_.original));
+      if (task_.makes_original()) run_forward(task_, task_.weights, *task_.original, target);
     });
-    count("target", forward_flops() * all_tokens());
-    Activations& input = full_precision_input ? *full_precision_input : *task_.residual;
+    count("target", forward_flops() * all_tokens());  // the record is the same whoever made them
+    Activations& input = kept                        ? *kept
+                         : settings_.quantized_input ? *task_.residual
+                                                     : *task_.original;
 
     std::optional<LearnedBlock> rounding;
     clock_.measure("round", [&] { rounding.emplace(task_, settings_.scheme); });
@@ -97,7 +101,7 @@ class BlockTuner {
   void tune(LearnedBlock& learned, Activations& input) {
     BatchSampler sampler(settings_.sampling, samples_, settings_.batch_size, settings_.seed,
                          task_.block);
-    BatchLoader loader(task_, input, *task_.original);
+    BatchLoader loader(task_, input, task_.output_of_original());
     int begin = 0;
     if (task_.progress) clock_.measure("resume", [&] { begin = resume(learned); });
     for (int i = 0; i < begin; ++i) {

@@ -158,7 +158,7 @@ class SqueezeLlm final : public Method {
   }
   std::vector<LinearScheme> schemes() const override { return {scheme()}; }
   // Beside the gradients, which gradient_cost() has.
-  BlockCost cost(const DecoderBlock& shape, int, int, DType) const override {
+  BlockCost cost(const DecoderBlock& shape, int, int, DType, MadeBefore) const override {
     const BlockSizes sizes{shape, 0};
     BlockCost cost;
     cost.rounded = sizes.all_weights();

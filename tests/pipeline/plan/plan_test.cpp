@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 
 #include "base/error.h"
 #include "model/synthetic.h"
@@ -200,10 +201,55 @@ TEST_F(SimulationTest, APipelineIsFilledByRecipes) {
   EXPECT_NEAR(seconds(11), (4 + 10) * blocks_ / 11.0, 1e-3);
 }
 
+TEST_F(SimulationTest, AWaveLoadsABlockOnce) {
+  const double block = simulate_job(request_, 1, {1, 1}, states()).costs.block_bytes();
+  rates_.load = block;  // a second
+  const auto of = [&](int most) { return simulate_job(request_, 1, {1, 1}, states(), most); };
+  EXPECT_NEAR(of(1).simulation.seconds, 4 * 2 * blocks_, 1e-3);
+  EXPECT_NEAR(of(2).simulation.seconds, (4 + 2) * blocks_, 1e-3);
+  EXPECT_NEAR(of(8).simulation.seconds, (4 + 1) * blocks_, 1e-3);
+  const MeshChoice chosen = choose_mesh(request_, 1, states());
+  EXPECT_EQ(chosen.most, 4) << "the least of the fastest";
+  EXPECT_EQ(chosen.waves, (std::vector<Wave>{{0, 1, 2, 3}}));
+  // Two fit.
+  const MemoryUse two = of(1).costs.memory({0, 1});
+  rates_.host_bytes = 1.01 * std::max(two.host / 0.95, 2 * two.activations);
+  EXPECT_EQ(choose_mesh(request_, 1, states()).waves, (std::vector<Wave>{{0, 1}, {2, 3}}));
+  config_.wave = 1;
+  EXPECT_EQ(choose_mesh(request_, 1, states()).waves, (std::vector<Wave>{{0}, {1}, {2}, {3}}));
+}
+
+// What one recipe of a wave has made of a block the others do not make again.
+TEST_F(SimulationTest, AWavePassesAndGathersOnce) {
+  config_.recipes.clear();
+  for (const int bits : {3, 4}) {
+    config_.recipes.push_back(parse_recipe({{"method", "awq"}, {"bits", bits}}));
+    config_.recipes.push_back(parse_recipe({{"method", "signround"}, {"bits", bits}}));
+  }
+  const SimulatedJob job = simulate_job(request_, 1, {1, 1}, states(), 8);
+  ASSERT_EQ(job.waves, (std::vector<Wave>{{0, 2, 1, 3}})) << "those of a method are neighbours";
+  std::vector<Step> made;
+  std::ranges::copy_if(job.steps[0], std::back_inserter(made), [](const Step& step) {
+    return step.kind == Step::Kind::kMake && step.block == 1;
+  });
+  ASSERT_EQ(made.size(), 4u);
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    EXPECT_EQ(made[i].loads, i == 0);
+    EXPECT_EQ(made[i].original, i == 0);
+    EXPECT_EQ(made[i].gathered, i == 1);
+  }
+  const auto phases = [&](std::size_t i) { return job.costs.make(made[i]).phases; };
+  EXPECT_GT(phases(0).at("gram"), 0);
+  EXPECT_FALSE(phases(1).contains("gram"));
+  EXPECT_LT(phases(1).at("forward"), 0.6 * phases(0).at("forward"));
+  EXPECT_FALSE(phases(2).contains("target"));
+  EXPECT_TRUE(job.costs.make(1).phases.contains("target")) << "alone";
+}
+
 TEST_F(SimulationTest, TheMeshIsTheFastestThatFits) {
   EXPECT_EQ(chosen(2), (MeshShape{1, 1, 2})) << "two recipes at a time, and no pipeline to fill";
   rates_.ranks_a_node = 2;
-  const MemoryUse of_wide = simulate_job(request_, 2, {1, 2}, states()).costs.memory(0);
+  const MemoryUse of_wide = simulate_job(request_, 2, {1, 2}, states()).costs.memory({0});
   rates_.host_bytes = 2.02 * std::max(of_wide.host / 0.95, 2 * of_wide.activations);
   EXPECT_EQ(chosen(2), (MeshShape{1, 2})) << "a rank of the others would hold all streams";
   rates_.host_bytes = 1e6;

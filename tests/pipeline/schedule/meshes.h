@@ -29,6 +29,14 @@ inline std::vector<MeshShape> all_meshes(int ranks, int blocks) {
   return meshes;
 }
 
+// Of all recipes of a lane and calibration set together, as far as `most` lets them.
+inline std::vector<Wave> waves_of_up_to(int most, const std::vector<Recipe>& recipes,
+                                        const std::vector<RecipeState>& states, MeshShape shape,
+                                        const std::vector<int>& lane_of) {
+  return form_waves(recipes, states, shape.lanes > 1 ? lane_of : std::vector<int>{}, most,
+                    [](const Wave&) { return true; });
+}
+
 // As a job has them: the mesh of all ranks, and where there are lanes, that of this rank's. Recipes that take as long as each other.
 struct Meshes {
   Meshes(Communicator& world, MeshShape shape, const std::vector<Recipe>& recipes, int blocks,

@@ -136,7 +136,9 @@ std::vector<std::string> expected_lines(const std::vector<Step>& steps,
 
 class Walker {
  public:
-  Walker(std::vector<Recipe> recipes, double hours) : recipes_(std::move(recipes)), hours_(hours) {
+  // `most`: recipes of a wave.
+  Walker(std::vector<Recipe> recipes, double hours, int most = 1)
+      : recipes_(std::move(recipes)), hours_(hours), most_(most) {
     identity_.note_outside_blocks();
   }
 
@@ -153,6 +155,7 @@ class Walker {
     JobMonitor monitor(*world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     const std::vector<RecipeState> states = look(inner);
+    const std::vector<Wave> waves = waves_of_up_to(most_, recipes_, states, shape, meshes.lane_of);
     WatchedStore store(inner);
     int units = 0;
     Schedule schedule{.backend = *backend_,
@@ -167,6 +170,7 @@ class Walker {
                       .saved_activation_bytes = std::size_t{1} << 30,
                       .monitor = monitor,
                       .interruption_hours = hours_,
+                      .waves = waves,
                       .on_unit =
                           [&](const Recipe&, const QuantizedBlock&, double) {
                             if (++units == units_until_stop) monitor.watchdog().request_stop();
@@ -177,7 +181,7 @@ class Walker {
     std::vector<RecipeState> walked = states;
     (void)quantize_all(schedule, recipes_, walked);
     sent_by_run = sent_ - before;
-    steps = plan_steps(recipes_, states, shape, kBlocks, meshes.lane_of);
+    steps = plan_steps(recipes_, states, shape, kBlocks, meshes.lane_of, waves);
     std::vector<std::string> units_expected, expected;
     for (const std::string& line :
          expected_lines(steps[static_cast<std::size_t>(meshes.all.stage())], recipes_, meshes.all,
@@ -209,6 +213,7 @@ class Walker {
       count_bytes(test_world().split(0, test_world().rank()), sent_);
   std::vector<Recipe> recipes_;
   double hours_;
+  int most_;
   TemporaryFolder folder_;
   CausalLM model_{kModel};
   NullMonitor quiet_;
@@ -220,21 +225,24 @@ class Walker {
 
 TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
   for (const MeshShape shape : all_meshes(test_world().size(), kBlocks)) {
-    const SharedFolder folder(test_world());
-    Hdf5Store store(folder.path());
-    Walker(all_kinds(), kAlwaysInterrupted).run(store, shape);
+    for (const int most : {1, 8}) {
+      const SharedFolder folder(test_world());
+      Hdf5Store store(folder.path());
+      Walker(all_kinds(), kAlwaysInterrupted, most).run(store, shape);
+    }
   }
 }
 
 TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
   for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
-    for (const double hours : {kAlwaysInterrupted, kNever}) {
+    for (const auto& [hours, most] :
+         {std::pair{kAlwaysInterrupted, 1}, {kNever, 1}, {kAlwaysInterrupted, 8}}) {
       const SharedFolder folder(test_world());
       Hdf5Store store(folder.path());
       Walker walker(
           recipes_of(
               {{{"method", "gptq"}}, {{"method", "rtn"}}, {{"method", "gptq"}, {"bits", 2}}}),
-          hours);
+          hours, most);
       walker.run(store, shape, 2);
       test_world().barrier();
       walker.run(store, shape);
@@ -243,20 +251,26 @@ TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
 }
 
 TEST(PlannerTest, AlsoWhereBlocksWithinAreMissing) {
+  int most = 1;
   for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
+    most = most == 1 ? 8 : 1;
     const SharedFolder folder(test_world());
     Hdf5Store store(folder.path());
     Walker walker(recipes_of({{{"method", "gptq"}},
                               {{"method", "rtn"}},
                               {{"method", "squeezellm"},
-                               {"gradients", {{"samples", 6}, {"sequence_length", kLength}}}}}),
-                  kNever);
+                               {"gradients", {{"samples", 6}, {"sequence_length", kLength}}}},
+                              {{"method", "awq"}, {"scale_search", false}},
+                              {{"method", "awq"}, {"bits", 3}, {"scale_search", false}}}),
+                  kNever, most);
     walker.run(store, shape);
     test_world().barrier();
     if (test_world().rank() == 0) {
       for (const int block : {2, 4}) store.remove(block_key(walker.recipes()[0].name, block));
       store.remove(block_key(walker.recipes()[1].name, 5));
       store.remove(block_key(walker.recipes()[2].name, 1));
+      store.remove(block_key(walker.recipes()[3].name, 0));
+      store.remove(block_key(walker.recipes()[4].name, 4));
     }
     test_world().barrier();
     walker.run(store, shape);
@@ -290,8 +304,8 @@ TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
       double reckoned = 0;
       for (const auto& steps : walker.steps) {
         for (const Step& step : steps) {
-          if (step.kind == Step::Kind::kMake) reckoned += costs.unit_traffic(0).sent;
-          if (step.kind == Step::Kind::kHandOver) reckoned += costs.stream_bytes(0);
+          if (step.kind == Step::Kind::kMake) reckoned += costs.unit_traffic(step).sent;
+          if (step.kind == Step::Kind::kHandOver) reckoned += costs.stream_bytes(step);
         }
       }
       const auto sent = static_cast<double>(
@@ -302,6 +316,33 @@ TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
           << settings.dump() << " " << describe(shape) << ": " << reckoned;
     }
   }
+}
+
+TEST(PlannerTest, WavesAreOfOneLaneAndCalibrationSet) {
+  std::vector<Recipe> recipes = recipes_of({{{"method", "gptq"}, {"bits", 2}},
+                                            {{"method", "awq"}},
+                                            {{"method", "rtn"}},
+                                            {{"method", "gptq"}, {"bits", 3}},
+                                            {{"method", "squeezellm"}},
+                                            {{"method", "gptq"}, {"bits", 4}},
+                                            {{"method", "rtn"}, {"bits", 3}}});
+  recipes[5].calibration = "other";
+  std::vector<RecipeState> states = fresh_states(recipes, kBlocks);
+  const auto waves = [&](int most, const std::vector<int>& lane_of = {}, std::size_t room = 100) {
+    return form_waves(recipes, states, lane_of, most,
+                      [=](const Wave& wave) { return wave.size() <= room; });
+  };
+  using Waves = std::vector<Wave>;
+  EXPECT_EQ(waves(8), (Waves{{0, 3, 1}, {2, 6}, {5}})) << "those of a method are neighbours";
+  EXPECT_EQ(waves(2), (Waves{{0, 1}, {2, 6}, {3}, {5}}));
+  EXPECT_EQ(waves(8, {}, 2), waves(2)) << "no more than fit";
+  EXPECT_EQ(waves(1).size(), 6u);
+  constexpr int kAll = Lane::kAllLanes;
+  EXPECT_EQ(waves(8, {0, 1, kAll, 1, kAll, 0, kAll}), (Waves{{0}, {1, 3}, {2, 6}, {5}}));
+  states[3].failure = RecipeFailure{};
+  EXPECT_EQ(waves(8), (Waves{{0, 1}, {2, 6}, {5}}));
+  EXPECT_EQ(waves_of({1, 2, 5, 6}, waves(8)), (Waves{{1}, {2, 6}, {5}}));
+  EXPECT_EQ(waves_of({1, 4}, {}), (Waves{{1}, {4}})) << "those of none go alone";
 }
 
 // The longest first, each to the lane that has least so far.

@@ -64,6 +64,7 @@ class Walker {
     recipes_ = std::move(made);
     method_of_ = std::move(method_of);
   }
+  void go_in_waves_of(int most) { most_ = most; }                     // recipes
   const std::vector<RecipeState>& states() const { return states_; }  // after run()
 
   // Everything that is missing in the store; false if stopped.
@@ -90,9 +91,11 @@ class Walker {
                       .saved_activation_bytes = std::size_t{1} << 30,
                       .monitor = monitor,
                       .interruption_hours = hours_,
+                      .waves = waves_of_up_to(most_, recipes_, states_, shape, meshes.lane_of),
                       .on_unit =
                           [&](const Recipe&, const QuantizedBlock& block, double) {
                             ++units;
+                            if (block.record.at("read_bytes") > 0) ++blocks_read_;
                             // For the journal, where "time" is the date.
                             const nlohmann::json& phases = block.record.at("phases");
                             const auto is_original = &QuantizedLinear::original;
@@ -115,6 +118,7 @@ class Walker {
     units_told_ = units;
     return finished;
   }
+  int blocks_read() const { return blocks_read_; }  // of the model's files, for units of this rank
   int units_told() const { return units_told_; }  // of this rank's, before the last run() returned
 
  private:
@@ -126,7 +130,8 @@ class Walker {
   ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
   std::vector<Recipe> recipes_ = recipes();
   std::vector<RecipeState> states_;
-  int units_told_ = 0;
+  int units_told_ = 0, blocks_read_ = 0;
+  int most_ = 1;
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
@@ -459,6 +464,147 @@ TEST(FailureTest, WhatCannotBeDecidedIsLeftToo) {
       EXPECT_EQ(contents(store), expected);
     }
   }
+}
+
+// Recipes with each set of streams, one of which fails at block 3.
+std::vector<Recipe> recipes_of_all_streams() {
+  std::vector<Recipe> all;
+  for (const nlohmann::json& settings : std::vector<nlohmann::json>{
+           {{"method", "awq"}, {"grid_points", 2}},
+           {{"method", "gptq"}, {"bits", 4}},
+           {{"method", "rtn"}, {"bits", 3}},
+           {{"method", "signround"}, {"iterations", 1}, {"batch_size", 2}},
+           {{"method", "awq"}, {"bits", 3}, {"grid_points", 2}},
+           {{"method", "rtn"}, {"bits", 2}},
+           {{"method", "signround"},
+            {"iterations", 1},
+            {"batch_size", 2},
+            {"quantized_input", false},
+            {"overrides", {{{"match", "model.layers.1.*"}, {"skip", true}}}}},
+           {{"method", "awq"}, {"scale_search", false}, {"clip_search", false}}}) {
+    all.push_back(parse_recipe(settings));
+  }
+  all.insert(all.begin() + 1, FailingMethod::recipe());
+  return all;
+}
+
+class WaveTest : public testing::Test {
+ protected:
+  static constexpr int kMany = 100;
+
+  explicit WaveTest() {
+    const auto alone = make_local_communicator();
+    MemoryStore store;
+    Walker walker(*alone, 0);
+    walker.make(all_, method_or_failing);
+    EXPECT_TRUE(walker.run(store, {1, 1}));
+    expect_failure(walker);
+    expected_ = contents(store, all_);
+    EXPECT_EQ(expected_.size(), (all_.size() - 1) * kBlocks + 3);
+  }
+  // All that is missing in the store, by so many recipes at a time.
+  bool run(RunStore& store, MeshShape shape, int most,
+           const std::function<void(JobMonitor&, int)>& on_unit = nullptr) {
+    Walker walker(test_world());
+    walker.make(all_, method_or_failing);
+    walker.go_in_waves_of(most);
+    const bool finished = walker.run(store, shape, on_unit);
+    if (finished) expect_failure(walker);
+    return finished;
+  }
+
+  const std::vector<Recipe> all_ = recipes_of_all_streams();
+  std::map<std::string, std::string> expected_;
+};
+
+TEST_F(WaveTest, SameBytesOnEveryMesh) {
+  Communicator& world = test_world();
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
+    for (const int most : {3, kMany}) {
+      const SharedFolder folder(world);
+      Hdf5Store store(folder.path());
+      EXPECT_TRUE(run(store, shape, most));
+      world.barrier();
+      EXPECT_EQ(contents(store, all_), expected_) << describe(shape) << ", waves of " << most;
+      EXPECT_TRUE(store.keys("activations").empty()) << "snapshots go";
+    }
+  }
+}
+
+// Wherever a run is cut off, as a wave or not, it goes on to the same end, as a wave or not: recipes begin at different blocks then.
+TEST_F(WaveTest, ResumesAfterAFailureAtAnyWrite) {
+  if (test_world().size() > 1) GTEST_SKIP() << "the store in memory is one rank's";
+  int before = kMany;
+  for (int n = 3; n <= 72; n += 23) {
+    const int after = n % 2 == 1 ? kMany : 1;
+    MemoryStore store;
+    store.fail_at_write(n);
+    EXPECT_THROW(run(store, {1, 1}, before), Error) << "write " << n;
+    store.fail_at_write(n + 40);
+    EXPECT_THROW(run(store, {1, 1}, after), Error) << "write " << n << " + 40";
+    store.fail_at_write(0);
+    EXPECT_TRUE(run(store, {1, 1}, kMany));
+    EXPECT_EQ(contents(store, all_), expected_) << "after a failure at write " << n;
+    before = after;
+  }
+}
+
+TEST_F(WaveTest, StopsTogetherBetweenUnitsAndGoesOn) {
+  Communicator& world = test_world();
+  for (const MeshShape shape : all_meshes(world.size(), kBlocks)) {
+    const SharedFolder folder(world);
+    Hdf5Store store(folder.path());
+    (void)run(store, shape, kMany, [&](JobMonitor& monitor, int units) {
+      if (units == 5) monitor.watchdog().request_stop();
+    });
+    world.barrier();
+    EXPECT_TRUE(run(store, shape, kMany));
+    world.barrier();
+    EXPECT_EQ(contents(store, all_), expected_) << describe(shape);
+  }
+}
+
+// Says what it finds when it is asked for a block.
+class AskedMethod final : public Method {
+ public:
+  struct Found {
+    std::string recipe;
+    int block;
+    bool original_made;
+  };
+  AskedMethod(const Recipe& recipe, std::vector<Found>& found)
+      : name_(recipe.name), method_(make_method(recipe)), found_(found) {}
+  Needs needs() const override { return method_->needs(); }
+  std::vector<LinearScheme> schemes() const override { return method_->schemes(); }
+  QuantizedBlock quantize(BlockTask& task) const override {
+    if (task.original) found_.push_back({name_, task.block, task.original_made});
+    return method_->quantize(task);
+  }
+
+ private:
+  std::string name_;
+  std::unique_ptr<Method> method_;
+  std::vector<Found>& found_;
+};
+
+TEST_F(WaveTest, WhatRecipesShareIsDoneOnce) {
+  if (test_world().size() > 1) GTEST_SKIP() << "one rank says it all";
+  std::vector<AskedMethod::Found> found;
+  Walker walker(test_world(), 0);
+  walker.make(all_, [&](const Recipe& recipe) -> std::unique_ptr<Method> {
+    if (recipe.name == "failing") return std::make_unique<FailingMethod>();
+    return std::make_unique<AskedMethod>(recipe, found);
+  });
+  walker.go_in_waves_of(kMany);
+  MemoryStore store;
+  EXPECT_TRUE(walker.run(store, {1, 1}));
+  EXPECT_EQ(contents(store, all_), expected_);
+  int passes = 0;
+  for (const auto& each : found) passes += each.original_made ? 0 : 1;
+  EXPECT_EQ(found.size(), 5u * kBlocks - 1) << "SignRound leaves out a block";
+  EXPECT_EQ(passes, kBlocks) << "of the full-precision stream";
+  // One wave of recipes with streams, one of those without.
+  EXPECT_EQ(walker.blocks_read(), 2 * kBlocks);
 }
 
 // While a recipe is under way there is one, of its last block; afterwards there is none, and no folder.

@@ -46,14 +46,14 @@ class SnapshotsTest : public testing::Test {
  protected:
   // One rank's streams, of this value in every row.
   StreamActivations streams(bool quantized, bool full_precision, std::uint8_t value) {
-    const auto make = [&](bool wanted) {
-      if (!wanted) return std::unique_ptr<Activations>();
-      auto made = std::make_unique<Activations>(budget_, DType::kU8, 16);
+    const auto make = [&](bool wanted) -> Activations* {
+      if (!wanted) return nullptr;
+      auto& made = made_.emplace_back(std::make_unique<Activations>(budget_, DType::kU8, 16));
       for (int shard = 0; shard < kShards; ++shard) {
         made->reserve(shard, 4);
         std::ranges::fill(made->bytes(shard), std::byte(value));
       }
-      return made;
+      return made.get();
     };
     return {.quantized = make(quantized), .full_precision = make(full_precision)};
   }
@@ -72,6 +72,7 @@ class SnapshotsTest : public testing::Test {
   std::unique_ptr<Communicator> world_ = make_local_communicator();
   TemporaryFolder folder_;
   ActivationBudget budget_{std::size_t{1} << 20, folder_.path()};
+  std::vector<std::unique_ptr<Activations>> made_;
   NullMonitor monitor_;
   Hdf5Store store_{folder_.path() / "run"};
 };

@@ -59,5 +59,20 @@ TEST(WhereaboutsTest, LanesHaveRecipesOfTheirOwn) {
   EXPECT_EQ(whereabouts(recipes, 1, 2)[1].recipe, "all");
 }
 
+TEST(WhereaboutsTest, RecipesOfAWaveGoTogether) {
+  std::vector<RecipeProgress> recipes = {recipe("a", 3), recipe("b", 3), recipe("alone", 0),
+                                         recipe("c", 2)};
+  for (const std::size_t r : {0, 1, 3}) recipes[r].wave = 0;
+  EXPECT_EQ(whereabouts(recipes, 1)[0].recipe, "c") << "it is behind";
+  EXPECT_EQ(whereabouts(recipes, 1)[0].next, "a");
+  recipes[0].done[3] = recipes[3].done[2] = true;
+  EXPECT_EQ(whereabouts(recipes, 1)[0].recipe, "b");
+  EXPECT_EQ(whereabouts(recipes, 1)[0].block, 3);
+  EXPECT_EQ(whereabouts(recipes, 1)[0].next, "c");
+  for (const std::size_t r : {0, 3}) recipes[r].done.assign(6, true);
+  EXPECT_EQ(whereabouts(recipes, 1)[0].recipe, "b");
+  EXPECT_EQ(whereabouts(recipes, 1)[0].next, "alone");
+}
+
 }  // namespace
 }  // namespace roundhouse
