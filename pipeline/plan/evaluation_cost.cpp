@@ -20,8 +20,8 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   const auto blocks = static_cast<double>(site.model.blocks);
   const int ranks = site.ranks / rings;  // of the smallest ring, which takes longest
   const int models = size.compared > 0 ? 2 : 1;
-  const double weights = BlockSizes{site.shape, 0}.all_weights();
-  const double row = rates.bytes_of_activation() * static_cast<double>(site.shape.hidden_size());
+  const double weights = BlockSizes{site.decoder, 0}.all_weights();
+  const double row = rates.bytes_of_activation() * static_cast<double>(site.decoder.hidden_size());
 
   EvaluationCost cost;
   cost.shape.rings = rings;
@@ -41,7 +41,7 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
       std::max({1.0, std::ceil(tokens / kTokensOfBatch), static_cast<double>(size.works)});
   const double batches = std::ceil(all_batches / rings);
   const double of_ring = tokens * batches / all_batches;
-  const BlockSizes sizes{site.shape, of_ring, static_cast<double>(size.length)};
+  const BlockSizes sizes{site.decoder, of_ring, static_cast<double>(size.length)};
   const double forward =
       2 * of_ring * weights / rates.rate_of("", "forward") + sizes.attention() / rates.attention;
   const double head = 2 * tokens *

@@ -19,7 +19,7 @@ struct EvaluationSize {
 // Where it is done. Not owned.
 struct EvaluationSite {
   const ModelConfig& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const DeviceRates& rates;
   int ranks;
   double activation_bytes;  // that a rank may hold

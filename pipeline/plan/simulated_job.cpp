@@ -23,7 +23,7 @@ SimulatedJob simulate_job(const PlanRequest& request, int ranks, MeshShape mesh,
                           const std::vector<RecipeState>& states, int most) {
   CostModel costs({.config = request.config,
                    .model = request.model,
-                   .shape = request.shape,
+                   .decoder = request.decoder,
                    .rates = request.rates,
                    .ranks = ranks,
                    .mesh = mesh});

@@ -100,7 +100,7 @@ bool WaveWalk::receive() {
 void WaveWalk::report_arrival(const Members& arrived, std::size_t streams, double seconds) {
   if (mesh_.team().rank() != 0) return;
   const std::int64_t bytes = static_cast<std::int64_t>(streams) * samples_->count() *
-                             samples_->length() * s_.shape.hidden_size() *
+                             samples_->length() * s_.decoder.hidden_size() *
                              static_cast<std::int64_t>(size_of(s_.backend.activation_type()));
   nlohmann::json event = {{"event", "handover"},
                           {"recipe", arrived.front()->recipe.name},
@@ -133,7 +133,7 @@ void WaveWalk::hand_over() {
 
 std::unique_ptr<Activations> WaveWalk::make_activations() {
   auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
-                                                   s_.shape.hidden_size());
+                                                   s_.decoder.hidden_size());
   for (int shard = shards().begin; shard < shards().end; ++shard) {
     const PartRange range = samples_->samples_of_shard(shard);
     activations->reserve(shard, (range.end - range.begin) * samples_->length());
@@ -243,7 +243,7 @@ BlockSite WaveWalk::site(int block) const {
   return {.backend = s_.backend,
           .team = mesh_.team(),
           .device_team = mesh_.device_team(),
-          .shape = s_.shape,
+          .decoder = s_.decoder,
           .block = block,
           .samples = samples_,
           .monitor = s_.monitor};
@@ -252,8 +252,8 @@ BlockSite WaveWalk::site(int block) const {
 std::optional<double> WaveWalk::load_weights(int block) {
   if (weights_) return std::nullopt;
   const auto start = std::chrono::steady_clock::now();
-  weights_ = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
-  if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
+  weights_ = s_.decoder.load(s_.model.checkpoint(), block, s_.backend);
+  if (block + 1 < own().end) prefetch_.start(s_.decoder, block + 1);
   return seconds_since(start);
 }
 
@@ -311,8 +311,8 @@ double WaveWalk::forward_share(const Member& member) const {
       members_, [](const Member& other) { return other.way.original && !other.failed; });
   const bool first = carrier != members_.end() && &*carrier == &member;
   const int streams = (member.quantized ? 1 : 0) + (first ? 1 : 0);
-  return streams * forward_cost(s_.shape, size) /
-         block_cost(*member.method, s_.shape, size, !s_.backend.is_host_memory());
+  return streams * forward_cost(s_.decoder, size) /
+         block_cost(*member.method, s_.decoder, size, !s_.backend.is_host_memory());
 }
 
 void WaveWalk::replay(Member& member, int block) {
@@ -320,7 +320,7 @@ void WaveWalk::replay(Member& member, int block) {
                    " (done before: forward only)");
   if (!member.quantized) return;
   BlockWeights weights =
-      load_quantized_weights(s_.model, s_.shape, s_.store, member.recipe.name, block, s_.backend);
+      load_quantized_weights(s_.model, s_.decoder, s_.store, member.recipe.name, block, s_.backend);
   run_forward(site(block), weights, *member.quantized);
 }
 

@@ -280,7 +280,7 @@ WalkShape choose_walk(const std::vector<const Evaluation*>& evaluations,
     DeviceRates rates = rates_like(backend);
     rates.ranks_a_node = ranks_a_node;
     const WalkShape best = best_evaluation({.model = model.config(),
-                                            .shape = decoder,
+                                            .decoder = decoder,
                                             .rates = rates,
                                             .ranks = group.size(),
                                             .activation_bytes = activations,

@@ -106,7 +106,7 @@ void run_forward(const BlockSite& site, const BlockWeights& weights, Activations
 void run_forward(const BlockSite& site, const BlockWeights& weights, const Activations& from,
                  Activations& to) {
   require(site.samples != nullptr, "a forward pass needs samples");
-  run_forward(site.shape, weights, micro_batches_of_rank(site), from, to, site.backend,
+  run_forward(site.decoder, weights, micro_batches_of_rank(site), from, to, site.backend,
               site.monitor);
 }
 

@@ -43,7 +43,7 @@ inline bool is_judged_by_gram(const ScaleSet& set, std::int64_t cols, double tok
 }
 inline bool is_judged_by_gram(const BlockTask& task, const ScaleSet& set) {
   const auto tokens = static_cast<double>(task.samples->count() * task.samples->length());
-  return is_judged_by_gram(set, task.shape.shared_inputs()[set.group].cols, tokens,
+  return is_judged_by_gram(set, task.decoder.shared_inputs()[set.group].cols, tokens,
                            task.backend.activation_type());
 }
 // The phase that this counts in (works_in_f32()).

@@ -125,11 +125,11 @@ class SignRound final : public Method {
             .widest_team = std::min(settings_.batch_size, settings_.samples)};
   }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length,
-                 DType, MadeBefore made) const override {
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length, DType,
+                 MadeBefore made) const override {
     const int batch = std::min({settings_.batch_size, settings_.samples, samples});
     return signround_cost(
-        {shape, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
+        {decoder, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
         batch, made);
   }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }

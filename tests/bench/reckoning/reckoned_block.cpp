@@ -40,7 +40,7 @@ Activations stream_of(const Samples& samples, std::int64_t hidden, bool values,
 
 BlockResult run_block(const BlockRun& run, Backend& backend) {
   const CausalLM model(run.model);
-  const auto shape = make_decoder_block(model.config(), run.length, backend);
+  const auto decoder = make_decoder_block(model.config(), run.length, backend);
   const Recipe recipe = parse_recipe(run.recipe);
   const auto method = make_method(recipe);
   const Samples samples(run.samples, run.length, std::min(16, run.samples),
@@ -50,19 +50,19 @@ BlockResult run_block(const BlockRun& run, Backend& backend) {
                           backend.is_host_memory() ? nullptr : &backend);
   std::optional<Activations> residual, original;
   const auto stream = [&] {
-    return stream_of(samples, shape->hidden_size(), run.on_values, budget, backend);
+    return stream_of(samples, decoder->hidden_size(), run.on_values, budget, backend);
   };
   if (recipe.needs.quantized_stream) residual.emplace(stream());
   if (recipe.needs.full_precision_stream) original.emplace(stream());
 
   const auto team = make_local_communicator();
   NullMonitor monitor;
-  BlockWeights weights = shape->load(model.checkpoint(), 0, backend);
+  BlockWeights weights = decoder->load(model.checkpoint(), 0, backend);
   const nlohmann::json nothing_decided;
   BlockTask task{{.backend = backend,
                   .team = *team,
                   .device_team = *team,
-                  .shape = *shape,
+                  .decoder = *decoder,
                   .block = 0,
                   .samples = &samples,
                   .monitor = monitor},
@@ -78,8 +78,8 @@ BlockResult run_block(const BlockRun& run, Backend& backend) {
   BlockResult result;
   result.record = method->quantize(task).record;
   run.end();
-  result.cost = method->cost(*shape, run.samples, run.length, backend.activation_type());
-  for (const LinearSpec& linear : shape->linears())
+  result.cost = method->cost(*decoder, run.samples, run.length, backend.activation_type());
+  for (const LinearSpec& linear : decoder->linears())
     result.weights += static_cast<double>(linear.rows * linear.cols);
   return result;
 }
