@@ -43,13 +43,13 @@ int plan_command(const PlanArguments& arguments) {
   if (!arguments.write_rates.empty())
     write_text_atomically(arguments.write_rates, to_json(rates).dump(1) + "\n");
   const auto backend = make_backend("cpu", {.threads = 1});
-  const auto shape = make_decoder_block(model, longest_sample(config), *backend);
+  const auto decoder = make_decoder_block(model, longest_sample(config), *backend);
   for (const Recipe& recipe : config.recipes) {
     const int blocks = static_cast<int>(model.blocks);
-    check_overrides(recipe, *shape, blocks);
-    make_method(recipe)->check(*shape, blocks, recipe.overrides);
+    check_overrides(recipe, *decoder, blocks);
+    make_method(recipe)->check(*decoder, blocks, recipe.overrides);
   }
-  const PlanRequest request{config, model, *shape, rates, arguments.config.string(), name};
+  const PlanRequest request{config, model, *decoder, rates, arguments.config.string(), name};
   if (arguments.scaling) {
     std::fputs(scaling_text(request).c_str(), stdout);
     return kExitDone;

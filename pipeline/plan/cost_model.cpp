@@ -56,7 +56,7 @@ double StepTime::seconds() const {
 
 CostModel::CostModel(const PlannedJob& job) : job_(job) {
   const auto each = static_cast<double>(size_of(job.model.dtype));
-  for (const LinearSpec& linear : job.shape.linears())
+  for (const LinearSpec& linear : job.decoder.linears())
     weights_ += static_cast<double>(linear.rows * linear.cols);
   block_bytes_ = bytes_of(tensors_of_block(job.model, 0), each);
   outside_bytes_ = bytes_of(tensors_before_blocks(job.model), each) +
@@ -64,13 +64,13 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
   for (const Recipe& recipe : job.config.recipes) {
     methods_.push_back(make_method(recipe));
     const SampleOptions& samples = calibration_set(job.config, recipe.calibration);
-    costs_.push_back(methods_.back()->cost(job.shape, samples.samples, samples.sequence_length));
+    costs_.push_back(methods_.back()->cost(job.decoder, samples.samples, samples.sequence_length));
     if (!recipe.skips()) continue;
     // What rounds or solves linears has less to do; everything else goes through all of them.
     const double share = mean_over_blocks(costs_.size() - 1, [&](const auto& schemes) {
       double quantized = 0;
       for (std::size_t i = 0; i < schemes.size(); ++i) {
-        const LinearSpec& spec = job.shape.linears()[i];
+        const LinearSpec& spec = job.decoder.linears()[i];
         if (!schemes[i].is_original()) quantized += static_cast<double>(spec.rows * spec.cols);
       }
       return quantized / weights_;
@@ -151,7 +151,7 @@ StepTime CostModel::make(std::size_t r) const {
 }
 
 double CostModel::forward_seconds(double tokens, int length) const {
-  const BlockSizes sizes{job_.shape, tokens, static_cast<double>(length)};
+  const BlockSizes sizes{job_.decoder, tokens, static_cast<double>(length)};
   return 2 * tokens * weights_ / job_.rates.rate_of("", "forward") +
          sizes.attention() / job_.rates.attention;
 }
@@ -205,7 +205,7 @@ BlockCost CostModel::gradient_block(std::size_t r) const {
     wanted.squares = wanted.squares || theirs->sums.squares;
   }
   const auto length = static_cast<double>(gradients.sequence_length);
-  return gradient_cost({job_.shape, gradients.samples * length, length},
+  return gradient_cost({job_.decoder, gradients.samples * length, length},
                        (wanted.sum ? 1 : 0) + (wanted.squares ? 1 : 0));
 }
 
@@ -230,7 +230,7 @@ StepTime CostModel::gradient_backward(std::size_t r) const {
 
 StepTime CostModel::statistics(std::size_t r) const {
   BlockCost cost;
-  cost.cuts["solve"] = BlockSizes{job_.shape, 0}.tiles();
+  cost.cuts["solve"] = BlockSizes{job_.decoder, 0}.tiles();
   cost.rounded = 2.0 * static_cast<double>(methods_[r]->schemes().size()) * weights_;
   return timed("", cost);
 }
@@ -339,11 +339,11 @@ TeamBytes CostModel::gradient_traffic(std::size_t r) const {
 
 // Where widths are decided on the way, those that come nearest to the average, dealt over the linears.
 std::vector<LinearScheme> CostModel::schemes_of(std::size_t r, int block) const {
-  const std::size_t linears = job_.shape.linears().size();
+  const std::size_t linears = job_.decoder.linears().size();
   const std::vector<LinearScheme> all = methods_[r]->schemes();
   const auto overridden = [&](std::vector<LinearScheme> schemes) {
     for (std::size_t i = 0; i < linears; ++i)
-      schemes[i] = scheme_of(recipe(r).overrides, job_.shape, block, i, schemes[i]);
+      schemes[i] = scheme_of(recipe(r).overrides, job_.decoder, block, i, schemes[i]);
     return schemes;
   };
   if (all.size() == 1) return overridden(std::vector<LinearScheme>(linears, all.front()));
@@ -357,7 +357,7 @@ std::vector<LinearScheme> CostModel::schemes_of(std::size_t r, int block) const 
   double left = (average - all.front().bits) * weights_;
   for (std::size_t w = 1; w < all.size(); ++w) {
     for (const std::size_t i : order) {
-      const LinearSpec& spec = job_.shape.linears()[i];
+      const LinearSpec& spec = job_.decoder.linears()[i];
       const double more =
           (all[w].bits - schemes[i].bits) * static_cast<double>(spec.rows * spec.cols);
       if (more > left) continue;
@@ -385,7 +385,7 @@ double CostModel::record_bytes(std::size_t r) const {
 double CostModel::record_bytes(std::size_t r, const std::vector<LinearScheme>& schemes) const {
   double bytes = kBytesOfRecord;
   for (std::size_t i = 0; i < schemes.size(); ++i) {
-    const LinearSpec& spec = job_.shape.linears()[i];
+    const LinearSpec& spec = job_.decoder.linears()[i];
     const LinearScheme& scheme = schemes[i];
     if (scheme.is_original()) {
       bytes += kBytesOfLinearAttributes;
@@ -427,7 +427,7 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
       mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
         double linears = 0;
         for (std::size_t i = 0; i < schemes.size(); ++i) {
-          const LinearSpec& spec = job_.shape.linears()[i];
+          const LinearSpec& spec = job_.decoder.linears()[i];
           if (schemes[i].is_original()) {
             linears += each * static_cast<double>(spec.rows * spec.cols);
             continue;
@@ -447,7 +447,7 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
   }
   // Headers: a line a tensor, and a file's hash.
   const auto names = static_cast<double>(tensors_of_block(job_.model, 0).size()) +
-                     2.0 * static_cast<double>(job_.shape.linears().size());
+                     2.0 * static_cast<double>(job_.decoder.linears().size());
   return bytes + blocks * names * 190 + 3000;
 }
 
@@ -502,7 +502,7 @@ MemoryUse CostModel::memory(std::size_t r) const {
         batch * activation *
         static_cast<double>(3 * job_.model.hidden_size + 2 * job_.model.intermediate_size);
     if (memory.saved_sequences > 0) {
-      const auto saved = static_cast<double>(job_.shape.saved_bytes(
+      const auto saved = static_cast<double>(job_.decoder.saved_bytes(
           memory.saved_sequences * length, rates.is_host ? DType::kF32 : DType::kBF16));
       const double budget = job_.config.saved_activation_gib > 0
                                 ? job_.config.saved_activation_gib * 0x1p30

@@ -21,7 +21,7 @@ namespace roundhouse {
 struct PlannedJob {
   const RunConfig& config;
   const ModelConfig& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const DeviceRates& rates;
   int ranks;
   MeshShape mesh;

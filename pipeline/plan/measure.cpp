@@ -86,8 +86,8 @@ class Measurement {
     set_host_threads(config.threads);
     const auto wanted = static_cast<std::int64_t>(config.calibration.sequence_length);
     length_ = std::min(wanted, model_->config().max_positions);
-    shape_ = make_decoder_block(model_->config(), length_, *backend_);
-    for (const LinearSpec& linear : shape_->linears())
+    decoder_ = make_decoder_block(model_->config(), length_, *backend_);
+    for (const LinearSpec& linear : decoder_->linears())
       weights_ += static_cast<double>(linear.rows * linear.cols);
     const std::int64_t count = std::max<std::int64_t>(4, kTokens / length_);
     Random random(1);
@@ -125,7 +125,7 @@ class Measurement {
     return {.backend = *backend_,
             .team = *team_,
             .device_team = *team_,
-            .shape = *shape_,
+            .decoder = *decoder_,
             .block = 0,
             .samples = &*samples_,
             .monitor = monitor};
@@ -148,7 +148,7 @@ class Measurement {
 
   BlockWeights load() {
     const double start = now();
-    BlockWeights weights = shape_->load(model_->checkpoint(), 0, *backend_);
+    BlockWeights weights = decoder_->load(model_->checkpoint(), 0, *backend_);
     backend_->sync();
     // The synthetic checkpoint is float16.
     rates_.load = 2 * weights_ / (now() - start);
@@ -200,7 +200,7 @@ class Measurement {
          .team = *team_,
          .device_team = *team_,
          .model = *model_,
-         .shape = *shape_,
+         .decoder = *decoder_,
          .samples = *samples_,
          .budget = *budget_,
          .saved_activation_bytes = backend_->available_bytes() / 4,
@@ -221,7 +221,7 @@ class Measurement {
   void cluster(const Recipe* table, const BlockSite& at, BlockWeights& weights,
                BlockGradients& gradients) {
     SummedGradients sums;
-    for (std::size_t i = 0; i < shape_->linears().size(); ++i)
+    for (std::size_t i = 0; i < decoder_->linears().size(); ++i)
       sums.push_back(gradients.finish(static_cast<int>(i)));
     if (table == nullptr) return;
     nlohmann::json plain = {{"method", table->method}, {"bits", table->schemes.front().bits}};
@@ -261,7 +261,7 @@ class Measurement {
   DeviceRates rates_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<CausalLM> model_;
-  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<DecoderBlock> decoder_;
   std::unique_ptr<Communicator> team_ = make_local_communicator();
   std::unique_ptr<ActivationBudget> budget_;
   std::optional<Samples> samples_;

@@ -64,7 +64,7 @@ std::string scaling_text(const PlanRequest& request) {
        request.config.calibration.samples, request.config.calibration.sequence_length,
        request.rates.name, request.rates.source);
   for (Row& row : rows) {
-    PlanRequest of = {row.config,    request.model,       request.shape,
+    PlanRequest of = {row.config,    request.model,       request.decoder,
                       request.rates, request.config_file, request.model_name};
     const std::vector<RecipeState> states =
         fresh_states(row.config.recipes, static_cast<int>(request.model.blocks));

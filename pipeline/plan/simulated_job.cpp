@@ -21,7 +21,7 @@ SimulatedJob simulate_job(const PlanRequest& request, int ranks, MeshShape mesh,
                           const std::vector<RecipeState>& states) {
   CostModel costs({.config = request.config,
                    .model = request.model,
-                   .shape = request.shape,
+                   .decoder = request.decoder,
                    .rates = request.rates,
                    .ranks = ranks,
                    .mesh = mesh});

@@ -17,7 +17,7 @@ namespace roundhouse {
 struct PlanRequest {
   const RunConfig& config;
   const ModelConfig& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const DeviceRates& rates;
   std::string config_file = {};  // for the batch script's line
   std::string model_name = {};   // for people

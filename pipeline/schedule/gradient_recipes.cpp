@@ -112,7 +112,7 @@ class Walk {
         {.backend = s_.backend,
          .mesh = s_.mesh,
          .model = s_.model,
-         .shape = s_.shape,
+         .decoder = s_.decoder,
          .samples = samples,
          .store = s_.store,
          .budget = s_.budget,
@@ -135,7 +135,7 @@ class Walk {
   void take(const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
     SummedGradients sums;
     const bool usable = settle_dropped(site, gradients);
-    for (std::size_t i = 0; usable && i < site.shape.linears().size(); ++i) {
+    for (std::size_t i = 0; usable && i < site.decoder.linears().size(); ++i) {
       sums.push_back(gradients.finish(static_cast<int>(i)));
     }
     std::map<std::string, nlohmann::json> made;  // statistics, by their settings

@@ -114,7 +114,7 @@ class Stage {
         .team = s_.mesh.team(),
         .device_team = s_.mesh.device_team(),
         .model = s_.model,
-        .shape = s_.shape,
+        .decoder = s_.decoder,
         .samples = s_.samples,
         .budget = s_.budget,
         .saved_activation_bytes = s_.saved_activation_bytes,

@@ -26,7 +26,7 @@ struct GradientSchedule {
   Backend& backend;
   const Mesh& mesh;
   const CausalLM& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const Samples& samples;
   RunStore& store;
   ActivationBudget& budget;

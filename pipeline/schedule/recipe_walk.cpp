@@ -105,7 +105,7 @@ void RecipeWalk::report_arrival(int block, double seconds) {
   const std::int64_t streams =
       (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
   const std::int64_t bytes = streams * samples_->count() * samples_->length() *
-                             s_.shape.hidden_size() *
+                             s_.decoder.hidden_size() *
                              static_cast<std::int64_t>(size_of(s_.backend.activation_type()));
   s_.monitor.event({{"event", "handover"},
                     {"recipe", recipe_.name},
@@ -130,7 +130,7 @@ StreamActivations RecipeWalk::make_activations() {
   const auto make = [&](bool wanted) {
     if (!wanted) return std::unique_ptr<Activations>();
     auto activations = std::make_unique<Activations>(s_.budget, s_.backend.activation_type(),
-                                                     s_.shape.hidden_size());
+                                                     s_.decoder.hidden_size());
     for (int shard = shards().begin; shard < shards().end; ++shard) {
       const PartRange range = samples_->samples_of_shard(shard);
       activations->reserve(shard, (range.end - range.begin) * samples_->length());
@@ -160,7 +160,7 @@ BlockSite RecipeWalk::site(int block) const {
   return {.backend = s_.backend,
           .team = mesh_.team(),
           .device_team = mesh_.device_team(),
-          .shape = s_.shape,
+          .decoder = s_.decoder,
           .block = block,
           .samples = samples_,
           .monitor = s_.monitor};
@@ -180,8 +180,8 @@ BlockTask RecipeWalk::task(int block, BlockWeights& weights, const StreamActivat
 bool RecipeWalk::make_unit(int block, const StreamActivations& activations) {
   const auto start = std::chrono::steady_clock::now();
   s_.monitor.phase(recipe_.name + " block " + std::to_string(block));
-  BlockWeights weights = s_.shape.load(s_.model.checkpoint(), block, s_.backend);
-  if (block + 1 < own().end) prefetch_.start(s_.shape, block + 1);
+  BlockWeights weights = s_.decoder.load(s_.model.checkpoint(), block, s_.backend);
+  if (block + 1 < own().end) prefetch_.start(s_.decoder, block + 1);
   const double load_seconds = seconds_since(start);
   BlockTask block_task = task(block, weights, activations);
   StoredProgress progress(recipe_.name, block, s_.store, mesh_.team(), s_.monitor, progress_timing_,
@@ -203,8 +203,8 @@ double RecipeWalk::forward_share() const {
   size.sequence_length = static_cast<int>(samples_->length());
   const int streams =
       (recipe_.needs.quantized_stream ? 1 : 0) + (recipe_.needs.full_precision_stream ? 1 : 0);
-  return streams * forward_cost(s_.shape, size) /
-         block_cost(*method_, s_.shape, size, !s_.backend.is_host_memory());
+  return streams * forward_cost(s_.decoder, size) /
+         block_cost(*method_, s_.decoder, size, !s_.backend.is_host_memory());
 }
 
 void RecipeWalk::run_committed(int block, const StreamActivations& activations) {
@@ -216,10 +216,10 @@ void RecipeWalk::run_committed(int block, const StreamActivations& activations) 
     run_forward(site(block), weights, *stream);
   };
   forward(activations.quantized.get(), [&] {
-    return load_quantized_weights(s_.model, s_.shape, s_.store, recipe_.name, block, s_.backend);
+    return load_quantized_weights(s_.model, s_.decoder, s_.store, recipe_.name, block, s_.backend);
   });
   forward(activations.full_precision.get(),
-          [&] { return s_.shape.load(s_.model.checkpoint(), block, s_.backend); });
+          [&] { return s_.decoder.load(s_.model.checkpoint(), block, s_.backend); });
 }
 
 void RecipeWalk::write_snapshot(int blocks_done, const StreamActivations& activations,

@@ -43,7 +43,7 @@ struct Schedule {
   const Lane* lane = nullptr;  // of this rank, where recipes are dealt to lanes
   const CausalLM& model;
   ModelIdentity& identity;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   std::map<std::string, Samples>
       samples;  // by calibration set: of those whose streams recipes need
   RunStore& store;

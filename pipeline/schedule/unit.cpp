@@ -162,7 +162,7 @@ void decide(Schedule& schedule, const Recipe& recipe, std::vector<nlohmann::json
   ModelTask task{.backend = schedule.backend,
                  .world = world,
                  .model = schedule.model,
-                 .shape = schedule.shape,
+                 .decoder = schedule.decoder,
                  .samples = schedule.samples_of(recipe),
                  .monitor = schedule.monitor,
                  .statistics = std::move(statistics),

@@ -254,7 +254,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
       .lane = lane ? &*lane : nullptr,
       .model = job.model(),
       .identity = job.model_identity(),
-      .shape = job.decoder(),
+      .decoder = job.decoder(),
       .samples = std::move(samples),
       .store = job.store(),
       .budget = job.budget(),

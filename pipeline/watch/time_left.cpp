@@ -15,9 +15,9 @@ constexpr double kFlopsPerClusteredWeight = 50 * kFlopsPerWeight;
 // Matrix products in F32 are slower on a device by about this.
 constexpr double kF32OnDevice = 10;
 
-double weights_of(const DecoderBlock& shape) {
+double weights_of(const DecoderBlock& decoder) {
   double weights = 0;
-  for (const LinearSpec& linear : shape.linears())
+  for (const LinearSpec& linear : decoder.linears())
     weights += static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
   return weights;
 }
@@ -83,43 +83,44 @@ std::optional<double> TimeLeft::seconds(double elapsed) const {
   return left * elapsed / spent;
 }
 
-double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
+double block_cost(const Method& method, const DecoderBlock& decoder, const SampleOptions& samples,
                   bool on_device) {
-  const BlockCost cost = method.cost(shape, samples.samples, samples.sequence_length);
-  double flops = kFlopsPerWeight * weights_of(shape) + kFlopsPerClusteredWeight * cost.clustered;
+  const BlockCost cost = method.cost(decoder, samples.samples, samples.sequence_length);
+  double flops = kFlopsPerWeight * weights_of(decoder) + kFlopsPerClusteredWeight * cost.clustered;
   for (const auto& [phase, count] : cost.flops) {
     flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);
   }
   return flops;
 }
 
-double forward_cost(const DecoderBlock& shape, const SampleOptions& samples) {
-  return 2 * weights_of(shape) * samples.samples * samples.sequence_length;
+double forward_cost(const DecoderBlock& decoder, const SampleOptions& samples) {
+  return 2 * weights_of(decoder) * samples.samples * samples.sequence_length;
 }
 
-double gradient_forward_cost(const DecoderBlock& shape, int samples, int length) {
-  return forward_cost(shape, {.text = {}, .samples = samples, .sequence_length = length});
+double gradient_forward_cost(const DecoderBlock& decoder, int samples, int length) {
+  return forward_cost(decoder, {.text = {}, .samples = samples, .sequence_length = length});
 }
 
-double gradient_cost(const DecoderBlock& shape, int samples, int length) {
-  const BlockSizes sizes{shape, static_cast<double>(samples) * length, static_cast<double>(length)};
+double gradient_cost(const DecoderBlock& decoder, int samples, int length) {
+  const BlockSizes sizes{decoder, static_cast<double>(samples) * length,
+                         static_cast<double>(length)};
   double flops = 0;
   for (const auto& [phase, count] : gradient_cost(sizes, 1).flops) flops += count;
-  return flops - gradient_forward_cost(shape, samples, length);
+  return flops - gradient_forward_cost(decoder, samples, length);
 }
 
-double statistics_cost(const DecoderBlock& shape) {
+double statistics_cost(const DecoderBlock& decoder) {
   // A grid, rounding and products in double for each of three widths: about what as many operations of matrix products take.
-  return 6e4 * weights_of(shape);
+  return 6e4 * weights_of(decoder);
 }
 
-double export_cost(const ModelConfig& model, const DecoderBlock& shape) {
-  return kFlopsPerWeight * weights_of(shape) * static_cast<double>(model.blocks);
+double export_cost(const ModelConfig& model, const DecoderBlock& decoder) {
+  return kFlopsPerWeight * weights_of(decoder) * static_cast<double>(model.blocks);
 }
 
-double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens) {
-  const double weights = weights_of(shape) * static_cast<double>(model.blocks);
-  const double head = static_cast<double>(model.vocabulary * shape.hidden_size());
+double perplexity_cost(const ModelConfig& model, const DecoderBlock& decoder, double tokens) {
+  const double weights = weights_of(decoder) * static_cast<double>(model.blocks);
+  const double head = static_cast<double>(model.vocabulary * decoder.hidden_size());
   return 2 * tokens * (weights + head) + kFlopsPerWeight * weights;
 }
 

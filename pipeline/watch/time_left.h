@@ -41,15 +41,15 @@ std::string kind_of(const nlohmann::json& event);
 
 // What a piece costs: the operations of the methods (Method::cost()), of forward passes, and so many for each
 // weight that is read, rounded or written.
-double block_cost(const Method& method, const DecoderBlock& shape, const SampleOptions& samples,
+double block_cost(const Method& method, const DecoderBlock& decoder, const SampleOptions& samples,
                   bool on_device);
-double forward_cost(const DecoderBlock& shape, const SampleOptions& samples);  // of one stream
+double forward_cost(const DecoderBlock& decoder, const SampleOptions& samples);  // of one stream
 // Of a walk through gradients, for each block: on the way there, and back, where a block is run forward again, then backward. What is
 // made of the gradients is not in it.
-double gradient_forward_cost(const DecoderBlock& shape, int samples, int length);
-double gradient_cost(const DecoderBlock& shape, int samples, int length);
-double statistics_cost(const DecoderBlock& shape);  // of a block
-double export_cost(const ModelConfig& model, const DecoderBlock& shape);
-double perplexity_cost(const ModelConfig& model, const DecoderBlock& shape, double tokens);
+double gradient_forward_cost(const DecoderBlock& decoder, int samples, int length);
+double gradient_cost(const DecoderBlock& decoder, int samples, int length);
+double statistics_cost(const DecoderBlock& decoder);  // of a block
+double export_cost(const ModelConfig& model, const DecoderBlock& decoder);
+double perplexity_cost(const ModelConfig& model, const DecoderBlock& decoder, double tokens);
 
 }  // namespace roundhouse

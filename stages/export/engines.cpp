@@ -206,10 +206,10 @@ void check_served(const Recipe& recipe, const std::string& format,
   }
 }
 
-void check_served(const Recipe& recipe, const DecoderBlock& shape, int blocks,
+void check_served(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
                   const std::string& format, const std::vector<std::string>& engines) {
   Recipe here = recipe;
-  here.one_scheme_an_input = one_scheme_an_input(recipe, shape, blocks);
+  here.one_scheme_an_input = one_scheme_an_input(recipe, decoder, blocks);
   check_served(here, format, engines);
 }
 

@@ -18,7 +18,7 @@ void check_served(const Recipe& recipe, const std::string& format,
                   const std::vector<std::string>& engines);
 
 // The same in a model, whose linears the recipe's overrides may have made different where engines fuse them.
-void check_served(const Recipe& recipe, const DecoderBlock& shape, int blocks,
+void check_served(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
                   const std::string& format, const std::vector<std::string>& engines);
 
 // The table as the rows of one in Markdown: engine and version, format, symmetric, asymmetric, groups, act_order: dynamic, how it

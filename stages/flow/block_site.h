@@ -14,7 +14,7 @@ struct BlockSite {
   Backend& backend;
   Communicator& team;      // the ranks that share this block; moves host memory
   Transport& device_team;  // the same ranks; moves the backend's memory
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   int block;               // which one
   const Samples* samples;  // nullptr: nothing goes through
   Monitor& monitor;

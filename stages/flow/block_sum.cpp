@@ -20,7 +20,7 @@ std::vector<RowTile> tiles_of_linear(const LinearSpec& spec, int linear, int ran
 
 std::vector<std::vector<RowTile>> tiles_of_block(const BlockSite& site) {
   std::vector<std::vector<RowTile>> tiles;
-  for (const LinearSpec& spec : site.shape.linears()) {
+  for (const LinearSpec& spec : site.decoder.linears()) {
     tiles.push_back(tiles_of_linear(spec, static_cast<int>(tiles.size()), site.team.size()));
   }
   return tiles;
@@ -31,7 +31,7 @@ BlockSum::BlockSum(const BlockSite& site, int parts)
   for (const std::vector<RowTile>& tiles : tiles_) {
     std::vector<TreeSum>& sums = sums_.emplace_back();
     for (const RowTile& tile : tiles) {
-      const std::int64_t cols = site.shape.linears()[tile.linear].cols;
+      const std::int64_t cols = site.decoder.linears()[tile.linear].cols;
       sums.push_back(make_matrix_sum(
           site.device_team, site.backend, parts, [&backend = site.backend, rows = tile.rows, cols] {
             return std::make_shared<Tensor>(backend, DType::kF32, rows, cols);

@@ -102,7 +102,8 @@ void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
 
 void run_forward(const BlockSite& site, const BlockWeights& weights, Activations& stream) {
   require(site.samples != nullptr, "a forward pass needs samples");
-  run_forward(site.shape, weights, micro_batches_of_rank(site), stream, site.backend, site.monitor);
+  run_forward(site.decoder, weights, micro_batches_of_rank(site), stream, site.backend,
+              site.monitor);
 }
 
 }  // namespace roundhouse

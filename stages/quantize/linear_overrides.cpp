@@ -15,8 +15,8 @@
 namespace roundhouse {
 namespace {
 
-std::string module_of(const DecoderBlock& shape, int block, std::size_t linear) {
-  return shape.prefix(block) + "." + shape.linears()[linear].name;
+std::string module_of(const DecoderBlock& decoder, int block, std::size_t linear) {
+  return decoder.prefix(block) + "." + decoder.linears()[linear].name;
 }
 
 bool matches(const LinearOverride& each, const std::string& module) {
@@ -24,21 +24,21 @@ bool matches(const LinearOverride& each, const std::string& module) {
 }
 
 // Names that are most like a pattern: those of linears whole, and with a star before what a block calls them.
-std::vector<std::string> names_like(const std::string& pattern, const DecoderBlock& shape,
+std::vector<std::string> names_like(const std::string& pattern, const DecoderBlock& decoder,
                                     int blocks) {
   std::vector<std::string> known;
-  for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-    const std::string& name = shape.linears()[i].name;
+  for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+    const std::string& name = decoder.linears()[i].name;
     for (const std::string& part : {name, name.substr(name.rfind('.') + 1)}) {
       known.push_back("*." + part);
       known.push_back("*" + part);
     }
-    for (int block = 0; block < blocks; ++block) known.push_back(module_of(shape, block, i));
+    for (int block = 0; block < blocks; ++block) known.push_back(module_of(decoder, block, i));
   }
   std::vector<std::string> nearest = nearest_words(pattern, known, 3);
   if (nearest.empty()) {
-    for (std::size_t i = 0; i < shape.linears().size(); ++i)
-      nearest.push_back(module_of(shape, 0, i));
+    for (std::size_t i = 0; i < decoder.linears().size(); ++i)
+      nearest.push_back(module_of(decoder, 0, i));
   }
   return nearest;
 }
@@ -69,23 +69,23 @@ const LinearOverride* find_override(std::span<const LinearOverride> overrides,
   return nullptr;
 }
 
-LinearScheme scheme_of(std::span<const LinearOverride> overrides, const DecoderBlock& shape,
+LinearScheme scheme_of(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
                        int block, std::size_t linear, const LinearScheme& usual) {
   if (overrides.empty()) return usual;
-  const LinearOverride* const found = find_override(overrides, module_of(shape, block, linear));
+  const LinearOverride* const found = find_override(overrides, module_of(decoder, block, linear));
   return found != nullptr ? found->scheme.value_or(usual) : usual;
 }
 
-bool is_overridden(std::span<const LinearOverride> overrides, const DecoderBlock& shape, int block,
-                   std::size_t linear) {
+bool is_overridden(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
+                   int block, std::size_t linear) {
   if (overrides.empty()) return false;
-  const LinearOverride* const found = find_override(overrides, module_of(shape, block, linear));
+  const LinearOverride* const found = find_override(overrides, module_of(decoder, block, linear));
   return found != nullptr && found->scheme.has_value();
 }
 
-bool is_skipped(std::span<const LinearOverride> overrides, const DecoderBlock& shape, int block,
+bool is_skipped(std::span<const LinearOverride> overrides, const DecoderBlock& decoder, int block,
                 std::size_t linear) {
-  return scheme_of(overrides, shape, block, linear, {}).is_original();
+  return scheme_of(overrides, decoder, block, linear, {}).is_original();
 }
 
 std::string name_suffix(std::span<const LinearOverride> overrides) {
@@ -95,22 +95,22 @@ std::string name_suffix(std::span<const LinearOverride> overrides) {
   return "-overrides-" + xxh3_hex(all.dump()).substr(0, 8);
 }
 
-void check_overrides(const Recipe& recipe, const DecoderBlock& shape, int blocks) {
+void check_overrides(const Recipe& recipe, const DecoderBlock& decoder, int blocks) {
   const LinearOverrides& overrides = recipe.overrides;
   if (overrides.empty()) return;
   std::vector<bool> used(overrides.size());
   bool quantized = false;
   for (int block = 0; block < blocks; ++block) {
-    for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-      const std::string module = module_of(shape, block, i);
+    for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+      const std::string module = module_of(decoder, block, i);
       for (std::size_t n = 0; n < overrides.size(); ++n)
         used[n] = used[n] || matches(overrides[n], module);
-      const LinearScheme scheme = scheme_of(overrides, shape, block, i, recipe.schemes.front());
+      const LinearScheme scheme = scheme_of(overrides, decoder, block, i, recipe.schemes.front());
       quantized = quantized || !scheme.is_original();
       const LinearOverride* const found = find_override(overrides, module);
       if (found == nullptr || scheme.is_original() || !found->given.contains("group_size"))
         continue;
-      const std::int64_t cols = shape.linears()[i].cols;
+      const std::int64_t cols = decoder.linears()[i].cols;
       if (scheme.group_size != -1 && cols % scheme.group_size != 0) {
         refuse(recipe, static_cast<std::size_t>(found - overrides.data()), "group_size",
                fmt::format("{} does not divide the {} columns of {}", scheme.group_size, cols,
@@ -122,25 +122,25 @@ void check_overrides(const Recipe& recipe, const DecoderBlock& shape, int blocks
     if (used[n]) continue;
     refuse(recipe, n, "match",
            "no linear of this model's blocks is called " + in_quotes(overrides[n].match) +
-               "; like it are " + in_quotes(names_like(overrides[n].match, shape, blocks)));
+               "; like it are " + in_quotes(names_like(overrides[n].match, decoder, blocks)));
   }
   if (!quantized)
     refuse(recipe, overrides.size() - 1, "match", "no linear is left to quantize: all are skipped");
 }
 
-bool one_scheme_an_input(const Recipe& recipe, const DecoderBlock& shape, int blocks) {
+bool one_scheme_an_input(const Recipe& recipe, const DecoderBlock& decoder, int blocks) {
   if (recipe.overrides.empty()) return recipe.one_scheme_an_input;
   // Where the method decides, it does so alike, or not, for those that it has a say in.
   const LinearScheme usual = recipe.schemes.front();
   bool decided = false;
   for (int block = 0; block < blocks; ++block) {
-    for (const SharedInput& group : shape.shared_inputs()) {
+    for (const SharedInput& group : decoder.shared_inputs()) {
       std::size_t mine = 0;
       std::vector<LinearScheme> schemes;
       for (const int i : group.linears) {
         const auto linear = static_cast<std::size_t>(i);
-        mine += is_overridden(recipe.overrides, shape, block, linear) ? 0 : 1;
-        schemes.push_back(scheme_of(recipe.overrides, shape, block, linear, usual));
+        mine += is_overridden(recipe.overrides, decoder, block, linear) ? 0 : 1;
+        schemes.push_back(scheme_of(recipe.overrides, decoder, block, linear, usual));
       }
       if (mine > 1) decided = true;
       if (recipe.decides_schemes && mine != 0 && mine != group.linears.size()) return false;

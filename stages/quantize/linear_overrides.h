@@ -36,12 +36,12 @@ const LinearOverride* find_override(std::span<const LinearOverride> overrides,
                                     const std::string& module);
 
 // What becomes of a linear of a block of which the method would make `usual`.
-LinearScheme scheme_of(std::span<const LinearOverride> overrides, const DecoderBlock& shape,
+LinearScheme scheme_of(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
                        int block, std::size_t linear, const LinearScheme& usual);
 // Whether the method has a say in it: nothing is overridden there.
-bool is_overridden(std::span<const LinearOverride> overrides, const DecoderBlock& shape, int block,
-                   std::size_t linear);
-bool is_skipped(std::span<const LinearOverride> overrides, const DecoderBlock& shape, int block,
+bool is_overridden(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
+                   int block, std::size_t linear);
+bool is_skipped(std::span<const LinearOverride> overrides, const DecoderBlock& decoder, int block,
                 std::size_t linear);
 
 // Short and the same for the same entries, for names of recipes: "" without any, else "-overrides-3f2a9c1b".
@@ -51,10 +51,10 @@ struct Recipe;
 
 // Throws InputError, naming the place in the config, for a pattern that matches no linear of the model (with names that are like it), a
 // group size that does not divide a linear's columns, and where no linear is left to quantize.
-void check_overrides(const Recipe& recipe, const DecoderBlock& shape, int blocks);
+void check_overrides(const Recipe& recipe, const DecoderBlock& decoder, int blocks);
 
 // Whether linears with a common input, which engines fuse, are all coded alike in this model: Recipe::one_scheme_an_input, overrides
 // counted.
-bool one_scheme_an_input(const Recipe& recipe, const DecoderBlock& shape, int blocks);
+bool one_scheme_an_input(const Recipe& recipe, const DecoderBlock& decoder, int blocks);
 
 }  // namespace roundhouse

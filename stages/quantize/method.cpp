@@ -8,7 +8,7 @@
 namespace roundhouse {
 
 bool skips_all(const BlockTask& task) {
-  for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+  for (std::size_t i = 0; i < task.decoder.linears().size(); ++i) {
     if (!task.skips(i)) return false;
   }
   return true;
@@ -23,7 +23,7 @@ QuantizedBlock keep_block(BlockTask& task) {
       if (stream != nullptr) run_forward(task, task.weights, *stream);
     }
   });
-  for (const LinearSpec& spec : task.shape.linears()) {
+  for (const LinearSpec& spec : task.decoder.linears()) {
     if (task.commits()) block.linears.push_back(kept_linear(spec));
   }
   clock.write(block.record);

@@ -28,7 +28,7 @@ struct ModelTask {
   Backend& backend;
   Communicator& world;  // all ranks
   const CausalLM& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const Samples* samples;  // nullptr if no recipe needs streams
   Monitor& monitor;
   // By block, what Method::statistics() returned; empty where the method asks for none.
@@ -60,9 +60,9 @@ struct BlockTask : BlockSite {
   bool commits() const { return team.rank() == committer; }
   // What becomes of a linear of which the method would make `usual`; and whether it is to stay as it is.
   LinearScheme scheme_of(std::size_t linear, const LinearScheme& usual) const {
-    return roundhouse::scheme_of(overrides, shape, block, linear, usual);
+    return roundhouse::scheme_of(overrides, decoder, block, linear, usual);
   }
-  bool skips(std::size_t linear) const { return is_skipped(overrides, shape, block, linear); }
+  bool skips(std::size_t linear) const { return is_skipped(overrides, decoder, block, linear); }
 };
 
 // A block of which nothing is quantized: its linears as they are, its output in the streams that are there. Collective over the team.
@@ -76,7 +76,7 @@ class Method {
   // Everything that a linear of the model may become: at least one.
   virtual std::vector<LinearScheme> schemes() const = 0;
   // Throws InputError if the method cannot do what is asked of it with these overrides of this model. Before any work.
-  virtual void check(const DecoderBlock& shape, int blocks,
+  virtual void check(const DecoderBlock& decoder, int blocks,
                      std::span<const LinearOverride> overrides) const;
   // Whether linears with a common input (q, k, v; gate, up), which engines fuse, always become the same of these.
   virtual bool one_scheme_an_input() const;
@@ -90,7 +90,7 @@ class Method {
   // Recipes whose methods say the same here have the same statistics, which are then made once.
   virtual std::string statistics_settings() const;
   // Of one block and so many samples, all of `length` tokens: for estimates of time. Nothing where a method does not know.
-  virtual BlockCost cost(const DecoderBlock& shape, int samples, int length) const;
+  virtual BlockCost cost(const DecoderBlock& decoder, int samples, int length) const;
   // Collective over the team; not called for blocks of which the recipe skips all. Returns the whole block at the task's committer
   // (elsewhere: only block and record may be set); but for "phases", seconds, with the same bits whichever rank that is.
   // Leaves the output of the *quantized* block in `residual` and that of the original block in `original`, as far as it

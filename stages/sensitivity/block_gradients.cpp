@@ -16,7 +16,7 @@ constexpr std::int64_t kBandRows = 4 * kTileRows;
 }  // namespace
 
 BlockGradients::BlockGradients(const BlockSite& site, GradientSums wanted)
-    : site_(site), dropped_(site.shape.linears().size()) {
+    : site_(site), dropped_(site.decoder.linears().size()) {
   require(site.samples != nullptr && (wanted.sum || wanted.squares),
           "gradients need samples, and a sum to be asked for");
   if (wanted.sum) sum_.over_shards = std::make_unique<BlockSum>(site_, site.samples->shards());
@@ -24,7 +24,7 @@ BlockGradients::BlockGradients(const BlockSite& site, GradientSums wanted)
     squares_.over_shards = std::make_unique<BlockSum>(site_, site.samples->shards());
   }
   std::int64_t largest = 0;
-  for (const LinearSpec& linear : site.shape.linears()) {
+  for (const LinearSpec& linear : site.decoder.linears()) {
     largest = std::max(largest, std::min(kBandRows, linear.rows) * linear.cols);
   }
   scratch_ = Tensor(site.backend, DType::kF32, 1, largest);
@@ -38,7 +38,7 @@ void BlockGradients::begin_shard() {
   for (Kind* kind : {&sum_, &squares_}) {
     if (!kind->over_shards) continue;
     kind->of_shard.clear();
-    for (const LinearSpec& linear : site_.shape.linears()) {
+    for (const LinearSpec& linear : site_.decoder.linears()) {
       Tensor& sum =
           kind->of_shard.emplace_back(site_.backend, DType::kF32, linear.rows, linear.cols);
       site_.backend.zero(sum.view());
@@ -51,7 +51,7 @@ Matrix BlockGradients::Kind::band(int linear, std::int64_t begin, std::int64_t e
 }
 
 void BlockGradients::add(int linear, const LinearGradient& gradient) {
-  const LinearSpec& spec = site_.shape.linears()[linear];
+  const LinearSpec& spec = site_.decoder.linears()[linear];
   const std::int64_t tokens = gradient.x.rows(), length = gradient.length;
   require(length > 0 && tokens % length == 0, "a gradient is not of whole sequences");
   const auto sequences = static_cast<std::size_t>(tokens / length);
@@ -100,14 +100,14 @@ nlohmann::json BlockGradients::settle_dropped() const {
   nlohmann::json record = nlohmann::json::object();
   if (site_.team.all_reduce_max(any ? 1 : 0) == 0) return record;
   for (std::size_t i = 0; i < dropped_.size(); ++i) {
-    (void)roundhouse::settle_dropped(site_, "gradients of " + site_.shape.linears()[i].name,
+    (void)roundhouse::settle_dropped(site_, "gradients of " + site_.decoder.linears()[i].name,
                                      dropped_[i].samples, record);
   }
   return record;
 }
 
 std::vector<BlockGradients::Tile> BlockGradients::finish(int linear) {
-  const LinearSpec& spec = site_.shape.linears()[linear];
+  const LinearSpec& spec = site_.decoder.linears()[linear];
   std::vector<Tile> tiles;
   for (const RowTile& at : tiles_of_linear(spec, linear, site_.team.size())) {
     tiles.push_back(

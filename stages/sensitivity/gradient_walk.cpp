@@ -30,8 +30,8 @@ class Walk {
     require(ends_with_loss() == (w_.blocks.end == w_.model.config().blocks),
             "the gradient begins where the model ends, or is received");
     const Samples& samples = w_.samples;
-    const std::size_t saved = w_.shape.saved_bytes(samples.micro_batch() * samples.length(),
-                                                   w_.backend.activation_type());
+    const std::size_t saved = w_.decoder.saved_bytes(samples.micro_batch() * samples.length(),
+                                                     w_.backend.activation_type());
     save_ = saved <= w_.saved_activation_bytes ? Save::kAll : Save::kInputs;
   }
 
@@ -40,7 +40,7 @@ class Walk {
     bool finished = true;
     for (int block = w_.blocks.end - 1; finished && block >= back_to(); --block) {
       if (block + 1 < w_.blocks.end) load(block);
-      if (block > back_to()) prefetch_.start(w_.shape, block - 1);
+      if (block > back_to()) prefetch_.start(w_.decoder, block - 1);
       finished = backward(block);
     }
     if (w_.ends.finish) w_.ends.finish();
@@ -58,7 +58,7 @@ class Walk {
     return {.backend = w_.backend,
             .team = w_.team,
             .device_team = w_.device_team,
-            .shape = w_.shape,
+            .decoder = w_.decoder,
             .block = block,
             .samples = &w_.samples,
             .monitor = w_.monitor};
@@ -69,12 +69,12 @@ class Walk {
   void load(int block) {
     clock_.measure("load", [&] {
       weights_ = {};  // before the next ones
-      weights_ = w_.shape.load(w_.model.checkpoint(), block, w_.backend);
+      weights_ = w_.decoder.load(w_.model.checkpoint(), block, w_.backend);
     });
   }
   std::unique_ptr<Activations> make_activations() {
     return std::make_unique<Activations>(w_.budget, w_.backend.activation_type(),
-                                         w_.shape.hidden_size());
+                                         w_.decoder.hidden_size());
   }
   void reserve(Activations& activations, int shard) {
     const PartRange range = w_.samples.samples_of_shard(shard);
@@ -111,7 +111,7 @@ class Walk {
   void run_shard_forward(int shard, const Activations& input, Activations& output) {
     for_each_batch(shard, {&input}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
       BlockState state = state_of(batch, std::move(rows.front()));
-      w_.shape.forward(weights_, state, w_.backend);
+      w_.decoder.forward(weights_, state, w_.backend);
       output.store_behind(shard, batch.first_row, std::as_const(state.residual).view(), w_.backend);
     });
   }
@@ -124,7 +124,7 @@ class Walk {
       const Timer timer(*this);
       const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
       load(block);
-      if (!last) prefetch_.start(w_.shape, block + 1);
+      if (!last) prefetch_.start(w_.decoder, block + 1);
       Activations& input = *inputs_.back();
       std::unique_ptr<Activations> output = make_activations();
       for (int shard = shards_.begin; shard < shards_.end; ++shard) {
@@ -233,9 +233,9 @@ class Walk {
     for_each_batch(
         shard, {&input, gradient_.get()}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
           BlockState state = state_of(batch, std::move(rows[0]));
-          SavedActivations saved = w_.shape.forward_saving(weights_, state, save_, w_.backend);
+          SavedActivations saved = w_.decoder.forward_saving(weights_, state, save_, w_.backend);
           state.residual = {};  // the output: whoever made its gradient knew it
-          const Tensor dx = w_.shape.backward(
+          const Tensor dx = w_.decoder.backward(
               weights_, std::move(saved), std::move(rows[1]),
               [&](int linear, const LinearGradient& of) {
                 if (gradients) gradients->add(linear, of);
@@ -308,7 +308,7 @@ class Walk {
   double tokens() const { return static_cast<double>(w_.samples.count() * w_.samples.length()); }
   double weights_of_block() const {
     double sum = 0.0;
-    for (const LinearSpec& linear : w_.shape.linears()) {
+    for (const LinearSpec& linear : w_.decoder.linears()) {
       sum += static_cast<double>(linear.rows * linear.cols);
     }
     return sum;
@@ -316,8 +316,8 @@ class Walk {
   // Whose inputs' gradient is the block's alone.
   double first_weights() const {
     double sum = 0.0;
-    for (const int i : w_.shape.shared_inputs().front().linears) {
-      const LinearSpec& linear = w_.shape.linears()[static_cast<std::size_t>(i)];
+    for (const int i : w_.decoder.shared_inputs().front().linears) {
+      const LinearSpec& linear = w_.decoder.linears()[static_cast<std::size_t>(i)];
       sum += static_cast<double>(linear.rows * linear.cols);
     }
     return sum;

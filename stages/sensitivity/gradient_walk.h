@@ -34,7 +34,7 @@ struct GradientWalk {
   Communicator& team;
   Transport& device_team;
   const CausalLM& model;
-  const DecoderBlock& shape;
+  const DecoderBlock& decoder;
   const Samples& samples;
   ActivationBudget& budget;            // holds the inputs of the team's blocks
   std::size_t saved_activation_bytes;  // see BlockTask

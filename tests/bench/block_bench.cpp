@@ -97,10 +97,10 @@ Recipe recipe_of(const Options& options) {
   }
 }
 
-double weights_of(const DecoderBlock& shape, std::span<const int> linears) {
+double weights_of(const DecoderBlock& decoder, std::span<const int> linears) {
   double sum = 0;
   for (const int i : linears) {
-    const LinearSpec& spec = shape.linears()[static_cast<std::size_t>(i)];
+    const LinearSpec& spec = decoder.linears()[static_cast<std::size_t>(i)];
     sum += static_cast<double>(spec.rows * spec.cols);
   }
   return sum;
@@ -109,18 +109,19 @@ double weights_of(const DecoderBlock& shape, std::span<const int> linears) {
 // Of a walk through a whole model's gradients, by phase: products of linears and of the head, two operations a weight and token.
 // A block goes forward twice; back, there is a product for what is within and one for the weights, but nobody asks for the gradient
 // of what the first block's attention starts from.
-std::map<std::string, double> walk_flops(const ModelConfig& config, const DecoderBlock& shape,
+std::map<std::string, double> walk_flops(const ModelConfig& config, const DecoderBlock& decoder,
                                          const Options& options) {
   const double of_a_weight = 2.0 * options.samples * options.length;
   const auto blocks = static_cast<double>(config.blocks);
   double weights = 0;
-  for (const SharedInput& group : shape.shared_inputs())
-    weights += weights_of(shape, group.linears);
+  for (const SharedInput& group : decoder.shared_inputs())
+    weights += weights_of(decoder, group.linears);
   const double head = static_cast<double>(config.vocabulary * config.embedding_size);
-  return {{"forward", of_a_weight * blocks * weights},
-          {"loss", of_a_weight * 2 * head},
-          {"backward", of_a_weight * (3 * blocks * weights -
-                                      weights_of(shape, shape.shared_inputs().front().linears))}};
+  return {
+      {"forward", of_a_weight * blocks * weights},
+      {"loss", of_a_weight * 2 * head},
+      {"backward", of_a_weight * (3 * blocks * weights -
+                                  weights_of(decoder, decoder.shared_inputs().front().linears))}};
 }
 
 void print_phase(const std::string& phase, double flops, double rate) {
@@ -130,18 +131,18 @@ void print_phase(const std::string& phase, double flops, double rate) {
 
 void print_walk_floors(const Options& options, const Rates& rates, Backend& backend) {
   const ModelConfig config = shape_like(options.like);
-  const auto shape = make_decoder_block(config, 1, backend);
+  const auto decoder = make_decoder_block(config, 1, backend);
   std::printf("%s, gradients, %d x %d tokens, %lld blocks on one device\n", options.like.c_str(),
               options.samples, options.length, static_cast<long long>(config.blocks));
   double total = 0;
-  for (const auto& [phase, flops] : walk_flops(config, *shape, options)) {
+  for (const auto& [phase, flops] : walk_flops(config, *decoder, options)) {
     print_phase(phase, flops, rates.activations);
     total += flops;
   }
   print_phase("together", total, rates.activations);
   std::int64_t rows = 0;
   double weights = 0;
-  for (const LinearSpec& spec : shape->linears()) {
+  for (const LinearSpec& spec : decoder->linears()) {
     rows += spec.rows;
     weights += static_cast<double>(spec.rows * spec.cols);
   }
@@ -154,9 +155,9 @@ void print_floors(const Options& options) {
                     options.floors.at(2) * 1e9};
   const auto backend = make_backend("cpu", {.threads = 1});
   if (options.gradients) return print_walk_floors(options, rates, *backend);
-  const auto shape = make_decoder_block(shape_like(options.like), 1, *backend);
+  const auto decoder = make_decoder_block(shape_like(options.like), 1, *backend);
   const Recipe recipe = recipe_of(options);
-  const BlockCost cost = make_method(recipe)->cost(*shape, options.samples, options.length);
+  const BlockCost cost = make_method(recipe)->cost(*decoder, options.samples, options.length);
   std::printf("%s, %s, %d x %d tokens, one block on one device\n", options.like.c_str(),
               recipe.name.c_str(), options.samples, options.length);
   double total = 0;
@@ -311,7 +312,7 @@ class GradientUse {
     }
     site.backend.sync();
     seconds_ += now() - start;
-    for (const LinearSpec& spec : site.shape.linears()) {
+    for (const LinearSpec& spec : site.decoder.linears()) {
       rows_ += spec.rows;
       weights_ += static_cast<double>(spec.rows * spec.cols);
     }
@@ -336,7 +337,7 @@ class GradientUse {
 // From the first block of the model to its head, and back: what of a whole model's walk grows with its blocks, and the loss.
 // `use`: nullptr for the walk alone.
 nlohmann::json run_gradients(const Options& options, const CausalLM& model,
-                             const DecoderBlock& shape, Communicator& team,
+                             const DecoderBlock& decoder, Communicator& team,
                              ActivationBudget& budget, const Rates& rates, GradientSums wanted,
                              GradientUse* use, Backend& backend) {
   const Samples samples = random_samples(options, model.config().vocabulary);
@@ -347,7 +348,7 @@ nlohmann::json run_gradients(const Options& options, const CausalLM& model,
        .team = team,
        .device_team = team,
        .model = model,
-       .shape = shape,
+       .decoder = decoder,
        .samples = samples,
        .budget = budget,
        .saved_activation_bytes = backend.available_bytes() / 4,
@@ -356,13 +357,13 @@ nlohmann::json run_gradients(const Options& options, const CausalLM& model,
        .blocks = {0, static_cast<int>(model.config().blocks)},
        .take = [&](const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
          SummedGradients sums;
-         for (std::size_t i = 0; i < shape.linears().size(); ++i)
+         for (std::size_t i = 0; i < decoder.linears().size(); ++i)
            sums.push_back(gradients.finish(static_cast<int>(i)));
          if (use) use->take(site, weights, model, budget, sums);
        }});
   const double seconds = now() - start;
   const nlohmann::json& counted = monitor.last.at("flops");
-  for (const auto& [phase, flops] : walk_flops(model.config(), shape, options)) {
+  for (const auto& [phase, flops] : walk_flops(model.config(), decoder, options)) {
     if (std::abs(counted.at(phase).get<double>() - flops) > 1e-9 * flops)
       throw Error("block_bench and the walk disagree about " + phase);
   }
@@ -382,7 +383,7 @@ void run(const Options& options) {
   const std::string device = has_device("cuda") ? "cuda" : "cpu";
   const auto backend = make_backend(device, {.threads = options.threads});
   set_host_threads(options.threads);
-  const auto shape = make_decoder_block(model.config(), options.length, *backend);
+  const auto decoder = make_decoder_block(model.config(), options.length, *backend);
   const auto team = make_local_communicator();
   Hdf5Store store(scratch.path() / "run");
   const Recipe recipe = recipe_of(options);
@@ -424,17 +425,17 @@ void run(const Options& options) {
   if (needs.full_precision_stream) original.emplace(embed(model, *samples, budget, *backend));
 
   NullMonitor monitor;
-  ModelTask whole{*backend, *team, model, *shape, samples ? &*samples : nullptr, monitor};
+  ModelTask whole{*backend, *team, model, *decoder, samples ? &*samples : nullptr, monitor};
   nlohmann::json decision;
   const bool of_gradients = needs.gradients && !options.gradients;
   const bool from_statistics = of_gradients && !needs.makes_blocks_of_gradients();
   if (needs.decision && !from_statistics) decision = method->decide(whole);
   if (options.gradients) {
-    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates,
+    facts["gradients"] = run_gradients(options, model, *decoder, *team, budget, rates,
                                        {.sum = false, .squares = true}, nullptr, *backend);
   } else if (of_gradients) {
     GradientUse use(recipe, *method, decision, store);
-    facts["gradients"] = run_gradients(options, model, *shape, *team, budget, rates,
+    facts["gradients"] = run_gradients(options, model, *decoder, *team, budget, rates,
                                        needs.gradients->sums, &use, *backend);
     whole.statistics = use.statistics();
   }
@@ -445,13 +446,13 @@ void run(const Options& options) {
   for (int block = 0; block < blocks; ++block) {
     BlockTable table("block " + std::to_string(block), rates);
     const double start = now(), cpu_start = cpu_now();
-    BlockWeights weights = shape->load(model.checkpoint(), block, *backend);
+    BlockWeights weights = decoder->load(model.checkpoint(), block, *backend);
     backend->sync();
     const double loaded = now(), cpu_loaded = cpu_now();
     const BlockSite site{.backend = *backend,
                          .team = *team,
                          .device_team = *team,
-                         .shape = *shape,
+                         .decoder = *decoder,
                          .block = block,
                          .samples = samples ? &*samples : nullptr,
                          .monitor = monitor};
@@ -470,7 +471,7 @@ void run(const Options& options) {
 
     table.add_seconds("load", loaded - start, cpu_loaded - cpu_start);
     add_phases(table, result.record,
-               make_method(recipe)->cost(*shape, options.samples, options.length));
+               make_method(recipe)->cost(*decoder, options.samples, options.length));
     table.add_seconds("commit", end - quantized, cpu_end - cpu_quantized);
     table.finish("whole block", end - start);
     facts["blocks"].push_back(table.facts());

@@ -56,10 +56,10 @@ void bench(const Options& options) {
   write_synthetic_model(synthetic, folder / "model");
   const CausalLM model(folder / "model");
   const auto backend = make_backend("cpu", {.threads = options.threads});
-  const auto shape = make_decoder_block(model.config(), options.longest + 5, *backend);
+  const auto decoder = make_decoder_block(model.config(), options.longest + 5, *backend);
   std::map<int, BlockWeights> weights;  // loaded beforehand: what is measured is the walk
   for (int b = 0; b < options.blocks; ++b)
-    weights.emplace(b, shape->load(model.checkpoint(), b, *backend));
+    weights.emplace(b, decoder->load(model.checkpoint(), b, *backend));
 
   const std::vector<ScoredSequence> sequences = questions(options, model.config().vocabulary);
   double tokens = 0, padded = 0, scored = 0;
@@ -71,7 +71,7 @@ void bench(const Options& options) {
   }
   double flops =
       2 * scored * static_cast<double>(model.config().vocabulary * model.config().hidden_size);
-  for (const LinearSpec& linear : shape->linears())
+  for (const LinearSpec& linear : decoder->linears())
     flops += 2 * tokens * options.blocks * static_cast<double>(linear.rows * linear.cols);
 
   const double rate = matmul_rate(*backend, backend->activation_type(), 2048);
@@ -81,7 +81,7 @@ void bench(const Options& options) {
   // A block's weights are read again: a copy in memory stands for the file.
   const BlockSource source = [&](int block) { return std::move(weights.at(block)); };
   const double start = now();
-  (void)measure_log_likelihoods(model, *shape, source, sequences, Greedy::kNo, *backend, *world,
+  (void)measure_log_likelihoods(model, *decoder, source, sequences, Greedy::kNo, *backend, *world,
                                 budget, monitor);
   const double seconds = now() - start;
   std::printf("%s, %d blocks: %d questions, %.0f tokens (%.0f padded), %.2f s\n",

@@ -37,16 +37,16 @@ void run(const fs::path& folder, const fs::path& windows, const fs::path& out) {
   const CausalLM model(folder);
   const Samples samples = read_windows(windows);
   const auto backend = make_backend("cpu", {});
-  const auto shape = make_decoder_block(model.config(), samples.length(), *backend);
+  const auto decoder = make_decoder_block(model.config(), samples.length(), *backend);
   const auto team = make_local_communicator();
   NullMonitor monitor;
   ActivationBudget budget(std::size_t{1} << 40, fs::temp_directory_path());
   std::vector<TensorInfo> infos;
   std::vector<HostTensor> tensors;
   const auto take = [&](const BlockSite& site, BlockWeights&, BlockGradients& gradients) {
-    for (std::size_t i = 0; i < shape->linears().size(); ++i) {
-      const LinearSpec& spec = shape->linears()[i];
-      infos.push_back({shape->prefix(site.block) + "." + spec.name + ".weight",
+    for (std::size_t i = 0; i < decoder->linears().size(); ++i) {
+      const LinearSpec& spec = decoder->linears()[i];
+      infos.push_back({decoder->prefix(site.block) + "." + spec.name + ".weight",
                        DType::kF32,
                        {spec.rows, spec.cols}});
       HostTensor& values = tensors.emplace_back(DType::kF32, Shape{spec.rows, spec.cols});
@@ -66,7 +66,7 @@ void run(const fs::path& folder, const fs::path& windows, const fs::path& out) {
                   .team = *team,
                   .device_team = *team,
                   .model = model,
-                  .shape = *shape,
+                  .decoder = *decoder,
                   .samples = samples,
                   .budget = budget,
                   .saved_activation_bytes = backend->available_bytes() / 4,

@@ -138,12 +138,12 @@ TEST(EnginesTest, FormatsSayHowWhatTheyCannotHoldCanBeExported) {
 TEST(EnginesTest, OverridesThatPartFusedLinearsAreRefused) {
   const CausalLM model(source_folder() / "tests/data/tiny-world");
   const auto backend = make_backend("cpu", {});
-  const auto shape = make_decoder_block(model.config(), 16, *backend);
+  const auto decoder = make_decoder_block(model.config(), 16, *backend);
   const auto said = [&](const char* overrides, const char* format, const char* engine) {
     const Recipe mixed = parse_recipe(
         {{"method", "rtn"}, {"symmetric", true}, {"overrides", nlohmann::json::parse(overrides)}});
     try {
-      check_served(mixed, *shape, static_cast<int>(model.config().blocks), format, {engine});
+      check_served(mixed, *decoder, static_cast<int>(model.config().blocks), format, {engine});
     } catch (const InputError& error) {
       return std::string(error.what());
     }
@@ -174,13 +174,13 @@ TEST(EnginesTest, OverridesThatPartFusedLinearsAreRefused) {
 TEST(EnginesTest, OverridesThatDoNotFitTheModelAreRefused) {
   const CausalLM model(source_folder() / "tests/data/tiny-world");
   const auto backend = make_backend("cpu", {});
-  const auto shape = make_decoder_block(model.config(), 16, *backend);
+  const auto decoder = make_decoder_block(model.config(), 16, *backend);
   const auto said = [&](const char* overrides) {
     Recipe recipe =
         parse_recipe({{"method", "rtn"}, {"overrides", nlohmann::json::parse(overrides)}});
     recipe.where["overrides[0].match"] = "run.yaml:7: recipes[0].overrides[0].match";
     try {
-      check_overrides(recipe, *shape, static_cast<int>(model.config().blocks));
+      check_overrides(recipe, *decoder, static_cast<int>(model.config().blocks));
     } catch (const InputError& error) {
       return std::string(error.what());
     }

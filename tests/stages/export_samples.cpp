@@ -22,15 +22,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void write_canonical(const fs::path& path, const DecoderBlock& shape, const Recipe& recipe,
+void write_canonical(const fs::path& path, const DecoderBlock& decoder, const Recipe& recipe,
                      int blocks, RunStore& store) {
   std::vector<TensorInfo> infos;
   std::vector<HostTensor> tensors;
   for (int block = 0; block < blocks; ++block) {
     const QuantizedBlock quantized =
-        block_from_record(store.load(block_key(recipe.name, block)).value(), shape);
+        block_from_record(store.load(block_key(recipe.name, block)).value(), decoder);
     for (const QuantizedLinear& linear : quantized.linears) {
-      const std::string module = shape.prefix(block) + "." + linear.name;
+      const std::string module = decoder.prefix(block) + "." + linear.name;
       const auto add = [&](const char* name, const HostTensor& tensor) {
         infos.push_back({module + "." + name, tensor.type(), tensor.shape()});
         tensors.push_back(tensor);
@@ -88,25 +88,25 @@ void run(char** arguments, const std::string& more) {
   write_shortened_model(source, blocks, shortened.path());
   const CausalLM model(shortened.path());
   const auto backend = make_backend("cpu", {});
-  const auto shape = make_decoder_block(model.config(), 16, *backend);
+  const auto decoder = make_decoder_block(model.config(), 16, *backend);
   const auto world = make_local_communicator();
   MemoryStore store;
   NullMonitor monitor;
-  round_to_nearest(model, *shape, recipe, *backend, store);
+  round_to_nearest(model, *decoder, recipe, *backend, store);
   const auto write = [&](const std::string& directory, const std::string& format, DType dtype) {
     const ExportOptions options{.format = format, .dtype = dtype};
-    export_checkpoint(model, *shape, recipe, store, options, out / directory, *world, monitor);
+    export_checkpoint(model, *decoder, recipe, store, options, out / directory, *world, monitor);
   };
   for (const std::string& format : export_formats()) {
     try {
-      check_exportable(recipe, *shape, blocks, format);
+      check_exportable(recipe, *decoder, blocks, format);
     } catch (const InputError&) {
       continue;  // the readers know which must be there
     }
     write(format, format, format == "dense" || format == "squeezellm" ? DType::kF32 : DType::kF16);
   }
   write("dense-float16", "dense", DType::kF16);
-  write_canonical(out / "canonical.safetensors", *shape, recipe, blocks, store);
+  write_canonical(out / "canonical.safetensors", *decoder, recipe, blocks, store);
 }
 
 }  // namespace

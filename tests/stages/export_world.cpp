@@ -164,10 +164,10 @@ QuantizedLinear round_linear(const LinearSpec& spec, const Tensor& weight,
 }
 
 // Linears that share an input have the same scheme, as engines fuse them; blocks begin with another one each.
-const LinearScheme& scheme_for(const Recipe& recipe, const DecoderBlock& shape, int block,
+const LinearScheme& scheme_for(const Recipe& recipe, const DecoderBlock& decoder, int block,
                                int linear) {
   std::size_t at = static_cast<std::size_t>(block);
-  for (const SharedInput& group : shape.shared_inputs()) {
+  for (const SharedInput& group : decoder.shared_inputs()) {
     if (std::ranges::find(group.linears, linear) != group.linears.end()) break;
     ++at;
   }
@@ -316,16 +316,16 @@ SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std
   return sparse;
 }
 
-void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+void round_to_nearest(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                       Backend& backend, RunStore& store) {
   for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
-    const BlockWeights weights = shape.load(model.checkpoint(), block, backend);
+    const BlockWeights weights = decoder.load(model.checkpoint(), block, backend);
     QuantizedBlock quantized;
     quantized.block = block;
     quantized.record = nlohmann::json::object();
-    for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-      const LinearSpec& spec = shape.linears()[i];
-      const LinearScheme& scheme = scheme_for(recipe, shape, block, static_cast<int>(i));
+    for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+      const LinearSpec& spec = decoder.linears()[i];
+      const LinearScheme& scheme = scheme_for(recipe, decoder, block, static_cast<int>(i));
       const HostTensor w = on_host(weights.linears[i], backend);
       QuantizedLinear linear =
           scheme.kind == LinearScheme::Kind::kTable

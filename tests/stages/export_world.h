@@ -49,7 +49,7 @@ SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std
 
 // Rounds every block to its nearest codes and commits it. Of several schemes linears with one input have the same, and all occur.
 // Reordered: the columns are grouped in a random order. Tables hold quantiles, sparse parts what the codes of large weights miss.
-void round_to_nearest(const CausalLM& model, const DecoderBlock& shape, const Recipe& recipe,
+void round_to_nearest(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                       Backend& backend, RunStore& store);
 
 }  // namespace roundhouse

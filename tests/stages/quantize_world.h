@@ -60,11 +60,11 @@ class QuantizeWorld {
       : team_(team),
         backend_(make_backend(device, {.threads = threads})),
         model_(model),
-        shape_(make_decoder_block(model_.config(), length, *backend_)),
+        decoder_(make_decoder_block(model_.config(), length, *backend_)),
         samples_(kSamples, length, shards, random_ids(kSamples * length, 7)),
         budget_(std::size_t{1} << 30, std::filesystem::temp_directory_path(),
                 backend_->is_host_memory() ? nullptr : backend_.get()),
-        weights_(shape_->load(model_.checkpoint(), 0, *backend_)),
+        weights_(decoder_->load(model_.checkpoint(), 0, *backend_)),
         broken_samples_(std::move(broken_samples)),
         residual_(embed()),
         original_(embed()) {
@@ -79,7 +79,7 @@ class QuantizeWorld {
     const BlockSite site{.backend = *backend_,
                          .team = team_,
                          .device_team = device_team_ ? *device_team_ : team_,
-                         .shape = *shape_,
+                         .decoder = *decoder_,
                          .block = 0,
                          .samples = &samples_,
                          .monitor = monitor_};
@@ -106,7 +106,7 @@ class QuantizeWorld {
 
   Backend& backend() { return *backend_; }
   const CausalLM& model() const { return model_; }
-  const DecoderBlock& shape() const { return *shape_; }
+  const DecoderBlock& decoder() const { return *decoder_; }
   BlockWeights& weights() { return weights_; }
   RecordingMonitor& monitor() { return monitor_; }
   const Samples& samples() const { return samples_; }
@@ -124,8 +124,8 @@ class QuantizeWorld {
   }
   // Embedding rows of this rank's shards; a broken sample begins with NaN.
   std::unique_ptr<Activations> embed() {
-    auto residual =
-        std::make_unique<Activations>(budget_, backend_->activation_type(), shape_->hidden_size());
+    auto residual = std::make_unique<Activations>(budget_, backend_->activation_type(),
+                                                  decoder_->hidden_size());
     const PartRange shards = parts_of_rank(samples_.shards(), team_.rank(), team_.size());
     for (int shard = shards.begin; shard < shards.end; ++shard) {
       const PartRange range = samples_.samples_of_shard(shard);
@@ -147,7 +147,7 @@ class QuantizeWorld {
   std::unique_ptr<Transport> device_team_;  // where device memory is not the host's
   std::unique_ptr<Backend> backend_;
   CausalLM model_;
-  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<DecoderBlock> decoder_;
   Samples samples_;
   ActivationBudget budget_;
   BlockWeights weights_;

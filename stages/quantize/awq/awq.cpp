@@ -36,7 +36,7 @@ class AwqQuantizer {
 
   QuantizedBlock run() {
     QuantizedBlock block{.block = task_.block, .linears = {}, .record = nlohmann::json::object()};
-    const auto& sets = task_.shape.scale_sets();
+    const auto& sets = task_.decoder.scale_sets();
     const bool modules =
         settings_.scale_search && std::ranges::any_of(sets, [](const ScaleSet& set) {
           return !is_linear(set);
@@ -51,14 +51,14 @@ class AwqQuantizer {
     }
     Folding folding;
     if (!chosen.empty()) {
-      folding = fold(task_.checkpoint, task_.shape, task_.block, chosen);
+      folding = fold(task_.checkpoint, task_.decoder, task_.block, chosen);
     } else {
-      folding.column_factors.resize(task_.shape.linears().size());
-      folding.row_divisors.resize(task_.shape.linears().size());
+      folding.column_factors.resize(task_.decoder.linears().size());
+      folding.row_divisors.resize(task_.decoder.linears().size());
     }
-    block.linears.resize(task_.shape.linears().size());
-    for (int g = 0; g < static_cast<int>(task_.shape.shared_inputs().size()); ++g) {
-      for (const int i : task_.shape.shared_inputs()[g].linears) {
+    block.linears.resize(task_.decoder.linears().size());
+    for (int g = 0; g < static_cast<int>(task_.decoder.shared_inputs().size()); ++g) {
+      for (const int i : task_.decoder.shared_inputs()[g].linears) {
         block.linears[i] = quantize_linear(i, g, folding);
         task_.monitor.tick();
       }
@@ -67,8 +67,8 @@ class AwqQuantizer {
       const nlohmann::json& record =
           block.record["scale_sets"].emplace_back(std::move(chosen[i].record));
       if (!record.contains("fallback")) continue;
-      const int group = task_.shape.scale_sets()[i].group;
-      for (const int linear : task_.shape.shared_inputs()[group].linears) {
+      const int group = task_.decoder.scale_sets()[i].group;
+      for (const int linear : task_.decoder.shared_inputs()[group].linears) {
         if (!block.linears[linear].original)
           block.linears[linear].record["fallback"] = record.at("fallback");
       }
@@ -90,12 +90,12 @@ class AwqQuantizer {
 
   QuantizedLinear quantize_linear(int index, int group, const Folding& folding) {
     const auto i = static_cast<std::size_t>(index);
-    const LinearSpec& spec = task_.shape.linears()[i];
+    const LinearSpec& spec = task_.decoder.linears()[i];
     const LinearScheme scheme = settings_.scheme_of(task_, index);
     if (scheme.is_original()) return kept_linear(spec);
     const bool clips =
-        settings_.clip_search &&
-        std::ranges::find(task_.shape.score_linears(), index) == task_.shape.score_linears().end();
+        settings_.clip_search && std::ranges::find(task_.decoder.score_linears(), index) ==
+                                     task_.decoder.score_linears().end();
     task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
                         (clips ? "clipping and rounding " : "rounding ") + spec.name);
     QuantizedLinear linear = unsolved_linear(spec, scheme);
@@ -246,7 +246,7 @@ class AwqQuantizer {
 
   void count_forward(int passes) {
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
-    for (const LinearSpec& spec : task_.shape.linears()) {
+    for (const LinearSpec& spec : task_.decoder.linears()) {
       clock_.count("forward", 2.0 * passes * tokens * static_cast<double>(spec.rows * spec.cols));
     }
   }

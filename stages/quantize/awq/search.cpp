@@ -27,7 +27,7 @@ class Search {
   Search(BlockTask& task, const AwqSettings& settings, const BlockStatistics& statistics,
          PhaseClock& clock)
       : task_(task), settings_(settings), statistics_(statistics), clock_(clock) {
-    for (const ScaleSet& set : task.shape.scale_sets()) {
+    for (const ScaleSet& set : task.decoder.scale_sets()) {
       Candidates candidates{.set = &set, .scales = {}, .rows = {}, .losses = {}};
       candidates.skipped = touches_skipped(set);
       for (int i = 0; !candidates.skipped && i < settings.grid_points; ++i) {
@@ -52,7 +52,7 @@ class Search {
   }
 
  private:
-  const SharedInput& group(int g) const { return task_.shape.shared_inputs()[g]; }
+  const SharedInput& group(int g) const { return task_.decoder.shared_inputs()[g]; }
   const InputStatistics& input_of(const ScaleSet& set) const {
     return statistics_.inputs[set.group];
   }
@@ -178,10 +178,10 @@ class Search {
     for (const MicroBatch& batch : batches) {
       states.push_back(state_of(batch, std::move(reader.next().front())));
     }
-    for (int g = 0; g < static_cast<int>(task_.shape.shared_inputs().size()); ++g) {
+    for (int g = 0; g < static_cast<int>(task_.decoder.shared_inputs().size()); ++g) {
       clock_.measure("forward", [&] {
         for (BlockState& state : states) {
-          task_.shape.prepare(g, task_.weights, state, task_.backend);
+          task_.decoder.prepare(g, task_.weights, state, task_.backend);
         }
       });
       for (Candidates* module : modules) {
@@ -191,7 +191,7 @@ class Search {
       }
       clock_.measure("forward", [&] {
         for (BlockState& state : states) {
-          task_.shape.apply(g, task_.weights, state, task_.backend);
+          task_.decoder.apply(g, task_.weights, state, task_.backend);
           task_.monitor.tick();
         }
       });
@@ -261,8 +261,8 @@ class Search {
     task_.backend.copy(state.input.view(), inside.input.view());
     for (int g = set.group; g <= set.last_group; ++g) {
       require(g == set.group || !group(g).from_residual, "a module that reads the residual twice");
-      if (g > set.group) task_.shape.prepare(g, task_.weights, inside, task_.backend);
-      task_.shape.apply(g, task_.weights, inside, task_.backend);
+      if (g > set.group) task_.decoder.prepare(g, task_.weights, inside, task_.backend);
+      task_.decoder.apply(g, task_.weights, inside, task_.backend);
     }
     return std::move(inside.residual);
   }
@@ -271,7 +271,7 @@ class Search {
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
     for (int g = set.group; g <= set.last_group; ++g) {
       for (const int i : group(g).linears) {
-        const LinearSpec& spec = task_.shape.linears()[i];
+        const LinearSpec& spec = task_.decoder.linears()[i];
         clock_.count("search", 2.0 * tokens * static_cast<double>(settings_.grid_points + 1) *
                                    static_cast<double>(spec.rows * spec.cols));
       }
@@ -288,7 +288,7 @@ class Search {
     }
     std::int64_t outputs = 0;
     for (const int i : group(set.last_group).linears) {
-      outputs += task_.shape.linears()[i].rows;
+      outputs += task_.decoder.linears()[i].rows;
     }
     const auto count = static_cast<double>(statistics_.tokens * outputs);
     std::size_t best = candidates.losses.size();

@@ -17,11 +17,11 @@ using Part = ShardMatrixSum::Part;
 class InputSums {
  public:
   InputSums(const BlockTask& task, const AwqSettings& settings, int group)
-      : task_(task), group_(task.shape.shared_inputs()[group]), owner_(group % task.team.size()) {
+      : task_(task), group_(task.decoder.shared_inputs()[group]), owner_(group % task.team.size()) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
       return std::make_unique<ShardMatrixSum>(task, rows, cols, part);
     };
-    for (const ScaleSet& set : task.shape.scale_sets()) {
+    for (const ScaleSet& set : task.decoder.scale_sets()) {
       if (!settings.scale_search || set.group != group) continue;
       magnitude_ = sum(1, group_.cols, Part::kWhole);
       if (is_linear(set)) gram_ = sum(group_.cols, group_.cols, Part::kLowerTriangle);
@@ -108,7 +108,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
                                    bool store_output, nlohmann::json& block_record,
                                    PhaseClock& clock) {
   task.monitor.phase("block " + std::to_string(task.block) + ": statistics of the inputs");
-  const int groups = static_cast<int>(task.shape.shared_inputs().size());
+  const int groups = static_cast<int>(task.decoder.shared_inputs().size());
   std::vector<std::unique_ptr<InputSums>> sums;
   for (int g = 0; g < groups; ++g) {
     sums.push_back(std::make_unique<InputSums>(task, settings, g));
@@ -126,12 +126,12 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
     clock.measure("forward", [&] {
       BlockState state = state_of(batch, std::move(residual));
       for (int g = 0; g < groups; ++g) {
-        task.shape.prepare(g, task.weights, state, task.backend);
+        task.decoder.prepare(g, task.weights, state, task.backend);
         Tensor& input = inputs.emplace_back(task.backend, state.input.type(), state.input.rows(),
                                             state.input.cols());
         task.backend.copy(std::as_const(state.input).view(), input.view());
         check(std::as_const(input).view());
-        task.shape.apply(g, task.weights, state, task.backend);
+        task.decoder.apply(g, task.weights, state, task.backend);
       }
       check(std::as_const(state.residual).view());
       if (store_output) {
@@ -179,7 +179,7 @@ BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& set
   });
   const auto tokens = static_cast<double>(statistics.tokens);
   for (int g = 0; g < groups; ++g) {
-    const auto n = static_cast<double>(task.shape.shared_inputs()[g].cols);
+    const auto n = static_cast<double>(task.decoder.shared_inputs()[g].cols);
     if (sums[g]->has_gram()) clock.count("gram", tokens * n * n);
   }
   return statistics;

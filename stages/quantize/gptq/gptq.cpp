@@ -25,9 +25,9 @@ class GptqQuantizer {
   GptqQuantizer(BlockTask& task, const GptqSettings& settings)
       : task_(task),
         settings_(settings),
-        groups_(task.shape.shared_inputs()),
+        groups_(task.decoder.shared_inputs()),
         clock_(task.backend),
-        linears_(task.shape.linears().size()) {
+        linears_(task.decoder.linears().size()) {
     require(task.residual && task.samples, "GPTQ needs samples and their activations");
     // Else storing the residual between groups would round it, and a resumed run would have other bits.
     require(task.residual->type() == task.backend.activation_type(),
@@ -35,7 +35,7 @@ class GptqQuantizer {
     require(!groups_.empty() && groups_.front().from_residual,
             "the first group of a block reads the residual");
     for (std::size_t i = 0; i < linears_.size(); ++i) {
-      if (task.skips(i)) linears_[i] = kept_linear(task.shape.linears()[i]);
+      if (task.skips(i)) linears_[i] = kept_linear(task.decoder.linears()[i]);
     }
   }
 
@@ -94,7 +94,7 @@ class GptqQuantizer {
   BlockState state_before(int g, const MicroBatch& batch, std::vector<Tensor> rows) {
     BlockState state = state_of(batch, std::move(rows[0]));
     if (group(g).from_residual) {
-      task_.shape.prepare(g, task_.weights, state, task_.backend);
+      task_.decoder.prepare(g, task_.weights, state, task_.backend);
     } else {
       state.input = std::move(rows[1]);
     }
@@ -134,7 +134,7 @@ class GptqQuantizer {
     for_each_batch({}, sources_of(last), [&](const MicroBatch& batch, std::vector<Tensor> rows) {
       clock_.measure("forward", [&] {
         BlockState state = state_before(last, batch, std::move(rows));
-        task_.shape.apply(last, task_.weights, state, task_.backend);
+        task_.decoder.apply(last, task_.weights, state, task_.backend);
         task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
                                      task_.backend);
       });
@@ -147,14 +147,14 @@ class GptqQuantizer {
   BlockState advance_to(int g, const MicroBatch& batch, std::vector<Tensor> rows,
                         Activations* next) {
     BlockState state = state_before(std::max(0, g - 1), batch, std::move(rows));
-    if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
+    if (g > 0) task_.decoder.apply(g - 1, task_.weights, state, task_.backend);
     if (next) {  // the residual is as it was
       next->reserve(batch.shard, task_.residual->tokens(batch.shard));
       next->store_behind(batch.shard, batch.first_row, state.input.view(), task_.backend);
     } else if (g > 0) {
       task_.residual->store_behind(batch.shard, batch.first_row, state.residual.view(),
                                    task_.backend);
-      task_.shape.prepare(g, task_.weights, state, task_.backend);
+      task_.decoder.prepare(g, task_.weights, state, task_.backend);
     }
     return state;
   }
@@ -173,8 +173,8 @@ class GptqQuantizer {
       BlockState state = state_of(batch, std::move(rows.front()));
       for (int g = 0; g < group_count(); ++g) {
         clock_.measure("forward", [&] {
-          if (g > 0) task_.shape.apply(g - 1, task_.weights, state, task_.backend);
-          if (group(g).from_residual) task_.shape.prepare(g, task_.weights, state, task_.backend);
+          if (g > 0) task_.decoder.apply(g - 1, task_.weights, state, task_.backend);
+          if (group(g).from_residual) task_.decoder.prepare(g, task_.weights, state, task_.backend);
         });
         HessianCollector* const collector = collectors[static_cast<std::size_t>(g)].get();
         if (collector) clock_.measure("gram", [&] { collector->add(state.input.view(), batch); });
@@ -230,7 +230,7 @@ class GptqQuantizer {
 
     for (const int i : group(g).linears) {
       const auto index = static_cast<std::size_t>(i);
-      const LinearSpec& spec = task_.shape.linears()[index];
+      const LinearSpec& spec = task_.decoder.linears()[index];
       GptqSettings settings = settings_;
       settings.scheme = task_.scheme_of(index, settings_.scheme);
       if (settings.scheme.is_original()) continue;
@@ -274,7 +274,7 @@ class GptqQuantizer {
   void count_forward(int g) {
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
     for (const int i : group(g).linears) {
-      const LinearSpec& spec = task_.shape.linears()[static_cast<std::size_t>(i)];
+      const LinearSpec& spec = task_.decoder.linears()[static_cast<std::size_t>(i)];
       clock_.count("forward", 2.0 * tokens * static_cast<double>(spec.rows * spec.cols));
     }
   }
@@ -358,8 +358,8 @@ class Gptq final : public Method {
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return gptq_cost({shape, static_cast<double>(samples) * length, static_cast<double>(length)},
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length) const override {
+    return gptq_cost({decoder, static_cast<double>(samples) * length, static_cast<double>(length)},
                      settings_);
   }
   QuantizedBlock quantize(BlockTask& task) const override {

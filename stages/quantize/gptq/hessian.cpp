@@ -6,7 +6,7 @@ namespace roundhouse {
 
 HessianCollector::HessianCollector(const BlockSite& task, int group, PhaseClock& clock)
     : task_(task),
-      group_(task.shape.shared_inputs()[group]),
+      group_(task.decoder.shared_inputs()[group]),
       owner_(group % task.team.size()),
       clock_(clock),
       sum_(task, group_.cols, group_.cols, ShardMatrixSum::Part::kLowerTriangle) {}

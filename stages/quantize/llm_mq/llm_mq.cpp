@@ -48,17 +48,17 @@ class LlmMq final : public Method {
     return schemes;
   }
   bool one_scheme_an_input() const override { return fused_; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
-    return awq_cost(shape, samples, length, awq_);
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length) const override {
+    return awq_cost(decoder, samples, length, awq_);
   }
 
   std::string statistics_settings() const override {
     return nlohmann::json{awq_.scheme.group_size, name_of(awq_.scheme.grid), awq_.outliers}.dump();
   }
-  void check(const DecoderBlock& shape, int blocks,
+  void check(const DecoderBlock& decoder, int blocks,
              std::span<const LinearOverride> overrides) const override {
     if (overrides.empty()) return;
-    const Weights all = count(shape, blocks, overrides);
+    const Weights all = count(decoder, blocks, overrides);
     const std::int64_t least = all.fixed_memory + all.free * kWidths.front();
     if (least <= budget_of(average_, all.free + all.fixed)) return;
     throw InputError(fmt::format(
@@ -70,24 +70,25 @@ class LlmMq final : public Method {
   }
   nlohmann::json statistics(BlockTask& task) const override {
     nlohmann::json linears = nlohmann::json::array();
-    for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+    for (std::size_t i = 0; i < task.decoder.linears().size(); ++i) {
       task.monitor.phase("block " + std::to_string(task.block) + ": sensitivity of " +
-                         task.shape.linears()[i].name);
+                         task.decoder.linears()[i].name);
       linears.push_back(statistics_of(task, i));
     }
     return {{"linears", std::move(linears)}};
   }
 
   nlohmann::json decide(ModelTask& task) const override {
-    const auto& specs = task.shape.linears();
+    const auto& specs = task.decoder.linears();
     std::vector<WidthCosts> costs;
     std::vector<int> tie;
-    const Weights all = count(task.shape, static_cast<int>(task.statistics.size()), task.overrides);
+    const Weights all =
+        count(task.decoder, static_cast<int>(task.statistics.size()), task.overrides);
     const std::int64_t weights = all.free + all.fixed;
-    const std::vector<int> tie_of_linear = ties(task.shape);
+    const std::vector<int> tie_of_linear = ties(task.decoder);
     for (std::size_t block = 0; block < task.statistics.size(); ++block) {
       for (std::size_t i = 0; i < specs.size(); ++i) {
-        if (is_overridden(task.overrides, task.shape, static_cast<int>(block), i)) continue;
+        if (is_overridden(task.overrides, task.decoder, static_cast<int>(block), i)) continue;
         WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name};
         const nlohmann::json& sums = task.statistics[block].at("linears").at(i).at(key_of_score());
         for (std::size_t b = 0; b < kWidthCount; ++b) {
@@ -111,8 +112,8 @@ class LlmMq final : public Method {
       for (std::size_t i = 0; i < specs.size(); ++i) {
         LinearScheme scheme = awq_.scheme;
         const int at = static_cast<int>(block);
-        if (is_overridden(task.overrides, task.shape, at, i)) {
-          scheme = scheme_of(task.overrides, task.shape, at, i, scheme);
+        if (is_overridden(task.overrides, task.decoder, at, i)) {
+          scheme = scheme_of(task.overrides, task.decoder, at, i, scheme);
         } else {
           scheme.bits = chosen.bits.at(next++);
         }
@@ -149,17 +150,17 @@ class LlmMq final : public Method {
   struct Weights {
     std::int64_t free = 0, fixed = 0, fixed_memory = 0;
   };
-  Weights count(const DecoderBlock& shape, int blocks,
+  Weights count(const DecoderBlock& decoder, int blocks,
                 std::span<const LinearOverride> overrides) const {
     Weights all;
     for (int block = 0; block < blocks; ++block) {
-      for (std::size_t i = 0; i < shape.linears().size(); ++i) {
-        const LinearSpec& spec = shape.linears()[i];
-        if (!is_overridden(overrides, shape, block, i)) {
+      for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
+        const LinearSpec& spec = decoder.linears()[i];
+        if (!is_overridden(overrides, decoder, block, i)) {
           all.free += spec.rows * spec.cols;
           continue;
         }
-        const LinearScheme scheme = scheme_of(overrides, shape, block, i, awq_.scheme);
+        const LinearScheme scheme = scheme_of(overrides, decoder, block, i, awq_.scheme);
         if (scheme.is_original()) continue;
         all.fixed += spec.rows * spec.cols;
         all.fixed_memory += memory_of_codes(spec.rows, spec.cols, scheme.bits);
@@ -173,10 +174,10 @@ class LlmMq final : public Method {
   }
 
   // Linears of a block that have the same number have the same bits.
-  std::vector<int> ties(const DecoderBlock& shape) const {
-    std::vector<int> tie(shape.linears().size());
+  std::vector<int> ties(const DecoderBlock& decoder) const {
+    std::vector<int> tie(decoder.linears().size());
     for (std::size_t i = 0; i < tie.size(); ++i) tie[i] = static_cast<int>(i);
-    for (const SharedInput& group : shape.shared_inputs()) {
+    for (const SharedInput& group : decoder.shared_inputs()) {
       for (const int i : group.linears) {
         if (fused_) tie[static_cast<std::size_t>(i)] = group.linears.front();
       }
@@ -185,7 +186,7 @@ class LlmMq final : public Method {
   }
 
   nlohmann::json statistics_of(BlockTask& task, std::size_t index) const {
-    const LinearSpec& spec = task.shape.linears()[index];
+    const LinearSpec& spec = task.decoder.linears()[index];
     const std::vector<BlockGradients::Tile>& tiles = (*task.gradients)[index];
     const Tensor& weights = task.weights.linears[index];
     const float large_from = magnitude_of_largest(

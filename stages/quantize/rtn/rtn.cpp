@@ -18,20 +18,20 @@ class Rtn final : public Method {
 
   Needs needs() const override { return {}; }
   std::vector<LinearScheme> schemes() const override { return {scheme_}; }
-  BlockCost cost(const DecoderBlock& shape, int, int) const override {
-    const BlockSizes sizes{shape, 0};
+  BlockCost cost(const DecoderBlock& decoder, int, int) const override {
+    const BlockSizes sizes{decoder, 0};
     BlockCost cost;
     cost.rounded = sizes.all_weights() * std::max(1, clip_.steps);
     cost.cuts["solve"] = sizes.tiles();
     cost.traffic.gathered = sizes.gathered_codes(scheme_.group_size);
-    cost.traffic.rounds = static_cast<double>(shape.linears().size());
+    cost.traffic.rounds = static_cast<double>(decoder.linears().size());
     return cost;
   }
 
   QuantizedBlock quantize(BlockTask& task) const override {
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
     PhaseClock clock(task.backend);
-    const auto& specs = task.shape.linears();
+    const auto& specs = task.decoder.linears();
     for (std::size_t i = 0; i < specs.size(); ++i) {
       const LinearScheme scheme = task.scheme_of(i, scheme_);
       if (scheme.is_original()) {

@@ -32,7 +32,7 @@ LearnedBlock::LearnedBlock(BlockTask& task, const LinearScheme& scheme)
   NumericalFailures failures;
   std::int64_t place = 0;  // of a tile in the block
   for (std::size_t i = 0; i < all_tiles.size(); ++i) {
-    const LinearSpec& spec = task.shape.linears()[i];
+    const LinearSpec& spec = task.decoder.linears()[i];
     const LinearScheme own = task.scheme_of(i, scheme);
     if (own.is_original()) {
       task.weights.linears.push_back(std::move(original_[i]));
@@ -243,10 +243,10 @@ std::vector<QuantizedLinear> LearnedBlock::finish() {
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
     const LinearScheme scheme = task_.scheme_of(i, scheme_);
     if (scheme.is_original()) {
-      linears.push_back(kept_linear(task_.shape.linears()[i]));
+      linears.push_back(kept_linear(task_.decoder.linears()[i]));
       continue;
     }
-    QuantizedLinear linear = unsolved_linear(task_.shape.linears()[i], scheme);
+    QuantizedLinear linear = unsolved_linear(task_.decoder.linears()[i], scheme);
     task_.weights.linears[i] = {};
     const SolveError error =
         solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {

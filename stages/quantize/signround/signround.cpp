@@ -121,10 +121,10 @@ class SignRound final : public Method {
             .widest_team = std::min(settings_.batch_size, settings_.samples)};
   }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
-  BlockCost cost(const DecoderBlock& shape, int samples, int length) const override {
+  BlockCost cost(const DecoderBlock& decoder, int samples, int length) const override {
     const int batch = std::min({settings_.batch_size, settings_.samples, samples});
     return signround_cost(
-        {shape, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
+        {decoder, static_cast<double>(samples) * length, static_cast<double>(length)}, settings_,
         batch);
   }
   QuantizedBlock quantize(BlockTask& task) const override { return tune_block(task, settings_); }

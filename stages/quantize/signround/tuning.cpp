@@ -44,8 +44,8 @@ class BlockTuner {
     batch_size_ = std::min(settings.batch_size, samples_);
     parts_ = parts_of_batch(batch_size_, task.samples->length());
     const int largest_part = (batch_size_ + parts_ - 1) / parts_;
-    const std::size_t saved = task.shape.saved_bytes(largest_part * task.samples->length(),
-                                                     task.backend.activation_type());
+    const std::size_t saved = task.decoder.saved_bytes(largest_part * task.samples->length(),
+                                                       task.backend.activation_type());
     if (saved <= task.saved_activation_bytes) return;
     save_ = Save::kInputs;
     if (task.team.rank() == 0) {
@@ -190,7 +190,7 @@ class BlockTuner {
   double differentiate(BatchLoader& loader, BlockSum& gradient) {
     const std::int64_t length = task_.samples->length();
     const double elements = static_cast<double>(batch_size_) * static_cast<double>(length) *
-                            static_cast<double>(task_.shape.hidden_size());
+                            static_cast<double>(task_.decoder.hidden_size());
     const PartRange mine = parts_of_rank(parts_, task_.team.rank(), task_.team.size());
     std::vector<double> errors;
     for (int p = mine.begin; p < mine.end; ++p) {
@@ -202,7 +202,7 @@ class BlockTuner {
                        .length = length};
       SavedActivations saved;
       clock_.measure("forward", [&] {
-        saved = task_.shape.forward_saving(task_.weights, state, save_, task_.backend);
+        saved = task_.decoder.forward_saving(task_.weights, state, save_, task_.backend);
       });
       Tensor dy = std::move(state.residual);
       clock_.measure("loss", [&] {
@@ -214,7 +214,7 @@ class BlockTuner {
       });
       part.target = {};
       clock_.measure("backward", [&] {
-        (void)task_.shape.backward(
+        (void)task_.decoder.backward(
             task_.weights, std::move(saved), std::move(dy),
             [&](int linear, const LinearGradient& of) {
               if (task_.skips(static_cast<std::size_t>(linear))) return;
@@ -252,7 +252,7 @@ class BlockTuner {
   // A token's, of the linears.
   double forward_flops() const {
     double weights = 0.0;
-    for (const LinearSpec& linear : task_.shape.linears()) {
+    for (const LinearSpec& linear : task_.decoder.linears()) {
       weights += static_cast<double>(linear.rows * linear.cols);
     }
     return 2.0 * weights;
@@ -260,10 +260,10 @@ class BlockTuner {
   // As many for the weights' gradients, and for those of the inputs but the block's own.
   double backward_flops() const {
     double inner = 0.0;
-    const auto& groups = task_.shape.shared_inputs();
+    const auto& groups = task_.decoder.shared_inputs();
     for (std::size_t g = 1; g < groups.size(); ++g) {
       for (const int i : groups[g].linears) {
-        const LinearSpec& linear = task_.shape.linears()[static_cast<std::size_t>(i)];
+        const LinearSpec& linear = task_.decoder.linears()[static_cast<std::size_t>(i)];
         inner += static_cast<double>(linear.rows * linear.cols);
       }
     }

@@ -24,9 +24,9 @@ class Thresholds {
   nlohmann::json find(double percent) {
     std::int64_t weights = 0;  // of the model
     for (int block = 0; block < task_.model.config().blocks; ++block) {
-      for (std::size_t i = 0; i < task_.shape.linears().size(); ++i) {
-        const LinearSpec& spec = task_.shape.linears()[i];
-        if (!is_skipped(task_.overrides, task_.shape, block, i)) weights += spec.rows * spec.cols;
+      for (std::size_t i = 0; i < task_.decoder.linears().size(); ++i) {
+        const LinearSpec& spec = task_.decoder.linears()[i];
+        if (!is_skipped(task_.overrides, task_.decoder, block, i)) weights += spec.rows * spec.cols;
       }
     }
     OutlierFactor factor(sensitive_rank(weights, percent));
@@ -64,9 +64,10 @@ class Thresholds {
     std::size_t n = 0;
     for (int block = blocks_.begin; block < blocks_.end; ++block) {
       task_.monitor.phase("block " + std::to_string(block) + ": " + what);
-      const BlockWeights weights = task_.shape.load(task_.model.checkpoint(), block, task_.backend);
+      const BlockWeights weights =
+          task_.decoder.load(task_.model.checkpoint(), block, task_.backend);
       for (std::size_t i = 0; i < weights.linears.size(); ++i) {
-        const LinearSpec& spec = task_.shape.linears()[i];
+        const LinearSpec& spec = task_.decoder.linears()[i];
         try {
           visit(spec, weights.linears[i], n++);
         } catch (const Error& error) {
@@ -83,8 +84,8 @@ class Thresholds {
   }
 
   bool skipped(std::size_t n) const {
-    const std::size_t linears = task_.shape.linears().size();
-    return is_skipped(task_.overrides, task_.shape, blocks_.begin + static_cast<int>(n / linears),
+    const std::size_t linears = task_.decoder.linears().size();
+    return is_skipped(task_.overrides, task_.decoder, blocks_.begin + static_cast<int>(n / linears),
                       n % linears);
   }
 
@@ -107,7 +108,7 @@ class Thresholds {
 
   nlohmann::json share_thresholds(double factor) {
     nlohmann::json mine = nlohmann::json::array();  // by block
-    const std::size_t linears = task_.shape.linears().size();
+    const std::size_t linears = task_.decoder.linears().size();
     for (std::size_t n = 0; n < quartiles_.size(); ++n) {
       if (n % linears == 0) mine.push_back(nlohmann::json::array());
       mine.back().push_back(outlier_threshold(quartiles_[n], factor));

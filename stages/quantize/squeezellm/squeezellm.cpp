@@ -158,19 +158,19 @@ class SqueezeLlm final : public Method {
   }
   std::vector<LinearScheme> schemes() const override { return {scheme()}; }
   // Beside the gradients, which gradient_cost() has.
-  BlockCost cost(const DecoderBlock& shape, int, int) const override {
-    const BlockSizes sizes{shape, 0};
+  BlockCost cost(const DecoderBlock& decoder, int, int) const override {
+    const BlockSizes sizes{decoder, 0};
     BlockCost cost;
     cost.rounded = sizes.all_weights();
     cost.clustered = sizes.all_weights();
     cost.cuts["solve"] = sizes.tiles();
     double rows = 0;
-    for (const LinearSpec& linear : shape.linears()) rows += static_cast<double>(linear.rows);
+    for (const LinearSpec& linear : decoder.linears()) rows += static_cast<double>(linear.rows);
     const double entries = (shares_.sensitive + shares_.outliers) / 100 * sizes.all_weights();
     cost.traffic.gathered = sizes.all_weights() +
                             rows * (sizeof(ClusteredRow) + 4 + 2.0 * (1 << bits_)) +
                             28.0 * sizes.tile_count() + 8 * entries;
-    cost.traffic.rounds = 8 * static_cast<double>(shape.linears().size());
+    cost.traffic.rounds = 8 * static_cast<double>(decoder.linears().size());
     return cost;
   }
 
@@ -182,13 +182,13 @@ class SqueezeLlm final : public Method {
     require(task.gradients != nullptr, "SqueezeLLM needs gradients");
     QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
     PhaseClock clock(task.backend);
-    for (std::size_t i = 0; i < task.shape.linears().size(); ++i) {
+    for (std::size_t i = 0; i < task.decoder.linears().size(); ++i) {
       if (task.skips(i)) {
-        if (task.commits()) block.linears.push_back(kept_linear(task.shape.linears()[i]));
+        if (task.commits()) block.linears.push_back(kept_linear(task.decoder.linears()[i]));
         continue;
       }
       task.monitor.phase("block " + std::to_string(task.block) + ": k-means of " +
-                         task.shape.linears()[i].name);
+                         task.decoder.linears()[i].name);
       QuantizedLinear linear = solve(task, i, clock);
       if (task.commits()) block.linears.push_back(std::move(linear));
       task.monitor.tick();
@@ -203,7 +203,7 @@ class SqueezeLlm final : public Method {
   }
 
   QuantizedLinear solve(BlockTask& task, std::size_t index, PhaseClock& clock) const {
-    const LinearSpec& spec = task.shape.linears()[index];
+    const LinearSpec& spec = task.decoder.linears()[index];
     const std::vector<BlockGradients::Tile>& tiles = (*task.gradients)[index];
     const LinearScheme own = task.scheme_of(index, scheme());
     TableOptions options{.bits = own.bits, .exact = exact_};

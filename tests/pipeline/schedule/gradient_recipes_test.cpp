@@ -114,7 +114,7 @@ class Walker {
                       .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
-                      .shape = *shape_,
+                      .decoder = *decoder_,
                       .samples = {},
                       .store = store,
                       .budget = budget,
@@ -155,7 +155,7 @@ class Walker {
   std::vector<std::string> order;
   const CausalLM& model() const { return model_; }
   Backend& backend() { return *backend_; }
-  const DecoderBlock& shape() const { return *shape_; }
+  const DecoderBlock& decoder() const { return *decoder_; }
 
  private:
   Communicator& world_;
@@ -165,7 +165,7 @@ class Walker {
   ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
   std::vector<Recipe> recipes_ = recipes();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 24, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 24, *backend_);
 };
 
 std::map<std::string, std::string> contents(RunStore& store) {
@@ -338,11 +338,11 @@ TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {
   std::int64_t weights = 0, large = 0, kept = 0, sensitive = 0;
   for (int block = 0; block < kBlocks; ++block) {
     const auto load = [&](const char* recipe) {
-      return block_from_record(*whole.store.load(block_key(recipe, block)), walker.shape());
+      return block_from_record(*whole.store.load(block_key(recipe, block)), walker.decoder());
     };
     const QuantizedBlock sparse = load("squeezellm-w4-sparse"), dense = load("squeezellm-w3");
     const BlockWeights original =
-        walker.shape().load(walker.model().checkpoint(), block, walker.backend());
+        walker.decoder().load(walker.model().checkpoint(), block, walker.backend());
     for (std::size_t i = 0; i < sparse.linears.size(); ++i) {
       const QuantizedLinear& linear = sparse.linears[i];
       EXPECT_TRUE(linear.has_table());

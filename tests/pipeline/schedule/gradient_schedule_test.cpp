@@ -48,7 +48,7 @@ class Walker {
         {.backend = *backend_,
          .mesh = mesh,
          .model = model_,
-         .shape = *shape_,
+         .decoder = *decoder_,
          .samples = samples_,
          .store = store,
          .budget = budget,
@@ -71,8 +71,8 @@ class Walker {
   void commit(const BlockSite& site, BlockGradients& gradients, RunStore& store) {
     Record record;
     record.attributes = {{"block", site.block}};
-    for (std::size_t i = 0; i < site.shape.linears().size(); ++i) {
-      const LinearSpec& spec = site.shape.linears()[i];
+    for (std::size_t i = 0; i < site.decoder.linears().size(); ++i) {
+      const LinearSpec& spec = site.decoder.linears()[i];
       HostTensor sum(DType::kF32, {spec.rows, spec.cols}), squares = sum;
       for (const auto& tile : gradients.finish(static_cast<int>(i))) {
         const auto put = [&](const ConstMatrix& rows, HostTensor& into) {
@@ -103,7 +103,7 @@ class Walker {
   CausalLM model_{kModel};
   Samples samples_;
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 24, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 24, *backend_);
   std::vector<int> taken_;
 };
 

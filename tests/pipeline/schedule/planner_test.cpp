@@ -160,7 +160,7 @@ class Walker {
                       .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
-                      .shape = *shape_,
+                      .decoder = *decoder_,
                       .samples = {{kDefaultCalibration, samples_}},
                       .store = store,
                       .budget = budget,
@@ -198,7 +198,7 @@ class Walker {
 
   Communicator& world() { return *world_; }
   const std::vector<Recipe>& recipes() const { return recipes_; }
-  const DecoderBlock& shape() const { return *shape_; }
+  const DecoderBlock& decoder() const { return *decoder_; }
   const ModelConfig& model() const { return model_.config(); }
   std::vector<std::vector<Step>> steps;  // of the last run
   std::uint64_t sent_by_run = 0;
@@ -215,7 +215,7 @@ class Walker {
   ModelIdentity identity_{model_, folder_.path(), *world_, quiet_, true};
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), kLength, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), kLength, *backend_);
 };
 
 TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
@@ -283,7 +283,7 @@ TEST(PlannerTest, AsManyBytesAreSentAsReckoned) {
       walker.run(store, shape);
       const CostModel costs({.config = config,
                              .model = walker.model(),
-                             .shape = walker.shape(),
+                             .decoder = walker.decoder(),
                              .rates = rates,
                              .ranks = test_world().size(),
                              .mesh = shape});

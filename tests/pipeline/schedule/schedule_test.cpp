@@ -83,7 +83,7 @@ class Walker {
                       .lane = meshes.own_lane(),
                       .model = model_,
                       .identity = identity_,
-                      .shape = *shape_,
+                      .decoder = *decoder_,
                       .samples = {{kDefaultCalibration, samples_}},
                       .store = store,
                       .budget = budget,
@@ -130,7 +130,7 @@ class Walker {
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of_;
   Samples samples_ = few_samples();
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 64, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 64, *backend_);
 };
 
 // The bytes of all that is made of recipes.
@@ -726,7 +726,7 @@ class Deciding final : public Method {
     std::int64_t linears = 0;
     const PartRange mine = parts_of_rank(kBlocks, task.world.rank(), task.world.size());
     for (int block = mine.begin; block < mine.end; ++block) {
-      const BlockWeights weights = task.shape.load(task.model.checkpoint(), block, task.backend);
+      const BlockWeights weights = task.decoder.load(task.model.checkpoint(), block, task.backend);
       linears += static_cast<std::int64_t>(weights.linears.size());
     }
     const auto all = task.world.all_reduce_sum(linears);

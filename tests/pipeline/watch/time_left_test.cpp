@@ -53,11 +53,11 @@ TEST(TimeLeftTest, TeamsWorkSideBySide) {
 // From the first block on that is run forward, long before any block of a recipe is made.
 TEST(TimeLeftTest, AWalkThroughGradientsIsKnownFromItsFirstBlockOn) {
   const auto backend = make_backend("cpu", {.threads = 1});
-  const auto shape = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
+  const auto decoder = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
   const auto method = make_method(parse_recipe({{"method", "squeezellm"}, {"bits", 3}}));
-  const double forward = gradient_forward_cost(*shape, 100, 512);
-  const double backward = gradient_cost(*shape, 100, 512);
-  const double block = block_cost(*method, *shape, {}, false);
+  const double forward = gradient_forward_cost(*decoder, 100, 512);
+  const double backward = gradient_cost(*decoder, 100, 512);
+  const double block = block_cost(*method, *decoder, {}, false);
   constexpr double kRate = 1e12;  // operations a second
   TimeLeft left(nlohmann::json{{"gradients 100x512 forward", {{"cost", forward}, {"left", 32}}},
                                {"gradients 100x512", {{"cost", backward}, {"left", 32}}},
@@ -91,12 +91,12 @@ TEST(TimeLeftTest, AWalkThroughGradientsIsKnownFromItsFirstBlockOn) {
 
 TEST(TimeLeftTest, MethodsCostWhatTheyCompute) {
   const auto backend = make_backend("cpu", {.threads = 1});
-  const auto shape = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
+  const auto decoder = make_decoder_block(shape_like("llama-2-7b"), 1, *backend);
   SampleOptions samples;
   samples.samples = 128;
   samples.sequence_length = 2048;
   const auto cost = [&](const nlohmann::json& recipe) {
-    return block_cost(*make_method(parse_recipe(recipe)), *shape, samples, false);
+    return block_cost(*make_method(parse_recipe(recipe)), *decoder, samples, false);
   };
   const double rtn = cost({{"method", "rtn"}});
   const double gptq = cost({{"method", "gptq"}});

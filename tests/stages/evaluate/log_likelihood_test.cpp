@@ -26,8 +26,8 @@ class LogLikelihoodTest : public testing::Test {
     NullMonitor monitor;
     ActivationBudget budget(std::size_t{1} << 32, folder_.path());
     return measure_log_likelihoods(
-        model_, *shape_,
-        [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); }, sequences,
+        model_, *decoder_,
+        [&](int block) { return decoder_->load(model_.checkpoint(), block, *backend_); }, sequences,
         Greedy::kYes, *backend_, world, budget, monitor);
   }
 
@@ -38,7 +38,7 @@ class LogLikelihoodTest : public testing::Test {
     state.sequences = 1;
     state.length = std::ssize(ids);
     for (int b = 0; b < model_.config().blocks; ++b)
-      shape_->forward(shape_->load(model_.checkpoint(), b, *backend_), state, *backend_);
+      decoder_->forward(decoder_->load(model_.checkpoint(), b, *backend_), state, *backend_);
     const CausalLM::Head head = model_.load_head(*backend_);
     const Tensor logits = model_.logits(head, std::as_const(state.residual).view(), *backend_);
     std::vector<std::vector<float>> rows;
@@ -74,7 +74,7 @@ class LogLikelihoodTest : public testing::Test {
   TemporaryFolder folder_;
   CausalLM model_{kModel};
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 512, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 512, *backend_);
 };
 
 TEST_F(LogLikelihoodTest, IsThatOfEachSequenceAlone) {
@@ -135,7 +135,7 @@ TEST_F(LogLikelihoodTest, HasTheSameBitsOnAnyNumberOfRanks) {
 TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   std::vector<ScoredSequence> all = sequences();
   const BlockSource original = [&](int block) {
-    return shape_->load(model_.checkpoint(), block, *backend_);
+    return decoder_->load(model_.checkpoint(), block, *backend_);
   };
   const BlockSource changed = [&](int block) {
     BlockWeights weights = original(block);
@@ -145,7 +145,7 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   NullMonitor monitor;
   ActivationBudget budget(std::size_t{1} << 32, folder_.path());
   const auto compare = [&](const BlockSource& weights, Communicator& world) {
-    return compare_models(model_, *shape_, original, weights, all, Greedy::kNo, *backend_, world,
+    return compare_models(model_, *decoder_, original, weights, all, Greedy::kNo, *backend_, world,
                           budget, monitor);
   };
   const auto alone = make_local_communicator();
@@ -171,7 +171,7 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   }
   // The second model's figures, and the rows in the order of the sequences: both from the walk without the other.
   const std::vector<LogLikelihood> second = measure_log_likelihoods(
-      model_, *shape_, changed, all, Greedy::kNo, *backend_, *alone, budget, monitor);
+      model_, *decoder_, changed, all, Greedy::kNo, *backend_, *alone, budget, monitor);
   for (std::size_t i = 0; i < second.size(); ++i)
     EXPECT_EQ(want.log_likelihoods[i].sum, second[i].sum);
   std::size_t at = 0;
@@ -199,13 +199,13 @@ class StopOfTheFirstRank final : public NullMonitor {
 TEST_F(LogLikelihoodTest, AllStopWhereOneIsAskedTo) {
   const std::vector<ScoredSequence> all = sequences();
   const BlockSource weights = [&](int block) {
-    return shape_->load(model_.checkpoint(), block, *backend_);
+    return decoder_->load(model_.checkpoint(), block, *backend_);
   };
   ActivationBudget budget(std::size_t{1} << 32, folder_.path());
   // Before the first block, within the blocks, and at the head.
   for (const int looks : {0, 3, static_cast<int>(model_.config().blocks)}) {
     StopOfTheFirstRank monitor(looks);
-    const Comparison result = compare_models(model_, *shape_, {}, weights, all, Greedy::kNo,
+    const Comparison result = compare_models(model_, *decoder_, {}, weights, all, Greedy::kNo,
                                              *backend_, test_world(), budget, monitor);
     EXPECT_TRUE(result.stopped) << looks;
     EXPECT_TRUE(result.log_likelihoods.empty());

@@ -68,8 +68,8 @@ class BundledModel {
     const std::vector<ScoredSequence> sequences = sequences_of(windows);
     return perplexity_of(
         measure_log_likelihoods(
-            model_, *shape_,
-            [&](int block) { return shape_->load(model_.checkpoint(), block, *backend_); },
+            model_, *decoder_,
+            [&](int block) { return decoder_->load(model_.checkpoint(), block, *backend_); },
             sequences, Greedy::kNo, *backend_, world, budget, monitor),
         windows.length);
   }
@@ -78,7 +78,7 @@ class BundledModel {
   TemporaryFolder folder_;
   CausalLM model_{kModel};
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
-  std::unique_ptr<DecoderBlock> shape_ = make_decoder_block(model_.config(), 512, *backend_);
+  std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 512, *backend_);
 };
 
 TEST(PerplexityTest, IsTheSameOnAnyNumberOfRanks) {

@@ -64,13 +64,13 @@ class ExportTest : public testing::Test {
     if (world_.rank() == 0) write_mini_model(source(), options);
     world_.barrier();
     model_ = std::make_unique<CausalLM>(source());
-    shape_ = make_decoder_block(model_->config(), 16, *backend_);
+    decoder_ = make_decoder_block(model_->config(), 16, *backend_);
     recipe_ = rounding_recipe(bits, group_size, grid);
-    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+    round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   }
 
   bool write(const fs::path& directory, const ExportOptions& options, Communicator& world) {
-    return export_checkpoint(*model_, *shape_, recipe_, store_, options, directory, world,
+    return export_checkpoint(*model_, *decoder_, recipe_, store_, options, directory, world,
                              *monitor_);
   }
   bool write(const fs::path& directory, const ExportOptions& options) {
@@ -102,7 +102,7 @@ class ExportTest : public testing::Test {
   SharedDirectory shared_{world_};
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {});
   std::unique_ptr<CausalLM> model_;
-  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<DecoderBlock> decoder_;
   Recipe recipe_;
   MemoryStore store_;
   NullMonitor silent_;
@@ -206,13 +206,13 @@ TEST_F(ExportTest, DenseReadsBackAsTheQuantizedModel) {
   EXPECT_EQ(exported.config().dtype, DType::kF32);
   for (int block = 0; block < 3; ++block) {
     const QuantizedBlock quantized =
-        block_from_record(*store_.load(block_key(recipe_.name, block)), *shape_);
+        block_from_record(*store_.load(block_key(recipe_.name, block)), *decoder_);
     for (const QuantizedLinear& linear : quantized.linears) {
       const Tensor w = dequantize(linear, *backend_);
       HostTensor expected(DType::kF32, {linear.rows, linear.cols});
       backend_->download(w.f32(), expected.bytes());
       const HostView got = exported.checkpoint().weight(
-          shape_->prefix(block) + "." + linear.name + ".weight", expected.shape());
+          decoder_->prefix(block) + "." + linear.name + ".weight", expected.shape());
       EXPECT_TRUE(std::ranges::equal(got.bytes, expected.bytes())) << block << " " << linear.name;
     }
   }
@@ -228,7 +228,7 @@ TEST_F(ExportTest, WritesTheNormsThatTheMethodReplaced) {
   prepare();
   HostTensor norm(DType::kF32, {64});
   for (float& value : norm.as<float>()) value = 0.25f;
-  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *decoder_);
   block.replaced["post_attention_layernorm.weight"] = norm;
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   for (const char* format : {"dense", "compressed-tensors", "gptq", "awq"}) {
@@ -431,7 +431,7 @@ TEST_F(ExportTest, RefusesBlocksThatAreNotOfTheRecipe) {
   prepare({.dtype = DType::kF16}, 4, 32, Grid::kSymGptq);
   const fs::path old = shared_.path() / "old";
   write(old, {.format = "gptq"});
-  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *decoder_);
   block.linears[3] = random_linear(block.linears[3].name, 64, 64, 4, 32, Grid::kAsymGptq, 5);
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   EXPECT_THAT(failure(out(), {.format = "gptq"}), HasSubstr("model.layers.1.self_attn.o_proj"));
@@ -451,7 +451,7 @@ TEST_F(ExportTest, EachLinearKeepsItsOwnWidth) {
   prepare();
   recipe_.schemes = {
       {.bits = 4, .group_size = 32}, {.bits = 2, .group_size = 32}, {.bits = 3, .group_size = -1}};
-  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   write(out() / "ct", {.format = "compressed-tensors"});
   write(out() / "gptq", {.format = "gptq", .max_shard_bytes = 20000});
   EXPECT_THAT(verify_checkpoint(out() / "ct"), IsEmpty());
@@ -464,10 +464,10 @@ TEST_F(ExportTest, EachLinearKeepsItsOwnWidth) {
   std::set<int> widths;
   for (int block = 0; block < 3; ++block) {
     const QuantizedBlock quantized =
-        block_from_record(*store_.load(block_key(recipe_.name, block)), *shape_);
+        block_from_record(*store_.load(block_key(recipe_.name, block)), *decoder_);
     EXPECT_EQ(quantized.linears[0].bits, quantized.linears[2].bits) << "q and v";
     for (const QuantizedLinear& linear : quantized.linears) {
-      const std::string module = shape_->prefix(block) + "." + linear.name;
+      const std::string module = decoder_->prefix(block) + "." + linear.name;
       widths.insert(linear.bits);
       ASSERT_TRUE(weights.contains(module)) << module;
       EXPECT_EQ(weights[module]["num_bits"], linear.bits) << module;
@@ -504,11 +504,11 @@ TEST_F(ExportTest, LeavesSkippedLinearsAloneAndSaysSo) {
       "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj",
       "model.layers.1.self_attn.v_proj", "model.layers.2.mlp.up_proj"};
   for (int block = 0; block < 3; ++block) {
-    BlockWeights weights = shape_->load(model_->checkpoint(), block, *backend_);
+    BlockWeights weights = decoder_->load(model_->checkpoint(), block, *backend_);
     ActivationBudget budget(0, std::filesystem::temp_directory_path());
     const nlohmann::json nothing;
     const auto alone = make_local_communicator();  // each rank has a store of its own
-    BlockTask own{{*backend_, *alone, *alone, *shape_, block, nullptr, *monitor_},
+    BlockTask own{{*backend_, *alone, *alone, *decoder_, block, nullptr, *monitor_},
                   model_->checkpoint(),
                   weights,
                   nullptr,
@@ -522,7 +522,7 @@ TEST_F(ExportTest, LeavesSkippedLinearsAloneAndSaysSo) {
     store_.commit(block_key(recipe_.name, block), to_record(made));
   }
   for (const std::string format : {"compressed-tensors", "gptq", "dense"}) {
-    check_exportable(recipe_, *shape_, 3, format);
+    check_exportable(recipe_, *decoder_, 3, format);
     write(out() / format, {.format = format});
     const SafetensorsFile file(out() / format / "model.safetensors");
     for (const std::string& module : skipped) {
@@ -556,8 +556,8 @@ TEST_F(ExportTest, LeavesSkippedLinearsAloneAndSaysSo) {
             false);
   // Evaluation computes with the same weights.
   const BlockWeights loaded =
-      load_quantized_weights(*model_, *shape_, store_, recipe_.name, 1, *backend_);
-  const BlockWeights original = shape_->load(model_->checkpoint(), 1, *backend_);
+      load_quantized_weights(*model_, *decoder_, store_, recipe_.name, 1, *backend_);
+  const BlockWeights original = decoder_->load(model_->checkpoint(), 1, *backend_);
   for (std::size_t i = 0; i < loaded.linears.size(); ++i) {
     std::vector<float> a(
         static_cast<std::size_t>(loaded.linears[i].rows() * loaded.linears[i].cols()));
@@ -574,9 +574,9 @@ TEST_F(ExportTest, LeavesSkippedLinearsAloneAndSaysSo) {
 TEST_F(ExportTest, LookupTablesAndSparsePartsAddUpToTheDenseExport) {
   prepare();
   recipe_.schemes = {{.kind = LinearScheme::Kind::kTable, .bits = 3, .sparse = true}};
-  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   // One has a sparse part without entries.
-  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 2)), *shape_);
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 2)), *decoder_);
   block.linears[1].sparse = random_sparse_part(block.linears[1], 0, 1);
   store_.commit(block_key(recipe_.name, 2), to_record(block));
   write(out() / "squeezellm",
@@ -593,8 +593,8 @@ TEST_F(ExportTest, LookupTablesAndSparsePartsAddUpToTheDenseExport) {
   const SafetensorsFile dense(out() / "dense" / "model.safetensors");
   std::int64_t entries = 0;
   for (int i = 0; i < 3; ++i) {
-    for (const LinearSpec& linear : shape_->linears()) {
-      const std::string module = shape_->prefix(i) + "." + linear.name;
+    for (const LinearSpec& linear : decoder_->linears()) {
+      const std::string module = decoder_->prefix(i) + "." + linear.name;
       const HostTensor qweight = read(module + ".qweight"), table = read(module + ".lookup_table"),
                        rows = read(module + ".rows"), cols = read(module + ".cols"),
                        vals = read(module + ".vals");
@@ -625,7 +625,7 @@ TEST_F(ExportTest, MixedWidthsAndTablesAreTheSameOnAnyNumberOfRanks) {
   const auto alone = make_local_communicator();
   const auto expect_same = [&](const std::vector<LinearScheme>& schemes, const char* format) {
     recipe_.schemes = schemes;
-    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+    round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
     const ExportOptions options{.format = format, .max_shard_bytes = 15000};
     const fs::path together = shared_.path() / (std::string(format) + "-together");
     const fs::path by_one = shared_.path() / (std::string(format) + "-by-one");
@@ -648,7 +648,7 @@ TEST_F(ExportTest, MixedWidthsAndTablesAreTheSameOnAnyNumberOfRanks) {
 
 TEST_F(ExportTest, RefusesARecordThatTheRecipeDoesNotAnnounce) {
   prepare();
-  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *shape_);
+  QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 1)), *decoder_);
   block.linears[5].sparse = random_sparse_part(block.linears[5], 0.1, 3);
   store_.commit(block_key(recipe_.name, 1), to_record(block));
   EXPECT_THAT(
@@ -738,11 +738,11 @@ TEST_F(ExportTest, WhatWasWrittenIsReadBackAndComparedWithTheRun) {
   }
   world_.barrier();
   model_ = std::make_unique<CausalLM>(source());
-  shape_ = make_decoder_block(model_->config(), 16, *backend_);
+  decoder_ = make_decoder_block(model_->config(), 16, *backend_);
   recipe_ = rounding_recipe(4, 32);
-  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   const auto compared = [&](const ExportOptions& options) {
-    return compare_export(*model_, *shape_, recipe_, store_, options, out() / options.format,
+    return compare_export(*model_, *decoder_, recipe_, store_, options, out() / options.format,
                           world_, *monitor_)
         .value();
   };
@@ -792,7 +792,7 @@ TEST_F(ExportTest, WhatWasWrittenIsReadBackAndComparedWithTheRun) {
   }
   // Of another run, as far as the records go.
   recipe_ = rounding_recipe(4, 64);
-  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   const std::vector<std::string> other = compared({.format = "dense", .max_shard_bytes = 30000});
   if (world_.rank() == 0) {
     EXPECT_THAT(other, Contains(HasSubstr("self_attn.q_proj.weight: the weight of row 0")));
@@ -806,9 +806,9 @@ TEST_F(ExportTest, GgufHoldsTheModelUnderOtherNames) {
   }
   world_.barrier();
   model_ = std::make_unique<CausalLM>(source());
-  shape_ = make_decoder_block(model_->config(), 16, *backend_);
+  decoder_ = make_decoder_block(model_->config(), 16, *backend_);
   recipe_ = rounding_recipe(4, 32, Grid::kSymGptq);
-  round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+  round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   const ExportOptions options{.format = "gguf"};
   write(out(), options);
   EXPECT_THAT(listing(out()), ElementsAre("SHA256SUMS", "generation_config.json", "model.gguf",
@@ -823,7 +823,8 @@ TEST_F(ExportTest, GgufHoldsTheModelUnderOtherNames) {
   EXPECT_EQ(file.view("output_norm.weight").type, DType::kF32);
   EXPECT_EQ(file.view("token_embd.weight").type, DType::kF16);
   // Row i of a head of 32 is row i / 2 of its first or second half.
-  const QuantizedBlock block = block_from_record(*store_.load(block_key(recipe_.name, 0)), *shape_);
+  const QuantizedBlock block =
+      block_from_record(*store_.load(block_key(recipe_.name, 0)), *decoder_);
   const HostTensor plain = std::move(make_format("gguf")->fill(block.linears[0], DType::kF32)[0]);
   const HostView turned = file.view("blk.0.attn_q.weight");
   for (const auto& [row, from] :

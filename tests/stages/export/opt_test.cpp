@@ -32,13 +32,13 @@ class ExportOptTest : public testing::Test {
  protected:
   void prepare(const fs::path& source, std::int64_t group_size) {
     model_ = std::make_unique<CausalLM>(source);
-    shape_ = make_decoder_block(model_->config(), 8, *backend_);
+    decoder_ = make_decoder_block(model_->config(), 8, *backend_);
     recipe_ = rounding_recipe(4, group_size, Grid::kSymGptq);
-    round_to_nearest(*model_, *shape_, recipe_, *backend_, store_);
+    round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
   }
   fs::path write(const std::string& format, DType dtype = DType::kF16) {
     const fs::path out = directory_ / format;
-    export_checkpoint(*model_, *shape_, recipe_, store_, {.format = format, .dtype = dtype}, out,
+    export_checkpoint(*model_, *decoder_, recipe_, store_, {.format = format, .dtype = dtype}, out,
                       *make_local_communicator(), monitor_);
     return out;
   }
@@ -49,9 +49,9 @@ class ExportOptTest : public testing::Test {
     state.sequences = 1;
     state.length = std::ssize(ids);
     state.residual = model.embed(ids, state.length, *backend_);
-    const auto shape = make_decoder_block(model.config(), 8, *backend_);
+    const auto decoder = make_decoder_block(model.config(), 8, *backend_);
     for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
-      shape->forward(shape->load(model.checkpoint(), block, *backend_), state, *backend_);
+      decoder->forward(decoder->load(model.checkpoint(), block, *backend_), state, *backend_);
     }
     const Tensor result =
         model.logits(model.load_head(*backend_), std::as_const(state.residual).view(), *backend_);
@@ -63,7 +63,7 @@ class ExportOptTest : public testing::Test {
   TemporaryFolder directory_;
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {});
   std::unique_ptr<CausalLM> model_;
-  std::unique_ptr<DecoderBlock> shape_;
+  std::unique_ptr<DecoderBlock> decoder_;
   Recipe recipe_;
   MemoryStore store_;
   NullMonitor monitor_;
@@ -127,9 +127,10 @@ TEST_P(ExportArchitectureTest, DenseReadsBackAsTheQuantizedModel) {
   Tensors rounded = formula_tensors(config(), DType::kF32);
   for (int block = 0; block < 2; ++block) {
     const auto quantized =
-        load_quantized_weights(*model_, *shape_, store_, recipe_.name, block, *backend_);
+        load_quantized_weights(*model_, *decoder_, store_, recipe_.name, block, *backend_);
     for (std::size_t i = 0; i < quantized.linears.size(); ++i) {
-      const std::string name = shape_->prefix(block) + "." + shape_->linears()[i].name + ".weight";
+      const std::string name =
+          decoder_->prefix(block) + "." + decoder_->linears()[i].name + ".weight";
       backend_->download(quantized.linears[i].f32(), rounded.at(name).bytes());
     }
   }

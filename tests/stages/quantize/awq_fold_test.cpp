@@ -46,26 +46,26 @@ class AwqFoldTest : public testing::Test {
     world.restart();
     Random random(5);
     std::vector<ChosenScales> chosen;
-    for (const ScaleSet& set : world.shape().scale_sets()) {
+    for (const ScaleSet& set : world.decoder().scale_sets()) {
       ChosenScales& scales = chosen.emplace_back();
       const std::int64_t cols =
-          world.shape().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+          world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
       for (std::int64_t k = 0; k < cols; ++k) {
         scales.s.push_back(static_cast<float>(std::exp(2 * random.normal())));
       }
     }
-    const Folding folding = fold(world.model().checkpoint(), world.shape(), 0, chosen);
+    const Folding folding = fold(world.model().checkpoint(), world.decoder(), 0, chosen);
     for (const ChosenScales& scales : chosen) {
       EXPECT_FALSE(scales.record.contains("unscaled_channels"));
     }
-    for (std::size_t i = 0; i < world.shape().linears().size(); ++i) {
+    for (std::size_t i = 0; i < world.decoder().linears().size(); ++i) {
       const Tensor columns = upload_row(folding.column_factors[i], world.backend());
       const Tensor rows = upload_row(folding.row_divisors[i], world.backend());
       world.backend().fold_scales({.w = world.weights().linears[i].view(),
                                    .column_factors = columns.view(),
                                    .row_divisors = rows.view()});
     }
-    replace(world.weights(), folding.replaced, world.shape(), world.backend());
+    replace(world.weights(), folding.replaced, world.decoder(), world.backend());
     world.forward();
     // Float32 throughout. The float16 norms alone, were they not allowed for, would leave 2e-4.
     EXPECT_LT(distance(world.residual(), before), 3e-6);
@@ -78,20 +78,20 @@ class AwqFoldTest : public testing::Test {
 
 TEST_F(AwqFoldTest, ChangesNothingInLlama) {
   QuantizeWorld world(*team_, 1, 2, {}, kLength, ungrouped_model(folder_));
-  EXPECT_EQ(world.shape().scale_sets().size(), 4u);
+  EXPECT_EQ(world.decoder().scale_sets().size(), 4u);
   EXPECT_THAT(expect_unchanged(world),
               ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight"));
 }
 
 TEST_F(AwqFoldTest, LeavesOutTheAttentionOutputOfGroupedQueries) {
   QuantizeWorld world(*team_, 1, 2, {}, kLength);
-  EXPECT_EQ(world.shape().scale_sets().size(), 3u);
+  EXPECT_EQ(world.decoder().scale_sets().size(), 3u);
   expect_unchanged(world);
 }
 
 TEST_F(AwqFoldTest, ChangesNothingInOptWhoseBiasesAreDividedToo) {
   QuantizeWorld world(*team_, 1, 2, {}, kLength, opt_model(folder_, true));
-  EXPECT_EQ(world.shape().scale_sets().size(), 4u);
+  EXPECT_EQ(world.decoder().scale_sets().size(), 4u);
   EXPECT_THAT(expect_unchanged(world),
               ElementsAre("fc1.bias", "final_layer_norm.bias", "final_layer_norm.weight",
                           "self_attn.v_proj.bias", "self_attn_layer_norm.bias",
@@ -100,13 +100,13 @@ TEST_F(AwqFoldTest, ChangesNothingInOptWhoseBiasesAreDividedToo) {
 
 TEST_F(AwqFoldTest, LeavesOutWhatReadsTheResidualItself) {
   QuantizeWorld world(*team_, 1, 2, {}, kLength, opt_model(folder_, false));
-  EXPECT_EQ(world.shape().scale_sets().size(), 2u);
+  EXPECT_EQ(world.decoder().scale_sets().size(), 2u);
   EXPECT_THAT(expect_unchanged(world), ElementsAre("fc1.bias", "self_attn.v_proj.bias"));
 }
 
 TEST_F(AwqFoldTest, ChangesNothingInPhi3WhoseValuesAndUpAreTheLastRows) {
   QuantizeWorld world(*team_, 1, 2, {}, kLength, model_of(folder_, "Phi3", 4));
-  EXPECT_EQ(world.shape().scale_sets().size(), 4u);
+  EXPECT_EQ(world.decoder().scale_sets().size(), 4u);
   EXPECT_THAT(expect_unchanged(world),
               ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight"));
 }
@@ -134,14 +134,14 @@ TEST_F(AwqFoldTest, ChangesNothingInQwen3AndOlmo2WhoseOtherNormsStay) {
 TEST_F(AwqFoldTest, AChannelThatTheNormCannotHoldIsNotScaled) {
   QuantizeWorld world(*team_, 1, 1, {}, kLength);
   std::vector<ChosenScales> chosen;
-  for (const ScaleSet& set : world.shape().scale_sets()) {
+  for (const ScaleSet& set : world.decoder().scale_sets()) {
     const std::int64_t cols =
-        world.shape().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+        world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
     chosen.push_back({std::vector<float>(static_cast<std::size_t>(cols), 2.0f), json::object()});
   }
   chosen[0].s[0] = 1e-6f;  // a norm of about 1 would become 1e6: too large for float16
   chosen[0].s[1] = 1e9f;   // or 0
-  const Folding folding = fold(world.model().checkpoint(), world.shape(), 0, chosen);
+  const Folding folding = fold(world.model().checkpoint(), world.decoder(), 0, chosen);
   EXPECT_EQ(chosen[0].record.at("unscaled_channels"), 2);
   EXPECT_EQ(folding.column_factors[0][0], 1.0f);
   EXPECT_EQ(folding.column_factors[0][1], 1.0f);
@@ -165,7 +165,7 @@ TEST_F(AwqFoldTest, AQuantizedBlockIsNearerToTheOriginalThanPlainRounding) {
       for (std::size_t i = 0; i < block.linears.size(); ++i) {
         world.weights().linears[i] = dequantize(block.linears[i], world.backend());
       }
-      replace(world.weights(), block.replaced, world.shape(), world.backend());
+      replace(world.weights(), block.replaced, world.decoder(), world.backend());
       world.restart();
       world.forward();
       return world.residual();

@@ -57,13 +57,13 @@ class AwqTest : public testing::Test {
       for (const MicroBatch& batch : micro_batches_of_shard(world.samples(), shard)) {
         BlockState state = state_of(
             batch, task.original->load(batch.shard, batch.first_row, batch.rows(), task.backend));
-        for (std::size_t g = 0; g < task.shape.shared_inputs().size(); ++g) {
-          task.shape.prepare(static_cast<int>(g), task.weights, state, task.backend);
+        for (std::size_t g = 0; g < task.decoder.shared_inputs().size(); ++g) {
+          task.decoder.prepare(static_cast<int>(g), task.weights, state, task.backend);
           const Matrix part = to_matrix(state.input, task.backend);
           if (inputs.size() <= g) inputs.emplace_back(0, part.cols);
           inputs[g].values.insert(inputs[g].values.end(), part.values.begin(), part.values.end());
           inputs[g].rows += part.rows;
-          task.shape.apply(static_cast<int>(g), task.weights, state, task.backend);
+          task.decoder.apply(static_cast<int>(g), task.weights, state, task.backend);
         }
       }
     }
@@ -100,7 +100,7 @@ class AwqTest : public testing::Test {
 
   // Every set's search, the fold, the clipping and the rounding, as llm-awq does them.
   void expect_literal(QuantizeWorld& world, const json& recipe) {
-    const DecoderBlock& shape = world.shape();
+    const DecoderBlock& decoder = world.decoder();
     const std::vector<Matrix> inputs = inputs_of(world);
     std::vector<Matrix> w;
     for (const Tensor& tensor : world.weights().linears) {
@@ -110,10 +110,10 @@ class AwqTest : public testing::Test {
     const reference::AwqGrid grid{.bits = recipe.at("bits"), .group_size = recipe.at("group_size")};
     const int points = recipe.at("grid_points");
 
-    ASSERT_EQ(got.record.at("scale_sets").size(), shape.scale_sets().size());
+    ASSERT_EQ(got.record.at("scale_sets").size(), decoder.scale_sets().size());
     std::vector<ChosenScales> chosen;
-    for (std::size_t i = 0; i < shape.scale_sets().size(); ++i) {
-      const ScaleSet& set = shape.scale_sets()[i];
+    for (std::size_t i = 0; i < decoder.scale_sets().size(); ++i) {
+      const ScaleSet& set = decoder.scale_sets()[i];
       const Matrix& x = inputs[static_cast<std::size_t>(set.group)];
       const Matrix want = module_output(world, set, x, w);
       std::vector<double> losses;
@@ -122,7 +122,7 @@ class AwqTest : public testing::Test {
             reference::scales(reference::magnitudes(x), static_cast<double>(c) / points);
         std::vector<Matrix> trial = w;
         for (const int linear :
-             shape.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
+             decoder.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
           Matrix& weights = trial[static_cast<std::size_t>(linear)];
           weights = reference::scaled_rounding(weights, s, grid);
         }
@@ -147,9 +147,9 @@ class AwqTest : public testing::Test {
            json::object()});
     }
 
-    const Folding folding = fold(world.model().checkpoint(), shape, 0, chosen);
-    for (std::size_t g = 0; g < shape.shared_inputs().size(); ++g) {
-      for (const int index : shape.shared_inputs()[g].linears) {
+    const Folding folding = fold(world.model().checkpoint(), decoder, 0, chosen);
+    for (std::size_t g = 0; g < decoder.shared_inputs().size(); ++g) {
+      for (const int index : decoder.shared_inputs()[g].linears) {
         const auto i = static_cast<std::size_t>(index);
         Matrix folded = w[i], x = inputs[g];
         const auto& factors = folding.column_factors[i];
@@ -191,14 +191,14 @@ class AwqTest : public testing::Test {
 
 TEST_F(AwqTest, EqualsTheLiteralProcedure) {
   QuantizeWorld world(*team_, 5, 2, {}, kLength);
-  ASSERT_EQ(world.shape().scale_sets().size(), 3u) << "grouped queries: o_proj is not scaled";
+  ASSERT_EQ(world.decoder().scale_sets().size(), 3u) << "grouped queries: o_proj is not scaled";
   expect_literal(world, recipe_);
 }
 
 TEST_F(AwqTest, EqualsTheLiteralProcedureWhereEveryHeadHasItsKeys) {
   const TemporaryFolder folder;
   QuantizeWorld world(*team_, 5, 2, {}, kLength, ungrouped_model(folder));
-  ASSERT_EQ(world.shape().scale_sets().size(), 4u);
+  ASSERT_EQ(world.decoder().scale_sets().size(), 4u);
   expect_literal(world, recipe_);
 }
 
@@ -225,7 +225,7 @@ TEST_F(AwqTest, LeavesTheOutputOfTheOriginalBlockAndItsWeights) {
     world.restart();
     world.forward_original(world.weights());
     EXPECT_EQ(world.original(), output);
-    const BlockWeights fresh = world.shape().load(world.model().checkpoint(), 0, world.backend());
+    const BlockWeights fresh = world.decoder().load(world.model().checkpoint(), 0, world.backend());
     for (std::size_t i = 0; i < fresh.linears.size(); ++i) {
       EXPECT_EQ(download_f32(world.weights().linears[i], world.backend()),
                 download_f32(fresh.linears[i], world.backend()));

@@ -35,10 +35,10 @@ std::vector<json> gptq_forms() {
 TEST_F(QuantizeBlockTest, GptqReplacesTheWeightsByWhatItReturns) {
   QuantizeWorld world(*team_);
   const QuantizedBlock block = world.quantize(kGptq);
-  ASSERT_EQ(block.linears.size(), world.shape().linears().size());
+  ASSERT_EQ(block.linears.size(), world.decoder().linears().size());
   for (std::size_t i = 0; i < block.linears.size(); ++i) {
     EXPECT_NO_THROW(validate(block.linears[i]));
-    EXPECT_EQ(block.linears[i].name, world.shape().linears()[i].name);
+    EXPECT_EQ(block.linears[i].name, world.decoder().linears()[i].name);
     EXPECT_EQ(download_f32(world.weights().linears[i], world.backend()),
               download_f32(dequantize(block.linears[i], world.backend()), world.backend()));
     EXPECT_LT(block.linears[i].record.at("relative_error").get<double>(), 0.3);
@@ -118,7 +118,7 @@ TEST_F(QuantizeBlockTest, AnOverriddenLinearIsWhatARecipeOfItsOwnMakesOfIt) {
                                                           : plain;
       EXPECT_TRUE(same_codes(block.linears[i], expected[i])) << text << " " << name;
     }
-    EXPECT_EQ(world.shape().linears()[5].name, "mlp.up_proj");
+    EXPECT_EQ(world.decoder().linears()[5].name, "mlp.up_proj");
     EXPECT_EQ(download_f32(world.weights().linears[5], world.backend()), up) << text;
   }
 }
@@ -149,12 +149,12 @@ TEST_F(QuantizeBlockTest, WhatIsSkippedStaysAsItIs) {
       if (recipe["method"] == "signround") recipe["iterations"] = 3;
       QuantizeWorld world(*team_);
       const BlockWeights before =
-          world.shape().load(world.checkpoint(), 0, world.backend(), LoadLinears::kYes);
+          world.decoder().load(world.checkpoint(), 0, world.backend(), LoadLinears::kYes);
       const QuantizedBlock block = world.quantize(recipe);
       const LinearOverrides parsed = parse_recipe(recipe).overrides;
-      ASSERT_EQ(block.linears.size(), world.shape().linears().size());
+      ASSERT_EQ(block.linears.size(), world.decoder().linears().size());
       for (std::size_t i = 0; i < block.linears.size(); ++i) {
-        const bool skipped = is_skipped(parsed, world.shape(), 0, i);
+        const bool skipped = is_skipped(parsed, world.decoder(), 0, i);
         EXPECT_EQ(block.linears[i].original, skipped) << recipe << block.linears[i].name;
         EXPECT_NO_THROW(validate(block.linears[i]));
         if (!skipped) continue;
@@ -177,9 +177,9 @@ TEST_F(QuantizeBlockTest, ASampleThatIsNotFiniteIsLeftOutAndRecorded) {
   QuantizeWorld world(*team_, 5, 1, /*broken_samples=*/{7});
   const QuantizedBlock block = world.quantize(kGptq);
   const json& dropped = block.record.at("dropped_samples");
-  ASSERT_EQ(dropped.size(), world.shape().shared_inputs().size());
+  ASSERT_EQ(dropped.size(), world.decoder().shared_inputs().size());
   for (std::size_t g = 0; g < dropped.size(); ++g) {
-    EXPECT_EQ(dropped[g].at("linears"), world.shape().shared_inputs()[g].name);
+    EXPECT_EQ(dropped[g].at("linears"), world.decoder().shared_inputs()[g].name);
     EXPECT_EQ(dropped[g].at("count"), 1);
     EXPECT_EQ(dropped[g].at("samples"), json::parse("[7]"));
   }

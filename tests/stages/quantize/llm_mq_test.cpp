@@ -89,7 +89,7 @@ class LlmMqStatisticsTest : public testing::Test {
 
   LlmMqStatisticsTest() {
     Random random(3);
-    for (const LinearSpec& spec : world_.shape().linears()) {
+    for (const LinearSpec& spec : world_.decoder().linears()) {
       const auto size = static_cast<std::size_t>(spec.rows * spec.cols);
       std::vector<float>& sum = sums_.emplace_back(size);
       std::vector<float>& squares = squares_.emplace_back(size);
@@ -182,12 +182,13 @@ TEST_F(LlmMqStatisticsTest, AreThreeSumsOfEachLinearAtEachWidth) {
     const json statistics =
         this->statistics(recipe_of({{"group_size", kGroup}, {"outliers", outliers}}));
     const json& linears = statistics.at("linears");
-    ASSERT_EQ(linears.size(), world_.shape().linears().size());
+    ASSERT_EQ(linears.size(), world_.decoder().linears().size());
     for (std::size_t i = 0; i < linears.size(); ++i) {
-      EXPECT_EQ(linears[i].at("name"), world_.shape().linears()[i].name);
+      EXPECT_EQ(linears[i].at("name"), world_.decoder().linears()[i].name);
       for (std::size_t b = 0; b < 3; ++b) {
         const Sums want = plain(i, static_cast<int>(b) + 2, outliers);
-        const std::string what = world_.shape().linears()[i].name + " at " + std::to_string(b + 2);
+        const std::string what =
+            world_.decoder().linears()[i].name + " at " + std::to_string(b + 2);
         // A weight whose quotient rounds the other way in float32 differs by a step; there are few.
         EXPECT_NEAR(linears[i].at("first_order")[b].get<double>(), want.first_order,
                     2e-5 * want.absolute)
@@ -221,7 +222,7 @@ class LlmMqDecisionTest : public testing::Test {
     Random random(11);
     for (int block = 0; block < kBlocks; ++block) {
       json linears = json::array();
-      for (const LinearSpec& spec : world_.shape().linears()) {
+      for (const LinearSpec& spec : world_.decoder().linears()) {
         json& linear = linears.emplace_back(json{{"name", spec.name}});
         for (const char* score : {"first_order", "absolute", "fisher"}) {
           // Falls with the bits, as most do; first-order sums have signs.
@@ -239,23 +240,23 @@ class LlmMqDecisionTest : public testing::Test {
     ModelTask task{.backend = world_.backend(),
                    .world = *team_,
                    .model = world_.model(),
-                   .shape = world_.shape(),
+                   .decoder = world_.decoder(),
                    .samples = nullptr,
                    .monitor = world_.monitor(),
                    .statistics = statistics_};
     const Recipe recipe = parse_recipe(recipe_of(options));
     task.overrides = recipe.overrides;
     const auto method = make_method(recipe);
-    method->check(world_.shape(), static_cast<int>(kBlocks), recipe.overrides);
+    method->check(world_.decoder(), static_cast<int>(kBlocks), recipe.overrides);
     return method->decide(task);
   }
   double weights_of(std::size_t linear) const {
-    const LinearSpec& spec = world_.shape().linears()[linear];
+    const LinearSpec& spec = world_.decoder().linears()[linear];
     return static_cast<double>(spec.rows * spec.cols);
   }
   double weights() const {
     double sum = 0;
-    for (std::size_t i = 0; i < world_.shape().linears().size(); ++i) sum += weights_of(i);
+    for (std::size_t i = 0; i < world_.decoder().linears().size(); ++i) sum += weights_of(i);
     return sum * kBlocks;
   }
   double mean_bits(const json& decision, bool grids = false, double group = 128) const {
@@ -312,14 +313,14 @@ TEST_F(LlmMqDecisionTest, OverriddenLinearsAreFixed) {
   const json decision = decide({{"bits", 3.0}, {"overrides", overrides}});
   double memory = 0, counted = 0;
   for (std::size_t block = 0; block < kBlocks; ++block) {
-    for (std::size_t i = 0; i < world_.shape().linears().size(); ++i) {
+    for (std::size_t i = 0; i < world_.decoder().linears().size(); ++i) {
       const int bits = decision.at("bits")[block][i].get<int>();
       if (block == 0) {
         EXPECT_EQ(bits, 16);
         continue;
       }
       EXPECT_LE(bits, 4);
-      EXPECT_GE(bits, world_.shape().linears()[i].name == "mlp.down_proj" ? 4 : 2);
+      EXPECT_GE(bits, world_.decoder().linears()[i].name == "mlp.down_proj" ? 4 : 2);
       memory += weights_of(i) * bits;
       counted += weights_of(i);
     }
@@ -353,7 +354,7 @@ TEST_F(LlmMqDecisionTest, TiedLinearsHaveTheSameBits) {
   const json free = decide({{"bits", 2.8}, {"tie", "none"}}), tied = decide({{"bits", 2.8}});
   bool differs = false;
   for (std::size_t block = 0; block < kBlocks; ++block) {
-    for (const SharedInput& group : world_.shape().shared_inputs()) {
+    for (const SharedInput& group : world_.decoder().shared_inputs()) {
       for (const int i : group.linears) {
         const auto at = [&](const json& decision, int linear) {
           return decision.at("bits")[block][static_cast<std::size_t>(linear)].get<int>();
@@ -373,7 +374,7 @@ TEST_F(LlmMqDecisionTest, ASensitivityThatIsNotFiniteIsAnErrorThatNamesTheLinear
     (void)decide({{"bits", 3.0}});
     ADD_FAILURE() << "no error";
   } catch (const Error& error) {
-    EXPECT_THAT(error.what(), testing::HasSubstr("block 4, " + world_.shape().linears()[2].name));
+    EXPECT_THAT(error.what(), testing::HasSubstr("block 4, " + world_.decoder().linears()[2].name));
     EXPECT_THAT(error.what(), testing::HasSubstr("3 bits"));
   }
   EXPECT_NO_THROW((void)decide({{"bits", 3.0}, {"score", "absolute"}}));

@@ -109,11 +109,11 @@ TEST_F(RtnTest, QuantizesABlockWithoutActivations) {
     const auto method = make_method(parse_recipe(nlohmann::json::parse(text)));
     EXPECT_FALSE(method->needs().calibration());
     const QuantizedBlock block = method->quantize(task);
-    ASSERT_EQ(block.linears.size(), world.shape().linears().size());
+    ASSERT_EQ(block.linears.size(), world.decoder().linears().size());
     for (std::size_t i = 0; i < block.linears.size(); ++i) {
       const QuantizedLinear& linear = block.linears[i];
       EXPECT_NO_THROW(validate(linear)) << text;
-      EXPECT_EQ(linear.name, world.shape().linears()[i].name);
+      EXPECT_EQ(linear.name, world.decoder().linears()[i].name);
       EXPECT_GT(linear.record.at("error").get<double>(), 0) << text;
       EXPECT_LT(linear.record.at("relative_error").get<double>(), linear.bits == 2 ? 0.5 : 0.2);
     }

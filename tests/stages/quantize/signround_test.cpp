@@ -223,10 +223,10 @@ class SignRoundTest : public testing::Test {
   // The same for round to nearest.
   double error_of_rtn(const char* grid, int bits) {
     QuantizeWorld world(*team_, 5);
-    const BlockWeights original = world.shape().load(world.checkpoint(), 0, world.backend());
+    const BlockWeights original = world.decoder().load(world.checkpoint(), 0, world.backend());
     world.forward_original(original);
     world.weights().linears.clear();
-    world.weights() = world.shape().load(world.checkpoint(), 0, world.backend());
+    world.weights() = world.decoder().load(world.checkpoint(), 0, world.backend());
     const QuantizedBlock block =
         world.quantize({{"method", "rtn"}, {"bits", bits}, {"grid", grid}});
     for (std::size_t i = 0; i < block.linears.size(); ++i) {
@@ -249,7 +249,7 @@ TEST_F(SignRoundTest, LossesAreThoseOfRoundToNearestAndOfWhatItReturns) {
   // Every batch is all samples, so losses can be told from the streams.
   for (const char* grid : {"A-ar", "S-full"}) {
     world_.restart();
-    world_.weights() = world_.shape().load(world_.checkpoint(), 0, world_.backend());
+    world_.weights() = world_.decoder().load(world_.checkpoint(), 0, world_.backend());
     const QuantizedBlock block = quantize({{"grid", grid}});
     const json& loss = block.record.at("loss");
     const double rtn = error_of_rtn(grid, 2), first = loss.at("first"), best = loss.at("best");
@@ -269,13 +269,13 @@ TEST_F(SignRoundTest, LossesAreThoseOfRoundToNearestAndOfWhatItReturns) {
 }
 
 TEST_F(SignRoundTest, ReturnsWhatItLeavesInTheWeightsAndTheStreams) {
-  const BlockWeights original = world_.shape().load(world_.checkpoint(), 0, world_.backend());
+  const BlockWeights original = world_.decoder().load(world_.checkpoint(), 0, world_.backend());
   const QuantizedBlock block = quantize({{"iterations", 4}, {"batch_size", 3}});
-  ASSERT_EQ(block.linears.size(), world_.shape().linears().size());
+  ASSERT_EQ(block.linears.size(), world_.decoder().linears().size());
   for (std::size_t i = 0; i < block.linears.size(); ++i) {
     const QuantizedLinear& linear = block.linears[i];
     EXPECT_NO_THROW(validate(linear));
-    EXPECT_EQ(linear.name, world_.shape().linears()[i].name);
+    EXPECT_EQ(linear.name, world_.decoder().linears()[i].name);
     EXPECT_EQ(linear.grid, Grid::kAsymAutoRound);
     EXPECT_EQ(download_f32(world_.weights().linears[i], world_.backend()),
               download_f32(dequantize(linear, world_.backend()), world_.backend()));
@@ -307,7 +307,7 @@ TEST_F(SignRoundTest, AllItsWorkBelongsToAPhase) {
 TEST_F(SignRoundTest, OneIterationIsRoundToNearest) {
   for (const char* grid : {"A-ar", "S-full"}) {
     world_.restart();
-    world_.weights() = world_.shape().load(world_.checkpoint(), 0, world_.backend());
+    world_.weights() = world_.decoder().load(world_.checkpoint(), 0, world_.backend());
     QuantizeWorld other(*team_, 5);
     const QuantizedBlock rtn = other.quantize({{"method", "rtn"}, {"bits", 2}, {"grid", grid}});
     const QuantizedBlock got = quantize({{"grid", grid}, {"iterations", 1}});
@@ -347,7 +347,7 @@ TEST_F(SignRoundTest, TunesOnTheFullPrecisionStreamAlone) {
   EXPECT_LT(block.record.at("loss").at("best"), block.record.at("loss").at("first"));
   const ShardBytes target = world_.original();
   world_.restart();
-  world_.forward_original(world_.shape().load(world_.checkpoint(), 0, world_.backend()));
+  world_.forward_original(world_.decoder().load(world_.checkpoint(), 0, world_.backend()));
   EXPECT_EQ(world_.original(), target);
 }
 

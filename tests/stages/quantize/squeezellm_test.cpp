@@ -18,7 +18,7 @@ class SqueezeLlmTest : public testing::Test {
  protected:
   SqueezeLlmTest() {
     Random random(3);
-    for (const LinearSpec& spec : world_.shape().linears()) {
+    for (const LinearSpec& spec : world_.decoder().linears()) {
       std::vector<float>& fisher =
           fisher_.emplace_back(static_cast<std::size_t>(spec.rows * spec.cols));
       for (float& f : fisher) f = static_cast<float>(random.uniform() + 0.01);
@@ -30,7 +30,7 @@ class SqueezeLlmTest : public testing::Test {
     std::vector<Tensor> tensors;
     SummedGradients sums;
     for (std::size_t i = 0; i < fisher_.size(); ++i) {
-      const LinearSpec& spec = world_.shape().linears()[i];
+      const LinearSpec& spec = world_.decoder().linears()[i];
       tensors.push_back(upload_f32(fisher_[i], spec.rows, spec.cols, world_.backend()));
     }
     for (const Tensor& tensor : tensors) {
@@ -118,7 +118,7 @@ TEST_F(SqueezeLlmTest, ExactTablesAreNeverWorseAndOftenBetter) {
 }
 
 TEST_F(SqueezeLlmTest, RowsWithoutFisherInformationCountAllWeightsAlikeAndAreRecorded) {
-  const auto cols = static_cast<std::ptrdiff_t>(world_.shape().linears()[1].cols);
+  const auto cols = static_cast<std::ptrdiff_t>(world_.decoder().linears()[1].cols);
   for (const std::ptrdiff_t row : {0, 3}) {
     std::fill_n(fisher_[1].begin() + row * cols, cols, 0.0f);
   }
@@ -136,7 +136,7 @@ TEST_F(SqueezeLlmTest, RowsWithoutFisherInformationCountAllWeightsAlikeAndAreRec
 }
 
 TEST_F(SqueezeLlmTest, RowsOfFewValuesAreKeptAsTheyAreAndRecorded) {
-  const auto cols = static_cast<std::size_t>(world_.shape().linears()[2].cols);
+  const auto cols = static_cast<std::size_t>(world_.decoder().linears()[2].cols);
   change_weights(2, [&](std::vector<float>& w) {
     for (std::size_t col = 0; col < cols; ++col)
       w[5 * cols + col] = 0.25f * static_cast<float>(col % 3);
@@ -154,7 +154,7 @@ TEST_F(SqueezeLlmTest, RowsOfFewValuesAreKeptAsTheyAreAndRecorded) {
 }
 
 TEST_F(SqueezeLlmTest, GradientsThatAreNotFiniteAreAnErrorThatNamesThePlace) {
-  const auto cols = static_cast<std::size_t>(world_.shape().linears()[0].cols);
+  const auto cols = static_cast<std::size_t>(world_.decoder().linears()[0].cols);
   for (const float bad : {NAN, INFINITY}) {
     fisher_[0][2 * cols + 7] = bad;
     for (const bool sparse : {false, true}) {
@@ -162,7 +162,7 @@ TEST_F(SqueezeLlmTest, GradientsThatAreNotFiniteAreAnErrorThatNamesThePlace) {
         (void)quantize({{"bits", 3}, {"sparse", sparse ? json{{"outliers", 0}} : json(false)}});
         ADD_FAILURE() << "no error";
       } catch (const Error& error) {
-        EXPECT_THAT(error.what(), testing::StartsWith(world_.shape().linears()[0].name));
+        EXPECT_THAT(error.what(), testing::StartsWith(world_.decoder().linears()[0].name));
         EXPECT_THAT(error.what(), testing::HasSubstr("row 2"));
         EXPECT_THAT(error.what(), testing::HasSubstr("sensitivity"));
       }
@@ -175,14 +175,15 @@ TEST_F(SqueezeLlmTest, ReadsTheModelThreeTimesToFindOutliers) {
   ModelTask task{.backend = world_.backend(),
                  .world = *team_,
                  .model = world_.model(),
-                 .shape = world_.shape(),
+                 .decoder = world_.decoder(),
                  .samples = nullptr,
                  .monitor = world_.monitor()};
   world_.monitor().ticks = 0;
   const json decision =
       make_method(parse_recipe({{"method", "squeezellm"}, {"sparse", true}}))->decide(task);
   const auto blocks = static_cast<int>(world_.model().config().blocks);
-  EXPECT_EQ(world_.monitor().ticks, 3 * blocks * static_cast<int>(world_.shape().linears().size()));
+  EXPECT_EQ(world_.monitor().ticks,
+            3 * blocks * static_cast<int>(world_.decoder().linears().size()));
   ASSERT_EQ(decision.at("large_from").size(), blocks);
   EXPECT_LE(decision.at("outliers").get<double>(), 0.004 * decision.at("weights").get<double>());
   EXPECT_GT(decision.at("outliers").get<double>(), 0.0038 * decision.at("weights").get<double>());
@@ -213,7 +214,7 @@ TEST_F(SqueezeLlmTest, SkippedLinearsHaveNoOutliers) {
     ModelTask task{.backend = world_.backend(),
                    .world = *team_,
                    .model = world_.model(),
-                   .shape = world_.shape(),
+                   .decoder = world_.decoder(),
                    .samples = nullptr,
                    .monitor = world_.monitor(),
                    .overrides = recipe.overrides};
@@ -221,7 +222,7 @@ TEST_F(SqueezeLlmTest, SkippedLinearsHaveNoOutliers) {
   };
   const json all = decide("[]"), some = decide(R"([{"match": "*.mlp.*", "skip": true}])");
   std::int64_t attention = 0;
-  for (const LinearSpec& spec : world_.shape().linears()) {
+  for (const LinearSpec& spec : world_.decoder().linears()) {
     if (spec.name.starts_with("self_attn"))
       attention += world_.model().config().blocks * spec.rows * spec.cols;
   }
@@ -233,7 +234,7 @@ TEST_F(SqueezeLlmTest, SkippedLinearsHaveNoOutliers) {
 
 // Above the k-th largest, not at it; and at the outliers' threshold, not only above.
 TEST_F(SqueezeLlmTest, ThresholdsAreStrictAsTheAuthors) {
-  const LinearSpec& spec = world_.shape().linears()[0];
+  const LinearSpec& spec = world_.decoder().linears()[0];
   const auto size = static_cast<std::size_t>(spec.rows * spec.cols);
   const auto rank = static_cast<std::size_t>(static_cast<double>(size) * 0.05 / 100);
   ASSERT_GE(rank, 5);
@@ -251,7 +252,7 @@ TEST_F(SqueezeLlmTest, ThresholdsAreStrictAsTheAuthors) {
   const float largest =
       std::abs(*std::ranges::max_element(w, {}, [](float value) { return std::abs(value); }));
   const auto equal = std::ranges::count_if(w, [&](float v) { return std::abs(v) == largest; });
-  const std::vector<float> none(world_.shape().linears().size(), 1e9f);
+  const std::vector<float> none(world_.decoder().linears().size(), 1e9f);
   json decision = {{"large_from", json::array({none})}};
   decision["large_from"][0][0] = largest;
   const QuantizedBlock outliers =

@@ -42,20 +42,20 @@ Sums walk(Communicator& team, const std::filesystem::path& path, std::int64_t co
           const Settings& settings = {}) {
   const auto backend = make_backend("cpu", {.threads = settings.threads});
   const CausalLM model(path);
-  const auto shape = make_decoder_block(model.config(), length, *backend);
+  const auto decoder = make_decoder_block(model.config(), length, *backend);
   const Samples samples(count, length, settings.shards, ids);
   ActivationBudget budget(settings.budget, std::filesystem::temp_directory_path());
   RecordingMonitor monitor;
   Sums result;
   const auto take = [&](const BlockSite& site, BlockWeights& weights, BlockGradients& gradients) {
     result.order.push_back(site.block);
-    EXPECT_EQ(weights.linears.size(), shape->linears().size());
+    EXPECT_EQ(weights.linears.size(), decoder->linears().size());
     const json dropped = gradients.settle_dropped();
     if (dropped.contains("dropped_samples")) {
       for (const json& each : dropped["dropped_samples"]) result.dropped.push_back(each);
     }
-    for (std::size_t i = 0; i < shape->linears().size(); ++i) {
-      const LinearSpec& spec = shape->linears()[i];
+    for (std::size_t i = 0; i < decoder->linears().size(); ++i) {
+      const LinearSpec& spec = decoder->linears()[i];
       const auto size = static_cast<std::size_t>(spec.rows * spec.cols);
       std::vector<float> sum(size), squares(size);
       for (const auto& tile : gradients.finish(static_cast<int>(i))) {
@@ -81,7 +81,7 @@ Sums walk(Communicator& team, const std::filesystem::path& path, std::int64_t co
       };
       together(sum);
       together(squares);
-      const std::string name = shape->prefix(site.block) + "." + spec.name;
+      const std::string name = decoder->prefix(site.block) + "." + spec.name;
       if (settings.wanted.sum) result.sum[name] = sum;
       if (settings.wanted.squares) result.squares[name] = squares;
     }
@@ -90,7 +90,7 @@ Sums walk(Communicator& team, const std::filesystem::path& path, std::int64_t co
                               .team = team,
                               .device_team = team,
                               .model = model,
-                              .shape = *shape,
+                              .decoder = *decoder,
                               .samples = samples,
                               .budget = budget,
                               .saved_activation_bytes = settings.saved_activation_bytes,
