@@ -117,7 +117,7 @@ TEST_F(AwqFoldTest, ChangesNothingInQwen2AndGraniteWhoseBiasesAreDividedToo) {
               ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight",
                           "self_attn.v_proj.bias"));
   QuantizeWorld granite(*team_, 1, 2, {}, kLength, model_of(folder_, "Granite", 2));
-  EXPECT_EQ(granite.shape().scale_sets().size(), 3u);
+  EXPECT_EQ(granite.decoder().scale_sets().size(), 3u);
   EXPECT_THAT(expect_unchanged(granite), ElementsAre("input_layernorm.weight", "mlp.up_proj.bias",
                                                      "post_attention_layernorm.weight"));
 }
@@ -127,7 +127,7 @@ TEST_F(AwqFoldTest, ChangesNothingInQwen3AndOlmo2WhoseOtherNormsStay) {
   EXPECT_THAT(expect_unchanged(qwen),
               ElementsAre("input_layernorm.weight", "post_attention_layernorm.weight"));
   QuantizeWorld olmo(*team_, 1, 2, {}, kLength, model_of(folder_, "Olmo2", 4));
-  EXPECT_EQ(olmo.shape().scale_sets().size(), 2u) << "linears that read the residual itself";
+  EXPECT_EQ(olmo.decoder().scale_sets().size(), 2u) << "linears that read the residual itself";
   EXPECT_THAT(expect_unchanged(olmo), ElementsAre());
 }
 

@@ -69,7 +69,7 @@ TEST_F(QuantizeBlockTest, TrueSequentialChangesWhatComesAfterTheFirstGroup) {
   QuantizeWorld staged(*team_), once(*team_);
   const QuantizedBlock a = staged.quantize(kGptq);
   const QuantizedBlock b = once.quantize(with(kGptq, "true_sequential", false));
-  const auto& groups = staged.shape().shared_inputs();
+  const auto& groups = staged.decoder().shared_inputs();
   for (const int i : groups.front().linears) {
     const auto index = static_cast<std::size_t>(i);
     EXPECT_TRUE(std::ranges::equal(a.linears[index].codes.bytes(), b.linears[index].codes.bytes()));
