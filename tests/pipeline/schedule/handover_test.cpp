@@ -91,7 +91,9 @@ TEST_F(HandoverTest, WhatAStagePassesOnArrivesWhileItWaits) {
   }
   // Where all have failed, there is nothing behind the announcement.
   const std::vector<bool> none = {false, false};
-  if (mesh.stage() > 0) ASSERT_EQ(handover.receive_header(2), none);
+  if (mesh.stage() > 0) {
+    ASSERT_EQ(handover.receive_header(2), none);
+  }
   if (mesh.stage() < last) handover.send(none, {}, {0, 1});
   if (mesh.stage() < last) handover.send_stop(2);
   for (int wave = 0; wave < 2 && mesh.stage() > 0; ++wave)

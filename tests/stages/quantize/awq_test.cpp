@@ -271,11 +271,10 @@ TEST_F(AwqTest, ClippingTakesEvenlySpacedTokens) {
   NullMonitor monitor;
   for (QuantizeWorld* w : {&world, &spaced}) {
     BlockTask task = w->task();
-    json record = json::object();
     PhaseClock clock(task.backend);
     const AwqSettings settings{
         .scheme = {.group_size = 256}, .scale_search = false, .clip_tokens = 250};
-    const BlockStatistics statistics = collect_statistics(task, settings, false, record, clock);
+    const BlockStatistics statistics = collect_statistics(task, settings, false, clock);
     const Matrix x = inputs_of(*w)[0];
     Matrix sampled(0, x.cols);
     for (std::int64_t t = 0; t < x.rows; t += 4, ++sampled.rows) {
