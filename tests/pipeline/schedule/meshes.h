@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "pipeline/run/hdf5_store.h"
 #include "pipeline/schedule/lane.h"
 #include "pipeline/schedule/planner.h"
 
@@ -46,6 +48,11 @@ struct Meshes {
     for (const Recipe& recipe : recipes) seconds.push_back(recipe.needs.streams() ? 1 : 0);
     lane_of = deal_recipes(seconds, shape.lanes);
     if (shape.lanes > 1) lane.emplace(all, shape, blocks, memory, lane_of);
+  }
+  // Recipes of several lanes write snapshots of the full-precision stream at the same time.
+  void name_writer(RunStore& store) const {
+    auto* const files = dynamic_cast<Hdf5Store*>(&store);
+    if (files && lane) files->set_writer("lane-" + std::to_string(lane->number()));
   }
   const Lane* own_lane() const { return lane ? &*lane : nullptr; }
   const Mesh& of_recipes() const { return lane ? lane->mesh() : all; }

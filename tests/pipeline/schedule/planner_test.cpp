@@ -152,6 +152,7 @@ class Walker {
   // Everything that is missing; stops after so many units of this rank's. Compares what was planned with what was done.
   void run(RunStore& inner, MeshShape shape, int units_until_stop = 0) {
     const Meshes meshes(*world_, shape, recipes_, kBlocks, *backend_);
+    meshes.name_writer(inner);
     JobMonitor monitor(*world_, nullptr, 60, 0);
     ActivationBudget budget(std::size_t{1} << 30, folder_.path());
     const std::vector<RecipeState> states = look(inner);
@@ -224,19 +225,20 @@ class Walker {
 };
 
 TEST(PlannerTest, TheWalkDoesWhatIsPlanned) {
-  for (const MeshShape shape : all_meshes(test_world().size(), kBlocks)) {
-    for (const int most : {1, 8}) {
-      const SharedFolder folder(test_world());
-      Hdf5Store store(folder.path());
-      Walker(all_kinds(), kAlwaysInterrupted, most).run(store, shape);
-    }
+  std::vector<MeshShape> meshes = all_meshes(test_world().size(), kBlocks);
+  if (meshes.size() == 1) meshes.push_back(meshes.front());
+  int most = 1;
+  for (const MeshShape shape : meshes) {
+    const SharedFolder folder(test_world());
+    Hdf5Store store(folder.path());
+    Walker(all_kinds(), kAlwaysInterrupted, most).run(store, shape);
+    most = most == 1 ? 8 : 1;
   }
 }
 
 TEST(PlannerTest, AlsoAfterAnEndInTheMiddle) {
   for (const MeshShape shape : meshes_of_one_lane(test_world().size(), kBlocks)) {
-    for (const auto& [hours, most] :
-         {std::pair{kAlwaysInterrupted, 1}, {kNever, 1}, {kAlwaysInterrupted, 8}}) {
+    for (const auto& [hours, most] : {std::pair{kAlwaysInterrupted, 8}, {kNever, 1}}) {
       const SharedFolder folder(test_world());
       Hdf5Store store(folder.path());
       Walker walker(
