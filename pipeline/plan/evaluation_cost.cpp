@@ -47,27 +47,27 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   const double head = 2 * tokens *
                       static_cast<double>(site.model.vocabulary * site.model.embedding_size) /
                       rates.rate_of("", "forward");
-  const double waves =
+  const double portions =
       stages.weights_stay()
           ? 1
           : std::max(1.0, std::ceil(of_ring * row / std::max(1.0, site.activation_bytes)));
   const double load = weights * static_cast<double>(size_of(site.model.dtype)) / rates.load *
-                      models * waves;  // of a block
+                      models * portions;  // of a block
 
   // Out of each stage and into the next one, or to the rank that has the head of the batch.
   const double stages_each = std::ceil(static_cast<double>(stages.stages) / ranks);
   double moving = 0;
   if (ranks > 1) moving += stages_each * (of_ring * row / rates.host_message);
   if (rates.host_copy > 0) moving += 2 * stages_each * (of_ring * row / rates.host_copy);
-  const double fills = stages.weights_stay() ? std::max(1, size.works) : waves;
+  const double fills = stages.weights_stay() ? std::max(1, size.works) : portions;
   const double stage_blocks = std::ceil(blocks / stages.stages);
   const double fill =
       fills * (ranks - 1) * (stage_blocks * forward + moving / stages_each) / batches;
 
   const int nodes = (site.ranks + rates.ranks_a_node - 1) / rates.ranks_a_node;
-  cost.reads = rings * waves;
+  cost.reads = rings * portions;
   cost.file_reads = ranks > rates.ranks_a_node ? rings : nodes;
-  const double file_bytes = cost.file_reads * blocks * load * rates.load / waves;
+  const double file_bytes = cost.file_reads * blocks * load * rates.load / portions;
   const double reading =
       std::max(file_bytes / rates.file_system, file_bytes / nodes / rates.file_read);
   const double computing =

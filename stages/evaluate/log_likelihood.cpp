@@ -257,11 +257,11 @@ std::optional<WalkFacts> evaluate_model(
     if (!whole.empty()) take(first, std::move(whole));
   };
   WalkOfRank rank(walk, batches);
-  for (const PartRange wave : rank.waves()) {
+  for (const PartRange portion : rank.portions()) {
     std::vector<Score> scores;  // of this rank's batches, in their order
     std::vector<Divergence> divergences;
-    const bool whole = rank.run(wave, [&](int index, const CausalLM::Head& head,
-                                          std::span<const Tensor> residuals) {
+    const bool whole = rank.run(portion, [&](int index, const CausalLM::Head& head,
+                                             std::span<const Tensor> residuals) {
       const auto& [sequences, batch, compared, work] = batches[index];
       const std::size_t before = scores.size();
       for (const std::size_t s : batch.sequences)
@@ -280,7 +280,7 @@ std::optional<WalkFacts> evaluate_model(
     const auto all_divergences = gathered(divergences, walk.group);
     for (int r = 0; r < walk.group.size(); ++r) {
       std::size_t score = 0, divergence = 0;
-      for (const int index : rank.visited_by(r, wave)) {
+      for (const int index : rank.visited_by(r, portion)) {
         WorkResults& of_work = results[batches[index].work];
         of_work.scores.put(batches[index].batch, all_scores[r], score);
         if (batches[index].compared)

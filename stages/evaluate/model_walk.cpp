@@ -7,7 +7,7 @@
 namespace roundhouse {
 namespace {
 
-// No fewer go in a wave than keep a ring busy, whatever the memory for activations: more than it holds goes to its scratch folder.
+// No fewer go in a portion than keep a ring busy, whatever the memory for activations: more than it holds goes to its scratch folder.
 constexpr int kLeastBatchesARank = 2;
 
 std::size_t bytes_of(const ModelWalk& walk, std::int64_t rows) {
@@ -47,9 +47,9 @@ WalkOfRank::WalkOfRank(const ModelWalk& walk, std::vector<WalkBatch> batches)
       messages_(*ranks_, waiting_) {
   if (std::ranges::any_of(batches_, &WalkBatch::compared)) streams_.push_back(walk.reference);
   streams_.push_back(walk.weights);
-  waves_ = cut_waves();
-  for (const PartRange wave : waves_)
-    most_items_ = std::max(most_items_, static_cast<int>(items_of(wave).size()));
+  portions_ = cut_portions();
+  for (const PartRange portion : portions_)
+    most_items_ = std::max(most_items_, static_cast<int>(items_of(portion).size()));
 }
 
 WalkOfRank::~WalkOfRank() = default;
@@ -63,44 +63,45 @@ int WalkOfRank::owner(int batch) const {
   return batch / walk_.shape.rings % (ranks.end - ranks.begin);
 }
 
-std::vector<int> WalkOfRank::visited_by(int rank, PartRange wave) const {
+std::vector<int> WalkOfRank::visited_by(int rank, PartRange portion) const {
   std::vector<int> visited;
-  for (int batch = wave.begin; batch < wave.end; ++batch) {
+  for (int batch = portion.begin; batch < portion.end; ++batch) {
     if (ranks_of(ring_of(batch)).begin + owner(batch) == rank) visited.push_back(batch);
   }
   return visited;
 }
 
 // By what all ranks know alike. One rank may come to hold all batches of its ring.
-std::vector<PartRange> WalkOfRank::cut_waves() const {
+std::vector<PartRange> WalkOfRank::cut_portions() const {
   const auto held = static_cast<std::size_t>(
       walk_.group.all_reduce_min(static_cast<std::int64_t>(walk_.budget.bytes())));
   const std::size_t most = held * static_cast<std::size_t>(walk_.shape.rings);
   const bool weights_stay = walk_.group.all_reduce_min(stages_.weights_stay() ? 1 : 0) != 0;
   const int least = kLeastBatchesARank * walk_.group.size();
-  std::vector<PartRange> waves;
+  std::vector<PartRange> portions;
   std::size_t bytes = 0;
   for (int i = 0; i < static_cast<int>(batches_.size()); ++i) {
     const WalkBatch& batch = batches_[i];
     const std::size_t own = bytes_of(walk_, batch.batch.rows()) * (batch.compared ? 2 : 1);
-    const bool fits = !waves.empty() && (bytes + own <= most || i - waves.back().begin < least) &&
+    const bool fits = !portions.empty() &&
+                      (bytes + own <= most || i - portions.back().begin < least) &&
                       !(weights_stay && batches_[i - 1].work != batch.work);
     if (!fits) {
-      waves.push_back({i, i});
+      portions.push_back({i, i});
       bytes = 0;
     }
-    waves.back().end = i + 1;
+    portions.back().end = i + 1;
     bytes += own;
   }
-  return waves;
+  return portions;
 }
 
-std::vector<WalkOfRank::Item> WalkOfRank::items_of(PartRange wave) const {
+std::vector<WalkOfRank::Item> WalkOfRank::items_of(PartRange portion) const {
   std::vector<Item> items;
   std::map<int, int> reference;  // by batch
   const int last = static_cast<int>(streams_.size()) - 1;
   for (int stream = 0; stream <= last; ++stream) {
-    for (int batch = wave.begin; batch < wave.end; ++batch) {
+    for (int batch = portion.begin; batch < portion.end; ++batch) {
       if (ring_of(batch) != ring_) continue;
       if (stream == last) {
         const auto before = reference.find(batch);
@@ -142,8 +143,8 @@ std::map<int, std::deque<BatchMessages::Expected>> WalkOfRank::expected(
   return from;
 }
 
-bool WalkOfRank::run(PartRange wave, const Visit& visit) {
-  const std::vector<Item> items = items_of(wave);
+bool WalkOfRank::run(PartRange portion, const Visit& visit) {
+  const std::vector<Item> items = items_of(portion);
   const std::vector<Step> steps = steps_of(items);
   messages_.expect(expected(steps, items));
   for (std::size_t i = 0; i < steps.size(); ++i) {

@@ -8,8 +8,8 @@
 //   rank 1   stage 1:              batch 0   batch 1   batch 2   (stage 3:) batch 0
 //
 // A rank holds the weights of one stage at a time, reads each of its blocks once a walk, and goes on to its next stage when all batches
-// are through. They wait for it in the ring's memory for activations; where that does not hold all of them, they go in waves, and
-// blocks are read once a wave. Where each rank has one stage, its weights stay, and there is a wave for each thing that is evaluated.
+// are through. They wait for it in the ring's memory for activations; where that does not hold all of them, they go in portions, and
+// blocks are read once a portion. Where each rank has one stage, its weights stay, and there is a portion for each thing that is evaluated.
 // The first stage makes the embeddings; behind the last one batches are dealt to the ranks of the ring, which is no less work than a
 // few blocks: head and scores.
 //
@@ -84,14 +84,14 @@ class WalkOfRank {
   ~WalkOfRank();
 
   // Runs of batches that go through the model together.
-  const std::vector<PartRange>& waves() const { return waves_; }
+  const std::vector<PartRange>& portions() const { return portions_; }
   // At the head of a batch: the residuals of its rows, of both models (the reference first) or of the last one.
   using Visit =
       std::function<void(int batch, const CausalLM::Head& head, std::span<const Tensor> residuals)>;
-  // Each wave once, in order, on every rank. False: this rank or one before it in the ring was asked to stop; then no wave comes any more.
-  bool run(PartRange wave, const Visit& visit);
-  // Of a wave, which batches a rank of the group visits, in order.
-  std::vector<int> visited_by(int rank, PartRange wave) const;
+  // Each portion once, in order, on every rank. False: this rank or one before it in the ring was asked to stop; then no portion comes any more.
+  bool run(PartRange portion, const Visit& visit);
+  // Of a portion, which batches a rank of the group visits, in order.
+  std::vector<int> visited_by(int rank, PartRange portion) const;
 
   int blocks_loaded() const { return blocks_loaded_; }
   std::map<int, SentBatches> sent() const;  // by receiver, a rank of the group
@@ -111,8 +111,8 @@ class WalkOfRank {
   int ring_of(int batch) const { return batch % walk_.shape.rings; }
   int owner(int batch) const;  // whose its head is: a rank of the ring
   PartRange ranks_of(int ring) const;
-  std::vector<PartRange> cut_waves() const;
-  std::vector<Item> items_of(PartRange wave) const;
+  std::vector<PartRange> cut_portions() const;
+  std::vector<Item> items_of(PartRange portion) const;
   std::vector<Step> steps_of(const std::vector<Item>& items) const;
   std::map<int, std::deque<BatchMessages::Expected>> expected(const std::vector<Step>& steps,
                                                               const std::vector<Item>& items) const;
@@ -130,8 +130,8 @@ class WalkOfRank {
   int ring_;
   std::unique_ptr<Communicator> ranks_;  // of the ring
   WalkStages stages_;
-  std::vector<PartRange> waves_;
-  int most_items_ = 1;   // of a wave
+  std::vector<PartRange> portions_;
+  int most_items_ = 1;   // of a portion
   Activations waiting_;  // for this rank, by key()
   Activations leaving_;  // the batch that is being sent
   BatchMessages messages_;

@@ -227,11 +227,11 @@ TEST_F(PipelineTest, BlocksAreLoadedOnceAWalkByOneRankOfARing) {
   EXPECT_EQ(one_ring.loaded, blocks);
   EXPECT_EQ(one_ring.takes, 1);
   EXPECT_EQ(evaluate(works_, test_world(), {ranks, 1}, kPlenty).loaded, blocks * ranks);
-  // Where activations do not fit, once a wave, of two batches a rank at least. Of six ranks each would have one block.
-  const int waves = (static_cast<int>(works_.size()) + 2 * ranks - 1) / (2 * ranks);
-  const Outcome in_waves = evaluate(works_, test_world(), {1, 1}, 4096);
-  EXPECT_EQ(in_waves.loaded, waves * blocks);
-  EXPECT_EQ(in_waves.takes, waves);
+  // Where activations do not fit, once a portion, of two batches a rank at least. Of six ranks each would have one block.
+  const int portions = (static_cast<int>(works_.size()) + 2 * ranks - 1) / (2 * ranks);
+  const Outcome in_portions = evaluate(works_, test_world(), {1, 1}, 4096);
+  EXPECT_EQ(in_portions.loaded, portions * blocks);
+  EXPECT_EQ(in_portions.takes, portions);
   // Where all weights fit they stay, and each work is told of when it is done.
   const Outcome resident = evaluate(works_, test_world(), {1, 6}, kPlenty);
   EXPECT_EQ(resident.loaded, blocks);
