@@ -13,22 +13,12 @@
 #include "tests/bench/reckoning/reckoned_block.h"
 #include "tests/bench/reckoning/recording_backend.h"
 #include "tests/cuda_emulation/calls.h"
+#include "tests/cuda_emulation/small_shape.h"
 
 namespace roundhouse {
 namespace {
 
 constexpr int kSamples = 8, kLength = 8;
-
-// Linears of up to four tiles of rows, and seven panels of columns.
-ModelConfig small_shape() {
-  ModelConfig config = shape_like("tiny-world");
-  config.hidden_size = config.embedding_size = 64;
-  config.intermediate_size = 832;
-  config.heads = config.kv_heads = 2;
-  config.head_dim = 32;
-  config.blocks = 1;
-  return config;
-}
 
 struct Expected {
   const char* name;

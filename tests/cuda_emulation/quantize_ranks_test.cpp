@@ -5,21 +5,11 @@
 #include "model/synthetic.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
+#include "tests/cuda_emulation/small_shape.h"
 #include "tests/stages/same_results.h"
 
 namespace roundhouse {
 namespace {
-
-// Small, but with linears of four tiles.
-ModelConfig small_shape() {
-  ModelConfig config = shape_like("tiny-world");
-  config.hidden_size = config.embedding_size = 64;
-  config.intermediate_size = 832;
-  config.heads = config.kv_heads = 2;
-  config.head_dim = 32;
-  config.blocks = 1;
-  return config;
-}
 
 class EmulatedRanksTest : public testing::TestWithParam<const char*> {};
 
