@@ -76,6 +76,15 @@ class LogLikelihoodTest : public testing::Test {
   CausalLM model_{kModel};
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
   std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 512, *backend_);
+  const BlockSource original_ = [this](int block) {
+    return decoder_->load(model_.checkpoint(), block, *backend_);
+  };
+  // One block's down projection taken away.
+  const BlockSource changed_ = [this](int block) {
+    BlockWeights weights = original_(block);
+    if (block == 3) backend_->zero(weights.linears.back().view());
+    return weights;
+  };
 };
 
 TEST_F(LogLikelihoodTest, IsThatOfEachSequenceAlone) {
@@ -151,17 +160,9 @@ class PipelineTest : public LogLikelihoodTest {
   Outcome evaluate(std::span<const EvaluationWork> works, Communicator& world, WalkShape shape,
                    std::size_t budget_bytes, Monitor& monitor) {
     ActivationBudget budget(budget_bytes, folder_.path());
-    const BlockSource original = [&](int block) {
-      return decoder_->load(model_.checkpoint(), block, *backend_);
-    };
-    const BlockSource changed = [&](int block) {
-      BlockWeights weights = original(block);
-      if (block == 3) backend_->zero(weights.linears.back().view());
-      return weights;
-    };
     Outcome outcome;
     const auto facts = evaluate_model(
-        {model_, *decoder_, original, changed, *backend_, world, budget, monitor, shape}, works,
+        {model_, *decoder_, original_, changed_, *backend_, world, budget, monitor, shape}, works,
         [&](std::size_t first, std::vector<Comparison> results) {
           EXPECT_EQ(first, outcome.results.size()) << "works come in order, each once";
           for (Comparison& result : results) outcome.results.push_back(std::move(result));
@@ -288,22 +289,14 @@ TEST_F(LogLikelihoodTest, HasTheSameBitsOnAnyNumberOfRanks) {
 // A model beside itself with one block's down projection taken away.
 TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   std::vector<ScoredSequence> all = sequences();
-  const BlockSource original = [&](int block) {
-    return decoder_->load(model_.checkpoint(), block, *backend_);
-  };
-  const BlockSource changed = [&](int block) {
-    BlockWeights weights = original(block);
-    if (block == 3) backend_->zero(weights.linears.back().view());
-    return weights;
-  };
   NullMonitor monitor;
   ActivationBudget budget(std::size_t{1} << 32, folder_.path());
   const auto compare = [&](const BlockSource& weights, Communicator& world) {
-    return compare_models(model_, *decoder_, original, weights, all, Greedy::kNo, *backend_, world,
+    return compare_models(model_, *decoder_, original_, weights, all, Greedy::kNo, *backend_, world,
                           budget, monitor);
   };
   const auto alone = make_local_communicator();
-  const Comparison same = compare(original, *alone);
+  const Comparison same = compare(original_, *alone);
   const std::vector<LogLikelihood> measured = measure(all, *alone);
   std::size_t rows = 0;
   for (const ScoredSequence& sequence : all)
@@ -316,8 +309,8 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   for (std::size_t i = 0; i < measured.size(); ++i)
     EXPECT_EQ(same.log_likelihoods[i].sum, measured[i].sum);
 
-  const Comparison want = compare(changed, *alone);
-  const Comparison other = compare(changed, test_world());
+  const Comparison want = compare(changed_, *alone);
+  const Comparison other = compare(changed_, test_world());
   for (std::size_t i = 0; i < rows; ++i) {
     EXPECT_GT(want.rows[i].nats, 0);
     EXPECT_EQ(other.rows[i].nats, want.rows[i].nats);
@@ -325,7 +318,7 @@ TEST_F(LogLikelihoodTest, ModelsAreComparedRowByRow) {
   }
   // The second model's figures, and the rows in the order of the sequences: both from the walk without the other.
   const std::vector<LogLikelihood> second = measure_log_likelihoods(
-      model_, *decoder_, changed, all, Greedy::kNo, *backend_, *alone, budget, monitor);
+      model_, *decoder_, changed_, all, Greedy::kNo, *backend_, *alone, budget, monitor);
   for (std::size_t i = 0; i < second.size(); ++i)
     EXPECT_EQ(want.log_likelihoods[i].sum, second[i].sum);
   std::size_t at = 0;
