@@ -83,7 +83,9 @@ BlockCost CostModel::cost_of(std::size_t r, MadeBefore made) const {
     }
     return quantized / weights_;
   });
-  for (double* part : {&cost.rounded, &cost.clustered, &cost.traffic.gathered}) *part *= share;
+  TeamTraffic& traffic = cost.traffic;
+  for (double* part : {&cost.rounded, &cost.clustered, &traffic.gathered, &traffic.codes})
+    *part *= share;
   if (const auto solve = cost.flops.find("solve"); solve != cost.flops.end())
     solve->second *= share;
   return cost;
@@ -548,15 +550,20 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
   use.kept = (costs_[r].memory.kept_cols +
               costs_[r].memory.streams * static_cast<double>(job_.model.hidden_size)) *
              tokens * activation;
-  const auto working = [&](const BlockMemory& memory, std::int64_t length, bool at_one_rank) {
+  const auto working = [&](const BlockMemory& memory, std::int64_t length) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
-    int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
-    // Who gets a whole sum adds those of all ranks as they come, its own beside them.
-    if (alive > 0 && team() > 1 && at_one_rank) alive = most_partial_sums(pieces, 0, 1) + 1;
+    double sums = memory.summed * most_partial_sums(pieces, 0, team());
+    // Who gets a whole sum has its own partial sums beside it, and a band of all others'.
+    if (team() > 1 && memory.gathered > 0) {
+      const int own = partial_sums_of_rank(pieces, 0, team());
+      int others = 0;
+      for (int rank = 1; rank < team(); ++rank)
+        others += partial_sums_of_rank(pieces, rank, team());
+      sums = std::max(sums, own * memory.summed + memory.gathered + others * memory.band);
+    }
     // Where others are given the original weights after it, none goes when what takes its place comes.
     const double weights = weights_ + memory.weights + (beside_others ? memory.replaced : 0);
-    double bytes = weights * activation + memory.by_tiles / team() +
-                   std::max(alive * memory.summed, memory.whole);
+    double bytes = weights * activation + memory.by_tiles / team() + std::max(sums, memory.whole);
     if (!needs.calibration()) return bytes;
     // What a micro-batch has on its way through a block, or what is saved of one for the way back.
     const auto batch = static_cast<double>(micro_batch_sequences(length) * length);
@@ -574,13 +581,11 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
     bytes += passing;
     return bytes;
   };
-  const std::vector<PieceSum>& sums = costs_[r].traffic.sums;
-  use.device =
-      working(costs_[r].memory, samples.sequence_length, !sums.empty() && sums.front().tiles == 1);
+  use.device = working(costs_[r].memory, samples.sequence_length);
   if (needs.gradients) {
     BlockMemory memory = gradient_block(r).memory;
     memory.saved_sequences = micro_batch_sequences(needs.gradients->sequence_length);
-    use.device = std::max(use.device, working(memory, needs.gradients->sequence_length, false));
+    use.device = std::max(use.device, working(memory, needs.gradients->sequence_length));
     // The inputs of all blocks of a stage, and the gradient.
     const int own =
         (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();

@@ -3,50 +3,41 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 namespace roundhouse {
-namespace {
 
-constexpr std::int64_t kBand = 512;  // rows
-
-}  // namespace
-
-MatrixSummand::MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Matrix rows,
-                             Part part)
-    : backend_(backend), memory_(std::move(memory)), rows_(rows), part_(part) {}
-
-MatrixSummand::MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Part part)
-    : MatrixSummand(backend, memory, memory->view(), part) {}
-
-std::span<std::byte> MatrixSummand::bytes() {
-  return {static_cast<std::byte*>(rows_.data),
-          static_cast<std::size_t>(rows_.rows * rows_.cols) * sizeof(float)};
+std::span<std::byte> bytes_of(const Matrix& matrix) {
+  require(matrix.stride == matrix.cols, "a matrix that is sent has gaps between its rows");
+  return {static_cast<std::byte*>(matrix.data),
+          static_cast<std::size_t>(matrix.rows * matrix.cols) * size_of(matrix.type)};
 }
 
-// Matrices of 70B models are gigabytes: of a triangle, only what counts is touched, and a little above it.
-template <class Visit>
-void MatrixSummand::for_each_band(Visit visit) {
-  for (std::int64_t begin = 0; begin < rows_.rows; begin += kBand) {
-    const std::int64_t end = std::min(begin + kBand, rows_.rows);
-    const std::int64_t width = part_ == Part::kLowerTriangle ? end : rows_.cols;
-    visit([=](const Matrix& m) { return m.row_range(begin, end).col_range(0, width); });
+MatrixSummand::MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Matrix part)
+    : backend_(backend), memory_(std::move(memory)), part_(part) {}
+
+std::span<std::byte> MatrixSummand::bytes() {
+  if (part_.stride != part_.cols) {
+    auto close = std::make_shared<Tensor>(backend_, DType::kF32, part_.rows, part_.cols);
+    backend_.copy(part_, close->view());
+    part_ = close->view();
+    memory_ = std::move(close);
   }
+  return bytes_of(part_);
 }
 
 void MatrixSummand::add(Summand& other) {
-  const Matrix from = static_cast<MatrixSummand&>(other).rows_;
-  for_each_band([&](auto band) { backend_.add(band(from), band(rows_)); });
+  backend_.add(static_cast<MatrixSummand&>(other).part_, part_);
 }
 
-void MatrixSummand::clear() {
-  for_each_band([&](auto band) { backend_.zero(band(rows_)); });
-}
-
-TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts,
-                        std::function<std::shared_ptr<Tensor>()> memory, MatrixSummand::Part part) {
+TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts, std::int64_t rows,
+                        std::int64_t cols) {
   return TreeSum(
       device_team, parts,
-      [&backend, memory = std::move(memory), part] {
-        return std::make_unique<MatrixSummand>(backend, memory(), part);
+      [&backend, rows, cols] {
+        auto memory = std::make_shared<Tensor>(backend, DType::kF32, rows, cols);
+        const Matrix whole = memory->view();
+        return std::make_unique<MatrixSummand>(backend, std::move(memory), whole);
       },
       [&backend] { backend.sync(); });
 }
@@ -62,9 +53,7 @@ void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Tran
       std::max<std::int64_t>(1, kPieceBytes / (4 * std::max<std::int64_t>(1, cols)));
   for (std::int64_t begin = 0; begin < rows; begin += rows_each) {
     const Matrix piece = matrix.view().row_range(begin, std::min(rows, begin + rows_each));
-    device_team.broadcast({static_cast<std::byte*>(piece.data),
-                           static_cast<std::size_t>(piece.rows * piece.cols) * sizeof(float)},
-                          owner);
+    device_team.broadcast(bytes_of(piece), owner);
     monitor.tick();
   }
 }

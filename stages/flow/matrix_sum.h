@@ -12,36 +12,29 @@
 
 namespace roundhouse {
 
-// A partial sum for the tree of comm/tree_sum.h: some rows of a matrix, whose others may belong to other sums.
+// Of a matrix whose rows are one behind the other.
+std::span<std::byte> bytes_of(const Matrix& matrix);
+
+// A partial sum for the tree of comm/tree_sum.h: part of a matrix, the rest of which may belong to other sums.
 class MatrixSummand final : public Summand {
  public:
-  // kLowerTriangle: above the diagonal it may be anything (what Gram adds to).
-  enum class Part { kWhole, kLowerTriangle };
+  MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Matrix part);
 
-  MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Matrix rows,
-                Part part = Part::kWhole);
-  MatrixSummand(Backend& backend, std::shared_ptr<Tensor> memory, Part part = Part::kWhole);
-
+  // Of a part whose rows are not one behind the other: of a copy in which they are, which takes its place.
   std::span<std::byte> bytes() override;
   void add(Summand& other) override;
-  void clear();  // to zero
-  Matrix matrix() const { return rows_; }
-  Tensor& memory() { return *memory_; }
+  Matrix matrix() const { return part_; }
+  const std::shared_ptr<Tensor>& memory() const { return memory_; }
 
  private:
-  template <class Visit>
-  void for_each_band(Visit visit);
-
   Backend& backend_;
   std::shared_ptr<Tensor> memory_;
-  Matrix rows_;
-  Part part_;
+  Matrix part_;
 };
 
-// `memory` gives what a partial sum of another rank is received into: a whole tensor of the common shape.
-TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts,
-                        std::function<std::shared_ptr<Tensor>()> memory,
-                        MatrixSummand::Part part = MatrixSummand::Part::kWhole);
+// Of [rows, cols]; other ranks' partial sums are received into memory of that shape.
+TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts, std::int64_t rows,
+                        std::int64_t cols);
 
 // Collective: the matrix that `owner` has, on every rank. Elsewhere any tensor goes in.
 void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Transport& device_team,

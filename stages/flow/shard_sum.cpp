@@ -1,24 +1,55 @@
 #include "stages/flow/shard_sum.h"
 
+#include <algorithm>
+#include <span>
 #include <utility>
 
 #include "base/error.h"
 
 namespace roundhouse {
 
-ShardMatrixSum::ShardMatrixSum(const BlockSite& site, std::int64_t rows, std::int64_t cols,
-                               Part part)
-    : backend_(site.backend),
-      rows_(rows),
-      cols_(cols),
-      part_(part),
-      tree_(make_matrix_sum(
-          site.device_team, site.backend, site.samples->shards(), [this] { return memory(); },
-          part)) {
+namespace {
+
+constexpr std::int64_t kBand = 512;  // rows
+
+struct Band {
+  std::int64_t begin, end;  // rows
+  std::int64_t width;       // columns that count
+};
+
+std::vector<Band> bands_of(std::int64_t rows, std::int64_t cols, ShardMatrixSum::Part part) {
+  std::vector<Band> bands;
+  for (std::int64_t begin = 0; begin < rows; begin += kBand) {
+    const std::int64_t end = std::min(begin + kBand, rows);
+    const bool triangle = part == ShardMatrixSum::Part::kLowerTriangle;
+    bands.push_back({begin, end, triangle ? end : cols});
+  }
+  return bands;
+}
+
+Matrix part_of(Tensor& matrix, const Band& band) {
+  return matrix.view().row_range(band.begin, band.end).col_range(0, band.width);
+}
+
+}  // namespace
+
+ShardMatrixSum::ShardMatrixSum(Transport& device_team, Backend& backend, int shards,
+                               std::int64_t rows, std::int64_t cols, Part part)
+    : team_(device_team), backend_(backend), rows_(rows), cols_(cols), part_(part) {
   require(part == Part::kWhole || rows == cols, "a triangle is of a square");
+  for (const Band& band : bands_of(rows, cols, part)) {
+    bands_.push_back(make_matrix_sum(team_, backend_, shards, band.end - band.begin, band.width));
+  }
 }
 
 ShardMatrixSum::~ShardMatrixSum() = default;
+
+std::vector<double> ShardMatrixSum::bands(std::int64_t rows, std::int64_t cols, Part part) {
+  std::vector<double> bytes;
+  for (const Band& band : bands_of(rows, cols, part))
+    bytes.push_back(4.0 * static_cast<double>((band.end - band.begin) * band.width));
+  return bytes;
+}
 
 // Matrices of 70B models are gigabytes: the memory of one that is used up serves the next.
 std::shared_ptr<Tensor> ShardMatrixSum::memory() {
@@ -36,21 +67,60 @@ std::shared_ptr<Tensor> ShardMatrixSum::memory() {
 }
 
 void ShardMatrixSum::begin_shard() {
-  sum_ = std::make_unique<MatrixSummand>(backend_, memory(), part_);
-  sum_->clear();
+  shard_ = memory();
+  for (const Band& band : bands_of(rows_, cols_, part_)) backend_.zero(part_of(*shard_, band));
 }
 
-Matrix ShardMatrixSum::matrix() { return sum_->matrix(); }
+Matrix ShardMatrixSum::matrix() { return shard_->view(); }
 
-void ShardMatrixSum::end_shard(int shard) { tree_.add(shard, std::move(sum_)); }
+// The bands of a shard share its memory.
+void ShardMatrixSum::end_shard(int shard) {
+  const std::vector<Band> bands = bands_of(rows_, cols_, part_);
+  for (std::size_t b = 0; b < bands.size(); ++b) {
+    bands_[b].add(shard,
+                  std::make_unique<MatrixSummand>(backend_, shard_, part_of(*shard_, bands[b])));
+  }
+  shard_.reset();
+}
 
 Tensor ShardMatrixSum::finish(int owner) {
-  Tensor whole;
-  if (const std::unique_ptr<Summand> sum = tree_.finish(owner)) {
-    whole = std::move(static_cast<MatrixSummand&>(*sum).memory());
+  const std::vector<Band> bands = bands_of(rows_, cols_, part_);
+  const int rank = team_.rank(), ranks = team_.size();
+  std::shared_ptr<Tensor> whole;
+  // As many bands at a time as there are ranks, one each.
+  for (std::size_t first = 0; first < bands.size(); first += static_cast<std::size_t>(ranks)) {
+    const std::size_t count = std::min(bands.size() - first, static_cast<std::size_t>(ranks));
+    std::vector<int> at;
+    for (std::size_t b = 0; b < count; ++b) at.push_back((owner + static_cast<int>(b)) % ranks);
+    const auto summed = TreeSum::finish_all(std::span(bands_).subspan(first, count), at);
+
+    if (rank == owner && !whole)
+      whole = ranks == 1 ? static_cast<MatrixSummand&>(*summed.front()).memory() : memory();
+    std::vector<Send> sends;
+    std::vector<Receive> receives;
+    std::vector<std::pair<Tensor, Matrix>> arrived;  // and where it goes
+    for (std::size_t b = 0; b < count; ++b) {
+      auto* const sum = static_cast<MatrixSummand*>(summed[b].get());
+      if (rank != owner) {
+        if (sum) sends.push_back({sum->bytes(), owner});
+        continue;
+      }
+      const Matrix place = part_of(*whole, bands[first + b]);
+      if (sum) {
+        if (sum->matrix().data != place.data) backend_.copy(sum->matrix(), place);
+      } else {
+        Tensor close(backend_, DType::kF32, place.rows, place.cols);
+        receives.push_back({bytes_of(close.view()), at[b]});
+        arrived.emplace_back(std::move(close), place);
+      }
+    }
+    if (count == 1) continue;  // the owner has it
+    backend_.sync();
+    team_.start(sends, receives)->wait();
+    for (const auto& [close, place] : arrived) backend_.copy(close.view(), place);
   }
   spare_.clear();
-  return whole;
+  return whole ? std::move(*whole) : Tensor();
 }
 
 class ShardNumberSum::Sum final : public Summand {

@@ -13,12 +13,18 @@
 
 namespace roundhouse {
 
-// An F32 matrix in the backend's memory.
+// An F32 matrix in the backend's memory, in bands of rows: each is summed at a rank of its own, in turns, and all go from there to
+// who wants the whole. So a rank receives each element about twice, however many ranks there are, and adds its share.
 class ShardMatrixSum {
  public:
-  using Part = MatrixSummand::Part;
-  ShardMatrixSum(const BlockSite& site, std::int64_t rows, std::int64_t cols, Part part);
+  // kLowerTriangle: above the diagonal it may be anything (what Gram adds to), and little of that is sent.
+  enum class Part { kWhole, kLowerTriangle };
+  ShardMatrixSum(Transport& device_team, Backend& backend, int shards, std::int64_t rows,
+                 std::int64_t cols, Part part);
   ~ShardMatrixSum();
+
+  // Bytes of each band. The first is summed at the owner, the next at the next rank.
+  static std::vector<double> bands(std::int64_t rows, std::int64_t cols, Part part);
 
   // This rank's shards in order.
   void begin_shard();  // the shard's sum is zero
@@ -29,12 +35,13 @@ class ShardMatrixSum {
 
  private:
   std::shared_ptr<Tensor> memory();  // of one sum, not initialised
+  Transport& team_;
   Backend& backend_;
   std::int64_t rows_, cols_;
   Part part_;
-  std::vector<Tensor> spare_;  // before everything that gives its memory back to it
-  TreeSum tree_;
-  std::unique_ptr<MatrixSummand> sum_;  // of the shard at hand
+  std::vector<Tensor> spare_;      // before everything that gives its memory back to it
+  std::vector<TreeSum> bands_;     // sums of each
+  std::shared_ptr<Tensor> shard_;  // the sum of the one at hand
 };
 
 // A few doubles in host memory.

@@ -23,6 +23,13 @@ int partial_sums_sent(int pieces, int owner, int team) {
 
 }  // namespace
 
+std::vector<double> bytes_of_tiles(const LinearSpec& linear, int matrices) {
+  std::vector<double> bytes;
+  for (const RowTile& tile : tiles_of_linear(linear, 0, 1))
+    bytes.push_back(4.0 * matrices * static_cast<double>(tile.rows * linear.cols));
+  return bytes;
+}
+
 double BlockCost::busiest(const std::string& phase, int team, int shards) const {
   static const std::vector<Cut> by_shards = {{1.0, Cut::kShards}};
   const auto found = cuts.find(phase);
@@ -40,19 +47,23 @@ TeamBytes team_bytes(const TeamTraffic& traffic, int team, int shards, double by
   for (const PieceSum& sum : traffic.sums) {
     const int pieces = sum.pieces == Cut::kShards ? shards : sum.pieces;
     std::vector<double> received(static_cast<std::size_t>(team));
-    for (int tile = 0; tile < sum.tiles; ++tile) {
-      const int owner = (sum.first_owner + tile) % team;
-      const double of_tile =
-          sum.times * sum.bytes / sum.tiles * partial_sums_sent(pieces, owner, team);
-      bytes.sent += of_tile;
-      received[static_cast<std::size_t>(owner)] += of_tile;
+    const int first = sum.first_owner % team;
+    int owner = first;
+    for (const double tile : sum.tiles) {
+      const double summed = sum.times * tile * partial_sums_sent(pieces, owner, team);
+      const double moved = sum.gathered && owner != first ? sum.times * tile : 0;
+      bytes.sent += summed + moved;
+      received[static_cast<std::size_t>(owner)] += summed;
+      received[static_cast<std::size_t>(first)] += moved;
+      owner = (owner + 1) % team;
     }
     bytes.received_by_devices += *std::ranges::max_element(received);
   }
   const double spread = traffic.spread * bytes_of_activation;
   const double scattered = traffic.scattered * bytes_of_activation * (team - 1) / team;
-  bytes.sent += (traffic.shared + traffic.gathered + spread) * (team - 1) + scattered;
-  bytes.received_by_devices += traffic.shared + spread * (team - 1) / team;
+  bytes.sent +=
+      (traffic.shared + traffic.gathered + traffic.codes + spread) * (team - 1) + scattered;
+  bytes.received_by_devices += traffic.shared + (traffic.codes + spread) * (team - 1) / team;
   bytes.received_by_hosts += traffic.gathered * (team - 1) / team + scattered / team;
   return bytes;
 }
@@ -88,15 +99,13 @@ std::vector<Cut> BlockSizes::tiles() const {
   return cuts;
 }
 
-double BlockSizes::gathered_codes(std::int64_t group_size) const {
-  double bytes = 0;
+void BlockSizes::share_codes(TeamTraffic& traffic, std::int64_t group_size) const {
   for (const LinearSpec& linear : block.linears()) {
     const std::int64_t size = group_size == -1 ? linear.cols : std::min(group_size, linear.cols);
     const std::int64_t groups = (linear.cols + size - 1) / size;
-    bytes +=
-        static_cast<double>(linear.rows * (linear.cols + 3 * groups)) + 16.0 * tiles_of(linear);
+    traffic.codes += static_cast<double>(linear.rows * (linear.cols + 3 * groups));
   }
-  return bytes;
+  traffic.gathered += 24.0 * tile_count();
 }
 
 int BlockSizes::tile_count() const {
@@ -117,9 +126,7 @@ BlockCost gradient_cost(const BlockSizes& sizes, int sums) {
   cost.bytes_down = 2 * sizes.stream_bytes();
   const double matrix = 4 * sizes.all_weights();
   for (const LinearSpec& linear : sizes.block.linears()) {
-    cost.traffic.sums.push_back(
-        {.bytes = 4.0 * static_cast<double>(linear.rows * linear.cols) * sums,
-         .tiles = tiles_of(linear)});
+    cost.traffic.sums.push_back({.tiles = bytes_of_tiles(linear, sums)});
   }
   cost.memory.summed = matrix * sums;
   return cost;

@@ -20,21 +20,22 @@ struct Cut {
   int pieces;
 };
 
-// Matrices of which each piece of the work makes one, and whose sum goes to one rank (comm/tree_sum.h): bytes of all of them.
+// Matrices of which each piece of the work makes one, and their sum (comm/tree_sum.h).
 struct PieceSum {
-  double bytes;
+  std::vector<double> tiles;  // bytes of each, all matrices together: the first is summed at rank
+                              // `first_owner`, the next at the next rank, in turns
   int pieces = Cut::kShards;
-  int tiles =
-      1;  // of rows: the first is summed at rank `first_owner`, the next at the next rank, in turns
   int first_owner = 0;  // modulo the team's size
   double times = 1;
+  bool gathered = false;  // the tiles then go to the first owner
 };
 
 // Messages within a team, in bytes.
 struct TeamTraffic {
   std::vector<PieceSum> sums;
-  double shared = 0;    // from one rank to all others: matrices, between devices
-  double gathered = 0;  // made by tiles, and wanted whole by all: between hosts
+  double shared = 0;  // from one rank to all others: matrices, between devices
+  // Made by tiles, and wanted whole by all: between hosts, and between devices.
+  double gathered = 0, codes = 0;
   // In values of the activation type: the same between devices; and, between hosts, what any rank may want of any other.
   double spread = 0, scattered = 0;
   double rounds = 0;  // that all ranks go through together: each takes a message's latency
@@ -44,10 +45,12 @@ struct TeamTraffic {
 struct BlockMemory {
   double summed = 0;  // on the device: sums of one piece that are open at the same time
   int pieces = Cut::kShards;
-  double whole = 0;      // on the device, when nothing is summed
-  double weights = 0;    // on the device, always there: in values of the activation type
-  double by_tiles = 0;   // on the device, always there, dealt over the team
-  double replaced = 0;   // of the block's weights, those that make room for others: as `weights`
+  double whole = 0;     // on the device, when nothing is summed
+  double gathered = 0;  // on the device, of the sums that are put together at one rank, the largest
+  double band = 0;      // and its largest band (stages/flow/shard_sum.h)
+  double weights = 0;   // on the device, always there: in values of the activation type
+  double by_tiles = 0;  // on the device, always there, dealt over the team
+  double replaced = 0;  // of the block's weights, those that make room for others: as `weights`
   double kept_cols = 0;  // on the host, activations inside the block: values a token
   double streams = 0;    // on the host, further copies of a stream
   std::int64_t saved_sequences =
@@ -99,10 +102,13 @@ struct BlockSizes {
   double stream_bytes() const;     // of the residual
   double attention() const;        // operations of one forward pass: two products, causal
   std::vector<Cut> tiles() const;  // of work that is proportional to a linear's weights
-  // Codes, scales and zero points of all linears, and the sums of errors, as a team tells them to each other.
-  double gathered_codes(std::int64_t group_size) const;
+  // Adds codes, scales and zero points of all linears, and the sums of errors, as a team tells them to each other.
+  void share_codes(TeamTraffic& traffic, std::int64_t group_size) const;
   int tile_count() const;
 };
+
+// Of F32 matrices like a linear's weights: the tiles of BlockSum (stages/flow/block_sum.h).
+std::vector<double> bytes_of_tiles(const LinearSpec& linear, int matrices = 1);
 
 // Of the walk through a model's gradients: one block, forward, forward again and backward, and what is summed.
 BlockCost gradient_cost(const BlockSizes& sizes, int sums);

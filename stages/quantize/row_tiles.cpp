@@ -1,11 +1,13 @@
 #include "stages/quantize/row_tiles.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <numeric>
 #include <vector>
 
 #include "base/error.h"
 #include "base/numerical_error.h"
+#include "stages/flow/matrix_sum.h"
 #include "stages/flow/numerical_failures.h"
 
 namespace roundhouse {
@@ -133,36 +135,103 @@ void share_tiles(Communicator& team, std::int64_t rows,
   }
 }
 
+namespace {
+
+// The rows of each rank's tiles, of matrices in host memory that all ranks need whole: each has filled its own.
+class RowExchange {
+ public:
+  RowExchange(Transport& team, Backend& backend, std::int64_t rows)
+      : team_(team), backend_(backend), rows_(rows) {}
+
+  void run(std::initializer_list<HostTensor*> matrices) {
+    std::vector<Send> sends;
+    std::vector<Receive> receives;
+    std::vector<Tensor> memory;  // by matrix and rank
+    for (HostTensor* const matrix : matrices) {
+      for (int rank = 0; rank < team_.size(); ++rank) {
+        const std::int64_t row_bytes = static_cast<std::int64_t>(rows_of(*matrix, 0, 1).size());
+        Tensor& rows = memory.emplace_back(backend_, DType::kU8, rows_of_rank(rank), row_bytes);
+        if (rows.empty()) continue;
+        if (rank == team_.rank()) {
+          for_each_tile(*matrix, rows, rank, [&](std::span<std::byte> at_host, void* here) {
+            backend_.upload(at_host, here);
+          });
+          for (int to = 0; to < team_.size(); ++to)
+            if (to != rank) sends.push_back({bytes_of(rows.view()), to});
+        } else {
+          receives.push_back({bytes_of(rows.view()), rank});
+        }
+      }
+    }
+    backend_.sync();
+    team_.start(sends, receives)->wait();
+    std::size_t next = 0;
+    for (HostTensor* const matrix : matrices) {
+      for (int rank = 0; rank < team_.size(); ++rank) {
+        Tensor& rows = memory[next++];
+        if (rank == team_.rank()) continue;
+        for_each_tile(*matrix, rows, rank, [&](std::span<std::byte> at_host, const void* here) {
+          backend_.download(here, at_host);
+        });
+      }
+    }
+  }
+
+ private:
+  // Tiles of a rank, in order: where one is in the whole matrix, and where among the rank's rows.
+  template <class Visit>
+  void for_each_tile(HostTensor& matrix, Tensor& rows, int rank, const Visit& visit) {
+    std::int64_t row = 0;
+    for (std::int64_t first = rank * kTileRows; first < rows_; first += team_.size() * kTileRows) {
+      const std::int64_t count = std::min(kTileRows, rows_ - first);
+      visit(rows_of(matrix, first, count), rows.view().row_range(row, row + count).data);
+      row += count;
+    }
+  }
+  std::int64_t rows_of_rank(int rank) const {
+    std::int64_t rows = 0;
+    for (std::int64_t first = rank * kTileRows; first < rows_; first += team_.size() * kTileRows)
+      rows += std::min(kTileRows, rows_ - first);
+    return rows;
+  }
+
+  Transport& team_;
+  Backend& backend_;
+  std::int64_t rows_;
+};
+
+}  // namespace
+
 SolveError solve_in_tiles(
-    Communicator& team, QuantizedLinear& linear,
+    const TeamSite& site, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve) {
   linear.codes = HostTensor(DType::kU8, {linear.rows, linear.cols});
   linear.scales = HostTensor(DType::kF16, {linear.rows, linear.groups()});
   linear.zeros = HostTensor(DType::kU8, {linear.rows, linear.groups()});
   SolveError total;
   share_tiles(
-      team, linear.rows,
+      site.team, linear.rows,
       [&](std::int64_t first, std::int64_t rows) {
         TileResult result;
         with_rows_named(linear.name, first, [&] { result = solve(first, rows); });
+        std::ranges::copy(result.codes.bytes(), rows_of(linear.codes, first, rows).begin());
+        std::ranges::copy(result.scales.bytes(), rows_of(linear.scales, first, rows).begin());
+        std::ranges::copy(result.zeros.bytes(), rows_of(linear.zeros, first, rows).begin());
         TileBytes bytes;
         append(bytes, std::as_bytes(std::span(&result.error, 1)));
-        append(bytes, result.codes.bytes());
-        append(bytes, result.scales.bytes());
-        append(bytes, result.zeros.bytes());
         return bytes;
       },
-      [&](std::int64_t first, TileReader& bytes) {
+      [&](std::int64_t, TileReader& bytes) {
         SolveError error;
         bytes.take(std::as_writable_bytes(std::span(&error, 1)));
         total.error += error.error;
         total.norm += error.norm;
         total.rounded_rows += error.rounded_rows;
-        const std::int64_t rows = std::min(kTileRows, linear.rows - first);
-        for (HostTensor* part : {&linear.codes, &linear.scales, &linear.zeros}) {
-          bytes.take(rows_of(*part, first, rows));
-        }
       });
+  if (site.team.size() > 1) {
+    RowExchange(site.device_team, site.backend, linear.rows)
+        .run({&linear.codes, &linear.scales, &linear.zeros});
+  }
   return total;
 }
 

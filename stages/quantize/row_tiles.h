@@ -72,10 +72,21 @@ void share_tiles(Communicator& team, std::int64_t rows,
                  const std::function<TileBytes(std::int64_t first, std::int64_t rows)>& make,
                  const std::function<void(std::int64_t first, TileReader& bytes)>& take);
 
-// Cuts [0, linear.rows) into tiles, solves those of this rank (tile t belongs to rank t % team.size()), and gathers codes,
-// scales, zeros and the error on every rank of the team. Collective.
+// Who solves a linear, and where: of a BlockSite, what that takes.
+struct TeamSite {
+  Communicator& team;
+  Transport& device_team;
+  Backend& backend;
+
+  TeamSite(Communicator& ranks, Transport& devices, Backend& memory)
+      : team(ranks), device_team(devices), backend(memory) {}
+  explicit TeamSite(const BlockSite& site) : TeamSite(site.team, site.device_team, site.backend) {}
+};
+
+// Cuts [0, linear.rows) into tiles, solves those of this rank (tile t belongs to rank t % team.size()), and brings codes, scales
+// and zeros, from device to device, and the error to every rank of the team. Collective.
 SolveError solve_in_tiles(
-    Communicator& team, QuantizedLinear& linear,
+    const TeamSite& site, QuantizedLinear& linear,
     const std::function<TileResult(std::int64_t first, std::int64_t rows)>& solve);
 
 // The sum over tiles of `count` numbers each, in tile order, on every rank of the team; tiles belong to ranks as above. Collective.

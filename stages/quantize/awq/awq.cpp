@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
+#include "stages/flow/shard_sum.h"
 #include "stages/quantize/awq/fold.h"
 #include "stages/quantize/awq/search.h"
 #include "stages/quantize/awq/settings.h"
@@ -142,7 +143,7 @@ class AwqQuantizer {
                                              : std::numeric_limits<float>::infinity();
       std::map<std::int64_t, SparseTile> beside;  // likewise
       const SolveError error =
-          solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {
+          solve_in_tiles(TeamSite(task_), linear, [&](std::int64_t first, std::int64_t rows) {
             const Tensor all = folded_tile(first, rows);
             const auto copy_of = [&](const Tensor& from) {
               Tensor to(task_.backend, DType::kF32, rows, spec.cols);
@@ -317,7 +318,7 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
   cost.attention["forward"] = passes * sizes.attention();
   cost.cuts["solve"] = sizes.tiles();
   cost.rounded = sizes.all_weights();
-  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size);
+  sizes.share_codes(cost.traffic, settings.scheme.group_size);
   cost.traffic.rounds = 6.0 * static_cast<double>(sizes.block.linears().size());
   std::vector<Cut> tiles;
   for (const ScaleSet& set : sets) {
@@ -329,12 +330,12 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
       cost.traffic.gathered += 8 * points * pieces;
     }
     if (made.gathered) continue;
-    cost.traffic.sums.push_back({.bytes = 4 * sizes.cols(group), .first_owner = set.group});
+    cost.traffic.sums.push_back({.tiles = {4 * sizes.cols(group)}, .first_owner = set.group});
     cost.traffic.shared += 4 * sizes.cols(group);
   }
   const auto modules_searched = static_cast<double>(
       std::ranges::count_if(sets, [&](const auto& set) { return !by_gram(set); }));
-  cost.traffic.sums.push_back({.bytes = 8 * points * modules_searched});
+  cost.traffic.sums.push_back({.tiles = {8 * points * modules_searched}});
   cost.traffic.shared += 8 * points * modules_searched;
   for (const Cut& cut : tiles)
     cost.cuts[gram_search].push_back({cut.share / cost.flops[gram_search], cut.pieces});
@@ -348,17 +349,20 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
   // Each point of the grid rounds what it tries.
   if (!sets.empty()) cost.rounded += points * sizes.all_weights();
   for (std::size_t g = 0; g < sizes.block.shared_inputs().size(); ++g) {
-    const double n = sizes.cols(sizes.block.shared_inputs()[g]);
-    double bytes = with_gram.contains(static_cast<int>(g)) ? 4 * n * n : 0;
-    if (settings.clip_search) {
-      bytes +=
-          4 * n *
-          static_cast<double>(settings.scheme.group_size_for(sizes.block.shared_inputs()[g].cols));
-    }
-    cost.memory.summed += bytes;
-    if (made.gathered) continue;
-    cost.traffic.sums.push_back({.bytes = bytes, .first_owner = static_cast<int>(g)});
-    cost.traffic.shared += bytes;
+    const std::int64_t n = sizes.block.shared_inputs()[g].cols;
+    const auto add = [&](std::int64_t cols, ShardMatrixSum::Part part) {
+      const double bytes = 4.0 * static_cast<double>(n * cols);
+      std::vector<double> bands = ShardMatrixSum::bands(n, cols, part);
+      cost.memory.summed += bytes;
+      cost.memory.gathered = std::max(cost.memory.gathered, bytes);
+      cost.memory.band = std::max(cost.memory.band, *std::ranges::max_element(bands));
+      if (made.gathered) return;
+      cost.traffic.sums.push_back(
+          {.tiles = std::move(bands), .first_owner = static_cast<int>(g), .gathered = true});
+      cost.traffic.shared += bytes;
+    };
+    if (with_gram.contains(static_cast<int>(g))) add(n, ShardMatrixSum::Part::kLowerTriangle);
+    if (settings.clip_search) add(settings.scheme.group_size_for(n), ShardMatrixSum::Part::kWhole);
   }
   cost.memory.whole = cost.memory.summed;
   if (!settings.clip_search) return cost;

@@ -31,7 +31,8 @@ class InputSums {
   InputSums(const BlockTask& task, const AwqSettings& settings, int group)
       : task_(task), group_(task.decoder.shared_inputs()[group]), owner_(group % task.team.size()) {
     const auto sum = [&](std::int64_t rows, std::int64_t cols, Part part) {
-      return std::make_unique<ShardMatrixSum>(task, rows, cols, part);
+      return std::make_unique<ShardMatrixSum>(task.device_team, task.backend,
+                                              task.samples->shards(), rows, cols, part);
     };
     for (const ScaleSet& set : task.decoder.scale_sets()) {
       if (!settings.scale_search || set.group != group) continue;

@@ -247,8 +247,7 @@ class GptqQuantizer {
       task_.monitor.phase("block " + std::to_string(task_.block) + ": solving " + spec.name);
       clock_.measure("solve", [&] {
         QuantizedLinear& linear = linears_[index];
-        linear = solve_gptq(spec, task_.weights.linears[index], settings, factor, task_.team,
-                            task_.backend);
+        linear = solve_gptq(spec, task_.weights.linears[index], settings, factor, TeamSite(task_));
         report_rounded(linear);
         task_.weights.linears[index] = dequantize(linear, task_.backend);
       });
@@ -319,7 +318,10 @@ BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
     cost.bytes_down += group.from_residual ? 0 : kept + sizes.stream_bytes();
     // The Hessian's sum; what share() tells of its factor: a header of 24 bytes, order, diagonal and dead columns, the matrix.
     const int owner = static_cast<int>(cost.traffic.sums.size());
-    cost.traffic.sums.push_back({.bytes = 4 * n * n, .first_owner = owner});
+    const std::vector<double> bands = hessian_bands(group.cols);
+    cost.traffic.sums.push_back({.tiles = bands, .first_owner = owner, .gathered = true});
+    cost.memory.gathered = std::max(cost.memory.gathered, 4 * n * n);
+    cost.memory.band = std::max(cost.memory.band, *std::ranges::max_element(bands));
     cost.traffic.shared += 24 + (8 + 4 + 1) * n + 4 * n * n;
     if (!group.from_residual) cost.memory.kept_cols = std::max(cost.memory.kept_cols, n);
     cost.memory.summed = settings.true_sequential ? std::max(cost.memory.summed, 4 * n * n)
@@ -353,7 +355,7 @@ BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
   }
   cost.attention["forward"] = sizes.attention() * (settings.true_sequential ? 1 : 2);
   cost.rounded = sizes.all_weights();
-  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size);
+  sizes.share_codes(cost.traffic, settings.scheme.group_size);
   cost.traffic.rounds = 12.0 * static_cast<double>(sizes.block.shared_inputs().size());
   // At the owner: the Hessian, what is factorized, and its inverse.
   double largest = 0;

@@ -4,12 +4,17 @@
 
 namespace roundhouse {
 
+std::vector<double> hessian_bands(std::int64_t cols) {
+  return ShardMatrixSum::bands(cols, cols, ShardMatrixSum::Part::kLowerTriangle);
+}
+
 HessianCollector::HessianCollector(const BlockSite& task, int group, PhaseClock& clock)
     : task_(task),
       group_(task.decoder.shared_inputs()[group]),
       owner_(group % task.team.size()),
       clock_(clock),
-      sum_(task, group_.cols, group_.cols, ShardMatrixSum::Part::kLowerTriangle) {}
+      sum_(task.device_team, task.backend, task.samples->shards(), group_.cols, group_.cols,
+           ShardMatrixSum::Part::kLowerTriangle) {}
 
 void HessianCollector::begin_shard() { sum_.begin_shard(); }
 

@@ -13,6 +13,9 @@
 
 namespace roundhouse {
 
+// Bytes of the bands in which the ranks of a team sum it (stages/flow/shard_sum.h).
+std::vector<double> hessian_bands(std::int64_t cols);
+
 class HessianCollector {
  public:
   HessianCollector(const BlockSite& task, int group, PhaseClock& clock);

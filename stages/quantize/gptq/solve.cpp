@@ -274,21 +274,21 @@ HostTensor groups_of_columns(const QuantizedLinear& linear, const HessianFactor&
 
 QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
                            const GptqSettings& settings, const HessianFactor& factor,
-                           Communicator& team, Backend& backend) {
+                           const TeamSite& site) {
+  Backend& backend = site.backend;
   QuantizedLinear linear = unsolved_linear(spec, settings.scheme);
   const bool factored = factor.status == FactorStatus::kDone;
   SolveError error;
   if (factored) {
     TileSolver solver(linear, settings, factor, backend);
-    error = solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
+    error = solve_in_tiles(site, linear, [&](std::int64_t first, std::int64_t rows) {
       return solver.solve(tile_weights(weights, first, rows, backend));
     });
     if (settings.act_order == ActOrder::kDynamic && linear.groups() > 1) {
       linear.group_of_column = groups_of_columns(linear, factor);
     }
   } else {
-    error =
-        round_to_nearest(team, linear, weights, clip_search_steps(settings.clip_search), backend);
+    error = round_to_nearest(site, linear, weights, clip_search_steps(settings.clip_search));
   }
   linear.record = {{"error", error.error},
                    {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0},

@@ -23,6 +23,6 @@ namespace roundhouse {
 // finite) all rows are rounded to nearest instead, else those whose loss exceeds that of zeros and that of rounding. Fills the record (gptq.h).
 QuantizedLinear solve_gptq(const LinearSpec& spec, const Tensor& weights,
                            const GptqSettings& settings, const HessianFactor& factor,
-                           Communicator& team, Backend& backend);
+                           const TeamSite& site);
 
 }  // namespace roundhouse

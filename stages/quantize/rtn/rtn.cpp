@@ -23,7 +23,7 @@ class Rtn final : public Method {
     BlockCost cost;
     cost.rounded = sizes.all_weights() * std::max(1, clip_.steps);
     cost.cuts["solve"] = sizes.tiles();
-    cost.traffic.gathered = sizes.gathered_codes(scheme_.group_size);
+    sizes.share_codes(cost.traffic, scheme_.group_size);
     cost.traffic.rounds = static_cast<double>(decoder.linears().size());
     return cost;
   }
@@ -42,7 +42,7 @@ class Rtn final : public Method {
       QuantizedLinear linear = unsolved_linear(specs[i], scheme);
       clock.measure("solve", [&] {
         const SolveError error =
-            round_to_nearest(task.team, linear, task.weights.linears[i], clip_, task.backend);
+            round_to_nearest(TeamSite(task), linear, task.weights.linears[i], clip_);
         linear.record = {{"error", error.error},
                          {"relative_error", error.norm > 0 ? error.error / error.norm : 0.0}};
       });
@@ -88,9 +88,10 @@ TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tens
   return download_rounded_tile(original, linear.group_size, codes, scales, zeros, backend);
 }
 
-SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
-                            const ClipSearch& clip, Backend& backend) {
-  return solve_in_tiles(team, linear, [&](std::int64_t first, std::int64_t rows) {
+SolveError round_to_nearest(const TeamSite& site, QuantizedLinear& linear, const Tensor& weights,
+                            const ClipSearch& clip) {
+  Backend& backend = site.backend;
+  return solve_in_tiles(site, linear, [&](std::int64_t first, std::int64_t rows) {
     const Tensor w = tile_weights(weights, first, rows, backend);
     return round_tile(linear, w, w, clip, backend);
   });

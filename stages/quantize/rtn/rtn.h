@@ -24,7 +24,7 @@ TileResult round_tile(const QuantizedLinear& linear, const Tensor& w, const Tens
                       const ClipSearch& clip, Backend& backend);
 
 // One linear, tile by tile. Collective over the team.
-SolveError round_to_nearest(Communicator& team, QuantizedLinear& linear, const Tensor& weights,
-                            const ClipSearch& clip, Backend& backend);
+SolveError round_to_nearest(const TeamSite& site, QuantizedLinear& linear, const Tensor& weights,
+                            const ClipSearch& clip);
 
 }  // namespace roundhouse

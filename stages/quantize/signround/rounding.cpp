@@ -249,7 +249,7 @@ std::vector<QuantizedLinear> LearnedBlock::finish() {
     QuantizedLinear linear = unsolved_linear(task_.decoder.linears()[i], scheme);
     task_.weights.linears[i] = {};
     const SolveError error =
-        solve_in_tiles(task_.team, linear, [&](std::int64_t first, std::int64_t rows) {
+        solve_in_tiles(TeamSite(task_), linear, [&](std::int64_t first, std::int64_t rows) {
           Tile& tile = *tiles_[i][static_cast<std::size_t>(first / kTileRows)];
           require(!tile.codes.empty(), "nothing was kept of the rounding");
           return download_rounded_tile(tile_weights(original_[i], first, rows, backend),

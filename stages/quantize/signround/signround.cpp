@@ -95,16 +95,15 @@ BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& setti
   cost.cuts["solve"] = sizes.tiles();
   cost.rounded = (2 * iterations + 1) * sizes.all_weights();  // a rounding and a step each
   for (const LinearSpec& linear : sizes.block.linears()) {
-    cost.traffic.sums.push_back(
-        {.bytes = 4 * static_cast<double>(linear.rows * linear.cols),
-         .pieces = parts,
-         .tiles = static_cast<int>((linear.rows + kTileRows - 1) / kTileRows),
-         .times = iterations - 1});  // no step after the last
+    cost.traffic.sums.push_back({.tiles = bytes_of_tiles(linear),
+                                 .pieces = parts,
+                                 .times = iterations - 1});  // no step after the last
   }
   cost.traffic.spread = iterations * sizes.all_weights();
   // The samples of each batch, of two streams.
   cost.traffic.scattered = 2 * tuned_tokens * static_cast<double>(sizes.block.hidden_size());
-  cost.traffic.gathered = sizes.gathered_codes(settings.scheme.group_size) + 8 * iterations * parts;
+  sizes.share_codes(cost.traffic, settings.scheme.group_size);
+  cost.traffic.gathered += 8 * iterations * parts;
   cost.traffic.rounds = iterations * 2 * static_cast<double>(sizes.block.linears().size());
   // A part's gradients; the original weights; and of each weight its float32, offset, sum, code and kept code.
   cost.memory.summed = 4 * sizes.all_weights();

@@ -70,7 +70,7 @@ class GptqTest : public testing::Test {
                         const GptqSettings& settings, const HessianFactor& factor) {
     const QuantizedLinear linear =
         solve_gptq({"w", rows, cols}, upload_f32(w, rows, cols, *backend_), settings, factor,
-                   *team_, *backend_);
+                   {*team_, *team_, *backend_});
     validate(linear);
     return linear;
   }
@@ -383,7 +383,7 @@ TEST_F(GptqSolveTest, LossIsWhatTheRecordSaysAndBelowRoundingToNearest) {
     for (const int bits : {2, 3, 4, 8}) {
       QuantizedLinear nearest =
           unsolved_linear({"w", kRows, kCols}, {.bits = bits, .group_size = 64, .grid = grid});
-      round_to_nearest(*team_, nearest, weights, {}, *backend_);
+      round_to_nearest({*team_, *team_, *backend_}, nearest, weights, {});
       const double rtn_loss = loss_of(nearest, w, h, 0, *backend_);
       for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic, ActOrder::kNone}) {
         const QuantizedLinear linear = solve(
@@ -424,7 +424,7 @@ TEST_F(GptqSolveTest, RoundsToNearestWithoutAFactor) {
   EXPECT_EQ(linear.record.at("damping_tries"), 14);
   QuantizedLinear nearest =
       unsolved_linear({"w", 2, 2}, {.bits = 2, .group_size = -1, .grid = Grid::kAsymGptq});
-  round_to_nearest(*team_, nearest, upload_f32(w, 2, 2, *backend_), {}, *backend_);
+  round_to_nearest({*team_, *team_, *backend_}, nearest, upload_f32(w, 2, 2, *backend_), {});
   EXPECT_EQ(codes(linear), codes(nearest));
 }
 

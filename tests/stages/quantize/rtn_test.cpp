@@ -13,7 +13,7 @@ class RtnTest : public testing::Test {
     QuantizedLinear linear =
         unsolved_linear({"w", rows, cols}, {.bits = bits, .group_size = group_size, .grid = grid});
     const Tensor weights = upload_f32(w, rows, cols, *backend_);
-    error_ = round_to_nearest(*team_, linear, weights, {}, *backend_);
+    error_ = round_to_nearest({*team_, *team_, *backend_}, linear, weights, {});
     validate(linear);
     return linear;
   }
