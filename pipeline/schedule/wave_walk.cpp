@@ -166,15 +166,8 @@ void WaveWalk::enter(int block) {
 
 void WaveWalk::embed(const std::vector<Activations*>& streams) {
   s_.monitor.phase(members_.front().recipe.name + ": embedding");
-  for (int shard = shards().begin; shard < shards().end; ++shard) {
-    for (const MicroBatch& batch : micro_batches_of_shard(*samples_, shard)) {
-      const Tensor rows = s_.model.embed(samples_->ids(batch.first_sample, batch.sequences),
-                                         batch.length, s_.backend);
-      for (Activations* stream : streams)
-        stream->store(shard, batch.first_row, rows.view(), s_.backend);
-      s_.monitor.tick();
-    }
-  }
+  for (int shard = shards().begin; shard < shards().end; ++shard)
+    embed_shard(s_.model, *samples_, shard, streams, s_.backend, s_.monitor);
 }
 
 bool WaveWalk::pass(int block) {

@@ -85,6 +85,17 @@ void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*>
   }
 }
 
+void embed_shard(const CausalLM& model, const Samples& samples, int shard,
+                 const std::vector<Activations*>& into, Backend& backend, Monitor& monitor) {
+  for (const MicroBatch& batch : micro_batches_of_shard(samples, shard)) {
+    const Tensor rows =
+        model.embed(samples.ids(batch.first_sample, batch.sequences), batch.length, backend);
+    for (Activations* const stream : into)
+      stream->store(shard, batch.first_row, rows.view(), backend);
+    monitor.tick();
+  }
+}
+
 void run_forward(const DecoderBlock& decoder, const BlockWeights& weights,
                  std::vector<MicroBatch> batches, const Activations& from, Activations& to,
                  Backend& backend, Monitor& monitor) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "model/causal_lm.h"
 #include "stages/flow/activations.h"
 #include "stages/flow/block_site.h"
 
@@ -57,6 +58,10 @@ struct BatchWalk {
 // Stores of a visit go by store_behind(): finish_downloads() afterwards.
 void for_each_micro_batch(const BlockSite& site, std::vector<const Activations*> from,
                           const BatchWalk& walk);
+
+// The tokens of a shard, embedded: what goes into the first block, in each of these streams.
+void embed_shard(const CausalLM& model, const Samples& samples, int shard,
+                 const std::vector<Activations*>& into, Backend& backend, Monitor& monitor);
 
 // Runs micro-batches of one stream through a block with these weights, from its input to its output: the same, or another with room
 // for them.

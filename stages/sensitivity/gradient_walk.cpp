@@ -91,20 +91,13 @@ class Walk {
     w_.backend.finish_downloads();
   }
 
-  void embed(int shard, Activations& into) {
-    for (const MicroBatch& batch : micro_batches_of_shard(w_.samples, shard)) {
-      const Tensor rows = w_.model.embed(w_.samples.ids(batch.first_sample, batch.sequences),
-                                         batch.length, w_.backend);
-      into.store(shard, batch.first_row, rows.view(), w_.backend);
-      w_.monitor.tick();
-    }
-  }
-
   void bring_input(int shard, Activations& into) {
     if (w_.ends.receive_input) {
       wait_for_others([&] { w_.ends.receive_input(shard, into); });
     } else {
-      clock_.measure("input", [&] { embed(shard, into); });
+      clock_.measure("input", [&] {
+        embed_shard(w_.model, w_.samples, shard, {&into}, w_.backend, w_.monitor);
+      });
     }
   }
 
@@ -174,7 +167,7 @@ class Walk {
   void finish_losses(const BlockSite& at, std::vector<std::vector<double>> of_shards) {
     ShardNumberSum losses(at, 2);
     for (int shard = shards_.begin; shard < shards_.end; ++shard) {
-      losses.add(shard, std::move(of_shards[static_cast<std::size_t>(shard - shards_.begin)]));
+      losses.add(shard, std::move(of_shards[shard - shards_.begin]));
     }
     const std::vector<double> sums = losses.finish();
     if (w_.team.rank() != 0) return;
@@ -317,7 +310,7 @@ class Walk {
   double first_weights() const {
     double sum = 0.0;
     for (const int i : w_.decoder.shared_inputs().front().linears) {
-      const LinearSpec& linear = w_.decoder.linears()[static_cast<std::size_t>(i)];
+      const LinearSpec& linear = w_.decoder.linears()[i];
       sum += static_cast<double>(linear.rows * linear.cols);
     }
     return sum;
