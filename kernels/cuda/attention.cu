@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(Attention op) 
       float sum = 0.0f;
       for (int i = 0; i < head_dim; ++i) sum += mine.q[i] * to_float(k[i]);
       score = sum * op.scale;
+      if (op.score_cap > 0.0f) score = op.score_cap * tanhf(score / op.score_cap);
     }
     const float largest = warp_reduce(score, Larger());
     const float raised = largest > m ? largest : m;

@@ -58,7 +58,9 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
   const int my_first = begin + warp * kFragmentRows * kRowTiles;  // of the warp's queries
   const int my_last = my_first + kFragmentRows * kRowTiles - 1;
   const int pair = lane % 4 * 2;  // column of the lane's pair in a fragment
-  const float to_log2 = op.scale * kLog2E;
+  // Capped scores are scaled already.
+  const float scale = op.score_cap > 0.0f ? 1.0f : op.scale;
+  const float to_log2 = scale * kLog2E;
   float out[kRowTiles][kHeadDim / 8][4] = {};
   float m[kRowTiles][2];
   float l[kRowTiles][2] = {};
@@ -99,6 +101,19 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
       }
     }
 
+    if (op.score_cap > 0.0f) {
+      const float factor = op.scale / op.score_cap;
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            score[tile][j][i] = op.score_cap * tanhf(score[tile][j][i] * factor);
+          }
+        }
+      }
+    }
     if (key + kKeys - 1 > my_first ||
         key <= my_last - window) {  // some of the warp's queries see not all
 #pragma unroll
@@ -182,7 +197,7 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
       if (query >= length) continue;
       if (op.log_sum_exp.data != nullptr && lane % 4 == 0) {
         static_cast<float*>(op.log_sum_exp.data)[(start + query) * op.log_sum_exp.stride + head] =
-            m[tile][half] * op.scale + logf(divisor);
+            m[tile][half] * scale + logf(divisor);
       }
       __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(op.out.data) +
                                 (start + query) * op.out.stride + head * head_dim + pair;

@@ -4,7 +4,7 @@
 // of heads of up to 128 together; of longer ones each has a kernel of its own.
 //
 // With x for the block's own rows and y for a tile of the others (first: q or k; second: d_out or v):
-//   P from x_first y_firstᵀ,   dS = P * (x_second y_secondᵀ - D) scale,   d_first += dS y_first,   dv += P y_second.
+//   P from x_first y_firstᵀ,   dS = P * (x_second y_secondᵀ - D) scale (1 - (score / cap)²),   d_first += dS y_first,   dv += P y_second.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/float.cuh"
@@ -118,6 +118,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int my_row = my_first + lane / 4;  // and the eighth after it
   const int pair = lane % 4 * 2;
   const float to_log2 = op.scale * kLog2E;
+  const float cap_to_log2 = op.score_cap * kLog2E;
   RowSums of_mine[2] = {};  // of the lane's two queries
   if constexpr (!kOfKeys) {
     const RowSums* const of_head = sums + (sequence * heads + my_head) * length;
@@ -179,9 +180,16 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
           if constexpr (!kOfKeys) of_query = of_mine[half];
           float& score = p[j][2 * half + side];
           float& dp = slope[j][2 * half + side];
-          const float softmax = exp2f(score * to_log2 - of_query.log_sum_exp * kLog2E);
+          float slope_of_score = op.scale;
+          float exponent = score * to_log2;
+          if (op.score_cap > 0.0f) {
+            const float t = tanhf(score * op.scale / op.score_cap);
+            exponent = t * cap_to_log2;
+            slope_of_score *= 1.0f - t * t;
+          }
+          const float softmax = exp2f(exponent - of_query.log_sum_exp * kLog2E);
           score = seen ? softmax : 0.0f;
-          dp = seen ? softmax * (dp - of_query.d) * op.scale : 0.0f;
+          dp = seen ? softmax * (dp - of_query.d) * slope_of_score : 0.0f;
         }
       }
     }
