@@ -149,7 +149,7 @@ void read_gemma(const ConfigKeys& keys, ModelConfig& config) {
                             : static_cast<float>(keys.number_at(key, 1e-3, 1e6, 0.0));
   };
   config.logit_cap = cap("final_logit_softcapping", third ? 0.0 : 30.0);
-  // transformers leaves it out of Gemma 3's attention, vLLM does not.
+  // transformers keeps the key and applies no cap: whatever a config wants with it, it is not what would be computed.
   if (third && keys.find("attn_logit_softcapping") != nullptr)
     keys.refuse("attn_logit_softcapping", "Gemma 3 has no caps on scores");
   config.score_cap = third ? 0.0f : cap("attn_logit_softcapping", 50.0);
