@@ -46,10 +46,11 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 1> kWithImag
     return std::ranges::any_of(
         names, [&](const auto& each) { return each.first == name || each.second == name; });
   };
-  const char* const why = is_one_of(kMixtures)     ? ": mixtures of experts are not read"
-                          : is_one_of(kWithImages) ? ": models that read images are not; save "
-                                                     "the part for text by itself"
-                                                   : "";
+  const char* const why = is_one_of(kMixtures) ? ": mixtures of experts are not read"
+                          : is_one_of(kWithImages)
+                              ? ": models that read images are not read; "
+                                "make a directory of its decoder (docs/models.md)"
+                              : "";
   std::string supported;
   for (const Family& each : families()) {
     supported += (supported.empty()             ? ""

@@ -97,15 +97,15 @@ __global__ void __launch_bounds__(kThreads, 3)
           dp += mine.second[i] * to_float(second[i]);
         }
         const RowSums row_sums = of_head[kOfKeys ? other + lane : position];
-        score *= op.scale;
-        float of_cap = 1.0f;
+        float slope_of_score = op.scale;
         if (op.score_cap > 0.0f) {
-          const float t = tanhf(score / op.score_cap);
-          score = op.score_cap * t;
-          of_cap = 1.0f - t * t;
+          const float t = tanhf(score * op.scale / op.score_cap);
+          p = expf(op.score_cap * t - row_sums.log_sum_exp);
+          slope_of_score *= 1.0f - t * t;
+        } else {
+          p = expf(score * op.scale - row_sums.log_sum_exp);
         }
-        p = expf(score - row_sums.log_sum_exp);
-        slope = p * (dp - row_sums.d) * op.scale * of_cap;
+        slope = p * (dp - row_sums.d) * slope_of_score;
       }
       mine.p[lane] = p;
       mine.slope[lane] = slope;

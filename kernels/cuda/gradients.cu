@@ -118,8 +118,10 @@ struct GateBackward {
     for (int i = 0; i < kWidth; ++i) {
       const float g = gate.at[i];
       const float s = 1.0f / (1.0f + expf(-exponent_of(op.function, g)));
-      d_gate.at[i] =
-          dy.at[i] * up.at[i] * s * (1.0f + g * (1.0f - s) * exponent_slope_of(op.function, g));
+      const float slope = op.function == GateFunction::kSilu
+                              ? 1.0f + g * (1.0f - s)
+                              : 1.0f + g * (1.0f - s) * gelu_exponent_slope(g);
+      d_gate.at[i] = dy.at[i] * up.at[i] * s * slope;
       d_up.at[i] = dy.at[i] * g * s;
     }
     store<T, kWidth>(d_gate, op.d_gate, row, col);

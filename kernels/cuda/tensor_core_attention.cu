@@ -29,7 +29,8 @@ __device__ float row_reduce(float value, Combine combine) {
 }
 
 template <int kHeadDim, int kRowTiles, int kKeys>
-__global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kernel(Attention op) {
+__global__ void __launch_bounds__(kAttentionThreads)
+    tensor_core_attention_kernel(Attention op, UnscaledCap cap) {
   using Memory = Shared<kHeadDim, kRowTiles, kKeys>;
   Memory& shared = shared_memory<Memory>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -58,9 +59,7 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
   const int my_first = begin + warp * kFragmentRows * kRowTiles;  // of the warp's queries
   const int my_last = my_first + kFragmentRows * kRowTiles - 1;
   const int pair = lane % 4 * 2;  // column of the lane's pair in a fragment
-  // Capped scores are scaled already.
-  const float scale = op.score_cap > 0.0f ? 1.0f : op.scale;
-  const float to_log2 = scale * kLog2E;
+  const float to_log2 = op.scale * kLog2E;
   float out[kRowTiles][kHeadDim / 8][4] = {};
   float m[kRowTiles][2];
   float l[kRowTiles][2] = {};
@@ -101,15 +100,14 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
       }
     }
 
-    if (op.score_cap > 0.0f) {
-      const float factor = op.scale / op.score_cap;
+    if (cap.inner > 0.0f) {
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
         for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            score[tile][j][i] = op.score_cap * tanhf(score[tile][j][i] * factor);
+            score[tile][j][i] = cap.outer * cap.tanh_of(score[tile][j][i]);
           }
         }
       }
@@ -197,7 +195,7 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
       if (query >= length) continue;
       if (op.log_sum_exp.data != nullptr && lane % 4 == 0) {
         static_cast<float*>(op.log_sum_exp.data)[(start + query) * op.log_sum_exp.stride + head] =
-            m[tile][half] * scale + logf(divisor);
+            m[tile][half] * op.scale + logf(divisor);
       }
       __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(op.out.data) +
                                 (start + query) * op.out.stride + head * head_dim + pair;
@@ -221,7 +219,7 @@ void launch_attention(const Attention& op, CudaDevice& device) {
           .threads = kAttentionThreads,
           .shared_bytes = sizeof(Memory),
           .stream = device.stream()},
-         op);
+         op, UnscaledCap(op.scale, op.score_cap));
 }
 
 }  // namespace

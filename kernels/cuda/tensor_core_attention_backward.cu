@@ -66,7 +66,8 @@ __device__ void add_product(const float (&a)[kOthers / 8][4], Rows<kHeadDim, kOt
 
 template <int kHeadDim, int kOthers, Of kOf>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
-    tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
+    tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums,
+                                          UnscaledCap cap) {
   constexpr bool kOfKeys = kOf != Of::kQueries;
   constexpr bool kFirst = kOf != Of::kValues;                                // d_first is wanted
   constexpr bool kSecond = kOf == Of::kValues || kOf == Of::kKeysAndValues;  // dv is
@@ -118,7 +119,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int my_row = my_first + lane / 4;  // and the eighth after it
   const int pair = lane % 4 * 2;
   const float to_log2 = op.scale * kLog2E;
-  const float cap_to_log2 = op.score_cap * kLog2E;
   RowSums of_mine[2] = {};  // of the lane's two queries
   if constexpr (!kOfKeys) {
     const RowSums* const of_head = sums + (sequence * heads + my_head) * length;
@@ -180,14 +180,16 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
           if constexpr (!kOfKeys) of_query = of_mine[half];
           float& score = p[j][2 * half + side];
           float& dp = slope[j][2 * half + side];
+          const float subtracted = of_query.log_sum_exp * kLog2E;
           float slope_of_score = op.scale;
-          float exponent = score * to_log2;
-          if (op.score_cap > 0.0f) {
-            const float t = tanhf(score * op.scale / op.score_cap);
-            exponent = t * cap_to_log2;
+          float softmax;
+          if (cap.inner > 0.0f) {
+            const float t = cap.tanh_of(score);
+            softmax = exp2f(cap.outer * t * to_log2 - subtracted);
             slope_of_score *= 1.0f - t * t;
+          } else {
+            softmax = exp2f(score * to_log2 - subtracted);
           }
-          const float softmax = exp2f(exponent - of_query.log_sum_exp * kLog2E);
           score = seen ? softmax : 0.0f;
           dp = seen ? softmax * (dp - of_query.d) * slope_of_score : 0.0f;
         }
@@ -230,7 +232,7 @@ void launch_backward(const AttentionBackward& op, RowSumsTable sums, CudaDevice&
                   .stream = device.stream()};
   };
   const auto start = [&](auto* kernel, std::int64_t heads) {
-    launch(kernel, how(heads), op, sums);
+    launch(kernel, how(heads), op, sums, UnscaledCap(op.scale, op.score_cap));
   };
   start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kQueries>, op.heads);
   if constexpr (kHeadDim <= 128) {
