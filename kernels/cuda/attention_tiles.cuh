@@ -19,23 +19,6 @@ inline constexpr int kPiece = 8;          // elements of 16 bytes
 inline constexpr std::size_t kAttentionSharedBytes = 99 << 10;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-// The cap of scores q kᵀ that are not scaled yet: c / scale tanh(scale q kᵀ / c). A parameter of its own, which takes no registers.
-struct UnscaledCap {
-  float inner = 0.0f;  // scale / c; 0: no cap
-  float outer = 0.0f;  // c / scale
-
-  UnscaledCap(float scale, float cap) {
-    if (cap > 0.0f) {
-      inner = scale / cap;
-      outer = cap / scale;
-    }
-  }
-  // With an error of some 2^-23 of 1: no branch, and few registers.
-  __device__ float tanh_of(float score) const {
-    return 1.0f - __fdividef(2.0f, 1.0f + exp2f(2.0f * kLog2E * (score * inner)));
-  }
-};
-
 // Eight rows of a matrix that is loaded must lie in different banks. So the pieces of a row lie in an order that differs from
 // row to row, where they are a multiple of eight; otherwise a row takes one piece more, which makes their number odd.
 template <int kHeadDim, int kRows>

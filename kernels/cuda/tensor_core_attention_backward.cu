@@ -180,16 +180,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
           if constexpr (!kOfKeys) of_query = of_mine[half];
           float& score = p[j][2 * half + side];
           float& dp = slope[j][2 * half + side];
-          const float subtracted = of_query.log_sum_exp * kLog2E;
           float slope_of_score = op.scale;
-          float softmax;
           if (cap.inner > 0.0f) {
             const float t = cap.tanh_of(score);
-            softmax = exp2f(cap.outer * t * to_log2 - subtracted);
+            score = cap.outer * t;
             slope_of_score *= 1.0f - t * t;
-          } else {
-            softmax = exp2f(score * to_log2 - subtracted);
           }
+          const float softmax = exp2f(score * to_log2 - of_query.log_sum_exp * kLog2E);
           score = seen ? softmax : 0.0f;
           dp = seen ? softmax * (dp - of_query.d) * slope_of_score : 0.0f;
         }
