@@ -92,6 +92,7 @@ ModelConfig olmo_2_7b() {
   config.architecture = Architecture::kOlmo2;
   config.vocabulary = 100352;
   config.rope.theta = 500000.0;
+  config.norms_of_inputs = false;
   config.norms_of_outputs = true;
   config.query_key_norm = QueryKeyNorm::kAll;
   return config;
