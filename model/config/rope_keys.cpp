@@ -171,12 +171,14 @@ RopeConfig read_rope_objects(const ConfigKeys& keys, const char* theta_key,
     }
     read_theta(rope, "rope_theta");
     read.columns = rotated_columns(rope, head_dim, defaults.may_be_partial, read.columns);
-    // What stands beside the object goes first.
-    read.original_positions = keys.size(
-        kOriginalPositions, ConfigKeys::kMostPositions,
-        rope.size(kOriginalPositions, ConfigKeys::kMostPositions,
-                  defaults.original_positions > 0 ? defaults.original_positions : max_positions));
-    read_scaling(rope, max_positions, read);
+    if (read.scaling != Scaling::kNone) {
+      // What stands beside the object goes first.
+      read.original_positions = keys.size(
+          kOriginalPositions, ConfigKeys::kMostPositions,
+          rope.size(kOriginalPositions, ConfigKeys::kMostPositions,
+                    defaults.original_positions > 0 ? defaults.original_positions : max_positions));
+      read_scaling(rope, max_positions, read);
+    }
     if (scaled && *scaled != read) keys.fail(key, "contradicts rope_scaling");
     scaled = std::move(read);
   }
