@@ -126,6 +126,12 @@ std::uint16_t float_to_bfloat16(float value) {
   return bfloat16_from_bits(std::bit_cast<std::uint32_t>(value));
 }
 
+float rounded_to(DType type, float value) {
+  if (type == DType::kF16) return round_to_half(value);
+  if (type == DType::kBF16) return bfloat16_to_float(float_to_bfloat16(value));
+  return value;
+}
+
 void convert(DType from_type, const void* from, DType to_type, void* to, std::size_t n) {
   require(is_float(from_type) && is_float(to_type), "convert() is for F32, F16 and BF16");
   if (n == 0) return;

@@ -29,6 +29,9 @@ std::uint16_t float_to_bfloat16(float value);
 // The value that a float16 can hold, nearest to `value`.
 inline float round_to_half(float value) { return half_to_float(float_to_half(value)); }
 
+// The value that a float type can hold, nearest to `value`.
+float rounded_to(DType type, float value);
+
 // n elements between any two of F32, F16, BF16 (equal types: a copy). Unaligned input is fine.
 void convert(DType from_type, const void* from, DType to_type, void* to, std::size_t n);
 

@@ -41,15 +41,16 @@ void GradientKernels::attention_backward(const AttentionBackward& op) {
   }
   require(has_shape(op.log_sum_exp, tokens, op.heads, DType::kF32),
           "attention_backward: log_sum_exp has another shape or type");
+  require(op.score_cap >= 0.0f, "attention_backward: the cap is negative");
   run(op);
 }
 
-void GradientKernels::silu_gate_backward(const SiluGateBackward& op) {
+void GradientKernels::gated_product_backward(const GatedProductBackward& op) {
   for (const ConstMatrix& m : {op.up, op.dy, ConstMatrix(op.d_gate), ConstMatrix(op.d_up)}) {
-    require(alike(m, op.gate), "silu_gate_backward: shapes or types differ");
+    require(alike(m, op.gate), "gated_product_backward: shapes or types differ");
   }
   require(op.d_gate.data != op.d_up.data || op.gate.rows == 0,
-          "silu_gate_backward: two results in one place");
+          "gated_product_backward: two results in one place");
   run(op);
 }
 

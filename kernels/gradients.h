@@ -8,10 +8,11 @@
 #include <cstdint>
 
 #include "kernels/memory.h"
+#include "kernels/transformer.h"
 
 namespace roundhouse {
 
-// Of RmsNorm: with r = 1 / sqrt(mean(x²) + epsilon) and g = dy * weight,  dx = r g - x r³ mean(g x).
+// Of RmsNorm: with r = 1 / sqrt(mean(x²) + epsilon) and g = dy * (offset + weight),  dx = r g - x r³ mean(g x).
 struct RmsNormBackward {
   ConstMatrix x;
   ConstMatrix weight;  // [1, cols]
@@ -19,6 +20,7 @@ struct RmsNormBackward {
   Matrix dx;  // may be dy, if it is not accumulated
   float epsilon;
   bool accumulate = false;  // dx += ..., for the gradient that passes the norm by
+  float offset = 0.0f;
 };
 
 // Of LayerNorm, y = (x - mean) r weight + bias: with h = (x - mean) r and g = dy * weight,
@@ -33,8 +35,10 @@ struct LayerNormBackward {
 };
 
 // Of Attention, block by block from the scores' logarithmic sums (Dao et al. 2022, algorithm 4), never a full
-// length x length matrix: with P = exp(scale q kᵀ - log_sum_exp), D = rows' sums of d_out * out,
+// length x length matrix: with P = exp(score - log_sum_exp), D = rows' sums of d_out * out,
 //   dv = Pᵀ d_out,   dS = P * (d_out vᵀ - D) scale,   dq = dS k,   dk = dSᵀ q;
+// where scores are capped, dS is multiplied with the slope of the cap, 1 - (score / cap)².
+//
 // dk and dv of a key/value head are the sums over its query heads, in their order.
 struct AttentionBackward {
   ConstMatrix q;  // as Attention had them
@@ -52,15 +56,17 @@ struct AttentionBackward {
   std::int64_t length;
   std::int64_t window;
   float scale;
+  float score_cap = 0.0f;
 };
 
-// Of SiluGate: with s = 1 / (1 + exp(-gate)),  d_up = dy gate s,  d_gate = dy up s (1 + gate (1 - s)).
-struct SiluGateBackward {
+// Of GatedProduct: with s = 1 / (1 + exp(-a)),  d_up = dy gate s,  d_gate = dy up s (1 + gate (1 - s) da/dgate).
+struct GatedProductBackward {
   ConstMatrix gate;
   ConstMatrix up;
   ConstMatrix dy;
   Matrix d_gate;  // may be gate, up or dy, as may d_up, but not the same
   Matrix d_up;
+  GateFunction function = GateFunction::kSilu;
 };
 
 // Of Relu, from its output: dx = dy where y > 0, else 0.
@@ -88,7 +94,8 @@ struct LogSumExp {
 
 // The softmax of a whole vocabulary and its cross-entropy, of whose columns these are [first, first + c):
 //   loss = log_sum_exp - logit of the target,   d_logits = scale (exp(logits - log_sum_exp) - 1 at the target),
-// scale being dL/d loss. Zeros in rows that are not scored.
+// scale being dL/d loss. Zeros in rows that are not scored. Of logits that SoftCap made, d_logits is that of its x: multiplied with
+// 1 - (logits / cap)².
 struct CrossEntropyBackward {
   ConstMatrix logits;  // [t, c] F32
   std::int64_t first;
@@ -97,6 +104,7 @@ struct CrossEntropyBackward {
   float scale;
   Matrix d_logits;  // [t, c]; may be logits
   Matrix loss;      // [t, 1] F32; stays as it is in rows whose target is not among these columns
+  float soft_cap = 0.0f;  // 0: none
 };
 
 // sum += gradient and squares += gradient², element by element, in F32. Either may be empty: it is not asked for. With the gradient
@@ -114,7 +122,7 @@ class GradientKernels {
   void rms_norm_backward(const RmsNormBackward& op);
   void layer_norm_backward(const LayerNormBackward& op);
   void attention_backward(const AttentionBackward& op);
-  void silu_gate_backward(const SiluGateBackward& op);
+  void gated_product_backward(const GatedProductBackward& op);
   void relu_backward(const ReluBackward& op);
   [[nodiscard]] double squared_error(const SquaredError& op);  // waits for the device
   void log_sum_exp(const LogSumExp& op);
@@ -125,7 +133,7 @@ class GradientKernels {
   virtual void run(const RmsNormBackward& op) = 0;
   virtual void run(const LayerNormBackward& op) = 0;
   virtual void run(const AttentionBackward& op) = 0;
-  virtual void run(const SiluGateBackward& op) = 0;
+  virtual void run(const GatedProductBackward& op) = 0;
   virtual void run(const ReluBackward& op) = 0;
   virtual double run(const SquaredError& op) = 0;
   virtual void run(const LogSumExp& op) = 0;

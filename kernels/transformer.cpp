@@ -46,19 +46,27 @@ void TransformerKernels::attention(const Attention& op) {
             "attention: k or v have another shape or type");
   }
   require(op.scale > 0.0f, "attention: the scale is not positive");
+  require(op.score_cap >= 0.0f, "attention: the cap is negative");
   require(
       op.log_sum_exp.data == nullptr || has_shape(op.log_sum_exp, tokens, op.heads, DType::kF32),
       "attention: log_sum_exp has another shape or type");
   run(op);
 }
 
-void TransformerKernels::silu_gate(const SiluGate& op) {
-  require(alike(op.up, op.gate) && alike(op.y, op.gate), "silu_gate: shapes or types differ");
+void TransformerKernels::gated_product(const GatedProduct& op) {
+  require(alike(op.up, op.gate) && alike(op.y, op.gate), "gated_product: shapes or types differ");
   run(op);
 }
 
 void TransformerKernels::scaled_sum(const ScaledSum& op) {
   require(alike(op.y, op.x), "scaled_sum: y has another shape or type");
+  run(op);
+}
+
+void TransformerKernels::soft_cap(const SoftCap& op) {
+  require(op.x.type == DType::kF32 && alike(op.y, op.x),
+          "soft_cap: x is F32, y of its shape and type");
+  require(op.cap > 0.0f, "soft_cap: the cap is not positive");
   run(op);
 }
 

@@ -12,12 +12,13 @@
 
 namespace roundhouse {
 
-// y = x / sqrt(mean(x²) + epsilon) * weight, by row; mean in F32. A row of zeros gives zeros.
+// y = x / sqrt(mean(x²) + epsilon) * (offset + weight), by row; mean in F32. A row of zeros gives zeros.
 struct RmsNorm {
   ConstMatrix x;
   ConstMatrix weight;  // [1, cols]
   Matrix y;            // may be x itself
   float epsilon;
+  float offset = 0.0f;  // 1 where weights are stored as what they differ from 1 by (Gemma)
 };
 
 // y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, by row; the variance is the biased one, mean((x - mean)²),
@@ -43,7 +44,8 @@ struct Rope {
 };
 
 // Causal softmax attention with grouped queries: query head h reads key/value head h / (heads / kv_heads).
-// Token i of a sequence sees tokens j with j <= i and, if window > 0, j > i - window.
+// Token i of a sequence sees tokens j with j <= i and, if window > 0, j > i - window. Its scores are s = scale q kᵀ, or, with a cap c
+// (Gemma 2), c tanh(s / c).
 // Never holds a full length x length matrix of scores.
 struct Attention {
   ConstMatrix q;  // [sequences * length, heads * head_dim]
@@ -56,15 +58,23 @@ struct Attention {
   std::int64_t length;
   std::int64_t window;  // 0: all earlier tokens
   float scale;          // 1 / sqrt(head_dim)
-  // [tokens, heads] F32 or empty: log(sum_j exp(scale q kᵀ)), what the backward pass starts from.
+  // [tokens, heads] F32 or empty: log(sum_j exp(score)), what the backward pass starts from.
   Matrix log_sum_exp = {};
+  float score_cap = 0.0f;  // 0: none
 };
 
-// y = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
-struct SiluGate {
+// f(x) = x / (1 + exp(-a)), with
+enum class GateFunction {
+  kSilu,     // a = x
+  kGeluTanh  // a = 2 sqrt(2 / pi) (x + 0.044715 x³): GELU, its error function by a tanh (Hendrycks, Gimpel 2016)
+};
+
+// y = f(gate) * up
+struct GatedProduct {
   ConstMatrix gate;
   ConstMatrix up;
   Matrix y;  // may be gate or up
+  GateFunction function = GateFunction::kSilu;
 };
 
 // y (+)= scale x
@@ -73,6 +83,13 @@ struct ScaledSum {
   float scale = 1.0f;
   Matrix y;  // may be x itself
   bool accumulate = true;
+};
+
+// y = cap tanh(x / cap)
+struct SoftCap {
+  ConstMatrix x;  // F32
+  Matrix y;       // may be x itself
+  float cap;
 };
 
 // y = max(x, 0); NaN stays NaN.
@@ -102,8 +119,9 @@ class TransformerKernels {
   void layer_norm(const LayerNorm& op);
   void rope(const Rope& op);
   void attention(const Attention& op);
-  void silu_gate(const SiluGate& op);
+  void gated_product(const GatedProduct& op);
   void scaled_sum(const ScaledSum& op);
+  void soft_cap(const SoftCap& op);
   void relu(const Relu& op);
   void cross_entropy(const CrossEntropy& op);
   void check_finite(const CheckFinite& op);
@@ -113,8 +131,9 @@ class TransformerKernels {
   virtual void run(const LayerNorm& op) = 0;
   virtual void run(const Rope& op) = 0;
   virtual void run(const Attention& op) = 0;
-  virtual void run(const SiluGate& op) = 0;
+  virtual void run(const GatedProduct& op) = 0;
   virtual void run(const ScaledSum& op) = 0;
+  virtual void run(const SoftCap& op) = 0;
   virtual void run(const Relu& op) = 0;
   virtual void run(const CrossEntropy& op) = 0;
   virtual void run(const CheckFinite& op) = 0;

@@ -115,8 +115,11 @@ CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
     Tensor& normed = input.normed = Tensor(backend, type, x.rows, x.cols);
     const float epsilon = config_.norm_epsilon;
     if (head.norm_bias.empty()) {
-      backend.rms_norm(
-          {.x = x, .weight = head.norm.view(), .y = normed.view(), .epsilon = epsilon});
+      backend.rms_norm({.x = x,
+                        .weight = head.norm.view(),
+                        .y = normed.view(),
+                        .epsilon = epsilon,
+                        .offset = config_.norm_offset});
     } else {
       backend.layer_norm({.x = x,
                           .weight = head.norm.view(),
@@ -140,10 +143,16 @@ CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
   return input;
 }
 
+void CausalLM::cap(Matrix logits, Backend& backend) const {
+  if (config_.logit_cap == 0.0f) return;
+  backend.soft_cap({.x = logits, .y = logits, .cap = config_.logit_cap});
+}
+
 Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
   const HeadInput input = head_input(head, residual, backend);
   Tensor logits(backend, DType::kF32, residual.rows, config_.vocabulary);
   backend.linear({.x = input.x, .w = head.weight.view(), .bias = {}, .y = logits.view()});
+  cap(logits.view(), backend);
   return logits;
 }
 

@@ -63,6 +63,7 @@ class CausalLM {
     Tensor normed, scaled, projected;
   };
   HeadInput head_input(const Head& head, ConstMatrix residual, Backend& backend) const;
+  void cap(Matrix logits, Backend& backend) const;
 
   ModelConfig config_;
   OuterLayout layout_;

@@ -58,6 +58,7 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
   };
   const auto compute = [&](const Range& range) {
     backend.linear({.x = input.x, .w = range.weight, .bias = {}, .y = range.logits});
+    cap(range.logits, backend);
   };
   for (std::int64_t i = 0; i < ranges; ++i) {
     const Range range = range_at(i);
@@ -80,7 +81,8 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
                                     .target = targets.view(),
                                     .scale = 1.0f / static_cast<float>(rows - 1),
                                     .d_logits = d_logits,
-                                    .loss = losses.view()});
+                                    .loss = losses.view(),
+                                    .soft_cap = config_.logit_cap});
     backend.matmul(
         {.a = d_logits, .b = range.weight, .c = sum.view(), .beta = i + 1 < ranges ? 1.0f : 0.0f});
   }
@@ -110,7 +112,9 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
       return op;
     };
     if (head.norm_bias.empty()) {
-      backend.rms_norm_backward(norm_backward(RmsNormBackward()));
+      RmsNormBackward rms = norm_backward(RmsNormBackward());
+      rms.offset = config_.norm_offset;
+      backend.rms_norm_backward(rms);
     } else {
       backend.layer_norm_backward(norm_backward(LayerNormBackward()));
     }

@@ -35,10 +35,22 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 12> kMixture
     {"llama4_text", "Llama4ForCausalLM"},
 }};
 
+// Of models whose decoder is read, with parts for images around it.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 1> kWithImages = {{
+    {"gemma3", "Gemma3ForConditionalGeneration"},
+}};
+
 [[noreturn]] void refuse_architecture(const ConfigKeys& keys, const char* key,
                                       const std::string& name) {
-  const bool mixture = std::ranges::any_of(
-      kMixtures, [&](const auto& each) { return each.first == name || each.second == name; });
+  const auto is_one_of = [&](const auto& names) {
+    return std::ranges::any_of(
+        names, [&](const auto& each) { return each.first == name || each.second == name; });
+  };
+  const char* const why = is_one_of(kMixtures) ? ": mixtures of experts are not read"
+                          : is_one_of(kWithImages)
+                              ? ": models that read images are not read; "
+                                "make a directory of its decoder (docs/models.md)"
+                              : "";
   std::string supported;
   for (const Family& each : families()) {
     supported += (supported.empty()             ? ""
@@ -46,9 +58,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 12> kMixture
                                                 : ", ") +
                  std::string(each.class_name);
   }
-  keys.fail(key, in_quotes(name) + " is not supported" +
-                     (mixture ? ": mixtures of experts are not read" : "") + " (" + supported +
-                     " are)");
+  keys.fail(key, in_quotes(name) + " is not supported" + why + " (" + supported + " are)");
 }
 
 const Family& read_architecture(const ConfigKeys& keys) {
@@ -84,8 +94,12 @@ DType read_dtype(const ConfigKeys& keys) {
 
 }  // namespace
 
+bool ModelConfig::has_window(std::int64_t block) const {
+  return sliding_window > 0 && (windowed.empty() || windowed.at(static_cast<std::size_t>(block)));
+}
+
 std::int64_t ModelConfig::window_of(std::int64_t block) const {
-  return windowed.empty() || windowed.at(static_cast<std::size_t>(block)) ? sliding_window : 0;
+  return has_window(block) ? sliding_window : 0;
 }
 
 ModelConfig read_model_config(const std::filesystem::path& directory) {
@@ -102,10 +116,10 @@ ModelConfig read_model_config(const std::filesystem::path& directory) {
   config.heads = keys.size("num_attention_heads");
   config.vocabulary = keys.size("vocab_size");
   config.eos = {2};
+  config.dtype = read_dtype(keys);
   family.read(keys, config);
   // A family's default may lie outside a small model's vocabulary.
   std::erase_if(config.eos, [&](int id) { return id >= config.vocabulary; });
-  config.dtype = read_dtype(keys);
 
   const auto token = [&](const char* key, const json& value) {
     // -1 stands for "none" in old configs.

@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/dtype.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -91,6 +92,7 @@ ModelConfig olmo_2_7b() {
   config.architecture = Architecture::kOlmo2;
   config.vocabulary = 100352;
   config.rope.theta = 500000.0;
+  config.norms_of_inputs = false;
   config.norms_of_outputs = true;
   config.query_key_norm = QueryKeyNorm::kAll;
   return config;
@@ -104,6 +106,45 @@ ModelConfig granite_8b() {
   config.residual_multiplier = 0.22f;
   config.embedding_multiplier = 12.0f;
   config.logits_divisor = 16.0f;
+  return config;
+}
+
+// In heads of 256, tied, with norms of inputs and outputs.
+ModelConfig gemma(Architecture architecture, std::int64_t hidden, std::int64_t intermediate,
+                  std::int64_t blocks, std::int64_t heads, std::int64_t kv_heads,
+                  std::int64_t vocabulary, std::int64_t window, std::int64_t pattern) {
+  ModelConfig config =
+      newer(architecture, hidden, intermediate, blocks, heads, kv_heads, vocabulary, 10000.0);
+  config.head_dim = config.rope.columns = 256;
+  config.tied_embeddings = true;
+  config.norms_of_outputs = true;
+  config.norm_offset = 1.0f;
+  config.gate = GateFunction::kGeluTanh;
+  config.attention_scale = 0.0625f;
+  config.embedding_multiplier =
+      rounded_to(config.dtype, std::sqrt(static_cast<float>(config.hidden_size)));
+  config.sliding_window = window;
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    config.windowed.push_back((block + 1) % pattern != 0);
+  }
+  config.bos = 2;
+  config.eos = {1};
+  return config;
+}
+
+ModelConfig gemma_2_9b() {
+  ModelConfig config = gemma(Architecture::kGemma2, 3584, 14336, 42, 16, 8, 256000, 4096, 2);
+  config.max_positions = 8192;
+  config.score_cap = 50.0f;
+  config.logit_cap = 30.0f;
+  return config;
+}
+
+ModelConfig gemma_3_1b() {
+  ModelConfig config = gemma(Architecture::kGemma3, 1152, 6912, 26, 4, 1, 262144, 512, 6);
+  config.query_key_norm = QueryKeyNorm::kHeads;
+  config.window_rope = config.rope;
+  config.rope.theta = 1e6;
   return config;
 }
 
@@ -165,6 +206,8 @@ const std::map<std::string, ModelConfig>& table() {
       {"phi-3-mini", phi_3_mini()},
       {"olmo-2-7b", olmo_2_7b()},
       {"granite-3-8b", granite_8b()},
+      {"gemma-2-9b", gemma_2_9b()},
+      {"gemma-3-1b", gemma_3_1b()},
       {"smollm2-135m", smollm2_135m()},
       {"opt-125m", opt(768, 12, 12)},
       {"opt-350m", opt_350m()},

@@ -47,7 +47,12 @@ MODELS = {
     "phi3-longrope": ("Phi3", dict(rope_parameters=LONG, original_max_position_embeddings=32)),
     "olmo2": ("Olmo2", {}),
     "granite": ("Granite", dict(attention_multiplier=0.1, residual_multiplier=0.5, embedding_multiplier=4.0, logits_scaling=2.0)),
+    "gemma2": ("Gemma2", dict(head_dim=64, query_pre_attn_scalar=48, sliding_window=16, attn_logit_softcapping=5.0,
+                              final_logit_softcapping=30.0, tie_word_embeddings=True)),
+    "gemma3": ("Gemma3", dict(head_dim=64, query_pre_attn_scalar=48, sliding_window=16, tie_word_embeddings=True,
+                              layer_types=["sliding_attention", "full_attention"])),
 }
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 FORMATS = ["compressed-tensors", "gptq"]
 TOLERANCE = 5e-3  # as kinds.py has it: room for products that readers round
 
@@ -55,7 +60,7 @@ TOLERANCE = 5e-3  # as kinds.py has it: room for products that readers round
 def make_model(name, folder):
     kind, keys = MODELS[name]
     torch.manual_seed(3)
-    config = getattr(transformers, kind + "Config")(**(SHARED | keys))
+    config = getattr(transformers, CONFIGS.get(kind, kind + "Config"))(**(SHARED | keys))
     model = getattr(transformers, kind + "ForCausalLM")(config)
     with torch.no_grad():
         for parameter, values in model.named_parameters():

@@ -25,6 +25,14 @@ struct Scratch {
   float sum[kQueries];      // l
 };
 
+// Unscaled scores [first, last) become capped ones.
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void cap_row(
+    float* score, std::int64_t first, std::int64_t last, float scale, float cap) {
+  const float factor = scale / cap;
+#pragma omp simd
+  for (std::int64_t i = first; i < last; ++i) score[i] = cap * fast_tanh(score[i] * factor);
+}
+
 // Turns one query's scores of a block (unscaled) into exp(score - m). Only keys [first, last) are
 // seen; the rest of [0, keys) becomes 0. `o` is rescaled where m rises. Precondition: first < last.
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void softmax_row(
@@ -73,6 +81,7 @@ struct Scratch {
 void CpuBackend::run(const Attention& op) {
   const std::int64_t tokens = op.q.rows;
   const std::int64_t head_dim = op.head_dim;
+  const float scale = op.score_cap > 0.0f ? 1.0f : op.scale;  // of what softmax_row() reads
   const bool keeps_sums = op.log_sum_exp.data != nullptr;
   const float* const q = op.q.f32();
   const float* const k = op.k.f32();
@@ -121,7 +130,8 @@ void CpuBackend::run(const Attention& op) {
         if (first >= last) {
           std::fill_n(score, keys, 0.0f);
         } else {
-          softmax_row(score, first, last, keys, op.scale, mine.largest[r], mine.sum[r],
+          if (op.score_cap > 0.0f) cap_row(score, first, last, op.scale, op.score_cap);
+          softmax_row(score, first, last, keys, scale, mine.largest[r], mine.sum[r],
                       o + r * op.out.stride, head_dim);
         }
       }

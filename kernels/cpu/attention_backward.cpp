@@ -46,6 +46,22 @@ struct Scratch {
   }
 }
 
+// The same of capped scores.
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void
+capped_softmax_backward_row(float* softmax, float* slope, std::int64_t first, std::int64_t last,
+                            std::int64_t keys, float scale, float cap, float log_sum_exp, float d) {
+  for (std::int64_t j = 0; j < first; ++j) softmax[j] = slope[j] = 0.0f;
+  for (std::int64_t j = last; j < keys; ++j) softmax[j] = slope[j] = 0.0f;
+  const float factor = scale / cap;
+#pragma omp simd
+  for (std::int64_t j = first; j < last; ++j) {
+    const float t = fast_tanh(softmax[j] * factor);
+    const float p = fast_exp(cap * t - log_sum_exp);
+    softmax[j] = p;
+    slope[j] = p * (slope[j] - d) * scale * (1.0f - t * t);
+  }
+}
+
 // Columns of one head.
 struct Columns {
   const float* data;
@@ -142,8 +158,13 @@ void CpuBackend::run(const AttentionBackward& op) {
               op.window > 0 ? std::clamp<std::int64_t>(position - op.window + 1 - key, 0, last) : 0;
           const float* const sums =
               op.log_sum_exp.f32() + (start + position) * op.log_sum_exp.stride;
-          softmax_backward_row(mine.softmax + r * kKeys, mine.slope + r * kKeys, first, last, keys,
-                               op.scale, sums[head], d[r]);
+          if (op.score_cap > 0.0f) {
+            capped_softmax_backward_row(mine.softmax + r * kKeys, mine.slope + r * kKeys, first,
+                                        last, keys, op.scale, op.score_cap, sums[head], d[r]);
+          } else {
+            softmax_backward_row(mine.softmax + r * kKeys, mine.slope + r * kKeys, first, last,
+                                 keys, op.scale, sums[head], d[r]);
+          }
         }
         // dk += dSᵀ q, dv += Pᵀ d_out
         const auto add_to_keys = [&](const float* a, const Columns& b, const MutableColumns& c) {

@@ -43,6 +43,21 @@ constexpr std::int64_t kChunk = 1024;
   for (std::int64_t i = 0; i < n; ++i) d[i] = scale * fast_exp(x[i] - log_sum_exp);
 }
 
+// Of c tanh(x / c), from its value.
+inline float slope_of_cap(float capped, float cap) {
+  const float t = capped / cap;
+  return 1.0f - t * t;
+}
+
+// d = scale exp(x - log_sum_exp) (1 - (x / cap)²)
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void capped_softmax_row(
+    const float* x, float log_sum_exp, float scale, float cap, std::int64_t n, float* d) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    d[i] = scale * fast_exp(x[i] - log_sum_exp) * slope_of_cap(x[i], cap);
+  }
+}
+
 // log(exp(a) + exp(b))
 double log_of_sum(double a, double b) {
   const double larger = a > b ? a : b;
@@ -99,9 +114,17 @@ void CpuBackend::run(const CrossEntropyBackward& op) {
                      const float sum = sums[row * op.log_sum_exp.stride];
                      const std::int64_t target = targets[row] - op.first;
                      const bool here = target >= 0 && target < cols;
-                     if (here) losses[row * op.loss.stride] = sum - x[target];
-                     scaled_softmax_row(x, sum, op.scale, cols, d);
-                     if (here) d[target] -= op.scale;
+                     float at_target = op.scale;
+                     if (here) {
+                       losses[row * op.loss.stride] = sum - x[target];
+                       if (op.soft_cap > 0.0f) at_target *= slope_of_cap(x[target], op.soft_cap);
+                     }
+                     if (op.soft_cap > 0.0f) {
+                       capped_softmax_row(x, sum, op.scale, op.soft_cap, cols, d);
+                     } else {
+                       scaled_softmax_row(x, sum, op.scale, cols, d);
+                     }
+                     if (here) d[target] -= at_target;
                    }
                  });
 }

@@ -18,16 +18,16 @@ std::int64_t end_of_chunk(std::int64_t begin, std::int64_t n) {
   return n - begin < kChunk ? n : begin + kChunk;
 }
 
-// dx (+)= dy weight a + x b + c
+// dx (+)= dy (offset + weight) a + x b + c
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void combine_row(
-    const float* x, const float* weight, const float* dy, float a, float b, float c, std::int64_t n,
-    bool accumulate, float* dx) {
+    const float* x, const float* weight, float offset, const float* dy, float a, float b, float c,
+    std::int64_t n, bool accumulate, float* dx) {
   if (accumulate) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) dx[i] += dy[i] * weight[i] * a + x[i] * b + c;
+    for (std::int64_t i = 0; i < n; ++i) dx[i] += dy[i] * (offset + weight[i]) * a + x[i] * b + c;
   } else {
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] * weight[i] * a + x[i] * b + c;
+    for (std::int64_t i = 0; i < n; ++i) dx[i] = dy[i] * (offset + weight[i]) * a + x[i] * b + c;
   }
 }
 
@@ -52,17 +52,18 @@ struct NormSums {
 }
 
 struct GradientSums {
-  double g, gx;  // of g = dy weight, g (x - shift)
+  double g, gx;  // of g = dy (offset + weight), g (x - shift)
 };
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] GradientSums gradient_sums(
-    const float* x, const float* weight, const float* dy, float shift, std::int64_t n) {
+    const float* x, const float* weight, float offset, const float* dy, float shift,
+    std::int64_t n) {
   GradientSums sums{0.0, 0.0};
   for (std::int64_t begin = 0; begin < n; begin += kChunk) {
     const std::int64_t end = end_of_chunk(begin, n);
     float g_sum = 0.0f, gx_sum = 0.0f;
 #pragma omp simd reduction(+ : g_sum, gx_sum)
     for (std::int64_t i = begin; i < end; ++i) {
-      const float g = dy[i] * weight[i];
+      const float g = dy[i] * (offset + weight[i]);
       g_sum += g;
       gx_sum += g * (x[i] - shift);
     }
@@ -91,15 +92,25 @@ double reciprocal_root(double variance, float epsilon) {
   return sum > 0.0 ? 1.0 / std::sqrt(sum) : variance;  // NaN stays NaN
 }
 
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void silu_gate_backward_row(
-    const float* gate, const float* up, const float* dy, std::int64_t n, float* d_gate,
-    float* d_up) {
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void
+gated_product_backward_row(const float* gate, const float* up, const float* dy,
+                           GateFunction function, std::int64_t n, float* d_gate, float* d_up) {
+  if (function == GateFunction::kSilu) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float g = gate[i], u = up[i], d = dy[i];
-    const float s = 1.0f / (1.0f + fast_exp(-g));
-    d_gate[i] = d * u * s * (1.0f + g * (1.0f - s));
-    d_up[i] = d * g * s;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float g = gate[i], u = up[i], d = dy[i];
+      const float s = 1.0f / (1.0f + fast_exp(-g));
+      d_gate[i] = d * u * s * (1.0f + g * (1.0f - s));
+      d_up[i] = d * g * s;
+    }
+  } else {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float g = gate[i], u = up[i], d = dy[i];
+      const float s = 1.0f / (1.0f + fast_exp(-gelu_exponent(g)));
+      d_gate[i] = d * u * s * (1.0f + g * (1.0f - s) * gelu_exponent_slope(g));
+      d_up[i] = d * g * s;
+    }
   }
 }
 
@@ -148,17 +159,18 @@ void CpuBackend::run(const RmsNormBackward& op) {
   const float* const weight = op.weight.f32();
   const float* const all_dy = op.dy.f32();
   float* const all_dx = op.dx.f32();
-  for_each_range(
-      threads_, op.x.rows, rows_per_piece(cols), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t row = begin; row < end; ++row) {
-          const float* const x = all_x + row * op.x.stride;
-          const float* const dy = all_dy + row * op.dy.stride;
-          const double r = reciprocal_root(norm_sums(x, cols).xx / n, op.epsilon);
-          const double gx = gradient_sums(x, weight, dy, 0.0f, cols).gx / n;
-          combine_row(x, weight, dy, static_cast<float>(r), static_cast<float>(-r * r * r * gx),
-                      0.0f, cols, op.accumulate, all_dx + row * op.dx.stride);
-        }
-      });
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     const float* const x = all_x + row * op.x.stride;
+                     const float* const dy = all_dy + row * op.dy.stride;
+                     const double r = reciprocal_root(norm_sums(x, cols).xx / n, op.epsilon);
+                     const double gx = gradient_sums(x, weight, op.offset, dy, 0.0f, cols).gx / n;
+                     combine_row(x, weight, op.offset, dy, static_cast<float>(r),
+                                 static_cast<float>(-r * r * r * gx), 0.0f, cols, op.accumulate,
+                                 all_dx + row * op.dx.stride);
+                   }
+                 });
 }
 
 void CpuBackend::run(const LayerNormBackward& op) {
@@ -176,17 +188,18 @@ void CpuBackend::run(const LayerNormBackward& op) {
           const double mean = norm_sums(x, cols).x / n;
           const double r =
               reciprocal_root(squares_around(x, static_cast<float>(mean), cols) / n, op.epsilon);
-          const GradientSums sums = gradient_sums(x, weight, dy, static_cast<float>(mean), cols);
+          const GradientSums sums =
+              gradient_sums(x, weight, 0.0f, dy, static_cast<float>(mean), cols);
           // r (g - mean(g) - (x - mean) r² mean(g (x - mean)))
           const double slope = -r * r * r * sums.gx / n;
-          combine_row(x, weight, dy, static_cast<float>(r), static_cast<float>(slope),
+          combine_row(x, weight, 0.0f, dy, static_cast<float>(r), static_cast<float>(slope),
                       static_cast<float>(-r * sums.g / n - slope * mean), cols, op.accumulate,
                       all_dx + row * op.dx.stride);
         }
       });
 }
 
-void CpuBackend::run(const SiluGateBackward& op) {
+void CpuBackend::run(const GatedProductBackward& op) {
   const float* const gate = op.gate.f32();
   const float* const up = op.up.f32();
   const float* const dy = op.dy.f32();
@@ -195,10 +208,10 @@ void CpuBackend::run(const SiluGateBackward& op) {
   for_each_range(threads_, op.gate.rows, rows_per_piece(op.gate.cols),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
-                     silu_gate_backward_row(gate + row * op.gate.stride, up + row * op.up.stride,
-                                            dy + row * op.dy.stride, op.gate.cols,
-                                            d_gate + row * op.d_gate.stride,
-                                            d_up + row * op.d_up.stride);
+                     gated_product_backward_row(
+                         gate + row * op.gate.stride, up + row * op.up.stride,
+                         dy + row * op.dy.stride, op.function, op.gate.cols,
+                         d_gate + row * op.d_gate.stride, d_up + row * op.d_up.stride);
                    }
                  });
 }

@@ -16,7 +16,7 @@ namespace {
 constexpr std::int64_t kChunk = 1024;
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void rms_norm_row(
-    const float* x, const float* weight, float epsilon, std::int64_t n, float* y) {
+    const float* x, const float* weight, float offset, float epsilon, std::int64_t n, float* y) {
   double sum = 0.0;
   for (std::int64_t begin = 0; begin < n; begin += kChunk) {
     const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
@@ -29,7 +29,7 @@ constexpr std::int64_t kChunk = 1024;
   // Multiplied, not divided: a row of zeros gives zeros even with an epsilon of 0.
   const float factor = mean + epsilon > 0.0f ? 1.0f / std::sqrt(mean + epsilon) : mean;
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * factor * weight[i];
+  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * factor * (offset + weight[i]);
 }
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void layer_norm_row(
@@ -87,12 +87,25 @@ constexpr std::int64_t kChunk = 1024;
   }
 }
 
-[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void silu_gate_row(
-    const float* gate, const float* up, std::int64_t n, float* y) {
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void gated_product_row(
+    const float* gate, const float* up, GateFunction function, std::int64_t n, float* y) {
+  if (function == GateFunction::kSilu) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    y[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
+    for (std::int64_t i = 0; i < n; ++i) {
+      y[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
+    }
+  } else {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      y[i] = gate[i] / (1.0f + fast_exp(-gelu_exponent(gate[i]))) * up[i];
+    }
   }
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] void soft_cap_row(
+    const float* x, float cap, std::int64_t n, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = cap * fast_tanh(x[i] / cap);
 }
 
 [[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] bool all_finite(
@@ -113,12 +126,13 @@ void CpuBackend::run(const RmsNorm& op) {
   const float* const x = op.x.f32();
   const float* const weight = op.weight.f32();
   float* const y = op.y.f32();
-  for_each_range(
-      threads_, op.x.rows, rows_per_piece(cols), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t row = begin; row < end; ++row) {
-          rms_norm_row(x + row * op.x.stride, weight, op.epsilon, cols, y + row * op.y.stride);
-        }
-      });
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     rms_norm_row(x + row * op.x.stride, weight, op.offset, op.epsilon, cols,
+                                  y + row * op.y.stride);
+                   }
+                 });
 }
 
 void CpuBackend::run(const LayerNorm& op) {
@@ -152,7 +166,7 @@ void CpuBackend::run(const Rope& op) {
                  });
 }
 
-void CpuBackend::run(const SiluGate& op) {
+void CpuBackend::run(const GatedProduct& op) {
   const std::int64_t cols = op.gate.cols;
   const float* const gate = op.gate.f32();
   const float* const up = op.up.f32();
@@ -160,8 +174,8 @@ void CpuBackend::run(const SiluGate& op) {
   for_each_range(threads_, op.gate.rows, rows_per_piece(cols),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
-                     silu_gate_row(gate + row * op.gate.stride, up + row * op.up.stride, cols,
-                                   y + row * op.y.stride);
+                     gated_product_row(gate + row * op.gate.stride, up + row * op.up.stride,
+                                       op.function, cols, y + row * op.y.stride);
                    }
                  });
 }
@@ -175,6 +189,18 @@ void CpuBackend::run(const ScaledSum& op) {
                    for (std::int64_t row = begin; row < end; ++row) {
                      scaled_sum_row(x + row * op.x.stride, op.scale, op.accumulate, cols,
                                     y + row * op.y.stride);
+                   }
+                 });
+}
+
+void CpuBackend::run(const SoftCap& op) {
+  const std::int64_t cols = op.x.cols;
+  const float* const x = op.x.f32();
+  float* const y = op.y.f32();
+  for_each_range(threads_, op.x.rows, rows_per_piece(cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     soft_cap_row(x + row * op.x.stride, op.cap, cols, y + row * op.y.stride);
                    }
                  });
 }

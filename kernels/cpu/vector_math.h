@@ -49,6 +49,26 @@ inline float fast_exp(float x) {
                                               std::bit_cast<std::int32_t>(kRoundToInteger));
 }
 
+// tanh(x) to 3 units in the last place (coefficients of Cephes' tanhf). NaN stays NaN.
+inline float fast_tanh(float x) {
+  const float magnitude = x < 0.0f ? -x : x;
+  const float square = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const float near_zero = p * square * x + x;
+  const float far = 1.0f - 2.0f / (fast_exp(2.0f * magnitude) + 1.0f);
+  return magnitude < 0.625f ? near_zero : x < 0.0f ? -far : far;
+}
+
+// a of GateFunction::kGeluTanh, and da/dx.
+inline float gelu_exponent(float x) { return 1.5957691216057308f * (x + 0.044715f * (x * x * x)); }
+inline float gelu_exponent_slope(float x) {
+  return 1.5957691216057308f * (1.0f + 0.134145f * (x * x));
+}
+
 // x^p for x >= 0, p > 0, with a relative error of about |p log2 x| 2^-23.
 inline float fast_pow(float x, float p) {
   // x = m 2^e with m in [1/sqrt(2), sqrt(2)); log(m) with the coefficients of Cephes' logf.

@@ -20,7 +20,7 @@ struct WarpScratch {
 // A warp a query, a lane a key for the scores and a column for the output. m is the largest score so far, l the sum of
 // exp(score - m); both output and l are rescaled where m rises.
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(Attention op) {
+__global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(Attention op, UnscaledCap cap) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   WarpScratch& mine = shared_memory<WarpScratch[kWarps]>()[warp];
@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) attention_kernel(Attention op) 
       const T* const k = static_cast<const T*>(op.k.data) + (start + key) * op.k.stride + kv_column;
       float sum = 0.0f;
       for (int i = 0; i < head_dim; ++i) sum += mine.q[i] * to_float(k[i]);
+      if (cap.inner > 0.0f) sum = cap.outer * cap.tanh_of(sum);
       score = sum * op.scale;
     }
     const float largest = warp_reduce(score, Larger());
@@ -92,7 +93,7 @@ void attention_by_warps(const Attention& op, CudaDevice& device) {
             .threads = kWarps * kWarp,
             .shared_bytes = sizeof(WarpScratch[kWarps]),
             .stream = device.stream()},
-           op);
+           op, UnscaledCap(op.scale, op.score_cap));
   });
 }
 

@@ -49,7 +49,7 @@ struct WarpScratch {
 // it has a query and meets the keys that it sees: dq. A lane takes one of the others for the scores, and columns for the sums.
 template <class T, bool kOfKeys>
 __global__ void __launch_bounds__(kThreads, 3)
-    attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
+    attention_backward_kernel(AttentionBackward op, RowSumsTable sums, UnscaledCap cap) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   WarpScratch& mine = shared_memory<WarpScratch[kWarps]>()[warp];
@@ -97,8 +97,14 @@ __global__ void __launch_bounds__(kThreads, 3)
           dp += mine.second[i] * to_float(second[i]);
         }
         const RowSums row_sums = of_head[kOfKeys ? other + lane : position];
+        float slope_of_score = op.scale;
+        if (cap.inner > 0.0f) {
+          const float t = cap.tanh_of(score);
+          score = cap.outer * t;
+          slope_of_score *= 1.0f - t * t;
+        }
         p = expf(score * op.scale - row_sums.log_sum_exp);
-        slope = p * (dp - row_sums.d) * op.scale;
+        slope = p * (dp - row_sums.d) * slope_of_score;
       }
       mine.p[lane] = p;
       mine.slope[lane] = slope;
@@ -142,6 +148,7 @@ void CudaBackend::run(const AttentionBackward& op) {
   const std::int64_t tokens = op.q.rows;
   const Buffer sums = allocate(static_cast<std::size_t>(tokens * op.heads) * sizeof(RowSums));
   auto* const table = reinterpret_cast<RowSums*>(sums.get());
+  const UnscaledCap cap(op.scale, op.score_cap);
   with_activation_type(op.q.type, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto how = [&](std::int64_t heads, std::size_t shared_bytes) {
@@ -153,9 +160,9 @@ void CudaBackend::run(const AttentionBackward& op) {
     launch(row_sums_kernel<T>, how(op.heads, 0), op, table);
     if (attention_backward_on_tensor_cores(op, table, *device_)) return;
     launch(attention_backward_kernel<T, false>, how(op.heads, sizeof(WarpScratch[kWarps])), op,
-           table);
+           table, cap);
     launch(attention_backward_kernel<T, true>, how(op.kv_heads, sizeof(WarpScratch[kWarps])), op,
-           table);
+           table, cap);
   });
 }
 

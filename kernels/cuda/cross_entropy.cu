@@ -88,6 +88,10 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_backward_kernel(CrossE
         d.at[i] -= op.scale;
         static_cast<float*>(op.loss.data)[row * op.loss.stride] = sum - x.at[i];
       }
+      if (op.soft_cap > 0.0f) {
+        const float t = x.at[i] / op.soft_cap;
+        d.at[i] *= 1.0f - t * t;
+      }
     }
     store<T, kWidth>(d, op.d_logits, row, col);
   }

@@ -51,8 +51,9 @@ class CudaBackend : public Backend {
   void run(const LayerNorm& op) override;
   void run(const Rope& op) override;
   void run(const Attention& op) override;
-  void run(const SiluGate& op) override;
+  void run(const GatedProduct& op) override;
   void run(const ScaledSum& op) override;
+  void run(const SoftCap& op) override;
   void run(const Relu& op) override;
   void run(const CrossEntropy& op) override;
   void run(const CheckFinite& op) override;
@@ -60,7 +61,7 @@ class CudaBackend : public Backend {
   void run(const RmsNormBackward& op) override;
   void run(const LayerNormBackward& op) override;
   void run(const AttentionBackward& op) override;
-  void run(const SiluGateBackward& op) override;
+  void run(const GatedProductBackward& op) override;
   void run(const ReluBackward& op) override;
   double run(const SquaredError& op) override;
   void run(const LogSumExp& op) override;

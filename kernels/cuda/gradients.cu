@@ -6,6 +6,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/float.cuh"
+#include "kernels/cuda/gate.cuh"
 
 namespace roundhouse {
 namespace {
@@ -19,16 +20,19 @@ __device__ double reciprocal_root(double variance, float epsilon) {
   return sum > 0.0 ? 1.0 / sqrt(sum) : variance;  // NaN stays NaN
 }
 
-// dx (+)= dy weight a + x b + c, by the thread that reads the same columns before.
+// dx (+)= dy (offset + weight) a + x b + c, by the thread that reads the same columns before.
 template <class T, int kWidth, class Op>
-__device__ void combine_row(const Op& op, std::int64_t row, float a, float b, float c) {
+__device__ void combine_row(const Op& op, std::int64_t row, float offset, float a, float b,
+                            float c) {
   const int cols = static_cast<int>(op.x.cols);
   for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
     const Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
     const Floats<kWidth> weight = load<T, kWidth>(op.weight, 0, col);
     Floats<kWidth> dx = load<T, kWidth>(op.dy, row, col);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) dx.at[i] = dx.at[i] * weight.at[i] * a + x.at[i] * b + c;
+    for (int i = 0; i < kWidth; ++i) {
+      dx.at[i] = dx.at[i] * (offset + weight.at[i]) * a + x.at[i] * b + c;
+    }
     if (op.accumulate) {
       const Floats<kWidth> before = load<T, kWidth>(op.dx, row, col);
 #pragma unroll
@@ -53,14 +57,14 @@ __global__ void __launch_bounds__(kThreads) rms_norm_backward_kernel(RmsNormBack
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       xx += x.at[i] * x.at[i];
-      gx += dy.at[i] * weight.at[i] * x.at[i];
+      gx += dy.at[i] * (op.offset + weight.at[i]) * x.at[i];
     }
   }
   const double mean_xx = block_reduce<kThreads>(static_cast<double>(xx), parts, Plus()) / cols;
   const double mean_gx = block_reduce<kThreads>(static_cast<double>(gx), parts, Plus()) / cols;
   const double r = reciprocal_root(mean_xx, op.epsilon);
-  combine_row<T, kWidth>(op, row, static_cast<float>(r), static_cast<float>(-r * r * r * mean_gx),
-                         0.0f);
+  combine_row<T, kWidth>(op, row, op.offset, static_cast<float>(r),
+                         static_cast<float>(-r * r * r * mean_gx), 0.0f);
 }
 
 template <class T, int kWidth>
@@ -97,13 +101,13 @@ __global__ void __launch_bounds__(kThreads) layer_norm_backward_kernel(LayerNorm
   const double mean_gx = block_reduce<kThreads>(static_cast<double>(gx), parts, Plus()) / cols;
   const double r = reciprocal_root(variance, op.epsilon);
   const double slope = -r * r * r * mean_gx;  // r (g - mean(g) - (x - mean) r² mean(g (x - mean)))
-  combine_row<T, kWidth>(op, row, static_cast<float>(r), static_cast<float>(slope),
+  combine_row<T, kWidth>(op, row, 0.0f, static_cast<float>(r), static_cast<float>(slope),
                          static_cast<float>(-r * mean_g - slope * mean));
 }
 
 template <class T, int kWidth>
-struct GateWithSiluBackward {
-  SiluGateBackward op;
+struct GateBackward {
+  GatedProductBackward op;
   __device__ void operator()(std::int64_t row, std::int64_t col) const {
     const Floats<kWidth> gate = load<T, kWidth>(op.gate, row, col);
     const Floats<kWidth> up = load<T, kWidth>(op.up, row, col);
@@ -113,8 +117,11 @@ struct GateWithSiluBackward {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       const float g = gate.at[i];
-      const float s = 1.0f / (1.0f + expf(-g));
-      d_gate.at[i] = dy.at[i] * up.at[i] * s * (1.0f + g * (1.0f - s));
+      const float s = 1.0f / (1.0f + expf(-exponent_of(op.function, g)));
+      const float slope = op.function == GateFunction::kSilu
+                              ? 1.0f + g * (1.0f - s)
+                              : 1.0f + g * (1.0f - s) * gelu_exponent_slope(g);
+      d_gate.at[i] = dy.at[i] * up.at[i] * s * slope;
       d_up.at[i] = dy.at[i] * g * s;
     }
     store<T, kWidth>(d_gate, op.d_gate, row, col);
@@ -207,13 +214,13 @@ void CudaBackend::run(const LayerNormBackward& op) {
   });
 }
 
-void CudaBackend::run(const SiluGateBackward& op) {
+void CudaBackend::run(const GatedProductBackward& op) {
   const bool packed = can_pack(op.gate) && can_pack(op.up) && can_pack(op.dy) &&
                       can_pack(op.d_gate) && can_pack(op.d_up);
   with_activation_type(op.gate.type, [&](auto type) {
     with_width(packed, [&](auto width) {
       for_each_element(op.gate.rows, op.gate.cols, width, device_->stream(),
-                       GateWithSiluBackward<typename decltype(type)::type, width()>{op});
+                       GateBackward<typename decltype(type)::type, width()>{op});
     });
   });
 }

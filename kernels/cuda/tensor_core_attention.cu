@@ -29,7 +29,8 @@ __device__ float row_reduce(float value, Combine combine) {
 }
 
 template <int kHeadDim, int kRowTiles, int kKeys>
-__global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kernel(Attention op) {
+__global__ void __launch_bounds__(kAttentionThreads)
+    tensor_core_attention_kernel(Attention op, UnscaledCap cap) {
   using Memory = Shared<kHeadDim, kRowTiles, kKeys>;
   Memory& shared = shared_memory<Memory>();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -99,6 +100,18 @@ __global__ void __launch_bounds__(kAttentionThreads) tensor_core_attention_kerne
       }
     }
 
+    if (cap.inner > 0.0f) {
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            score[tile][j][i] = cap.outer * cap.tanh_of(score[tile][j][i]);
+          }
+        }
+      }
+    }
     if (key + kKeys - 1 > my_first ||
         key <= my_last - window) {  // some of the warp's queries see not all
 #pragma unroll
@@ -206,7 +219,7 @@ void launch_attention(const Attention& op, CudaDevice& device) {
           .threads = kAttentionThreads,
           .shared_bytes = sizeof(Memory),
           .stream = device.stream()},
-         op);
+         op, UnscaledCap(op.scale, op.score_cap));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // of heads of up to 128 together; of longer ones each has a kernel of its own.
 //
 // With x for the block's own rows and y for a tile of the others (first: q or k; second: d_out or v):
-//   P from x_first y_firstᵀ,   dS = P * (x_second y_secondᵀ - D) scale,   d_first += dS y_first,   dv += P y_second.
+//   P from x_first y_firstᵀ,   dS = P * (x_second y_secondᵀ - D) scale (1 - (score / cap)²),   d_first += dS y_first,   dv += P y_second.
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/float.cuh"
@@ -66,7 +66,8 @@ __device__ void add_product(const float (&a)[kOthers / 8][4], Rows<kHeadDim, kOt
 
 template <int kHeadDim, int kOthers, Of kOf>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
-    tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums) {
+    tensor_core_attention_backward_kernel(AttentionBackward op, RowSumsTable sums,
+                                          UnscaledCap cap) {
   constexpr bool kOfKeys = kOf != Of::kQueries;
   constexpr bool kFirst = kOf != Of::kValues;                                // d_first is wanted
   constexpr bool kSecond = kOf == Of::kValues || kOf == Of::kKeysAndValues;  // dv is
@@ -179,9 +180,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
           if constexpr (!kOfKeys) of_query = of_mine[half];
           float& score = p[j][2 * half + side];
           float& dp = slope[j][2 * half + side];
+          float slope_of_score = op.scale;
+          if (cap.inner > 0.0f) {
+            const float t = cap.tanh_of(score);
+            score = cap.outer * t;
+            slope_of_score *= 1.0f - t * t;
+          }
           const float softmax = exp2f(score * to_log2 - of_query.log_sum_exp * kLog2E);
           score = seen ? softmax : 0.0f;
-          dp = seen ? softmax * (dp - of_query.d) * op.scale : 0.0f;
+          dp = seen ? softmax * (dp - of_query.d) * slope_of_score : 0.0f;
         }
       }
     }
@@ -222,7 +229,7 @@ void launch_backward(const AttentionBackward& op, RowSumsTable sums, CudaDevice&
                   .stream = device.stream()};
   };
   const auto start = [&](auto* kernel, std::int64_t heads) {
-    launch(kernel, how(heads), op, sums);
+    launch(kernel, how(heads), op, sums, UnscaledCap(op.scale, op.score_cap));
   };
   start(tensor_core_attention_backward_kernel<kHeadDim, kOthers, Of::kQueries>, op.heads);
   if constexpr (kHeadDim <= 128) {

@@ -7,6 +7,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/float.cuh"
+#include "kernels/cuda/gate.cuh"
 
 namespace roundhouse {
 namespace {
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNorm op) {
     Floats<kWidth> x = load<T, kWidth>(op.x, row, col);
     const Floats<kWidth> weight = load<T, kWidth>(op.weight, 0, col);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) x.at[i] = x.at[i] * factor * weight.at[i];
+    for (int i = 0; i < kWidth; ++i) x.at[i] = x.at[i] * factor * (op.offset + weight.at[i]);
     store<T, kWidth>(x, op.y, row, col);
   }
 }
@@ -105,14 +106,15 @@ struct Rotate {
 };
 
 template <class T, int kWidth>
-struct GateWithSilu {
-  SiluGate op;
+struct Gate {
+  GatedProduct op;
   __device__ void operator()(std::int64_t row, std::int64_t col) const {
     Floats<kWidth> gate = load<T, kWidth>(op.gate, row, col);
     const Floats<kWidth> up = load<T, kWidth>(op.up, row, col);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      gate.at[i] = gate.at[i] / (1.0f + expf(-gate.at[i])) * up.at[i];
+      const float a = exponent_of(op.function, gate.at[i]);
+      gate.at[i] = gate.at[i] / (1.0f + expf(-a)) * up.at[i];
     }
     store<T, kWidth>(gate, op.y, row, col);
   }
@@ -131,6 +133,17 @@ struct AddScaled {
       for (int i = 0; i < kWidth; ++i) x.at[i] = y.at[i] + x.at[i];
     }
     store<T, kWidth>(x, op.y, row, col);
+  }
+};
+
+template <int kWidth>
+struct CapSoftly {
+  SoftCap op;
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> x = load<float, kWidth>(op.x, row, col);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x.at[i] = op.cap * tanhf(x.at[i] / op.cap);
+    store<float, kWidth>(x, op.y, row, col);
   }
 };
 
@@ -209,12 +222,12 @@ void CudaBackend::run(const Rope& op) {
   });
 }
 
-void CudaBackend::run(const SiluGate& op) {
+void CudaBackend::run(const GatedProduct& op) {
   const std::int64_t cols = op.gate.cols;
   with_activation_type(op.gate.type, [&](auto type) {
     with_width(can_pack(op.gate) && can_pack(op.up) && can_pack(op.y), [&](auto width) {
       for_each_element(op.gate.rows, cols, width, device_->stream(),
-                       GateWithSilu<typename decltype(type)::type, width()>{op});
+                       Gate<typename decltype(type)::type, width()>{op});
     });
   });
 }
@@ -225,6 +238,12 @@ void CudaBackend::run(const ScaledSum& op) {
       for_each_element(op.x.rows, op.x.cols, width, device_->stream(),
                        AddScaled<typename decltype(type)::type, width()>{op});
     });
+  });
+}
+
+void CudaBackend::run(const SoftCap& op) {
+  with_width(can_pack(op.x) && can_pack(op.y), [&](auto width) {
+    for_each_element(op.x.rows, op.x.cols, width, device_->stream(), CapSoftly<width()>{op});
   });
 }
 

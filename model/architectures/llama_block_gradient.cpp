@@ -10,19 +10,17 @@ std::vector<Tensor> LlamaBlock::forward_half(Half half, const BlockWeights& weig
                                              Tensor& residual, std::int64_t length,
                                              Backend& backend) const {
   const bool attention = half == Half::kAttention;
-  const NormIndex norm = attention ? kAttentionNorm : kMlpNorm;
   std::vector<Tensor> inner;
   {
-    const Tensor n = input_of(norm, weights, residual, backend);
+    const Tensor n = input_of(half, weights, residual, backend);
     inner = attention
                 ? attention_.forward(weights, n, length, SelfAttention::For::kBackward, backend)
                 : gate_and_up(weights, n, backend);
   }
   Tensor product;
   if (!attention) product = gated_product(parts_of(inner), backend);
-  Tensor raw =
-      add_output(attention ? o_ : down_, norm, weights,
-                 attention ? inner[SelfAttention::kOutput] : product, true, residual, backend);
+  Tensor raw = add_output(half, weights, attention ? inner[SelfAttention::kOutput] : product, true,
+                          residual, backend);
   if (config_.norms_of_outputs) inner.push_back(std::move(raw));
   return inner;
 }
@@ -41,28 +39,29 @@ void LlamaBlock::backward_half(Half half, const BlockWeights& weights,
 void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                               std::int64_t length, Tensor& gradient, const TakeGradient& take,
                               Backend& backend) const {
-  const Tensor own = output_gradient(kMlpNorm, weights, saved, gradient, backend);
+  const Tensor own = output_gradient(Half::kMlp, weights, saved, gradient, backend);
   const Tensor& dy = own.empty() ? gradient : own;
   std::vector<Tensor> outputs = std::move(saved.inner);
   const GateUp parts = parts_of(outputs);
   take(down_, {dy, gated_product(parts, backend), length});
   {
     const Tensor d_product = input_gradient_of(dy, weights.linears[down_], backend);
-    backend.silu_gate_backward({.gate = parts.gate,
-                                .up = parts.up,
-                                .dy = d_product.view(),
-                                .d_gate = parts.gate,
-                                .d_up = parts.up});
+    backend.gated_product_backward({.gate = parts.gate,
+                                    .up = parts.up,
+                                    .dy = d_product.view(),
+                                    .d_gate = parts.gate,
+                                    .d_up = parts.up,
+                                    .function = config_.gate});
   }
   const std::vector<Tensor> gradients = std::move(outputs);  // in place
   {
-    const Tensor n = input_of(kMlpNorm, weights, saved.input, backend);
+    const Tensor n = input_of(Half::kMlp, weights, saved.input, backend);
     for (int linear = up_; linear >= gate_; --linear) {
       take(linear, {gradients[static_cast<std::size_t>(linear - gate_)], n, length});
     }
   }
   add_half_gradient(
-      kMlpNorm, weights, saved.input,
+      Half::kMlp, weights, saved.input,
       [&](Matrix to, bool accumulate) {
         for (int linear = gate_; linear <= up_; ++linear) {
           add_input_gradient(gradients[static_cast<std::size_t>(linear - gate_)],
@@ -75,21 +74,21 @@ void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfH
 void LlamaBlock::attention_backward(const BlockWeights& weights, SavedActivations::OfHalf& saved,
                                     std::int64_t length, Tensor& gradient, const TakeGradient& take,
                                     InputGradient input_gradient, Backend& backend) const {
-  const Tensor own = output_gradient(kAttentionNorm, weights, saved, gradient, backend);
+  const Tensor own = output_gradient(Half::kAttention, weights, saved, gradient, backend);
   const SelfAttention::Gradients gradients = attention_.backward(
       weights, std::move(saved.inner), own.empty() ? gradient : own, length, take, backend);
-  attention_.take_gradients(gradients, input_of(kAttentionNorm, weights, saved.input, backend),
+  attention_.take_gradients(gradients, input_of(Half::kAttention, weights, saved.input, backend),
                             length, take);
   if (input_gradient == InputGradient::kNo) return;
   add_half_gradient(
-      kAttentionNorm, weights, saved.input,
+      Half::kAttention, weights, saved.input,
       [&](Matrix to, bool accumulate) {
         attention_.add_input_gradients(weights, gradients, to, accumulate, backend);
       },
       gradient, backend);
 }
 
-Tensor LlamaBlock::output_gradient(NormIndex norm, const BlockWeights& weights,
+Tensor LlamaBlock::output_gradient(Half half, const BlockWeights& weights,
                                    SavedActivations::OfHalf& saved, const Tensor& gradient,
                                    Backend& backend) const {
   if (!config_.norms_of_outputs && config_.residual_multiplier == 1.0f) return {};
@@ -102,29 +101,31 @@ Tensor LlamaBlock::output_gradient(NormIndex norm, const BlockWeights& weights,
     const Tensor raw = std::move(saved.inner.back());
     saved.inner.pop_back();
     backend.rms_norm_backward({.x = raw.view(),
-                               .weight = weights.norms[norm].view(),
+                               .weight = weights.norms[norms_of(half).output].view(),
                                .dy = std::as_const(dy).view(),
                                .dx = dy.view(),
-                               .epsilon = config_.norm_epsilon});
+                               .epsilon = config_.norm_epsilon,
+                               .offset = config_.norm_offset});
   }
   return dy;
 }
 
-void LlamaBlock::add_half_gradient(NormIndex norm, const BlockWeights& weights, const Tensor& x,
+void LlamaBlock::add_half_gradient(Half half, const BlockWeights& weights, const Tensor& x,
                                    const AddInputGradients& add, Tensor& gradient,
                                    Backend& backend) const {
-  if (config_.norms_of_outputs) {
+  if (!config_.norms_of_inputs) {
     add(gradient.view(), true);
     return;
   }
   Tensor dn(backend, backend.activation_type(), gradient.rows(), hidden_size_);
   add(dn.view(), false);
   backend.rms_norm_backward({.x = x.view(),
-                             .weight = weights.norms[norm].view(),
+                             .weight = weights.norms[norms_of(half).input].view(),
                              .dy = std::as_const(dn).view(),
                              .dx = gradient.view(),
                              .epsilon = config_.norm_epsilon,
-                             .accumulate = true});
+                             .accumulate = true,
+                             .offset = config_.norm_offset});
 }
 
 }  // namespace roundhouse

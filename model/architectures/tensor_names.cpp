@@ -40,15 +40,21 @@ BlockLayout llama_block(const ModelConfig& c) {
   }
   add("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias);
 
-  if (!c.norms_of_outputs) block.norms.push_back({"input_layernorm.weight", c.hidden_size});
-  block.norms.push_back({"post_attention_layernorm.weight", c.hidden_size});
-  if (c.norms_of_outputs) {
-    block.norms.push_back({"post_feedforward_layernorm.weight", c.hidden_size});
+  const auto add_norm = [&](const char* name, std::int64_t size) {
+    block.norms.push_back({name, size, c.norm_offset});
+  };
+  if (c.norms_of_inputs) add_norm("input_layernorm.weight", c.hidden_size);
+  if (c.norms_of_outputs) add_norm("post_attention_layernorm.weight", c.hidden_size);
+  if (c.norms_of_inputs) {
+    add_norm(
+        c.norms_of_outputs ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight",
+        c.hidden_size);
   }
+  if (c.norms_of_outputs) add_norm("post_feedforward_layernorm.weight", c.hidden_size);
   if (c.query_key_norm != QueryKeyNorm::kNone) {
     const bool all = c.query_key_norm == QueryKeyNorm::kAll;
-    block.norms.push_back({"self_attn.q_norm.weight", all ? q : c.head_dim});
-    block.norms.push_back({"self_attn.k_norm.weight", all ? kv : c.head_dim});
+    add_norm("self_attn.q_norm.weight", all ? q : c.head_dim);
+    add_norm("self_attn.k_norm.weight", all ? kv : c.head_dim);
   }
   return block;
 }

@@ -35,8 +35,9 @@ struct LinearSpec {
 
 // A norm's weight, or its bias.
 struct NormSpec {
-  std::string name;   // within the block, e.g. "input_layernorm.weight"
-  std::int64_t size;  // values
+  std::string name;     // within the block, e.g. "input_layernorm.weight"
+  std::int64_t size;    // values
+  float offset = 0.0f;  // what the block adds to them: RmsNorm::offset
 };
 
 struct SharedInput {

@@ -40,18 +40,25 @@ View rows_of(View x, std::int64_t width) {
 
 }  // namespace
 
-RotaryTables::RotaryTables(const RopeConfig& rope, std::int64_t max_length, Backend& backend)
-    : longest_short_(max_length) {
+RotaryTables::OfRope::OfRope(const RopeConfig& rope, std::int64_t max_length, Backend& backend)
+    : longest_short(max_length) {
   if (rope.scaling == RopeConfig::Scaling::kLongRope && max_length > rope.original_positions) {
-    longest_short_ = rope.original_positions;
-    long_ = tables_of(rotary_frequencies(rope, max_length), rope.magnitude, max_length, backend);
+    longest_short = rope.original_positions;
+    long_ones =
+        tables_of(rotary_frequencies(rope, max_length), rope.magnitude, max_length, backend);
   }
-  short_ =
-      tables_of(rotary_frequencies(rope, longest_short_), rope.magnitude, longest_short_, backend);
+  short_ones =
+      tables_of(rotary_frequencies(rope, longest_short), rope.magnitude, longest_short, backend);
 }
 
-const RotaryTables::Tables& RotaryTables::of(std::int64_t length) const {
-  return length > longest_short_ ? long_ : short_;
+RotaryTables::RotaryTables(const ModelConfig& config, std::int64_t max_length, Backend& backend)
+    : all_(config.rope, max_length, backend) {
+  if (config.window_rope) windowed_.emplace(*config.window_rope, max_length, backend);
+}
+
+const RotaryTables::Tables& RotaryTables::of(bool windowed, std::int64_t length) const {
+  const OfRope& rope = windowed && windowed_ ? *windowed_ : all_;
+  return length > rope.longest_short ? rope.long_ones : rope.short_ones;
 }
 
 SelfAttention::SelfAttention(const ModelConfig& config, std::int64_t max_length, int query_norm,
@@ -105,8 +112,8 @@ std::vector<Tensor> SelfAttention::forward(const BlockWeights& weights, const Te
     }
   }
   const Heads heads = heads_in(inner[kQueries], inner[kKeys], inner[kValues]);
-  rotate(heads.q, heads_, length, false, backend);
-  rotate(heads.k, kv_heads_, length, false, backend);
+  rotate(heads.q, heads_, weights.block, length, false, backend);
+  rotate(heads.k, kv_heads_, weights.block, length, false, backend);
   inner[kOutput] = Tensor(backend, backend.activation_type(), x.rows(), heads_ * head_dim_);
   if (saves) inner[kLogSumExp] = Tensor(backend, DType::kF32, x.rows(), heads_);
   backend.attention({.q = heads.q,
@@ -119,7 +126,8 @@ std::vector<Tensor> SelfAttention::forward(const BlockWeights& weights, const Te
                      .length = length,
                      .window = config_.window_of(weights.block),
                      .scale = scale_,
-                     .log_sum_exp = saves ? inner[kLogSumExp].view() : Matrix()});
+                     .log_sum_exp = saves ? inner[kLogSumExp].view() : Matrix(),
+                     .score_cap = config_.score_cap});
   return inner;
 }
 
@@ -151,9 +159,10 @@ SelfAttention::Gradients SelfAttention::backward(const BlockWeights& weights,
                               .head_dim = head_dim_,
                               .length = length,
                               .window = config_.window_of(weights.block),
-                              .scale = scale_});
-  rotate(d_heads.q, heads_, length, true, backend);
-  rotate(d_heads.k, kv_heads_, length, true, backend);
+                              .scale = scale_,
+                              .score_cap = config_.score_cap});
+  rotate(d_heads.q, heads_, weights.block, length, true, backend);
+  rotate(d_heads.k, kv_heads_, weights.block, length, true, backend);
   if (query_norm_ >= 0) {
     for (const int i : {0, 1}) {
       normalize_backward(weights.norms[query_norm_ + i], inner[kRawQueries + i], gradients[i],
@@ -176,10 +185,10 @@ void SelfAttention::add_input_gradients(const BlockWeights& weights, const Gradi
   }
 }
 
-void SelfAttention::rotate(Matrix x, std::int64_t heads, std::int64_t length, bool backward,
-                           Backend& backend) const {
+void SelfAttention::rotate(Matrix x, std::int64_t heads, std::int64_t block, std::int64_t length,
+                           bool backward, Backend& backend) const {
   if (!rotary_) return;
-  const RotaryTables::Tables& tables = rotary_->of(length);
+  const RotaryTables::Tables& tables = rotary_->of(config_.has_window(block), length);
   backend.rope({.x = x,
                 .cos = tables.cos.view(),
                 .sin = tables.sin.view(),
@@ -194,7 +203,8 @@ void SelfAttention::normalize(const Tensor& weight, const Tensor& x, Tensor& y,
   backend.rms_norm({.x = rows_of(x.view(), weight.cols()),
                     .weight = weight.view(),
                     .y = rows_of(y.view(), weight.cols()),
-                    .epsilon = config_.norm_epsilon});
+                    .epsilon = config_.norm_epsilon,
+                    .offset = config_.norm_offset});
 }
 
 void SelfAttention::normalize_backward(const Tensor& weight, const Tensor& x, Tensor& dy,
@@ -204,7 +214,8 @@ void SelfAttention::normalize_backward(const Tensor& weight, const Tensor& x, Te
                              .weight = weight.view(),
                              .dy = d,
                              .dx = d,
-                             .epsilon = config_.norm_epsilon});
+                             .epsilon = config_.norm_epsilon,
+                             .offset = config_.norm_offset});
 }
 
 }  // namespace roundhouse

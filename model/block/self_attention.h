@@ -14,17 +14,22 @@ namespace roundhouse {
 // Cosines and sines of pair j at position p: of the angle p f_j (rotary_frequencies()), times the magnitude.
 class RotaryTables {
  public:
-  RotaryTables(const RopeConfig& rope, std::int64_t max_length, Backend& backend);
+  RotaryTables(const ModelConfig& config, std::int64_t max_length, Backend& backend);
 
   struct Tables {
     Tensor cos, sin;  // [positions, pairs] F32
   };
-  // For sequences of so many tokens.
-  const Tables& of(std::int64_t length) const;
+  // Of a block, with the window or without, for sequences of so many tokens.
+  const Tables& of(bool windowed, std::int64_t length) const;
 
  private:
-  Tables short_, long_;
-  std::int64_t longest_short_ = 0;  // longer sequences take the second ones
+  struct OfRope {
+    OfRope(const RopeConfig& rope, std::int64_t max_length, Backend& backend);
+    Tables short_ones, long_ones;
+    std::int64_t longest_short = 0;  // longer sequences take the second ones
+  };
+  OfRope all_;
+  std::optional<OfRope> windowed_;  // none: the same
 };
 
 class SelfAttention {
@@ -67,7 +72,7 @@ class SelfAttention {
   };
   // Of tensors as the linears leave them: three, or one with all.
   Heads heads_in(Tensor& first, Tensor& second, Tensor& third) const;
-  void rotate(Matrix x, std::int64_t heads, std::int64_t length, bool backward,
+  void rotate(Matrix x, std::int64_t heads, std::int64_t block, std::int64_t length, bool backward,
               Backend& backend) const;
   // y = the norm of x, row by row or head by head, as the weights are wide.
   void normalize(const Tensor& weight, const Tensor& x, Tensor& y, Backend& backend) const;

@@ -1,6 +1,7 @@
 #include "model/config/config_json.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <nlohmann/json.hpp>
 
@@ -67,6 +68,32 @@ Json rope_scaling(const RopeConfig& rope) {
   return json;
 }
 
+// With theta.
+Json rope_parameters(const RopeConfig& rope) {
+  Json json = rope_scaling(rope);
+  if (json.is_null()) json["rope_type"] = "default";
+  json["rope_theta"] = rope.theta;
+  return json;
+}
+
+void add_gemma_keys(const ModelConfig& c, Json& json) {
+  const auto cap = [](float value) { return value > 0.0f ? Json(value) : Json(); };
+  const double scale = static_cast<double>(c.attention_scale);
+  json["query_pre_attn_scalar"] = std::llround(1.0 / (scale * scale));
+  json["hidden_activation"] = "gelu_pytorch_tanh";
+  json["final_logit_softcapping"] = cap(c.logit_cap);
+  json["attn_logit_softcapping"] = cap(c.score_cap);
+  json["pad_token_id"] = 0;
+  if (c.window_rope) {
+    json.erase("rope_theta");
+    json.erase("rope_scaling");
+    json["rope_parameters"] = {{"full_attention", rope_parameters(c.rope)},
+                               {"sliding_attention", rope_parameters(*c.window_rope)}};
+  }
+  json.erase("hidden_act");
+  json.erase("use_sliding_window");
+}
+
 Json llama_kind_config(const ModelConfig& c) {
   Json json = {{"hidden_size", c.hidden_size},
                {"intermediate_size", c.intermediate_size},
@@ -92,7 +119,9 @@ Json llama_kind_config(const ModelConfig& c) {
   }
   if (!c.windowed.empty()) {
     json["use_sliding_window"] = true;
-    for (const bool has : c.windowed) {
+    // A model that is made of fewer blocks than this one, or of more, has them in the same order.
+    for (std::int64_t block = 0; block < c.blocks; ++block) {
+      const bool has = c.windowed[static_cast<std::size_t>(block) % c.windowed.size()];
       json["layer_types"].push_back(has ? "sliding_attention" : "full_attention");
     }
   }
@@ -103,6 +132,8 @@ Json llama_kind_config(const ModelConfig& c) {
     json["embedding_multiplier"] = c.embedding_multiplier;
     json["logits_scaling"] = c.logits_divisor;
   }
+  if (c.architecture == Architecture::kGemma2 || c.architecture == Architecture::kGemma3)
+    add_gemma_keys(c, json);
   return json;
 }
 

@@ -1,6 +1,9 @@
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 
+#include "base/dtype.h"
 #include "base/error.h"
 #include "model/config/families.h"
 #include "model/config/rope_keys.h"
@@ -19,6 +22,7 @@ struct Defaults {
   int bos = 1;
   std::vector<int> eos = {2};
   RopeDefaults rope = {};
+  bool tied_embeddings = false;
 };
 
 Defaults defaults_of(Architecture architecture) {
@@ -36,22 +40,45 @@ Defaults defaults_of(Architecture architecture) {
               .rope = {.may_be_partial = true, .original_positions = 4096}};
     case Architecture::kOlmo2:
       return {.norm_epsilon = 1e-5, .bos = -1, .eos = {50279}};
+    case Architecture::kGemma2:
+    case Architecture::kGemma3: {
+      const bool third = architecture == Architecture::kGemma3;
+      return {.kv_heads = 4,
+              .head_dim = 256,
+              .max_positions = third ? 131072 : 8192,
+              .bos = 2,
+              .eos = {1},
+              .rope = {.theta = third ? 1e6 : 1e4},
+              .tied_embeddings = true};
+    }
     default:
       return {};
   }
 }
 
-// Which blocks have the window: "layer_types", or those from max_window_layers on.
-std::vector<bool> windowed_blocks(const ConfigKeys& keys, std::int64_t blocks) {
+bool is_gemma(Architecture architecture) {
+  return architecture == Architecture::kGemma2 || architecture == Architecture::kGemma3;
+}
+
+// Which blocks have the window: those that "layer_types" lists, or where it is absent those from max_window_layers on; Gemma's have
+// it but for every second or sixth one.
+std::vector<bool> windowed_blocks(const ConfigKeys& keys, const ModelConfig& config) {
+  const std::int64_t blocks = config.blocks;
   const std::int64_t first =
       keys.find("max_window_layers") == nullptr
           ? 28
           : keys.integer("max_window_layers", *keys.find("max_window_layers"), 0,
                          ConfigKeys::kMostSize);
+  const std::int64_t pattern = config.architecture == Architecture::kGemma3
+                                   ? keys.size("sliding_window_pattern", ConfigKeys::kMostSize, 6)
+                                   : 2;
   std::vector<bool> windowed;
   const json* types = keys.find("layer_types");
   if (types == nullptr) {
-    for (std::int64_t block = 0; block < blocks; ++block) windowed.push_back(block >= first);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      windowed.push_back(is_gemma(config.architecture) ? (block + 1) % pattern != 0
+                                                       : block >= first);
+    }
     return windowed;
   }
   if (!types->is_array() || static_cast<std::int64_t>(types->size()) != blocks)
@@ -81,7 +108,7 @@ void read_window(const ConfigKeys& keys, ModelConfig& config) {
     case Architecture::kQwen3: {
       const bool has_window = keys.boolean("use_sliding_window", false);
       const std::int64_t width = has_window ? window(4096, 0) : 0;
-      const std::vector<bool> windowed = windowed_blocks(keys, config.blocks);
+      const std::vector<bool> windowed = windowed_blocks(keys, config);
       if (width > 0) {
         config.sliding_window = width;
         config.windowed = windowed;
@@ -92,9 +119,40 @@ void read_window(const ConfigKeys& keys, ModelConfig& config) {
       }
       return;
     }
+    case Architecture::kGemma2:
+    case Architecture::kGemma3:
+      config.windowed = windowed_blocks(keys, config);
+      config.sliding_window = window(4096, 0);
+      if (config.sliding_window == 0 && std::ranges::count(config.windowed, true) > 0)
+        keys.refuse("sliding_window", "blocks of sliding_attention need a width");
+      return;
     default:
       return;
   }
+}
+
+// What Gemma has besides. Both kinds share all but the caps and the rotation.
+void read_gemma(const ConfigKeys& keys, ModelConfig& config) {
+  const bool third = config.architecture == Architecture::kGemma3;
+  if (keys.boolean("use_bidirectional_attention", false))
+    keys.refuse("use_bidirectional_attention", "decoders that see what comes before alone are");
+  config.norms_of_outputs = true;
+  config.norm_offset = 1.0f;
+  config.gate = GateFunction::kGeluTanh;
+  if (third) config.query_key_norm = QueryKeyNorm::kHeads;
+  config.attention_scale = static_cast<float>(
+      1.0 / std::sqrt(keys.number_at("query_pre_attn_scalar", 1e-3, 1e9, 256.0)));
+  config.embedding_multiplier = rounded_to(
+      config.dtype, static_cast<float>(std::sqrt(static_cast<double>(config.hidden_size))));
+  const auto cap = [&](const char* key, double absent) {
+    return keys.absent(key) ? static_cast<float>(absent)
+                            : static_cast<float>(keys.number_at(key, 1e-3, 1e6, 0.0));
+  };
+  config.logit_cap = cap("final_logit_softcapping", third ? 0.0 : 30.0);
+  // transformers keeps the key and applies no cap: whatever a config wants with it, it is not what would be computed.
+  if (third && keys.find("attn_logit_softcapping") != nullptr)
+    keys.refuse("attn_logit_softcapping", "Gemma 3 has no caps on scores");
+  config.score_cap = third ? 0.0f : cap("attn_logit_softcapping", 50.0);
 }
 
 void read_biases(const ConfigKeys& keys, ModelConfig& config) {
@@ -111,6 +169,8 @@ void read_biases(const ConfigKeys& keys, ModelConfig& config) {
       break;
     case Architecture::kQwen3:
     case Architecture::kOlmo2:
+    case Architecture::kGemma2:
+    case Architecture::kGemma3:
       config.qkv_bias = config.output_bias = attention;
       break;
     default:
@@ -124,7 +184,11 @@ void read_biases(const ConfigKeys& keys, ModelConfig& config) {
 
 void read_llama_kind(const ConfigKeys& keys, ModelConfig& config) {
   const Defaults defaults = defaults_of(config.architecture);
-  require_activation(keys, "hidden_act", "silu");
+  if (is_gemma(config.architecture)) {
+    require_activation(keys, "hidden_activation", "gelu_pytorch_tanh");
+  } else {
+    require_activation(keys, "hidden_act", "silu");
+  }
 
   config.intermediate_size = keys.size("intermediate_size");
   // Absence takes the default, null means one key/value head for each query head.
@@ -151,13 +215,25 @@ void read_llama_kind(const ConfigKeys& keys, ModelConfig& config) {
       static_cast<float>(keys.number_at("rms_norm_eps", 1e-12, 0.1, defaults.norm_epsilon));
   read_biases(keys, config);
   read_window(keys, config);
-  config.rope = read_rope(keys, config.head_dim, config.max_positions, defaults.rope);
-  config.tied_embeddings = keys.boolean("tie_word_embeddings", false);
+  if (config.architecture == Architecture::kGemma3) {
+    const auto of_type = [&](const RopeOfType& of, const RopeDefaults& rope) {
+      return read_rope_of_type(keys, of, config.head_dim, config.max_positions, rope);
+    };
+    config.rope = of_type({"full_attention", "rope_theta"}, defaults.rope);
+    config.window_rope = of_type({"sliding_attention", "rope_local_base_freq"}, {.theta = 1e4});
+  } else {
+    config.rope = read_rope(keys, config.head_dim, config.max_positions, defaults.rope);
+  }
+  config.tied_embeddings = keys.boolean("tie_word_embeddings", defaults.tied_embeddings);
   config.bos = defaults.bos;
   config.eos = defaults.eos;
 
   config.fused_linears = config.architecture == Architecture::kPhi3;
-  config.norms_of_outputs = config.architecture == Architecture::kOlmo2;
+  if (config.architecture == Architecture::kOlmo2) {
+    config.norms_of_inputs = false;
+    config.norms_of_outputs = true;
+  }
+  if (is_gemma(config.architecture)) read_gemma(keys, config);
   if (config.architecture == Architecture::kQwen3) config.query_key_norm = QueryKeyNorm::kHeads;
   if (config.architecture == Architecture::kOlmo2) config.query_key_norm = QueryKeyNorm::kAll;
   if (config.architecture == Architecture::kGranite) {

@@ -139,43 +139,46 @@ std::int64_t rotated_columns(const ConfigKeys& keys, std::int64_t head_dim, bool
   return columns;
 }
 
-}  // namespace
+// An object within the config, and the key that it stands at.
+using RopeObjects = std::vector<std::pair<const char*, ConfigKeys>>;
 
-RopeConfig read_rope(const ConfigKeys& keys, std::int64_t head_dim, std::int64_t max_positions,
-                     const RopeDefaults& defaults) {
+// `theta_key` stands beside the objects, "rope_theta" in them.
+RopeConfig read_rope_objects(const ConfigKeys& keys, const char* theta_key,
+                             const RopeObjects& objects, std::int64_t head_dim,
+                             std::int64_t max_positions, const RopeDefaults& defaults) {
   std::optional<double> theta;
-  const auto read_theta = [&](const ConfigKeys& from) {
-    const json* value = from.find("rope_theta");
+  const auto read_theta = [&](const ConfigKeys& from, const char* key) {
+    const json* value = from.find(key);
     if (value == nullptr) return;
-    const double read = from.number("rope_theta", *value, kSmallestTheta, kLargestTheta);
-    if (theta && *theta != read) from.fail("rope_theta", "contradicts another rope_theta");
+    const double read = from.number(key, *value, kSmallestTheta, kLargestTheta);
+    if (theta && *theta != read) from.fail(key, "contradicts another " + std::string(theta_key));
     theta = read;
   };
-  read_theta(keys);
+  read_theta(keys, theta_key);
   RopeConfig config;
   config.columns = rotated_columns(keys, head_dim, defaults.may_be_partial, std::nullopt);
   std::optional<RopeConfig> scaled;
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const std::optional<ConfigKeys> rope = keys.within(key);
-    if (!rope) continue;
-    const Type& type = type_of(*rope);
+  for (const auto& [key, rope] : objects) {
+    const Type& type = type_of(rope);
     RopeConfig read = config;
     read.scaling = type.scaling;
-    for (const auto& [name, value] : rope->object().items()) {
+    for (const auto& [name, value] : rope.object().items()) {
       constexpr std::array<std::string_view, 4> kOfAll = {"rope_type", "type", "rope_theta",
                                                           "partial_rotary_factor"};
       if (value.is_null() || std::ranges::find(kOfAll, name) != kOfAll.end()) continue;
       if (std::ranges::find(type.keys, name) == type.keys.end())
-        rope->refuse(name, "rope type " + in_quotes(std::string(type.name)) + " has no such key");
+        rope.refuse(name, "rope type " + in_quotes(std::string(type.name)) + " has no such key");
     }
-    read_theta(*rope);
-    read.columns = rotated_columns(*rope, head_dim, defaults.may_be_partial, read.columns);
-    // What stands beside the object goes first.
-    read.original_positions = keys.size(
-        kOriginalPositions, ConfigKeys::kMostPositions,
-        rope->size(kOriginalPositions, ConfigKeys::kMostPositions,
-                   defaults.original_positions > 0 ? defaults.original_positions : max_positions));
-    read_scaling(*rope, max_positions, read);
+    read_theta(rope, "rope_theta");
+    read.columns = rotated_columns(rope, head_dim, defaults.may_be_partial, read.columns);
+    if (read.scaling != Scaling::kNone) {
+      // What stands beside the object goes first.
+      read.original_positions = keys.size(
+          kOriginalPositions, ConfigKeys::kMostPositions,
+          rope.size(kOriginalPositions, ConfigKeys::kMostPositions,
+                    defaults.original_positions > 0 ? defaults.original_positions : max_positions));
+      read_scaling(rope, max_positions, read);
+    }
     if (scaled && *scaled != read) keys.fail(key, "contradicts rope_scaling");
     scaled = std::move(read);
   }
@@ -184,6 +187,37 @@ RopeConfig read_rope(const ConfigKeys& keys, std::int64_t head_dim, std::int64_t
   if (config.scaling == Scaling::kYarn && config.theta <= kSmallestTheta)
     keys.fail("rope_theta", "must be larger than 1 where yarn scales its frequencies");
   return config;
+}
+
+}  // namespace
+
+RopeConfig read_rope(const ConfigKeys& keys, std::int64_t head_dim, std::int64_t max_positions,
+                     const RopeDefaults& defaults) {
+  RopeObjects objects;
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (std::optional<ConfigKeys> rope = keys.within(key)) objects.emplace_back(key, *rope);
+  }
+  return read_rope_objects(keys, "rope_theta", objects, head_dim, max_positions, defaults);
+}
+
+RopeConfig read_rope_of_type(const ConfigKeys& keys, const RopeOfType& of, std::int64_t head_dim,
+                             std::int64_t max_positions, const RopeDefaults& defaults) {
+  constexpr std::string_view kFull = "full_attention", kSliding = "sliding_attention";
+  RopeObjects objects;
+  if (of.type == kFull) {
+    if (std::optional<ConfigKeys> rope = keys.within("rope_scaling"))
+      objects.emplace_back("rope_scaling", *rope);
+  }
+  if (const std::optional<ConfigKeys> types = keys.within("rope_parameters")) {
+    for (const auto& [name, value] : types->object().items()) {
+      if (name != kFull && name != kSliding)
+        types->refuse(name, "this architecture has an object for each type of layer, " +
+                                std::string(kFull) + " and " + std::string(kSliding));
+    }
+    if (std::optional<ConfigKeys> rope = types->within(of.type))
+      objects.emplace_back("rope_parameters", *rope);
+  }
+  return read_rope_objects(keys, of.theta, objects, head_dim, max_positions, defaults);
 }
 
 }  // namespace roundhouse

@@ -236,8 +236,8 @@ void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
                   2 * bytes_of(y));
   const Tensor gate = random_tensor(backend, type, s.tokens, s.inner);
   Tensor gated(backend, type, s.tokens, s.inner);
-  bench.add_bytes(shape("silu_gate", s.tokens, s.inner), bench.seconds([&] {
-    backend.silu_gate({.gate = gate.view(), .up = gate.view(), .y = gated.view()});
+  bench.add_bytes(shape("gated_product", s.tokens, s.inner), bench.seconds([&] {
+    backend.gated_product({.gate = gate.view(), .up = gate.view(), .y = gated.view()});
   }),
                   2 * bytes_of(gated));
   const Tensor logits = random_tensor(backend, type, s.tokens / 4, s.vocabulary);

@@ -48,7 +48,7 @@ def norms():
     return rms | {"epsilon": 1e-5}, layer | {"epsilon": 1e-5}
 
 
-def attention(window):
+def attention(window, cap=0.0):
     sequences, length, heads, kv_heads, dim = 2, 7, 4, 2, 6
     tokens = sequences * length
     q, k, v = operand("q", tokens, heads * dim), operand("k", tokens, kv_heads * dim), operand("v", tokens, kv_heads * dim)
@@ -59,22 +59,29 @@ def attention(window):
 
     i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
     seen = (j <= i) & ((j > i - window) | (window == 0))
-    y = F.scaled_dot_product_attention(by_head(q, heads), by_head(k, kv_heads), by_head(v, kv_heads), attn_mask=seen,
-                                       enable_gqa=True)
+    if cap:
+        keys, values = (by_head(x, kv_heads).repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+        scores = cap * torch.tanh(by_head(q, heads) @ keys.transpose(2, 3) / dim**0.5 / cap)
+        y = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1) @ values
+    else:
+        y = F.scaled_dot_product_attention(by_head(q, heads), by_head(k, kv_heads), by_head(v, kv_heads), attn_mask=seen,
+                                           enable_gqa=True)
     entry = case(y.transpose(1, 2).reshape(tokens, heads * dim), dy, q=q, k=k, v=v)
-    return entry | {"length": length, "heads": heads, "kv_heads": kv_heads, "window": window}
+    return entry | {"length": length, "heads": heads, "kv_heads": kv_heads, "window": window, "score_cap": cap}
 
 
 def elementwise():
-    gate, up, dy = operand("gate", 3, 19, scale=32), operand("up", 3, 19), operand("dy", 3, 19)
-    silu = case(F.silu(gate) * up, dy, gate=gate, up=up)
+    gates = {}
+    for name, function in {"silu_gate": F.silu, "gelu_gate": lambda x: F.gelu(x, approximate="tanh")}.items():
+        gate, up, dy = operand("gate", 3, 19, scale=32), operand("up", 3, 19), operand("dy", 3, 19)
+        gates[name] = case(function(gate) * up, dy, gate=gate, up=up)
     x = operand("x", 3, 19)
     relu = case(F.relu(x), dy, x=x)
     y, target = operand("y", 3, 19), operand("target", 3, 19)
     loss = F.mse_loss(y, target)
     loss.backward()
     error = {"y": listed(y), "target": listed(target), "d_y": listed(y.grad), "loss": float(loss)}
-    return silu, relu, error
+    return gates, relu, error
 
 
 class Replace(torch.autograd.Function):
@@ -138,6 +145,11 @@ BLOCKS = {
     "olmo2": {"num_key_value_heads": 1, "pad_token_id": 0},
     "granite": {"num_key_value_heads": 2, "attention_multiplier": 0.5, "residual_multiplier": 0.75, "logits_scaling": 1.0,
                 "embedding_multiplier": 1.0},
+    "gemma3": {"num_key_value_heads": 1, "head_dim": 6, "query_pre_attn_scalar": 5, "sliding_window": 3,
+               "layer_types": ["sliding_attention"], "rope_local_base_freq": 50.0, "tie_word_embeddings": False},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 6, "query_pre_attn_scalar": 5, "sliding_window": 3,
+               "layer_types": ["full_attention"], "attn_logit_softcapping": 0.75, "final_logit_softcapping": None,
+               "tie_word_embeddings": False},
     "opt": {"do_layer_norm_before": True},
     "opt-norm-last": {"do_layer_norm_before": False},
 }
@@ -148,7 +160,8 @@ def llama_output(config, weights, x):
     """The forward pass of a model around its block: token t has row t of x as its embedding, the head is the identity, and
     the norm before it is left out."""
     ids = torch.arange(SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH).numpy()
-    given = weights | {"model.embed_tokens.weight": x, "lm_head.weight": torch.eye(HIDDEN, dtype=torch.float64),
+    scale = float(torch.tensor(HIDDEN**0.5)) if config["model_type"].startswith("gemma") else 1.0
+    given = weights | {"model.embed_tokens.weight": x / scale, "lm_head.weight": torch.eye(HIDDEN, dtype=torch.float64),
                        "model.norm.weight": None}
     plain = make_logits.rms_norm
     make_logits.rms_norm = lambda y, weight, epsilon: y if weight is None else plain(y, weight, epsilon)
@@ -159,7 +172,7 @@ def llama_output(config, weights, x):
 
 def block(name, keys):
     """One block, and the gradient of the mean squared error of its output."""
-    kind = name.split("-")[0]
+    kind = name.split("-")[0] + ("_text" if name == "gemma3" else "")
     shared = dict(hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2, vocab_size=SEQUENCES * LENGTH,
                   torch_dtype="float32") | keys
     if kind == "opt":
@@ -189,10 +202,11 @@ def block(name, keys):
 
 def main():
     rms, layer = norms()
-    silu, relu, error = elementwise()
-    kernels = {"rms_norm": rms, "layer_norm": layer, "silu_gate": silu, "relu": relu, "squared_error": error,
+    gates, relu, error = elementwise()
+    kernels = {"rms_norm": rms, "layer_norm": layer, **gates, "relu": relu, "squared_error": error,
                "A-ar": learned_rounding("A-ar", 2), "S-full": learned_rounding("S-full", 2),
-               "attention": attention(0), "attention_window": attention(3)}
+               "attention": attention(0), "attention_window": attention(3),
+               "attention_capped": attention(3, cap=1.5)}
     blocks = {kind: block(kind, keys) for kind, keys in BLOCKS.items()}
     (HERE / "gradients.json").write_text(json.dumps({"kernels": kernels, "blocks": blocks}, separators=(",", ":")) + "\n")
 

@@ -16,6 +16,7 @@ import sys
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 HERE = pathlib.Path(__file__).resolve().parent
 TINY_WORLD = HERE.parent / "data" / "tiny-world"
@@ -111,9 +112,15 @@ def shapes(config):
     linears += [("self_attn.o_proj", hidden, q, attention_bias)]
     linears += [(name, rows, hidden, mlp_bias) for name, rows in second]
     linears += [("mlp.down_proj", hidden, ffn, mlp_bias)]
+    gemma = kind.startswith("gemma")
     norms = {"post_attention_layernorm": hidden}
-    norms["post_feedforward_layernorm" if kind == "olmo2" else "input_layernorm"] = hidden
-    if kind == "qwen3":
+    if kind != "olmo2":
+        norms |= {"input_layernorm": hidden}
+    if gemma or kind == "olmo2":
+        norms |= {"post_feedforward_layernorm": hidden}
+    if gemma:
+        norms |= {"pre_feedforward_layernorm": hidden}
+    if kind in ("qwen3", "gemma3_text"):
         norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
     if kind == "olmo2":
         norms |= {"self_attn.q_norm": q, "self_attn.k_norm": kv}
@@ -148,11 +155,16 @@ def rms_norm(x, weight, epsilon):
     return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + epsilon) * weight
 
 
-def rotary_frequencies(config, head_dim, length):
+def rotary_frequencies(config, head_dim, length, layer_type=None):
     """(frequency of each pair, what cosines and sines are scaled by), from the papers' formulas."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = config.get("rope_theta", 10000.0)
+    if layer_type:  # Gemma 3: blocks of each type have their own
+        rope = config["rope_parameters"][layer_type] if "rope_parameters" in config else rope
+        if layer_type == "sliding_attention" and "rope_parameters" not in config:
+            rope, theta = {}, config["rope_local_base_freq"]
     kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    theta = rope.get("rope_theta", theta)
     dim = int(head_dim * rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
     longest = config["max_position_embeddings"]
     trained = config.get("original_max_position_embeddings", rope.get("original_max_position_embeddings", longest))
@@ -209,7 +221,11 @@ def rotate(x, frequency, scale):
     return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], dim=-1)
 
 
-def attention(q, k, v, window, scale=None):
+def capped(x, cap):
+    return cap * torch.tanh(x / cap) if cap else x
+
+
+def attention(q, k, v, window, scale=None, cap=None):
     """q [s, t, heads, dim], k and v [s, t, kv_heads, dim]; head h reads key/value head h / (heads / kv_heads)."""
     length, heads = q.shape[1], q.shape[2]
     out = torch.zeros_like(q)
@@ -221,6 +237,7 @@ def attention(q, k, v, window, scale=None):
     for h in range(heads):
         g = h // (heads // k.shape[2])
         scores = q[:, :, h] @ k[:, :, g].transpose(1, 2) * (scale or 1 / math.sqrt(q.shape[-1]))
+        scores = capped(scores, cap)
         out[:, :, h] = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1) @ v[:, :, g]
     return out
 
@@ -275,19 +292,27 @@ def forward(config, weights, tokens):
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kind, epsilon = config["model_type"], config["rms_norm_eps"]
     sequences, length = tokens.shape
-    frequency, rope_scale = rotary_frequencies(config, head_dim, length)
+    gemma = kind.startswith("gemma")
+    first_norms, last_norms, offset = kind != "olmo2", gemma or kind == "olmo2", 1.0 if gemma else 0.0
     score_scale = config.get("attention_multiplier") if kind == "granite" else None
+    if gemma:
+        score_scale = config["query_pre_attn_scalar"] ** -0.5
     adds = config.get("residual_multiplier", 1.0)
 
-    x = weights["model.embed_tokens.weight"][torch.from_numpy(tokens)] * config.get("embedding_multiplier", 1.0)
+    embeds = config.get("embedding_multiplier", 1.0)
+    if gemma:  # held in the checkpoint's type
+        embeds = float(torch.tensor(config["hidden_size"] ** 0.5, dtype=getattr(torch, config["torch_dtype"])))
+    x = weights["model.embed_tokens.weight"][torch.from_numpy(tokens)] * embeds
     for i in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{i}."
+        layer_type = ("sliding_attention" if window_of(config, i) else "full_attention") if kind == "gemma3_text" else None
+        frequency, rope_scale = rotary_frequencies(config, head_dim, length, layer_type)
 
         def linear(y, module):
             return y @ weights[f"{prefix}{module}.weight"].T + weights.get(f"{prefix}{module}.bias", 0.0)
 
         def norm(y, module):
-            return rms_norm(y, weights[f"{prefix}{module}.weight"], epsilon)
+            return rms_norm(y, offset + weights[f"{prefix}{module}.weight"], epsilon)
 
         def by_head(y):
             return y.reshape(sequences, length, -1, head_dim)
@@ -296,35 +321,42 @@ def forward(config, weights, tokens):
             if kind == "olmo2":
                 y = norm(y, f"self_attn.{name}_norm")
             y = by_head(y)
-            if kind == "qwen3":
+            if kind in ("qwen3", "gemma3_text"):
                 y = norm(y, f"self_attn.{name}_norm")
             return rotate(y, frequency, rope_scale)
 
-        n = x if kind == "olmo2" else norm(x, "input_layernorm")
+        n = norm(x, "input_layernorm") if first_norms else x
         if kind == "phi3":
             q, k, v = linear(n, "self_attn.qkv_proj").split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], dim=-1)
         else:
             q, k, v = (linear(n, f"self_attn.{name}_proj") for name in "qkv")
-        mixed = attention(query_or_key(q, "q"), query_or_key(k, "k"), by_head(v), window_of(config, i), score_scale)
+        mixed = attention(query_or_key(q, "q"), query_or_key(k, "k"), by_head(v), window_of(config, i), score_scale,
+                          config.get("attn_logit_softcapping"))
         added = linear(mixed.reshape(sequences, length, heads * head_dim), "self_attn.o_proj")
-        x = x + adds * (norm(added, "post_attention_layernorm") if kind == "olmo2" else added)
+        x = x + adds * (norm(added, "post_attention_layernorm") if last_norms else added)
 
-        n = x if kind == "olmo2" else norm(x, "post_attention_layernorm")
+        n = norm(x, "pre_feedforward_layernorm" if gemma else "post_attention_layernorm") if first_norms else x
         if kind == "phi3":
             gate, up = linear(n, "mlp.gate_up_proj").chunk(2, dim=-1)
         else:
             gate, up = linear(n, "mlp.gate_proj"), linear(n, "mlp.up_proj")
-        added = linear(gate / (1 + torch.exp(-gate)) * up, "mlp.down_proj")
-        x = x + adds * (norm(added, "post_feedforward_layernorm") if kind == "olmo2" else added)
-    x = rms_norm(x, weights["model.norm.weight"], epsilon)
+        gate = F.gelu(gate, approximate="tanh") if gemma else gate / (1 + torch.exp(-gate))
+        added = linear(gate * up, "mlp.down_proj")
+        x = x + adds * (norm(added, "post_feedforward_layernorm") if last_norms else added)
+    last = weights["model.norm.weight"]
+    x = rms_norm(x, last if last is None else offset + last, epsilon)
     head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
-    return x @ weights[head].T / config.get("logits_scaling", 1.0)
+    return capped(x @ weights[head].T / config.get("logits_scaling", 1.0), config.get("final_logit_softcapping"))
 
 
 def window_of(config, block):
     """The sliding window of a block's attention, or None."""
     if config["model_type"] in ("mistral", "phi3"):
         return config.get("sliding_window")
+    if config["model_type"].startswith("gemma"):
+        types, pattern = config.get("layer_types"), config.get("sliding_window_pattern", 2)
+        has = types[block] == "sliding_attention" if types else (block + 1) % pattern != 0
+        return config["sliding_window"] if has else None
     if not config.get("use_sliding_window", False):
         return None
     types = config.get("layer_types")
@@ -337,7 +369,7 @@ def window_of(config, block):
 
 def config_of(kind, **keys):
     names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "olmo2": "Olmo2",
-             "granite": "Granite"}
+             "granite": "Granite", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
     if kind == "opt":
         return {
             "architectures": ["OPTForCausalLM"],
@@ -356,6 +388,9 @@ def config_of(kind, **keys):
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    if kind.startswith("gemma"):
+        base = base | {"hidden_activation": "gelu_pytorch_tanh", "pad_token_id": 0, "tie_word_embeddings": True}
+        del base["hidden_act"]
     return base | keys
 
 
@@ -561,7 +596,23 @@ MODELS |= {
     "olmo2": small("olmo2", rope_theta=500000.0, pad_token_id=0),
     "granite": small("granite", rope_theta=10000.0, attention_multiplier=0.125, residual_multiplier=0.5,
                      embedding_multiplier=3.0, logits_scaling=2.0),
+    # A window in two of three blocks, which turn by a base of their own; the others' turns are stretched. As older configs have
+    # it, and as transformers 5 writes it.
+    "gemma3": small("gemma3_text", hidden_size=48, num_hidden_layers=3, tie_word_embeddings=True, head_dim=24,
+                    query_pre_attn_scalar=20, sliding_window=6, sliding_window_pattern=3, rope_theta=1000.0,
+                    rope_local_base_freq=100.0, rope_scaling=dict(rope_type="linear", factor=4.0)),
+    "gemma3-parameters": small("gemma3_text", num_hidden_layers=3, tie_word_embeddings=True, head_dim=16,
+                               query_pre_attn_scalar=16, sliding_window=6,
+                               layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+                               final_logit_softcapping=20.0, rope_parameters=dict(
+                                   full_attention=dict(rope_type="default", rope_theta=1000.0),
+                                   sliding_attention=dict(rope_type="default", rope_theta=100.0))),
+    # Caps that scores and logits meet; the embedding's factor in bfloat16, 6.9375.
+    "gemma2": small("gemma2", hidden_size=48, num_hidden_layers=3, tie_word_embeddings=True, torch_dtype="bfloat16", head_dim=32,
+                    query_pre_attn_scalar=20, sliding_window=6, rope_theta=10000.0, attn_logit_softcapping=2.0,
+                    final_logit_softcapping=30.0),
 }
+MODELS["gemma2"] |= dict(dtype="BF16")
 MODELS["phi3-short"] = MODELS["phi3-long"] | dict(length=32)
 SEQUENCES = 2
 
@@ -601,6 +652,7 @@ def check_against_transformers(name):
     import transformers
 
     config, weights, tokens = build(name)
+    config = config | {"torch_dtype": "float32"}  # in which transformers makes its factors
     cls = getattr(transformers, config["architectures"][0])
     keys = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "torch_dtype")}
     model = cls(cls.config_class(**keys, attn_implementation="eager")).double()

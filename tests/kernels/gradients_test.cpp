@@ -48,8 +48,8 @@ class Golden {
 };
 
 Matrix rms_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight, const Matrix& dy,
-                         double epsilon, const Matrix* before = nullptr,
-                         const Layout& layout = {}) {
+                         double epsilon, const Matrix* before = nullptr, const Layout& layout = {},
+                         float offset = 0.0f) {
   Wide device_x(backend, x, layout), device_weight(backend, weight, layout),
       device_dy(backend, dy, layout);
   Wide dx(backend, before ? *before : constant_matrix(x.rows, x.cols, kNaN), layout);
@@ -58,7 +58,8 @@ Matrix rms_norm_backward(Backend& backend, const Matrix& x, const Matrix& weight
                              .dy = device_dy,
                              .dx = dx,
                              .epsilon = static_cast<float>(epsilon),
-                             .accumulate = before != nullptr});
+                             .accumulate = before != nullptr,
+                             .offset = offset});
   return download(backend, dx);
 }
 
@@ -94,6 +95,10 @@ TEST_P(GradientsTest, RmsNormBackwardIsTheDifferenceQuotient) {
       const Matrix before = rounded(layout.type, random_matrix(rows, cols, 4));
       expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, &before, layout),
                   sum(want, before), near, "accumulated");
+      const Matrix want_offset = numeric_gradient(
+          [&](const Matrix& at) { return reference::rms_norm(at, weight, 1e-5, 1.0); }, x, dy);
+      expect_near(rms_norm_backward(backend(), x, weight, dy, 1e-5, nullptr, layout, 1.0f),
+                  want_offset, near, "with an offset");
     }
   }
 }
@@ -161,6 +166,7 @@ TEST_P(GradientsTest, RopeBackwardIsTheDifferenceQuotient) {
 
 struct AttentionShape {
   std::int64_t sequences, length, heads, kv_heads, head_dim, window;
+  double score_cap = 0.0;
 };
 
 struct AttentionCase {
@@ -195,7 +201,8 @@ reference::AttentionGradient attention_gradient(Backend& backend, const Attentio
                      .length = s.length,
                      .window = s.window,
                      .scale = static_cast<float>(c.scale),
-                     .log_sum_exp = sums});
+                     .log_sum_exp = sums,
+                     .score_cap = static_cast<float>(s.score_cap)});
   Wide dq(backend, constant_matrix(c.q.rows, c.q.cols, kNaN), layout);
   Wide dk(backend, constant_matrix(c.k.rows, c.k.cols, kNaN), layout);
   Wide dv(backend, constant_matrix(c.v.rows, c.v.cols, kNaN), layout);
@@ -213,22 +220,26 @@ reference::AttentionGradient attention_gradient(Backend& backend, const Attentio
                               .head_dim = s.head_dim,
                               .length = s.length,
                               .window = s.window,
-                              .scale = static_cast<float>(c.scale)});
+                              .scale = static_cast<float>(c.scale),
+                              .score_cap = static_cast<float>(s.score_cap)});
   return {download(backend, dq), download(backend, dk), download(backend, dv)};
 }
 
 reference::AttentionGradient reference_gradient(const AttentionCase& c) {
   return reference::attention_backward(c.q, c.k, c.v, c.d_out, c.shape.heads, c.shape.kv_heads,
-                                       c.shape.length, c.shape.window, c.scale);
+                                       c.shape.length, c.shape.window, c.scale, c.shape.score_cap);
 }
 
 TEST(AttentionReference, BackwardIsTheDifferenceQuotient) {
-  for (const AttentionShape& s :
-       {AttentionShape{1, 1, 1, 1, 4, 0}, {2, 5, 4, 2, 3, 0}, {1, 6, 2, 1, 4, 3}}) {
+  for (const AttentionShape& s : {AttentionShape{1, 1, 1, 1, 4, 0},
+                                  {2, 5, 4, 2, 3, 0},
+                                  {1, 6, 2, 1, 4, 3},
+                                  {1, 6, 2, 1, 4, 0, 0.7}}) {
     const AttentionCase c(s);
     const reference::AttentionGradient got = reference_gradient(c);
     const auto attend = [&](const Matrix& q, const Matrix& k, const Matrix& v) {
-      return reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, c.scale);
+      return reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, c.scale,
+                                  s.score_cap);
     };
     constexpr double kTolerance = 1e-8;
     const Matrix dv =
@@ -284,6 +295,13 @@ TEST_P(GradientsTest, AttentionBackwardOfHeadsOfAnySizeEqualsTheReference) {
   }
 }
 
+TEST_P(GradientsTest, AttentionBackwardOfCappedScoresEqualsTheReference) {
+  for (const std::int64_t head_dim : kHeadSizes) {
+    expect_gradient_near_reference(backend(), {1, 37, 2, 1, head_dim, 20, 1.5});
+  }
+  expect_gradient_near_reference(backend(), {1, 100, 1, 1, 64, 40, 20.0});
+}
+
 TEST_P(GradientsTest, AttentionOfOneTokenHasNoSlopeButThatOfItsValue) {
   const AttentionCase c({1, 1, 1, 1, 4, 0});
   const reference::AttentionGradient got = attention_gradient(backend(), c);
@@ -301,41 +319,54 @@ TEST_P(GradientsTest, AttentionBackwardBearsScoresThatOverflowAPlainExponential)
   expect_near(got.dv, want.dv, 2e-3, "dv");
 }
 
-TEST_P(GradientsTest, SiluGateBackwardIsTheDifferenceQuotient) {
+TEST_P(GradientsTest, GatedProductBackwardIsTheDifferenceQuotient) {
   for (const Layout& layout : layouts(backend())) {
     for (const std::int64_t cols : {37, 40}) {
-      const Matrix gate = rounded(layout.type, random_matrix(3, cols, 20, 4.0));
-      const Matrix up = rounded(layout.type, random_matrix(3, cols, 21));
-      const Matrix dy = rounded(layout.type, random_matrix(3, cols, 22));
-      const auto of_gate = [&](const Matrix& at) { return reference::silu_gate(at, up); };
-      const auto of_up = [&](const Matrix& at) { return reference::silu_gate(gate, at); };
-      // The results take the place of two operands.
-      Wide device_gate(backend(), gate, layout), device_up(backend(), up, layout),
-          device_dy(backend(), dy, layout);
-      backend().silu_gate_backward({.gate = device_gate,
-                                    .up = device_up,
-                                    .dy = device_dy,
-                                    .d_gate = device_gate,
-                                    .d_up = device_up});
-      const double near = tolerance(layout.type, kFewRoundings);
-      expect_near(download(backend(), device_gate), numeric_gradient(of_gate, gate, dy), near,
-                  "d_gate");
-      expect_near(download(backend(), device_up), numeric_gradient(of_up, up, dy), near, "d_up");
+      for (const GateFunction function : {GateFunction::kSilu, GateFunction::kGeluTanh}) {
+        const Matrix gate = rounded(layout.type, random_matrix(3, cols, 20, 4.0));
+        const Matrix up = rounded(layout.type, random_matrix(3, cols, 21));
+        const Matrix dy = rounded(layout.type, random_matrix(3, cols, 22));
+        const auto of_gate = [&](const Matrix& at) {
+          return reference::gated_product(at, up, function);
+        };
+        const auto of_up = [&](const Matrix& at) {
+          return reference::gated_product(gate, at, function);
+        };
+        // The results take the place of two operands.
+        Wide device_gate(backend(), gate, layout), device_up(backend(), up, layout),
+            device_dy(backend(), dy, layout);
+        backend().gated_product_backward({.gate = device_gate,
+                                          .up = device_up,
+                                          .dy = device_dy,
+                                          .d_gate = device_gate,
+                                          .d_up = device_up,
+                                          .function = function});
+        const double near = tolerance(layout.type, kFewRoundings);
+        expect_near(download(backend(), device_gate), numeric_gradient(of_gate, gate, dy), near,
+                    "d_gate");
+        expect_near(download(backend(), device_up), numeric_gradient(of_up, up, dy), near, "d_up");
+      }
     }
   }
 }
 
-TEST_P(GradientsTest, SiluGateBackwardOfLargeValues) {
+TEST_P(GradientsTest, GatedProductBackwardOfLargeValues) {
   Matrix gate(1, 3);
   gate.values = {200.0, -200.0, 0.0};
   Wide device_gate(backend(), gate), ones(backend(), constant_matrix(1, 3, 1.0));
   Wide d_gate(backend(), Matrix(1, 3)), d_up(backend(), Matrix(1, 3));
-  backend().silu_gate_backward(
-      {.gate = device_gate, .up = ones, .dy = ones, .d_gate = d_gate, .d_up = d_up});
-  const Matrix got = download(backend(), d_gate);
-  EXPECT_EQ(got(0, 0), 1.0);
-  EXPECT_NEAR(got(0, 1), 0.0, 1e-35);
-  EXPECT_EQ(got(0, 2), 0.5);
+  for (const GateFunction function : {GateFunction::kSilu, GateFunction::kGeluTanh}) {
+    backend().gated_product_backward({.gate = device_gate,
+                                      .up = ones,
+                                      .dy = ones,
+                                      .d_gate = d_gate,
+                                      .d_up = d_up,
+                                      .function = function});
+    const Matrix got = download(backend(), d_gate);
+    EXPECT_EQ(got(0, 0), 1.0);
+    EXPECT_NEAR(got(0, 1), 0.0, 1e-35);
+    EXPECT_EQ(got(0, 2), 0.5);
+  }
 }
 
 TEST_P(GradientsTest, ReluBackwardPassesWhatWasPositive) {
@@ -382,13 +413,14 @@ TEST_P(GradientsTest, NormsEqualTorchs) {
 }
 
 TEST_P(GradientsTest, AttentionEqualsTorchs) {
-  for (const char* name : {"attention", "attention_window"}) {
+  for (const char* name : {"attention", "attention_window", "attention_capped"}) {
     const Golden golden(name);
     const Matrix q = golden.matrix("q");
     const auto heads = golden.value<std::int64_t>("heads");
     const auto length = golden.value<std::int64_t>("length");
     AttentionCase c({q.rows / length, length, heads, golden.value<std::int64_t>("kv_heads"),
-                     q.cols / heads, golden.value<std::int64_t>("window")});
+                     q.cols / heads, golden.value<std::int64_t>("window"),
+                     golden.value<double>("score_cap")});
     c.q = q;
     c.k = golden.matrix("k");
     c.v = golden.matrix("v");
@@ -401,12 +433,16 @@ TEST_P(GradientsTest, AttentionEqualsTorchs) {
 }
 
 TEST_P(GradientsTest, ElementwiseGradientsEqualTorchs) {
-  const Golden silu("silu_gate");
-  Wide gate(backend(), silu.matrix("gate")), up(backend(), silu.matrix("up"));
-  Wide dy(backend(), silu.matrix("dy"));
-  backend().silu_gate_backward({.gate = gate, .up = up, .dy = dy, .d_gate = gate, .d_up = up});
-  expect_near(download(backend(), gate), silu.matrix("d_gate"), kFewRoundings, "d_gate");
-  expect_near(download(backend(), up), silu.matrix("d_up"), kFewRoundings, "d_up");
+  for (const auto& [name, function] : {std::pair{"silu_gate", GateFunction::kSilu},
+                                       std::pair{"gelu_gate", GateFunction::kGeluTanh}}) {
+    const Golden golden(name);
+    Wide gate(backend(), golden.matrix("gate")), up(backend(), golden.matrix("up"));
+    Wide dy(backend(), golden.matrix("dy"));
+    backend().gated_product_backward(
+        {.gate = gate, .up = up, .dy = dy, .d_gate = gate, .d_up = up, .function = function});
+    expect_near(download(backend(), gate), golden.matrix("d_gate"), kFewRoundings, name);
+    expect_near(download(backend(), up), golden.matrix("d_up"), kFewRoundings, name);
+  }
 
   const Golden relu("relu");
   Wide y(backend(), relu.matrix("y")), relu_dy(backend(), relu.matrix("dy"));
@@ -430,7 +466,8 @@ struct CrossEntropyResult {
 };
 CrossEntropyResult cross_entropy_backward(Backend& backend, const Matrix& logits,
                                           const std::vector<std::int64_t>& target, double scale,
-                                          std::int64_t each, const Layout& layout) {
+                                          std::int64_t each, const Layout& layout,
+                                          double cap = 0.0) {
   Wide device(backend, logits, Layout{.type = DType::kF32, .extra = layout.extra});
   Wide sums(backend, constant_matrix(logits.rows, 1, kNaN)), loss(backend, Matrix(logits.rows, 1));
   Wide d_logits(backend, constant_matrix(logits.rows, logits.cols, kNaN), layout);
@@ -451,7 +488,8 @@ CrossEntropyResult cross_entropy_backward(Backend& backend, const Matrix& logits
                                     .target = targets.view(),
                                     .scale = static_cast<float>(scale),
                                     .d_logits = d_logits.view().col_range(first, end),
-                                    .loss = loss});
+                                    .loss = loss,
+                                    .soft_cap = static_cast<float>(cap)});
   });
   return {download(backend, sums), download(backend, loss), download(backend, d_logits)};
 }
@@ -477,6 +515,15 @@ TEST_P(GradientsTest, CrossEntropyBackwardIsTheDifferenceQuotient) {
       if (cols > 1) {
         expect_near(got.d_logits, reference::numeric_gradient(loss, logits, scale),
                     tolerance(layout.type, kFewRoundings), "d_logits");
+      }
+      if (cols > 1) {  // of what is capped to these logits
+        constexpr double kCap = 4.0;
+        const Matrix capped = reference::soft_cap(logits, kCap);
+        const Matrix slope = reference::numeric_gradient(
+            [&](const Matrix& at) { return loss(reference::soft_cap(at, kCap)); }, logits, scale);
+        expect_near(
+            cross_entropy_backward(backend(), capped, target, kScale, each, layout, kCap).d_logits,
+            slope, tolerance(layout.type, kFewRoundings), "d_logits of capped ones");
       }
       const std::vector<double> want = reference::cross_entropy(logits, target32);
       for (std::size_t i = 0; i < want.size(); ++i) {
@@ -580,8 +627,9 @@ TEST_P(GradientsTest, ShapesThatDoNotFitAreErrors) {
       backend().layer_norm_backward({.x = a, .weight = b, .dy = a, .dx = a, .epsilon = 0.0f}),
       Error);
   EXPECT_THROW(backend().relu_backward({.y = a, .dy = b, .dx = a}), Error);
-  EXPECT_THROW(backend().silu_gate_backward({.gate = a, .up = a, .dy = a, .d_gate = a, .d_up = b}),
-               Error);
+  EXPECT_THROW(
+      backend().gated_product_backward({.gate = a, .up = a, .dy = a, .d_gate = a, .d_up = b}),
+      Error);
   EXPECT_THROW((void)backend().squared_error({.y = a, .target = b, .dy = a, .scale = 1.0f}), Error);
   EXPECT_THROW(backend().log_sum_exp({.x = a, .sums = b}), Error);
   EXPECT_THROW(backend().add_gradient({.gradient = a, .sum = b, .squares = {}}), Error);

@@ -43,6 +43,10 @@ TEST_P(TransformerTest, RmsNormEqualsTheReference) {
       backend().rms_norm({.x = device_x, .weight = device_weight, .y = y, .epsilon = 1e-5f});
       expect_near(download(backend(), y), reference::rms_norm(x, weight, 1e-5),
                   tolerance(layout.type, kFewRoundings), "rms_norm");
+      backend().rms_norm(
+          {.x = device_x, .weight = device_weight, .y = y, .epsilon = 1e-5f, .offset = 1.0f});
+      expect_near(download(backend(), y), reference::rms_norm(x, weight, 1e-5, 1.0),
+                  tolerance(layout.type, kFewRoundings), "rms_norm with an offset");
     }
   }
 }
@@ -224,6 +228,7 @@ TEST_P(TransformerTest, ScaledSumAddsOrOverwrites) {
 
 struct AttentionShape {
   std::int64_t sequences, length, heads, kv_heads, head_dim, window;
+  double score_cap = 0.0;
 };
 
 Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, const Matrix& k,
@@ -241,7 +246,8 @@ Matrix attend(Backend& backend, const AttentionShape& shape, const Matrix& q, co
                      .head_dim = shape.head_dim,
                      .length = shape.length,
                      .window = shape.window,
-                     .scale = static_cast<float>(scale)});
+                     .scale = static_cast<float>(scale),
+                     .score_cap = static_cast<float>(shape.score_cap)});
   return download(backend, out);
 }
 
@@ -253,11 +259,12 @@ void expect_attention_near_reference(Backend& backend, const AttentionShape& s) 
     const Matrix v = rounded(layout.type, random_matrix(tokens, s.kv_heads * s.head_dim, 8));
     const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(s.head_dim)));
     // Scores of up to 5 in float32 err by 1e-6, which the exponential passes on.
-    expect_near(attend(backend, s, q, k, v, scale, layout),
-                reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale),
-                tolerance(layout.type, 5e-6),
-                "attention, length " + std::to_string(s.length) + ", heads of " +
-                    std::to_string(s.head_dim) + ", window " + std::to_string(s.window));
+    expect_near(
+        attend(backend, s, q, k, v, scale, layout),
+        reference::attention(q, k, v, s.heads, s.kv_heads, s.length, s.window, scale, s.score_cap),
+        tolerance(layout.type, 5e-6),
+        "attention, length " + std::to_string(s.length) + ", heads of " +
+            std::to_string(s.head_dim) + ", window " + std::to_string(s.window));
   }
 }
 
@@ -284,6 +291,14 @@ TEST_P(TransformerTest, AttentionOfHeadsOfAnySizeEqualsTheReference) {
     expect_attention_near_reference(backend(), {2, 37, 4, 2, head_dim, 0});
     expect_attention_near_reference(backend(), {1, 140, 2, 1, head_dim, 50});
   }
+}
+
+// Scores of up to 5, whose caps bend them much or a little; on a GPU, of heads of every kernel.
+TEST_P(TransformerTest, AttentionWithCappedScoresEqualsTheReference) {
+  for (const std::int64_t head_dim : kHeadSizes) {
+    expect_attention_near_reference(backend(), {1, 37, 2, 1, head_dim, 20, 1.5});
+  }
+  expect_attention_near_reference(backend(), {1, 140, 1, 1, 64, 50, 20.0});
 }
 
 TEST_P(TransformerTest, AttentionBearsScoresThatOverflowAPlainExponential) {
@@ -319,29 +334,59 @@ TEST_P(TransformerTest, ANaNReachesTheTokensThatSeeItAndNoOthers) {
   }
 }
 
-TEST_P(TransformerTest, SiluGateOfLargeValuesAndOfTheReference) {
+TEST_P(TransformerTest, SoftCapEqualsTheReference) {
+  for (const std::int64_t cols : {1, 8, 33}) {
+    Matrix x = random_matrix(5, cols, 17, 60.0);
+    x(0, 0) = 1e6;
+    x(1, 0) = -1e6;
+    x(2, 0) = 1e-4;
+    Wide device(backend(), x), y(backend(), constant_matrix(5, cols, kNaN));
+    backend().soft_cap({.x = device, .y = y, .cap = 30.0f});
+    backend().soft_cap({.x = device, .y = device, .cap = 30.0f});
+    const Matrix want = reference::soft_cap(x, 30.0), got = download(backend(), device);
+    EXPECT_EQ(download(backend(), y).values, got.values);
+    for (std::size_t i = 0; i < want.values.size(); ++i) {
+      ASSERT_NEAR(got.values[i], want.values[i], 1e-6 * std::abs(want.values[i])) << i;
+    }
+  }
+  Wide x(backend(), Matrix(2, 3));
+  EXPECT_THROW(backend().soft_cap({.x = x, .y = x, .cap = 0.0f}), Error);
+}
+
+TEST_P(TransformerTest, GatesOfLargeValuesAndOfTheReference) {
   Matrix gate(1, 6);
   gate.values = {0.0, 200.0, -200.0, -kInfinity, kNaN, 1.0};
   Wide device_gate(backend(), gate);
   Wide ones(backend(), constant_matrix(1, 6, 1.0));
   Wide y(backend(), constant_matrix(1, 6, kNaN));
-  backend().silu_gate({.gate = device_gate, .up = ones, .y = y});
+  backend().gated_product({.gate = device_gate, .up = ones, .y = y});
   const Matrix got = download(backend(), y);
   EXPECT_EQ(got(0, 0), 0.0);
   EXPECT_EQ(got(0, 1), 200.0);
   EXPECT_NEAR(got(0, 2), 0.0, 1e-35);
   EXPECT_TRUE(std::isnan(got(0, 4)));
   EXPECT_NEAR(got(0, 5), 0.7310585786, 1e-7);
+  backend().gated_product(
+      {.gate = device_gate, .up = ones, .y = y, .function = GateFunction::kGeluTanh});
+  const Matrix gelu = download(backend(), y);
+  EXPECT_EQ(gelu(0, 0), 0.0);
+  EXPECT_EQ(gelu(0, 1), 200.0);
+  EXPECT_NEAR(gelu(0, 2), 0.0, 1e-35);
+  EXPECT_TRUE(std::isnan(gelu(0, 4)));
+  EXPECT_NEAR(gelu(0, 5), 0.8411919906, 1e-7);
 
   for (const Layout& layout : layouts(backend())) {
     for (const std::int64_t cols : {0, 1, 19, 1000}) {
       const Matrix g = rounded(layout.type, random_matrix(7, cols, 15, 4.0));
       const Matrix up = rounded(layout.type, random_matrix(7, cols, 16));
-      Wide device_g(backend(), g, layout);
-      Wide device_up(backend(), up, layout);
-      backend().silu_gate({.gate = device_g, .up = device_up, .y = device_up});
-      expect_near(download(backend(), device_up), reference::silu_gate(g, up),
-                  tolerance(layout.type, kFewRoundings), "silu");
+      for (const GateFunction function : {GateFunction::kSilu, GateFunction::kGeluTanh}) {
+        Wide device_g(backend(), g, layout);
+        Wide device_up(backend(), up, layout);
+        backend().gated_product(
+            {.gate = device_g, .up = device_up, .y = device_up, .function = function});
+        expect_near(download(backend(), device_up), reference::gated_product(g, up, function),
+                    tolerance(layout.type, kFewRoundings), "gated product");
+      }
     }
   }
 }
@@ -430,7 +475,7 @@ TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
     Wide x(backend, q);
     Wide device_weight(backend, weight);
     backend.rms_norm({.x = x, .weight = device_weight, .y = x, .epsilon = 1e-5f});
-    backend.silu_gate({.gate = x, .up = x, .y = x});
+    backend.gated_product({.gate = x, .up = x, .y = x});
     backend.layer_norm(
         {.x = x, .weight = device_weight, .bias = device_weight, .y = x, .epsilon = 1e-5f});
     return download(backend, x);

@@ -33,6 +33,19 @@ TEST(FastExpTest, EndsAsItShould) {
   EXPECT_NEAR(fast_exp(-100.0f), std::exp(-100.0), 2e-45) << "subnormal results";
 }
 
+TEST(FastTanhTest, IsWithinThreeUnitsInTheLastPlace) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (float x = 1e-6f; x < 30.0f; x *= 1.0007f) {
+    const double exact = std::tanh(static_cast<double>(x));
+    ASSERT_NEAR(static_cast<double>(fast_tanh(x)), exact, 3.0 * 0x1p-24 * exact) << x;
+    ASSERT_EQ(fast_tanh(-x), -fast_tanh(x)) << x;
+  }
+  EXPECT_EQ(fast_tanh(0.0f), 0.0f);
+  EXPECT_EQ(fast_tanh(infinity), 1.0f);
+  EXPECT_EQ(fast_tanh(-infinity), -1.0f);
+  EXPECT_TRUE(std::isnan(fast_tanh(std::numeric_limits<float>::quiet_NaN())));
+}
+
 TEST(FastPowTest, IsAccurateOverTheRangeOfRoundingErrors) {
   for (const float power : {0.5f, 1.0f, 2.0f, 2.4f}) {
     for (float x = 1e-12f; x < 1e3f; x *= 1.0007f) {

@@ -144,7 +144,8 @@ class BlockGradientTest : public testing::TestWithParam<const char*> {
 
 INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradientTest,
                          testing::Values("llama", "mistral", "llama-biases", "qwen2", "qwen3",
-                                         "phi3", "olmo2", "granite", "opt", "opt-norm-last"),
+                                         "phi3", "olmo2", "granite", "gemma2", "gemma3", "opt",
+                                         "opt-norm-last"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

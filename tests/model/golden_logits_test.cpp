@@ -86,7 +86,8 @@ INSTANTIATE_TEST_SUITE_P(Models, GoldenLogitsTest,
                                          "llama3-parameters", "rope-linear", "rope-dynamic",
                                          "rope-yarn", "rope-yarn-scales", "mistral-no-window",
                                          "qwen2", "qwen2-window", "qwen3", "phi3", "phi3-long",
-                                         "phi3-short", "olmo2", "granite"),
+                                         "phi3-short", "olmo2", "granite", "gemma2", "gemma3",
+                                         "gemma3-parameters"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

@@ -23,6 +23,7 @@ class LossGradientTest : public testing::TestWithParam<const char*> {
     const std::string name = GetParam();
     json config = name == "llama"     ? small_config()
                   : name == "granite" ? small_config_of("Granite")
+                  : name == "gemma2"  ? small_config_of("Gemma2")
                                       : small_opt_config();
     config["hidden_size"] = 8;
     config["num_hidden_layers"] = 1;
@@ -73,7 +74,7 @@ class LossGradientTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, LossGradientTest,
-                         testing::Values("llama", "granite", "opt", "opt-norm-last"),
+                         testing::Values("llama", "granite", "gemma2", "opt", "opt-norm-last"),
                          [](const auto& instance) {
                            std::string name = instance.param;
                            std::ranges::replace(name, '-', '_');

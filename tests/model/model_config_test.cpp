@@ -269,6 +269,96 @@ TEST(ModelConfigTest, Olmo2NormalizesOutputsAndGraniteMultiplies) {
   EXPECT_EQ(granite.logits_divisor, 8.0f);
 }
 
+TEST(ModelConfigTest, Gemma3TurnsBlocksWithAWindowByABaseOfTheirOwn) {
+  // As published for older versions of transformers: most keys are absent.
+  const json plain = {{"architectures", {"Gemma3ForCausalLM"}},
+                      {"model_type", "gemma3_text"},
+                      {"hidden_size", 48},
+                      {"intermediate_size", 96},
+                      {"num_hidden_layers", 12},
+                      {"num_attention_heads", 4},
+                      {"vocab_size", 40},
+                      {"rope_scaling", {{"factor", 8.0}, {"rope_type", "linear"}}},
+                      {"torch_dtype", "bfloat16"}};
+  const ModelConfig c = read(plain);
+  EXPECT_EQ(c.kv_heads, 4);
+  EXPECT_EQ(c.head_dim, 256);
+  EXPECT_TRUE(c.tied_embeddings);
+  EXPECT_TRUE(c.norms_of_inputs && c.norms_of_outputs);
+  EXPECT_EQ(c.norm_offset, 1.0f);
+  EXPECT_EQ(c.query_key_norm, QueryKeyNorm::kHeads);
+  EXPECT_EQ(c.gate, GateFunction::kGeluTanh);
+  EXPECT_EQ(c.embedding_multiplier, 6.9375f) << "sqrt(48) in bfloat16";
+  EXPECT_EQ(c.attention_scale, 0.0625f);
+  EXPECT_EQ(c.score_cap, 0.0f);
+  EXPECT_EQ(c.logit_cap, 0.0f);
+  EXPECT_EQ(c.bos, 2);
+  EXPECT_THAT(c.eos, ElementsAre(1));
+  EXPECT_EQ(c.window_of(4), 4096);
+  EXPECT_EQ(c.window_of(5), 0);
+  EXPECT_EQ(c.window_of(11), 0);
+  EXPECT_EQ(c.rope.theta, 1e6);
+  EXPECT_EQ(c.rope.factor, 8.0);
+  EXPECT_EQ(c.window_rope->theta, 1e4);
+  EXPECT_EQ(c.window_rope->scaling, RopeConfig::Scaling::kNone);
+  const ModelConfig other = read(with(plain, {{"sliding_window_pattern", 2},
+                                              {"sliding_window", 7},
+                                              {"rope_theta", 5e5},
+                                              {"rope_local_base_freq", 300.0},
+                                              {"query_pre_attn_scalar", 64},
+                                              {"dtype", "float32"}}));
+  EXPECT_EQ(other.window_of(1), 0);
+  EXPECT_EQ(other.window_of(2), 7);
+  EXPECT_EQ(other.rope.theta, 5e5);
+  EXPECT_EQ(other.window_rope->theta, 300.0);
+  EXPECT_EQ(other.attention_scale, 0.125f);
+  EXPECT_EQ(other.embedding_multiplier, std::sqrt(48.0f));
+  // As transformers 5 writes it.
+  json newer = plain;
+  newer.erase("rope_scaling");
+  newer["rope_parameters"] = {
+      {"full_attention", {{"rope_type", "linear"}, {"factor", 8.0}, {"rope_theta", 5e5}}},
+      {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 300.0}}}};
+  EXPECT_EQ(read(newer).rope.factor, 8.0);
+  EXPECT_EQ(read(newer).rope.theta, 5e5);
+  EXPECT_EQ(read(newer).window_rope->theta, 300.0);
+  EXPECT_EQ(read(newer).window_rope->scaling, RopeConfig::Scaling::kNone);
+
+  const auto error_with = [&](const json& changes) {
+    return input_error_of([&] { (void)read(with(plain, changes)); });
+  };
+  EXPECT_THAT(error_with({{"hidden_activation", "silu"}}),
+              HasSubstr("hidden_activation: \"silu\""));
+  EXPECT_THAT(error_with({{"use_bidirectional_attention", true}}),
+              HasSubstr("use_bidirectional_attention: true is not supported"));
+  EXPECT_THAT(error_with({{"attn_logit_softcapping", 50.0}}),
+              HasSubstr("attn_logit_softcapping: 50.0 is not supported"));
+  EXPECT_THAT(error_with({{"sliding_window", nullptr}}),
+              HasSubstr("sliding_window: null is not supported"));
+  EXPECT_THAT(error_with({{"rope_parameters", {{"rope_type", "linear"}, {"factor", 8.0}}}}),
+              HasSubstr("rope_parameters.factor: 8.0 is not supported"));
+}
+
+TEST(ModelConfigTest, Gemma2CapsScoresAndLogitsUnlessTheyAreNull) {
+  const json plain = of("gemma2", "Gemma2ForCausalLM", {{"head_dim", 16}});
+  const ModelConfig c = read(plain);
+  EXPECT_EQ(c.score_cap, 50.0f);
+  EXPECT_EQ(c.logit_cap, 30.0f);
+  EXPECT_EQ(c.query_key_norm, QueryKeyNorm::kNone);
+  EXPECT_EQ(c.window_of(0), 4096);
+  EXPECT_EQ(c.window_of(1), 0);
+  EXPECT_FALSE(c.window_rope.has_value());
+  const ModelConfig bare = read(
+      with(plain, {{"attn_logit_softcapping", nullptr}, {"final_logit_softcapping", nullptr}}));
+  EXPECT_EQ(bare.score_cap, 0.0f);
+  EXPECT_EQ(bare.logit_cap, 0.0f);
+}
+
+TEST(ModelConfigTest, AModelThatReadsImagesIsRefusedAsSuch) {
+  EXPECT_THAT(input_error_of([] { (void)read(of("gemma3", "Gemma3ForConditionalGeneration")); }),
+              HasSubstr("models that read images"));
+}
+
 TEST(ModelConfigTest, LlamaMayHaveBiases) {
   const ModelConfig c = read(with(small_config(), {{"attention_bias", true}, {"mlp_bias", true}}));
   EXPECT_TRUE(c.qkv_bias && c.output_bias && c.mlp_bias);
@@ -326,9 +416,9 @@ INSTANTIATE_TEST_SUITE_P(
               "architectures",
               "list"},
         Wrong{"OtherModelType",
-              {{"architectures", nullptr}, {"model_type", "gemma2"}},
+              {{"architectures", nullptr}, {"model_type", "gemma"}},
               "model_type",
-              "gemma2"},
+              "gemma"},
         Wrong{"Mixture",
               {{"architectures", {"MixtralForCausalLM"}}, {"model_type", "mixtral"}},
               "architectures: \"MixtralForCausalLM\"",

@@ -155,12 +155,14 @@ inline std::map<std::string, Shape> tensor_shapes(const nlohmann::json& config) 
     const auto add_norm = [&](const std::string& name, std::int64_t size) {
       shapes[block + name + ".weight"] = {size};
     };
-    const bool of_outputs = kind == "olmo2";
-    add_norm(of_outputs ? "post_feedforward_layernorm" : "input_layernorm", hidden);
+    const bool all_heads = kind == "olmo2", gemma = kind.starts_with("gemma");
+    if (!all_heads) add_norm("input_layernorm", hidden);
     add_norm("post_attention_layernorm", hidden);
-    if (kind == "qwen3" || kind == "olmo2") {
-      add_norm("self_attn.q_norm", of_outputs ? q : head_dim);
-      add_norm("self_attn.k_norm", of_outputs ? kv : head_dim);
+    if (gemma) add_norm("pre_feedforward_layernorm", hidden);
+    if (gemma || all_heads) add_norm("post_feedforward_layernorm", hidden);
+    if (kind == "qwen3" || kind == "gemma3_text" || all_heads) {
+      add_norm("self_attn.q_norm", all_heads ? q : head_dim);
+      add_norm("self_attn.k_norm", all_heads ? kv : head_dim);
     }
     if (kind == "phi3") {
       add("self_attn.qkv_proj", q + 2 * kv, hidden, false);
@@ -262,6 +264,24 @@ inline nlohmann::json small_config_of(const std::string& name) {
         {{"num_key_value_heads", 4}, {"partial_rotary_factor", 0.5}, {"pad_token_id", 0}});
   }
   if (name == "Olmo2") return small_config("olmo2", "Olmo2ForCausalLM", {{"pad_token_id", 0}});
+  if (name == "Gemma2") {
+    return small_config("gemma2", "Gemma2ForCausalLM",
+                        {{"head_dim", 16},
+                         {"query_pre_attn_scalar", 12},
+                         {"sliding_window", 5},
+                         {"attn_logit_softcapping", 2.0},
+                         {"final_logit_softcapping", 3.0},
+                         {"pad_token_id", 0}});
+  }
+  if (name == "Gemma3") {
+    return small_config("gemma3_text", "Gemma3ForCausalLM",
+                        {{"head_dim", 16},
+                         {"query_pre_attn_scalar", 12},
+                         {"sliding_window", 5},
+                         {"sliding_window_pattern", 2},
+                         {"rope_local_base_freq", 100.0},
+                         {"pad_token_id", 0}});
+  }
   return small_config("granite", "GraniteForCausalLM",
                       {{"attention_bias", true},
                        {"mlp_bias", true},

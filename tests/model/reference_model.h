@@ -52,13 +52,15 @@ inline Matrix times(Matrix m, double factor) {
 // Frequencies come from rotary_frequencies(), which the golden logits check.
 inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
                           const std::string& prefix, std::int64_t length, const Matrix& input) {
-  const std::vector<double> frequencies = rotary_frequencies(config.rope, length);
+  const RopeConfig& turn =
+      config.window_rope && config.has_window(0) ? *config.window_rope : config.rope;
+  const std::vector<double> frequencies = rotary_frequencies(turn, length);
   Matrix cos(length, std::ssize(frequencies)), sin(length, std::ssize(frequencies));
   for (std::int64_t p = 0; p < length; ++p) {
     for (std::int64_t j = 0; j < cos.cols; ++j) {
       const double angle = static_cast<double>(p) * frequencies[static_cast<std::size_t>(j)];
-      cos(p, j) = config.rope.magnitude * std::cos(angle);
-      sin(p, j) = config.rope.magnitude * std::sin(angle);
+      cos(p, j) = turn.magnitude * std::cos(angle);
+      sin(p, j) = turn.magnitude * std::sin(angle);
     }
   }
   const auto epsilon = static_cast<double>(config.norm_epsilon);
@@ -68,7 +70,8 @@ inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
     return bias == weights.end() ? y : plus(y, bias->second);
   };
   const auto norm = [&](const Matrix& x, const std::string& name) {
-    return rms_norm(x, weights.at(prefix + name + ".weight"), epsilon);
+    return rms_norm(x, weights.at(prefix + name + ".weight"), epsilon,
+                    static_cast<double>(config.norm_offset));
   };
   const std::int64_t q_width = config.heads * config.head_dim,
                      kv_width = config.kv_heads * config.head_dim;
@@ -98,7 +101,7 @@ inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
     }
     return result;
   };
-  const Matrix n = config.norms_of_outputs ? input : norm(input, "input_layernorm");
+  const Matrix n = config.norms_of_inputs ? norm(input, "input_layernorm") : input;
   Matrix q, k, v;
   if (config.fused_linears) {
     const Matrix qkv = linear(n, "self_attn.qkv_proj");
@@ -115,14 +118,17 @@ inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
                            : 1.0 / std::sqrt(static_cast<double>(config.head_dim));
   const Matrix mixed = attention(rotated(head_norm(q, "self_attn.q_norm"), config.heads),
                                  rotated(head_norm(k, "self_attn.k_norm"), config.kv_heads), v,
-                                 config.heads, config.kv_heads, length, config.window_of(0), scale);
+                                 config.heads, config.kv_heads, length, config.window_of(0), scale,
+                                 static_cast<double>(config.score_cap));
   const auto added = [&](const Matrix& y, const char* norm_of_output) {
     return times(config.norms_of_outputs ? norm(y, norm_of_output) : y,
                  static_cast<double>(config.residual_multiplier));
   };
   const Matrix middle =
       plus(input, added(linear(mixed, "self_attn.o_proj"), "post_attention_layernorm"));
-  const Matrix m = config.norms_of_outputs ? middle : norm(middle, "post_attention_layernorm");
+  const Matrix m = !config.norms_of_inputs   ? middle
+                   : config.norms_of_outputs ? norm(middle, "pre_feedforward_layernorm")
+                                             : norm(middle, "post_attention_layernorm");
   Matrix gate, up;
   if (config.fused_linears) {
     const Matrix both = linear(m, "mlp.gate_up_proj");
@@ -132,8 +138,8 @@ inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
     gate = linear(m, "mlp.gate_proj");
     up = linear(m, "mlp.up_proj");
   }
-  return plus(middle,
-              added(linear(silu_gate(gate, up), "mlp.down_proj"), "post_feedforward_layernorm"));
+  return plus(middle, added(linear(gated_product(gate, up, config.gate), "mlp.down_proj"),
+                            "post_feedforward_layernorm"));
 }
 
 inline Matrix opt_block(const ModelConfig& config, const Weights& weights,
@@ -174,7 +180,7 @@ inline double mean_cross_entropy(const ModelConfig& config, const Weights& weigh
     const Matrix& weight = weights.at(outer.norm);
     const auto epsilon = static_cast<double>(config.norm_epsilon);
     residual = outer.norm_bias.empty()
-                   ? rms_norm(residual, weight, epsilon)
+                   ? rms_norm(residual, weight, epsilon, static_cast<double>(config.norm_offset))
                    : layer_norm(residual, weight, weights.at(outer.norm_bias), epsilon);
   }
   if (!outer.project_out.empty()) {
@@ -183,11 +189,10 @@ inline double mean_cross_entropy(const ModelConfig& config, const Weights& weigh
   residual = times(std::move(residual), 1.0 / static_cast<double>(config.logits_divisor));
   std::vector<std::int32_t> target(ids.begin() + 1, ids.end());
   target.push_back(-1);
+  Matrix logits = product(residual, reference::transpose(weights.at(outer.head)));
+  if (config.logit_cap > 0.0f) logits = soft_cap(logits, static_cast<double>(config.logit_cap));
   double sum = 0.0;
-  for (const double loss :
-       cross_entropy(product(residual, reference::transpose(weights.at(outer.head))), target)) {
-    sum += loss;
-  }
+  for (const double loss : cross_entropy(logits, target)) sum += loss;
   return sum / static_cast<double>(ids.size() - 1);
 }
 

@@ -20,6 +20,7 @@ ModelConfig shrunk(const std::string& name) {
   ModelConfig config = shape_like(name);
   config.head_dim = 8;
   if (config.architecture != Architecture::kOpt) config.rope.columns = 8;
+  if (config.window_rope) config.window_rope->columns = 8;
   config.kv_heads = config.kv_heads == config.heads ? 4 : 2;
   config.heads = 4;
   config.embedding_size = config.embedding_size == config.hidden_size ? 32 : 16;
@@ -49,7 +50,7 @@ TEST(SyntheticTest, ShapesHaveThePublishedNumbersOfParameters) {
       {"opt-6.7b", 6658.5},     {"opt-13b", 12853.5}, {"llama-3.1-8b", 8030},
       {"llama-3.1-70b", 70554}, {"qwen2.5-7b", 7616}, {"qwen3-8b", 8191},
       {"phi-3-mini", 3821},     {"olmo-2-7b", 7299},  {"granite-3-8b", 8171},
-      {"smollm2-135m", 134.5}};
+      {"smollm2-135m", 134.5},  {"gemma-2-9b", 9242}, {"gemma-3-1b", 999.9}};
   for (const auto& [name, expected] : millions) {
     const ModelConfig config = shape_like(name);
     std::int64_t count = 0;
@@ -68,7 +69,7 @@ TEST(SyntheticTest, ShapesHaveThePublishedNumbersOfParameters) {
 TEST(SyntheticTest, ModelsOfEveryArchitectureAreRead) {
   for (const std::string name :
        {"llama-2-7b", "mistral-7b", "opt-6.7b", "opt-350m", "llama-3.1-8b", "qwen2.5-7b",
-        "qwen3-8b", "phi-3-mini", "olmo-2-7b", "granite-3-8b"}) {
+        "qwen3-8b", "phi-3-mini", "olmo-2-7b", "granite-3-8b", "gemma-2-9b", "gemma-3-1b"}) {
     const TemporaryFolder directory;
     const ModelConfig config = shrunk(name);
     write_synthetic_model({.config = config, .tokenizer = {}, .max_shard_bytes = 8000},
@@ -81,6 +82,11 @@ TEST(SyntheticTest, ModelsOfEveryArchitectureAreRead) {
     EXPECT_EQ(model.config().tied_embeddings, config.tied_embeddings) << name;
     EXPECT_EQ(model.config().bos, config.bos) << name;
     EXPECT_EQ(model.config().rope, config.rope) << name;
+    EXPECT_EQ(model.config().window_rope, config.window_rope) << name;
+    EXPECT_EQ(model.config().window_of(1), config.window_of(1)) << name;
+    EXPECT_EQ(model.config().attention_scale, config.attention_scale) << name;
+    EXPECT_EQ(model.config().score_cap, config.score_cap) << name;
+    EXPECT_EQ(model.config().logit_cap, config.logit_cap) << name;
     EXPECT_EQ(model.config().qkv_bias, config.qkv_bias) << name;
     EXPECT_EQ(model.config().residual_multiplier, config.residual_multiplier) << name;
     EXPECT_TRUE(std::filesystem::exists(directory / "model" / "model.safetensors.index.json"));

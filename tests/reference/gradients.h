@@ -17,6 +17,7 @@ struct AttentionGradient {
 };
 AttentionGradient attention_backward(const Matrix& q, const Matrix& k, const Matrix& v,
                                      const Matrix& d_out, std::int64_t heads, std::int64_t kv_heads,
-                                     std::int64_t length, std::int64_t window, double scale);
+                                     std::int64_t length, std::int64_t window, double scale,
+                                     double score_cap = 0.0);
 
 }  // namespace roundhouse::reference

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace roundhouse::reference {
 
@@ -47,14 +48,14 @@ Matrix triangular_inverse(const Matrix& l) {
   return inverse;
 }
 
-Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon) {
+Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon, double offset) {
   Matrix y(x.rows, x.cols);
   for (std::int64_t i = 0; i < x.rows; ++i) {
     double sum = 0.0;
     for (std::int64_t j = 0; j < x.cols; ++j) sum += x(i, j) * x(i, j);
     const double mean = sum / static_cast<double>(x.cols);
     for (std::int64_t j = 0; j < x.cols; ++j) {
-      y(i, j) = sum == 0.0 ? 0.0 : x(i, j) / std::sqrt(mean + epsilon) * weight(0, j);
+      y(i, j) = sum == 0.0 ? 0.0 : x(i, j) / std::sqrt(mean + epsilon) * (offset + weight(0, j));
     }
   }
   return y;
@@ -94,7 +95,8 @@ Matrix rope(const Matrix& x, const Matrix& cos, const Matrix& sin, std::int64_t 
 }
 
 Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t heads,
-                 std::int64_t kv_heads, std::int64_t length, std::int64_t window, double scale) {
+                 std::int64_t kv_heads, std::int64_t length, std::int64_t window, double scale,
+                 double score_cap) {
   Matrix out(q.rows, q.cols);
   const std::int64_t head_dim = q.cols / heads;
   for (std::int64_t row = 0; row < q.rows; ++row) {
@@ -108,7 +110,8 @@ Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t
         for (std::int64_t i = 0; i < head_dim; ++i) {
           score += q(row, head * head_dim + i) * k(key, kv_head * head_dim + i);
         }
-        weight.push_back(score * scale);
+        score *= scale;
+        weight.push_back(score_cap > 0.0 ? score_cap * std::tanh(score / score_cap) : score);
       }
       const double largest = *std::max_element(weight.begin(), weight.end());
       double sum = 0.0;
@@ -124,13 +127,21 @@ Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t
   return out;
 }
 
-Matrix silu_gate(const Matrix& gate, const Matrix& up) {
+Matrix gated_product(const Matrix& gate, const Matrix& up, GateFunction function) {
   Matrix y(gate.rows, gate.cols);
-  for (std::int64_t i = 0; i < gate.rows; ++i) {
-    for (std::int64_t j = 0; j < gate.cols; ++j) {
-      y(i, j) = gate(i, j) / (1.0 + std::exp(-gate(i, j))) * up(i, j);
-    }
+  for (std::size_t i = 0; i < y.values.size(); ++i) {
+    const double x = gate.values[i];
+    const double inner = std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+    const double of_gate = function == GateFunction::kSilu ? x / (1.0 + std::exp(-x))
+                                                           : 0.5 * x * (1.0 + std::tanh(inner));
+    y.values[i] = of_gate * up.values[i];
   }
+  return y;
+}
+
+Matrix soft_cap(const Matrix& x, double cap) {
+  Matrix y = x;
+  for (double& value : y.values) value = cap * std::tanh(value / cap);
   return y;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/grid.h"
+#include "kernels/transformer.h"
 
 namespace roundhouse::reference {
 
@@ -31,13 +32,16 @@ Matrix product(const Matrix& a, const Matrix& b);
 Matrix cholesky(const Matrix& a);  // L, zeros above the diagonal; reads the lower triangle
 Matrix triangular_inverse(const Matrix& l);  // of a lower triangle
 
-Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon);
+Matrix rms_norm(const Matrix& x, const Matrix& weight, double epsilon, double offset = 0.0);
 Matrix layer_norm(const Matrix& x, const Matrix& weight, const Matrix& bias, double epsilon);
 Matrix rope(const Matrix& x, const Matrix& cos, const Matrix& sin, std::int64_t heads,
             std::int64_t length);
 Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t heads,
-                 std::int64_t kv_heads, std::int64_t length, std::int64_t window, double scale);
-Matrix silu_gate(const Matrix& gate, const Matrix& up);
+                 std::int64_t kv_heads, std::int64_t length, std::int64_t window, double scale,
+                 double score_cap = 0.0);
+Matrix gated_product(const Matrix& gate, const Matrix& up,
+                     GateFunction function = GateFunction::kSilu);
+Matrix soft_cap(const Matrix& x, double cap);
 Matrix relu(const Matrix& x);
 std::vector<double> cross_entropy(const Matrix& logits, const std::vector<std::int32_t>& target);
 

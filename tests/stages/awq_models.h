@@ -32,18 +32,18 @@ inline std::filesystem::path opt_model(const TemporaryFolder& folder, bool norm_
   return path;
 }
 
-// Another architecture of the LLaMA kind, by its name in small_config_of(); of float32, too.
+// Another architecture of the LLaMA kind, by its name in small_config_of(); of float32, too, unless said otherwise.
 inline std::filesystem::path model_of(const TemporaryFolder& folder, const std::string& name,
-                                      std::int64_t kv_heads) {
+                                      std::int64_t kv_heads, DType type = DType::kF32) {
   nlohmann::json config = small_config_of(name);
   config["hidden_size"] = 64;
   config["intermediate_size"] = 96;
   config["num_key_value_heads"] = kv_heads;
   config["vocab_size"] = 1024;
-  config["torch_dtype"] = "float32";
+  config["torch_dtype"] = torch_name_of(type);
   const std::filesystem::path path = folder.path() / name;
   std::filesystem::create_directories(path);
-  write_model(path, config, formula_tensors(config, DType::kF32));
+  write_model(path, config, formula_tensors(config, type));
   return path;
 }
 

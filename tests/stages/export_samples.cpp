@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "comm/launcher.h"
+#include "stages/export/compare.h"
 #include "stages/export/export.h"
 #include "stages/store/block_record.h"
 #include "tests/stages/export_world.h"
@@ -100,6 +101,7 @@ void run(char** arguments, const std::string& more) {
   for (const std::string& format : export_formats()) {
     try {
       check_exportable(recipe, *decoder, blocks, format);
+      check_model_exportable(model, recipe, format);
     } catch (const InputError&) {
       continue;  // the readers know which must be there
     }

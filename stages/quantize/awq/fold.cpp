@@ -11,37 +11,44 @@
 namespace roundhouse {
 namespace {
 
-// A dense tensor of the checkpoint, in F32 and with its own type to go back to. Its values count from `first` on.
+// A dense tensor of the checkpoint, in F32 and with its own type to go back to. Its values count from `first` on, and have the offset
+// added that the checkpoint's lack.
 class Dense {
  public:
   Dense(const Checkpoint& checkpoint, const DecoderBlock& decoder, int block, std::string name,
-        std::int64_t size, std::int64_t first = 0)
+        std::int64_t size, float offset, std::int64_t first = 0)
       : name_(std::move(name)),
-        values_(static_cast<std::size_t>(size)),
+        stored_(static_cast<std::size_t>(size)),
+        offset_(offset),
         first_(static_cast<std::size_t>(first)) {
     const HostView view = checkpoint.weight(decoder.prefix(block) + "." + name_, {size});
     type_ = view.type;
-    convert(type_, view.bytes.data(), DType::kF32, values_.data(), values_.size());
+    convert(type_, view.bytes.data(), DType::kF32, stored_.data(), stored_.size());
   }
 
-  float operator[](std::size_t i) const { return values_[first_ + i]; }
-  void set(std::size_t i, float value) { values_[first_ + i] = value; }
-  // As the checkpoint's type holds it.
-  float rounded(float value) const {
-    float result = value;
-    if (type_ == DType::kF16) result = round_to_half(value);
-    if (type_ == DType::kBF16) result = bfloat16_to_float(float_to_bfloat16(value));
-    return result;
+  float operator[](std::size_t i) const { return with_offset(stored_[first_ + i]); }
+  // A factor of 1 leaves the very bits.
+  void divide(std::size_t i, float factor) {
+    if (factor != 1.0f) stored_[first_ + i] = stored((*this)[i] / factor);
   }
+  // As the checkpoint's type holds it.
+  float rounded(float value) const { return with_offset(stored(value)); }
   void store(DenseTensors& into) const {
-    HostTensor tensor(type_, {std::ssize(values_)});
-    convert(DType::kF32, values_.data(), type_, tensor.bytes().data(), values_.size());
+    HostTensor tensor(type_, {std::ssize(stored_)});
+    convert(DType::kF32, stored_.data(), type_, tensor.bytes().data(), stored_.size());
     into[name_] = std::move(tensor);
   }
 
  private:
+  // Without one the sign of a zero stays, too.
+  float with_offset(float value) const { return offset_ == 0.0f ? value : offset_ + value; }
+  float stored(float value) const {
+    return rounded_to(type_, offset_ == 0.0f ? value : value - offset_);
+  }
+
   std::string name_;
-  std::vector<float> values_;
+  std::vector<float> stored_;
+  float offset_;
   std::size_t first_;
   DType type_ = DType::kF32;
 };
@@ -65,7 +72,8 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
 
     std::vector<Dense> dense;  // what is divided, a norm's weight first
     for (const int norm : set.norms) {
-      dense.emplace_back(checkpoint, decoder, block, decoder.norms()[norm].name, size);
+      const NormSpec& spec = decoder.norms()[norm];
+      dense.emplace_back(checkpoint, decoder, block, spec.name, size, spec.offset);
     }
     std::int64_t rows_before = 0;  // of the linear before, that are not divided
     if (set.linear >= 0) {
@@ -74,7 +82,7 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
       require(rows_before >= 0, "a scale for each of the last rows of the linear before");
       const std::string bias = before.name + ".bias";
       if (checkpoint.has(decoder.prefix(block) + "." + bias)) {
-        dense.emplace_back(checkpoint, decoder, block, bias, before.rows, rows_before);
+        dense.emplace_back(checkpoint, decoder, block, bias, before.rows, 0.0f, rows_before);
       }
     }
 
@@ -93,7 +101,7 @@ Folding fold(const Checkpoint& checkpoint, const DecoderBlock& decoder, int bloc
         factor = 1.0f;
         ++unscaled;
       }
-      for (Dense& tensor : dense) tensor.set(k, tensor.rounded(tensor[k] / factor));
+      for (Dense& tensor : dense) tensor.divide(k, factor);
       s[k] = factor;
     }
     if (unscaled > 0) chosen[i].record["unscaled_channels"] = unscaled;

@@ -196,10 +196,11 @@ void RecordingBackend::run(const Attention& op) {
        .written = bytes_of(op.out)});
 }
 
-void RecordingBackend::run(const SiluGate& op) { pass("gate", {op.gate, op.up}, {op.y}); }
+void RecordingBackend::run(const GatedProduct& op) { pass("gate", {op.gate, op.up}, {op.y}); }
 void RecordingBackend::run(const ScaledSum& op) {
   pass("scaled sum", {op.x, op.accumulate ? ConstMatrix(op.y) : ConstMatrix()}, {op.y});
 }
+void RecordingBackend::run(const SoftCap& op) { pass("soft cap", {op.x}, {op.y}); }
 void RecordingBackend::run(const Relu& op) { pass("relu", {op.x}, {op.y}); }
 
 void RecordingBackend::run(const CrossEntropy& op) {
@@ -248,7 +249,7 @@ void RecordingBackend::run(const AttentionBackward& op) {
                     .kernels = op.head_dim > 128 ? 2 : 1});
 }
 
-void RecordingBackend::run(const SiluGateBackward& op) {
+void RecordingBackend::run(const GatedProductBackward& op) {
   pass("gate, backward", {op.gate, op.up, op.dy}, {op.d_gate, op.d_up});
 }
 void RecordingBackend::run(const ReluBackward& op) {

@@ -100,6 +100,7 @@ T atomicAdd(T* at, T value) {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdividef(float a, float b) { return a / b; }
 
 inline void __trap(std::source_location where = std::source_location::current()) {
   emulation::fail("a trap", where);

@@ -76,6 +76,9 @@ def main():
         "llama": ("characters", {}),
         "mistral-v3": ("characters", {"normalizer": None, "pre_tokenizer": s.metaspace("first")}),
         "phi3": ("characters", {"added_tokens": added(characters)}),
+        "gemma": ("characters", {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": s.SPACE},
+                                 "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                                                   "invert": False}}),
         "words": ("characters", {"normalizer": {"type": "NFKC"}, "pre_tokenizer": whitespace, "model": {"byte_fallback": False}}),
         "metaspace": ("characters", {"normalizer": None, "pre_tokenizer": s.metaspace("always", True), "model": {"fuse_unk": False, "byte_fallback": False}}),
     }

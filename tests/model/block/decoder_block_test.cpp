@@ -74,7 +74,7 @@ class DecoderBlockTest : public testing::TestWithParam<const char*> {
 
 INSTANTIATE_TEST_SUITE_P(Architectures, DecoderBlockTest,
                          testing::Values("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Olmo2",
-                                         "Granite", "Opt", "OptNormLast"),
+                                         "Granite", "Gemma2", "Gemma3", "Opt", "OptNormLast"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 TEST_P(DecoderBlockTest, DescribesItsLinears) {

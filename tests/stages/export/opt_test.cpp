@@ -115,7 +115,8 @@ class ExportArchitectureTest : public ExportOptTest,
 };
 
 INSTANTIATE_TEST_SUITE_P(Architectures, ExportArchitectureTest,
-                         testing::Values("Opt", "Qwen2", "Qwen3", "Phi3", "Olmo2", "Granite"),
+                         testing::Values("Opt", "Qwen2", "Qwen3", "Phi3", "Olmo2", "Granite",
+                                         "Gemma2", "Gemma3"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 // The dense export computes what the model does with its rounded linears.

@@ -131,6 +131,41 @@ TEST_F(AwqFoldTest, ChangesNothingInQwen3AndOlmo2WhoseOtherNormsStay) {
   EXPECT_THAT(expect_unchanged(olmo), ElementsAre());
 }
 
+TEST_F(AwqFoldTest, ChangesNothingInGemmaWhoseNormsMultiplyWithOneMoreThanTheirWeights) {
+  for (const char* name : {"Gemma2", "Gemma3"}) {
+    QuantizeWorld gemma(*team_, 1, 2, {}, kLength, model_of(folder_, name, 4));
+    EXPECT_EQ(gemma.decoder().scale_sets().size(), 4u);
+    EXPECT_THAT(expect_unchanged(gemma),
+                ElementsAre("input_layernorm.weight", "pre_feedforward_layernorm.weight"));
+  }
+}
+
+// Of weights w that multiply as 1 + w: what is not scaled keeps its bits, and the columns get the very inverse of what the
+// checkpoint's type makes of the rest.
+TEST_F(AwqFoldTest, NormsWithAnOffsetAreDividedAsAWhole) {
+  QuantizeWorld world(*team_, 1, 1, {}, kLength, model_of(folder_, "Gemma3", 2, DType::kBF16));
+  std::vector<ChosenScales> chosen;
+  for (const ScaleSet& set : world.decoder().scale_sets()) {
+    const std::int64_t cols =
+        world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+    chosen.push_back({std::vector<float>(static_cast<std::size_t>(cols), 3.0f), json::object()});
+  }
+  chosen[0].s[0] = 1.0f;
+  chosen[0].s[1] = 1e9f;  // 1 + w would become 0
+  const Folding folding = fold(world.model().checkpoint(), world.decoder(), 0, chosen);
+  const std::vector<float> norm = download_f32(world.weights().norms[0], world.backend());
+  const auto stored = folding.replaced.at("input_layernorm.weight").as<std::uint16_t>();
+  EXPECT_EQ(bfloat16_to_float(stored[0]), norm[0]);
+  EXPECT_EQ(bfloat16_to_float(stored[1]), norm[1]);
+  EXPECT_EQ(folding.column_factors[0][1], 1.0f);
+  EXPECT_EQ(chosen[0].record.at("unscaled_channels"), 1);
+  for (std::size_t k = 2; k < norm.size(); ++k) {
+    const float weight = bfloat16_to_float(stored[k]);
+    EXPECT_EQ(weight, rounded_to(DType::kBF16, (1.0f + norm[k]) / 3.0f - 1.0f));
+    EXPECT_EQ(folding.column_factors[0][k], (1.0f + norm[k]) / (1.0f + weight));
+  }
+}
+
 TEST_F(AwqFoldTest, AChannelThatTheNormCannotHoldIsNotScaled) {
   QuantizeWorld world(*team_, 1, 1, {}, kLength);
   std::vector<ChosenScales> chosen;

@@ -77,7 +77,7 @@ class AwqTest : public testing::Test {
       return reference::product(input, reference::transpose(w[linear]));
     };
     if (set.group == 1) return times(x, 3);
-    if (set.group == 2) return times(reference::silu_gate(times(x, 4), times(x, 5)), 6);
+    if (set.group == 2) return times(reference::gated_product(times(x, 4), times(x, 5)), 6);
     if (set.group == 3) return times(x, 6);
     const ModelConfig& config = world.model().config();
     const std::int64_t half = config.head_dim / 2;
