@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/float_key.h"
 #include "kernels/grid_point.h"
 #include "kernels/lookup_table.h"
 
@@ -34,20 +35,6 @@ ROUNDHOUSE_HD inline Moments operator+(const Moments& a, const Moments& b) {
 }
 ROUNDHOUSE_HD inline Moments operator-(const Moments& a, const Moments& b) {
   return {a.s - b.s, a.sw - b.sw, a.sww - b.sww};
-}
-
-// Unsigned numbers in the order of the floats, and back. -0 is 0.
-ROUNDHOUSE_HD inline std::uint32_t key_of(float value) {
-  const float positive_zero = value + 0.0f;
-  std::uint32_t bits;
-  memcpy(&bits, &positive_zero, sizeof(bits));
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
-ROUNDHOUSE_HD inline float value_of_key(std::uint32_t key) {
-  const std::uint32_t bits = (key >> 31) != 0 ? key & 0x7fffffffu : ~key;
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 
 struct SortedRow {

@@ -38,7 +38,7 @@ struct RoundingProducts {
 inline constexpr std::size_t kMostRoundingWidths = 4;
 
 // A step of radix selection. The key of x is a number of 32 bits that rises with x (or with |x|, if `magnitude`); see key_of()
-// in kernels/row_clusters.h. Of the keys whose first `prefix_bits` bits are `prefix`, counts those with each value of the next
+// in kernels/float_key.h. Of the keys whose first `prefix_bits` bits are `prefix`, counts those with each value of the next
 // `bits` bits: counts[value] += their number. NaN counts as more than infinity.
 struct CountKeys {
   ConstMatrix x;  // F32

@@ -80,6 +80,16 @@ void TransformerKernels::cross_entropy(const CrossEntropy& op) {
           "cross_entropy: one target and one loss a row");
   require(std::ranges::all_of(op.target, [&](std::int32_t t) { return t < op.logits.cols; }),
           "cross_entropy: a target outside the vocabulary");
+  require(op.largest.empty() || std::ssize(op.largest) == op.logits.rows,
+          "cross_entropy: one largest column a row");
+  run(op);
+}
+
+void TransformerKernels::compare_logits(const CompareLogits& op) {
+  require(op.reference.type == DType::kF32 && op.reference.cols > 0,
+          "compare_logits: logits are F32, of a vocabulary that is not empty");
+  require(alike(op.logits, op.reference), "compare_logits: both have one shape and type");
+  require(std::ssize(op.divergences) == op.logits.rows, "compare_logits: one divergence a row");
   run(op);
 }
 

@@ -103,6 +103,22 @@ struct CrossEntropy {
   ConstMatrix logits;                    // [t, vocabulary]
   std::span<const std::int32_t> target;  // host memory
   std::span<float> loss;                 // host memory
+  // Host memory, or empty: not asked for. The column of each row's largest logit, the first of equal ones; -1 for rows that are not scored.
+  std::span<std::int32_t> largest = {};
+};
+
+// How far a distribution q over the next token is from another one, p.
+struct Divergence {
+  double nats = 0;            // sum p ln(p / q), Kullback and Leibler's
+  std::int64_t same_top = 0;  // 1: both have the same likeliest token (the first of equal ones)
+};
+
+// Of each row, with p = softmax(reference) and q = softmax(logits); Not finite where a logit is not. Exponentials in F32, sums in
+// double, in an order that depends on the vocabulary alone.
+struct CompareLogits {
+  ConstMatrix reference;              // [t, vocabulary] F32
+  ConstMatrix logits;                 // likewise
+  std::span<Divergence> divergences;  // [t], host memory
 };
 
 // finite[s] = 1 if every value of rows [s * rows_each, (s + 1) * rows_each) is finite, else 0.
@@ -124,6 +140,7 @@ class TransformerKernels {
   void soft_cap(const SoftCap& op);
   void relu(const Relu& op);
   void cross_entropy(const CrossEntropy& op);
+  void compare_logits(const CompareLogits& op);
   void check_finite(const CheckFinite& op);
 
  private:
@@ -136,6 +153,7 @@ class TransformerKernels {
   virtual void run(const SoftCap& op) = 0;
   virtual void run(const Relu& op) = 0;
   virtual void run(const CrossEntropy& op) = 0;
+  virtual void run(const CompareLogits& op) = 0;
   virtual void run(const CheckFinite& op) = 0;
 };
 

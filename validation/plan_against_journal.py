@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Holds a plan beside the run that it was of: seconds, memory, disk and bytes sent.
 
-    validation/plan_against_journal.py [--ranks N] [--program build/bin/roundhouse] CONFIG [--set KEY=VALUE ...]
+    validation/plan_against_journal.py [--ranks N] [--program build/bin/roundhouse] [--rates FILE] [--synthesize SHAPE] [--recipe YAML ...]
+        CONFIG [--set KEY=VALUE ...]
 
-Measures this machine for some seconds (roundhouse plan --measure), plans the run with what it found, runs it in a new folder, and prints
-a table. The machine should have nothing else to do meanwhile: seconds are those of a clock on the wall.
+Measures this machine for some seconds (roundhouse plan --measure), unless there is a file of --rates, plans the run with what it found, runs it in a new folder, and prints
+a table. The machine should have nothing else to do meanwhile: seconds are those of a clock on the wall. --synthesize makes the model
+first, three blocks of a published shape with random weights and the bundled model's tokenizer. Each --recipe '{method: rtn}' has a run of
+its own, without the configuration's recipes, so that there is a memory of each.
 """
 import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,27 +23,35 @@ def bytes_below(folder):
     return sum(file.stat().st_size for file in pathlib.Path(folder).rglob("*") if file.is_file())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--program", default="build/bin/roundhouse")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    given = parser.parse_args()
-    settings = [word for value in given.set for word in ("--set", value)]
+def output_of(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    with tempfile.TemporaryDirectory(dir=os.getcwd(), prefix="plan-") as folder:
-        run, rates = os.path.join(folder, "run"), os.path.join(folder, "rates.json")
-        settings += ["--set", f"run={run}"]
-        subprocess.run([given.program, "plan", given.config, *settings, "--measure", "--write-rates", rates],
-                       check=True, stdout=subprocess.DEVNULL)
-        plan = json.loads(subprocess.run(
-            [given.program, "plan", given.config, *settings, "--rates", rates, "--ranks", str(given.ranks), "--json"],
-            check=True, capture_output=True, text=True).stdout)
-        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(given.ranks)] if given.ranks > 1 else []
-        subprocess.run([*launcher, given.program, "run", given.config, *settings], check=True, stdout=subprocess.DEVNULL)
 
-        with open(os.path.join(run, "journal.jsonl")) as journal:
+class Comparison:
+    def __init__(self, given, folder):
+        self.given, self.run, self.rates = given, os.path.join(folder, "run"), os.path.join(folder, "rates.json")
+        self.settings = [word for value in given.set for word in ("--set", value)] + ["--set", f"run={self.run}"]
+        if given.synthesize:
+            model = os.path.join(folder, "model")
+            output_of(given.program, "synth", "--like", given.synthesize, "--blocks", "3",
+                      "--tokenizer", "tests/data/tiny-world", model)
+            self.settings += ["--set", f"model={model}"]
+        if given.rates:
+            self.rates = given.rates
+        else:
+            output_of(given.program, "plan", given.config, *self.settings, "--measure", "--write-rates", self.rates)
+
+    def plan(self, *more):
+        return json.loads(output_of(self.given.program, "plan", self.given.config, *self.settings, *more,
+                                    "--rates", self.rates, "--ranks", str(self.given.ranks), "--json"))
+
+    def rows(self, *more):
+        """(what, planned, found) of a run, which is removed."""
+        ranks = self.given.ranks
+        plan = self.plan(*more)
+        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
+        output_of(*launcher, self.given.program, "run", self.given.config, *self.settings, *more)
+        with open(os.path.join(self.run, "journal.jsonl")) as journal:
             events = [json.loads(line) for line in journal]
         blocks = [event for event in events if event["event"] == "block"]
         rows = []
@@ -47,21 +59,41 @@ def main():
             mine = [event["seconds"] for event in blocks if event["recipe"] == recipe["name"]]
             rows.append((f"{recipe['name']}: seconds of a unit", recipe["unit_seconds"], sum(mine) / len(mine)))
             rows.append((f"{recipe['name']}: records, MB", plan["model"]["blocks"] * recipe["record_bytes"] / 1e6,
-                         bytes_below(os.path.join(run, "recipes", recipe["name"])) / 1e6))
-        rows.append(("units together, s", sum(r["unit_seconds"] * r["units"] for r in plan["recipes"]),
-                     sum(event["seconds"] for event in blocks)))
-        rows.append(("memory of a rank, MiB", plan["memory"]["host"] / 2**20,
+                         bytes_below(os.path.join(self.run, "recipes", recipe["name"])) / 1e6))
+        names = plan["recipes"][0]["name"] if len(plan["recipes"]) == 1 else "all"
+        if len(plan["recipes"]) > 1:
+            rows.append((f"{names}: units together, s", sum(r["unit_seconds"] * r["units"] for r in plan["recipes"]),
+                         sum(event["seconds"] for event in blocks)))
+        rows.append((f"{names}: memory of a rank, MiB", plan["memory"]["host"] / 2**20,
                      max(event["peak_memory_mib"] for event in blocks)))
         if plan["disk"]["exports"] > 0:
-            rows.append(("exports, MB", plan["disk"]["exports"] / 1e6, bytes_below(os.path.join(run, "export")) / 1e6))
-        sent = next((event["sent_bytes"] for event in events if event["event"] == "done"), 0)
-        if given.ranks > 1:
-            rows.append(("sent, MB", plan["wire"]["all"] / 1e6, sent / 1e6))
+            rows.append((f"{names}: exports, MB", plan["disk"]["exports"] / 1e6,
+                         bytes_below(os.path.join(self.run, "export")) / 1e6))
+        if ranks > 1:
+            sent = next((event["sent_bytes"] for event in events if event["event"] == "done"), 0)
+            rows.append((f"{names}: sent, MB", plan["wire"]["all"] / 1e6, sent / 1e6))
+        shutil.rmtree(self.run)
+        return rows
 
-    print(f"| {given.config}, {given.ranks} rank{'s' if given.ranks > 1 else ''} | planned | found | planned / found |")
-    print("|---|---|---|---|")
-    for what, planned, found in rows:
-        print(f"| {what} | {planned:.3f} | {found:.3f} | {planned / found if found else 0:.2f} |")
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--program", default="build/bin/roundhouse")
+    parser.add_argument("--rates", metavar="FILE")
+    parser.add_argument("--synthesize", metavar="SHAPE")
+    parser.add_argument("--recipe", action="append", default=[], metavar="YAML")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(dir=os.getcwd(), prefix="plan-") as folder:
+        comparison = Comparison(given, folder)
+        print(f"| {given.config}, {given.ranks} rank{'s' if given.ranks > 1 else ''} | planned | found | planned / found |")
+        print("|---|---|---|---|")
+        for more in [["--set", f"recipes=[{recipe}]"] for recipe in given.recipe] or [[]]:
+            for what, planned, found in comparison.rows(*more):
+                print(f"| {what} | {planned:.3f} | {found:.3f} | {planned / found if found else 0:.2f} |", flush=True)
     return 0
 
 

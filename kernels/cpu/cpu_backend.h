@@ -45,6 +45,7 @@ class CpuBackend : public Backend {
   void run(const SoftCap& op) override;
   void run(const Relu& op) override;
   void run(const CrossEntropy& op) override;
+  void run(const CompareLogits& op) override;
   void run(const CheckFinite& op) override;
 
   void run(const RmsNormBackward& op) override;

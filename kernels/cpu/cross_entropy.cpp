@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/row_maximum.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace roundhouse {
@@ -34,6 +35,11 @@ constexpr std::int64_t kChunk = 1024;
     sum += static_cast<double>(part);
   }
   return static_cast<double>(largest) + std::log(sum);
+}
+
+[[gnu::target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")]] std::int32_t largest_of_row(
+    const float* x, std::int64_t n) {
+  return static_cast<std::int32_t>(column_of_largest(x, n));
 }
 
 // d = scale exp(x - log_sum_exp)
@@ -77,6 +83,8 @@ void CpuBackend::run(const CrossEntropy& op) {
           op.loss[row] = target < 0 ? 0.0f
                                     : static_cast<float>(log_sum_exp_row(x, op.logits.cols) -
                                                          static_cast<double>(x[target]));
+          if (!op.largest.empty())
+            op.largest[row] = target < 0 ? -1 : largest_of_row(x, op.logits.cols);
         }
       });
 }

@@ -4,8 +4,8 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/float_key.h"
 #include "kernels/operands.h"
-#include "kernels/row_clusters.h"
 
 namespace roundhouse {
 namespace {

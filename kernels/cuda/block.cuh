@@ -34,7 +34,10 @@ struct Plus {
   }
 };
 struct Larger {
-  __device__ float operator()(float a, float b) const { return a > b ? a : b; }
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
 };
 struct Smaller {
   __device__ float operator()(float a, float b) const { return a < b ? a : b; }

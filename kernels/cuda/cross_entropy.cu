@@ -5,6 +5,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/float.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/row_maximum.cuh"
 
 namespace roundhouse {
 namespace {
@@ -14,21 +15,21 @@ constexpr int kWarps = kThreads / kWarp;
 
 struct CrossEntropyParts {
   double sum[kWarps];
-  float largest[kWarps];
+  Ranked largest[kWarps];
+};
+
+struct LogSum {
+  double value;
+  int largest;  // the column of the largest logit
 };
 
 // log(sum exp) of a row, by all threads of a block. A thread sums in F32, the block in double.
 template <class T, int kWidth>
-__device__ double log_sum_exp_of_row(const ConstMatrix& logits, std::int64_t row,
+__device__ LogSum log_sum_exp_of_row(const ConstMatrix& logits, std::int64_t row,
                                      CrossEntropyParts& parts) {
   const int cols = static_cast<int>(logits.cols);
-  float largest = -INFINITY;
-  for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
-    const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) largest = x.at[i] > largest ? x.at[i] : largest;
-  }
-  largest = block_reduce<kThreads>(largest, parts.largest, Larger());
+  const Ranked ranked = largest_of_row<T, kWidth, kThreads>(logits, row, parts.largest);
+  const float largest = value_of(ranked);
   float sum = 0.0f;
   for (int col = static_cast<int>(threadIdx.x) * kWidth; col < cols; col += kThreads * kWidth) {
     const Floats<kWidth> x = load<T, kWidth>(logits, row, col);
@@ -36,23 +37,28 @@ __device__ double log_sum_exp_of_row(const ConstMatrix& logits, std::int64_t row
     for (int i = 0; i < kWidth; ++i) sum += expf(x.at[i] - largest);
   }
   const double total = block_reduce<kThreads>(static_cast<double>(sum), parts.sum, Plus());
-  return static_cast<double>(largest) + log(total);
+  return {static_cast<double>(largest) + log(total), column_of(ranked)};
 }
 
 // One block a row.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(ConstMatrix logits, const std::int32_t* targets, float* losses) {
+    cross_entropy_kernel(ConstMatrix logits, const std::int32_t* targets, float* losses,
+                         std::int32_t* largest) {
   const std::int64_t row = blockIdx.x;
   const std::int32_t target = targets[row];
   if (target < 0) {
-    if (threadIdx.x == 0) losses[row] = 0.0f;
+    if (threadIdx.x == 0) {
+      losses[row] = 0.0f;
+      if (largest) largest[row] = -1;
+    }
     return;
   }
-  const double sum = log_sum_exp_of_row<T, kWidth>(logits, row, shared_memory<CrossEntropyParts>());
+  const LogSum sum = log_sum_exp_of_row<T, kWidth>(logits, row, shared_memory<CrossEntropyParts>());
   if (threadIdx.x == 0) {
     const float x = load<T, 1>(logits, row, target).at[0];
-    losses[row] = static_cast<float>(sum - static_cast<double>(x));
+    losses[row] = static_cast<float>(sum.value - static_cast<double>(x));
+    if (largest) largest[row] = sum.largest;
   }
 }
 
@@ -61,7 +67,7 @@ template <int kWidth>
 __global__ void __launch_bounds__(kThreads) log_sum_exp_kernel(LogSumExp op) {
   const std::int64_t row = blockIdx.x;
   const double here =
-      log_sum_exp_of_row<float, kWidth>(op.x, row, shared_memory<CrossEntropyParts>());
+      log_sum_exp_of_row<float, kWidth>(op.x, row, shared_memory<CrossEntropyParts>()).value;
   if (threadIdx.x > 0) return;
   float& sum = static_cast<float*>(op.sums.data)[row * op.sums.stride];
   const double before = static_cast<double>(sum);
@@ -104,6 +110,7 @@ void CudaBackend::run(const CrossEntropy& op) {
   check_columns(op.logits.cols);
   const Buffer targets = allocate(op.target.size_bytes());
   const Buffer losses = allocate(op.loss.size_bytes());
+  const Buffer largest = op.largest.empty() ? Buffer() : allocate(op.largest.size_bytes());
   upload(std::as_bytes(op.target), targets.get());
   with_activation_type(op.logits.type, [&](auto type) {
     with_width(can_pack(op.logits), [&](auto width) {
@@ -113,10 +120,12 @@ void CudaBackend::run(const CrossEntropy& op) {
               .shared_bytes = sizeof(CrossEntropyParts),
               .stream = device_->stream()},
              op.logits, reinterpret_cast<const std::int32_t*>(targets.get()),
-             reinterpret_cast<float*>(losses.get()));
+             reinterpret_cast<float*>(losses.get()),
+             reinterpret_cast<std::int32_t*>(largest.get()));
     });
   });
   download(losses.get(), std::as_writable_bytes(op.loss));
+  if (!op.largest.empty()) download(largest.get(), std::as_writable_bytes(op.largest));
 }
 
 void CudaBackend::run(const LogSumExp& op) {

@@ -8,7 +8,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/float.cuh"
-#include "kernels/row_clusters.h"
+#include "kernels/float_key.h"
 
 namespace roundhouse {
 namespace {

@@ -516,6 +516,10 @@ CostModel::Streams CostModel::streams_of(const Wave& wave) const {
   return streams;
 }
 
+int CostModel::most_blocks_of_stage() const {
+  return (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();
+}
+
 MemoryUse CostModel::memory(const Wave& wave) const {
   const DeviceRates& rates = job_.rates;
   const double share = BlockCost{}.busiest("forward", team(), shards());
@@ -536,6 +540,8 @@ MemoryUse CostModel::memory(const Wave& wave) const {
   (rates.is_host ? use.host : use.device) += computing;
   // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
   use.host += rates.program_bytes + use.activations + weights_ + 2 * record;
+  // The next block's weights are read ahead: pages of the model's file, which the system may take back.
+  if (most_blocks_of_stage() > 1) use.host += block_bytes_;
   return use;
 }
 
@@ -587,9 +593,7 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
     memory.saved_sequences = micro_batch_sequences(needs.gradients->sequence_length);
     use.device = std::max(use.device, working(memory, needs.gradients->sequence_length));
     // The inputs of all blocks of a stage, and the gradient.
-    const int own =
-        (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();
-    use.gradients = (own + 1) * gradient_stream_bytes(r);
+    use.gradients = (most_blocks_of_stage() + 1) * gradient_stream_bytes(r);
   }
   return use;
 }

@@ -114,6 +114,7 @@ class CostModel {
     double device = 0, kept = 0, gradients = 0;
   };
   InsideBlock inside_block(std::size_t recipe, bool beside_others) const;
+  int most_blocks_of_stage() const;
   StepTime timed(const std::string& method, const BlockCost& cost) const;
   void add_load(StepTime& time, double bytes, int ranks) const;
   double team_link() const;

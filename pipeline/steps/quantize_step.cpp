@@ -14,6 +14,7 @@
 #include "kernels/host_memory.h"
 #include "pipeline/plan/mesh_choice.h"
 #include "pipeline/run/whole_records.h"
+#include "pipeline/schedule/gradient_recipes.h"
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/snapshots.h"
 #include "pipeline/schedule/stored_progress.h"
@@ -203,6 +204,12 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   std::map<std::string, Samples> samples;
   for (const std::string& set : calibration_sets_in_use(config))
     samples.emplace(set, calibration_samples(job, set));
+  // Those of every walk now: that the text is too short for the second one is not to be found out after the first.
+  std::map<std::pair<int, int>, Samples> of_gradients;
+  for (const auto& [size, users] : gradient_users(config.recipes, states)) {
+    const auto& gradients = config.recipes[users.front()].needs.gradients;
+    of_gradients.emplace(size, gradient_samples(job, *gradients));
+  }
 
   const MeshChoice chosen = agreed_mesh(job, states);
   const MeshShape shape = chosen.mesh;
@@ -255,30 +262,32 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   }
   std::size_t most_spilled = 0;
   std::set<std::size_t> doubted;
-  Schedule schedule{
-      .backend = job.backend(),
-      .mesh = mesh,
-      .lane = lane ? &*lane : nullptr,
-      .model = job.model(),
-      .identity = job.model_identity(),
-      .decoder = job.decoder(),
-      .samples = std::move(samples),
-      .store = job.store(),
-      .budget = job.budget(),
-      .saved_activation_bytes = job.saved_activation_bytes(),
-      .monitor = job.monitor(),
-      .interruption_hours = config.interruption_hours,
-      .waves = chosen.waves,
-      .on_unit =
-          [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
-            report_unit(job, recipe, block, seconds, shape.data, most_spilled);
-          },
-      .on_finished =
-          [&](const std::vector<std::size_t>& recipes) {
-            return make_products_meanwhile(job, mesh.team(), recipes, evaluations, doubted);
-          },
-      .gradient_samples =
-          [&](const Needs::Gradients& gradients) { return gradient_samples(job, gradients); }};
+  Schedule schedule{.backend = job.backend(),
+                    .mesh = mesh,
+                    .lane = lane ? &*lane : nullptr,
+                    .model = job.model(),
+                    .identity = job.model_identity(),
+                    .decoder = job.decoder(),
+                    .samples = std::move(samples),
+                    .store = job.store(),
+                    .budget = job.budget(),
+                    .saved_activation_bytes = job.saved_activation_bytes(),
+                    .monitor = job.monitor(),
+                    .interruption_hours = config.interruption_hours,
+                    .waves = chosen.waves,
+                    .on_unit =
+                        [&](const Recipe& recipe, const QuantizedBlock& block, double seconds) {
+                          report_unit(job, recipe, block, seconds, shape.data, most_spilled);
+                        },
+                    .on_finished =
+                        [&](const std::vector<std::size_t>& recipes) {
+                          return make_products_meanwhile(job, mesh.team(), recipes, evaluations,
+                                                         doubted);
+                        },
+                    .gradient_samples =
+                        [&](const Needs::Gradients& gradients) {
+                          return of_gradients.at({gradients.samples, gradients.sequence_length});
+                        }};
   const bool finished = quantize_all(schedule, config.recipes, states);
   for (std::size_t r = 0; r < states.size(); ++r) {
     if (states[r].failure) failures[config.recipes[r].name] = *states[r].failure;

@@ -1,12 +1,10 @@
 #include "stages/evaluate/log_likelihood.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "base/error.h"
-#include "kernels/cpu/vector_math.h"
 
 namespace roundhouse {
 namespace {
@@ -50,18 +48,6 @@ std::vector<Piece> cut_pieces(std::span<const ScoredSequence> sequences,
   return pieces;
 }
 
-// Whether each target is the first of the largest logits of its row.
-bool is_greedy(ConstMatrix logits, std::span<const std::int32_t> targets, Backend& backend) {
-  std::vector<float> row(static_cast<std::size_t>(logits.cols));
-  for (std::size_t r = 0; r < targets.size(); ++r) {
-    if (targets[r] < 0) continue;
-    const auto at = static_cast<std::int64_t>(r);
-    backend.download(logits.row_range(at, at + 1).data, std::as_writable_bytes(std::span(row)));
-    if (std::ranges::max_element(row) - row.begin() != targets[r]) return false;
-  }
-  return true;
-}
-
 // A model's logits for some pieces of a batch, which follow each other.
 struct HeadChunk {
   std::vector<Piece> pieces;
@@ -98,32 +84,28 @@ Tensor logits_of(const HeadChunk& chunk, const CausalLM& model, const CausalLM::
 void add_scores(const HeadChunk& chunk, const Tensor& logits, Greedy greedy, Backend& backend,
                 std::span<Score> scores) {
   std::vector<float> loss(chunk.targets.size());
-  backend.cross_entropy({.logits = logits.view(), .target = chunk.targets, .loss = loss});
-  std::int64_t row = 0;
+  std::vector<std::int32_t> largest(greedy == Greedy::kYes ? chunk.targets.size() : 0);
+  backend.cross_entropy(
+      {.logits = logits.view(), .target = chunk.targets, .loss = loss, .largest = largest});
+  std::size_t row = 0;
   for (const Piece& piece : chunk.pieces) {
     Score& score = scores[piece.score];
-    const std::int64_t stop = row + piece.rows();
-    if (greedy == Greedy::kYes && score.greedy != 0) {
-      score.greedy = is_greedy(logits.view().row_range(row, stop), piece.targets, backend) ? 1 : 0;
+    for (const std::int32_t target : piece.targets) {
+      score.sum -= static_cast<double>(loss[row]);
+      if (!largest.empty() && target >= 0 && largest[row] != target) score.greedy = 0;
+      ++row;
     }
-    for (; row < stop; ++row) score.sum -= static_cast<double>(loss[row]);
   }
 }
 
 // Appends how far the second model's distributions are from the first one's, at the rows of which a token is scored.
 void add_divergences(const HeadChunk& chunk, const Tensor& reference, const Tensor& logits,
                      Backend& backend, std::vector<Divergence>& divergences) {
-  const auto cols = static_cast<std::size_t>(logits.cols());
-  std::vector<float> p(cols), q(cols);
-  for (std::size_t r = 0; r < chunk.targets.size(); ++r) {
-    if (chunk.targets[r] < 0) continue;
-    const auto row = static_cast<std::int64_t>(r);
-    backend.download(reference.view().row_range(row, row + 1).data,
-                     std::as_writable_bytes(std::span(p)));
-    backend.download(logits.view().row_range(row, row + 1).data,
-                     std::as_writable_bytes(std::span(q)));
-    divergences.push_back(divergence(p, q));
-  }
+  std::vector<Divergence> of_rows(chunk.targets.size());
+  backend.compare_logits(
+      {.reference = reference.view(), .logits = logits.view(), .divergences = of_rows});
+  for (std::size_t row = 0; row < of_rows.size(); ++row)
+    if (chunk.targets[row] >= 0) divergences.push_back(of_rows[row]);
 }
 
 void check_rows(std::span<const ScoredSequence> sequences) {
@@ -199,36 +181,6 @@ Comparison comparison_of(WorkResults& results) {
 }
 
 }  // namespace
-
-Divergence divergence(std::span<const float> reference, std::span<const float> logits) {
-  const std::size_t n = reference.size();
-  const auto top = std::ranges::max_element(reference) - reference.begin();
-  const auto other_top = std::ranges::max_element(logits) - logits.begin();
-  const float most = reference[top];
-  const float other_most = logits[other_top];
-  // In eight sums each, which the compiler keeps in vectors.
-  constexpr std::size_t kSums = 8;
-  double sums[kSums] = {}, other_sums[kSums] = {}, differences[kSums] = {};
-  for (std::size_t begin = 0; begin < n; begin += kSums) {
-    const std::size_t width = std::min(kSums, n - begin);
-    for (std::size_t k = 0; k < width; ++k) {
-      const float a = reference[begin + k] - most, b = logits[begin + k] - other_most;
-      const double p = fast_exp(a);
-      sums[k] += p;
-      other_sums[k] += fast_exp(b);
-      differences[k] += p * (static_cast<double>(a) - b);
-    }
-  }
-  double sum = 0, other_sum = 0, difference = 0;
-  for (std::size_t k = 0; k < kSums; ++k) {
-    sum += sums[k];
-    other_sum += other_sums[k];
-    difference += differences[k];
-  }
-  // sum p (a - ln sum e^a - b + ln sum e^b)
-  return {.nats = difference / sum - std::log(sum) + std::log(other_sum),
-          .same_top = top == other_top ? 1 : 0};
-}
 
 std::optional<WalkFacts> evaluate_model(
     const ModelWalk& walk, std::span<const EvaluationWork> works,

@@ -13,7 +13,7 @@
 
 namespace roundhouse {
 
-// Whether it is wanted to know if each target is the likeliest token of all: logits are read by the host for it.
+// Whether it is wanted to know if each target is the likeliest token of all.
 enum class Greedy { kNo, kYes };
 
 struct LogLikelihood {
@@ -21,14 +21,6 @@ struct LogLikelihood {
   bool greedy =
       true;  // every target has the largest logit of its row (the first of equal ones); only with Greedy::kYes
 };
-
-// How far a model's distribution over the next token, q, is from the original's, p.
-struct Divergence {
-  double nats = 0;            // sum p ln(p / q)
-  std::int64_t same_top = 0;  // 1: both have the same likeliest token (the first of equal ones)
-};
-// Of logits [vocabulary].
-Divergence divergence(std::span<const float> reference, std::span<const float> logits);
 
 // One thing that is evaluated. Not owned.
 struct EvaluationWork {
@@ -39,7 +31,7 @@ struct EvaluationWork {
 
 struct Comparison {
   std::vector<LogLikelihood> log_likelihoods;  // for each ScoredRows of each sequence, in order
-  // If it is compared: how far the model is from the reference at every row of which a token is scored, in order.
+  // If it is compared: how far the model (q) is from the reference (p) at every row of which a token is scored, in order.
   std::vector<Divergence> rows;
   bool stopped = false;  // the monitor asked a rank to: the rest is empty
 };

@@ -36,45 +36,51 @@ Json slice(const std::string& name, const std::string& kind, double begin, doubl
           {"pid", process}, {"tid", track}};
 }
 
-constexpr int kWork = 0, kTransfers = 1;  // processes
+// Numbers of processes and tracks. Perfetto takes 0 for a machine's idle process, a track for the same whatever its process, and that with
+// its process's number for the first one: they begin at 1, each track has its own, and a process that of its first.
+constexpr int kWork = 1;
+int track_of(int rank) { return kWork + rank; }
 
 Json name_of(const char* what, const std::string& name, int process, int track) {
   return {
       {"name", what}, {"ph", "M"}, {"pid", process}, {"tid", track}, {"args", {{"name", name}}}};
 }
 
-void add_spans(const ReportRun& run, double origin, Json& events) {
+// Returns how many ranks there are.
+int add_spans(const ReportRun& run, double origin, Json& events) {
   std::map<int, std::vector<const Span*>> by_rank;
   for (const Span& span : run.spans) {
     for (int rank = span.first_rank; rank < span.first_rank + span.ranks; ++rank)
       by_rank[rank].push_back(&span);
   }
   for (auto& [rank, spans] : by_rank) {
-    events.push_back(name_of("thread_name", "rank " + std::to_string(rank), kWork, rank));
+    const int track = track_of(rank);
+    events.push_back(name_of("thread_name", "rank " + std::to_string(rank), kWork, track));
     std::ranges::stable_sort(spans, {}, [](const Span* span) { return span->begin; });
     double free =
         -INFINITY;  // a rank does one thing after the other, and the journal's clock counts milliseconds
     for (const Span* span : spans) {
       const double begin = std::max(span->begin, free), end = std::max(begin, span->end);
       free = end;
-      events.push_back(slice(span->what, span->kind, begin - origin, end - origin, kWork, rank));
+      events.push_back(slice(span->what, span->kind, begin - origin, end - origin, kWork, track));
       double at = begin;
       for (const auto& [phase, seconds] : in_order(span->phases)) {
         const double until = std::min(at + seconds, end);
         if (!(until > at)) continue;
-        events.push_back(slice(phase, "phase", at - origin, until - origin, kWork, rank));
+        events.push_back(slice(phase, "phase", at - origin, until - origin, kWork, track));
         at = until;
       }
     }
   }
+  return by_rank.empty() ? 0 : by_rank.rbegin()->first + 1;
 }
 
 // A track for each sender and receiver; more of them where something is sent while something else is still on its way.
-void add_transfers(const ReportRun& run, double origin, Json& events) {
+void add_transfers(const ReportRun& run, double origin, int process, Json& events) {
   std::map<std::pair<int, int>, std::vector<const Transfer*>> links;
   for (const Transfer& transfer : run.transfers)
     links[{transfer.from, transfer.to}].push_back(&transfer);
-  int track = 0;
+  int track = process;
   for (auto& [link, transfers] : links) {
     std::ranges::stable_sort(transfers, {}, [](const Transfer* each) { return each->begin; });
     std::vector<double> busy;  // until, by track of the link
@@ -85,8 +91,8 @@ void add_transfers(const ReportRun& run, double origin, Json& events) {
       const auto lane = idle - busy.begin();
       if (idle == busy.end()) busy.push_back(0);
       busy[static_cast<std::size_t>(lane)] = each->end;
-      Json event = slice(each->what, "transfer", each->begin - origin, each->end - origin,
-                         kTransfers, first + static_cast<int>(lane));
+      Json event = slice(each->what, "transfer", each->begin - origin, each->end - origin, process,
+                         first + static_cast<int>(lane));
       event["args"] = {{"from", each->from},
                        {"to", each->to},
                        {"messages", each->messages},
@@ -97,7 +103,7 @@ void add_transfers(const ReportRun& run, double origin, Json& events) {
       events.push_back(
           name_of("thread_name",
                   "rank " + std::to_string(link.first) + " to rank " + std::to_string(link.second),
-                  kTransfers, track));
+                  process, track));
     }
   }
 }
@@ -109,11 +115,12 @@ std::string to_trace(const ReportRun& run) {
   for (const Span& span : run.spans) origin = std::min(origin, span.begin);
   for (const Transfer& transfer : run.transfers) origin = std::min(origin, transfer.begin);
   Json events = Json::array();
-  events.push_back(name_of("process_name", run.name, kWork, 0));
-  add_spans(run, origin, events);
-  if (!run.transfers.empty())
-    events.push_back(name_of("process_name", run.name + ": transfers", kTransfers, 0));
-  add_transfers(run, origin, events);
+  events.push_back(name_of("process_name", run.name, kWork, kWork));
+  const int transfers = track_of(add_spans(run, origin, events));
+  if (!run.transfers.empty()) {
+    events.push_back(name_of("process_name", run.name + ": transfers", transfers, transfers));
+    add_transfers(run, origin, transfers, events);
+  }
   const Json trace = {{"displayTimeUnit", "ms"}, {"traceEvents", std::move(events)}};
   return trace.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -4,8 +4,8 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "kernels/float_key.h"
 #include "kernels/grid_point.h"
-#include "kernels/row_clusters.h"
 #include "tests/kernels/backend_test.h"
 #include "tests/reference/lookup_table.h"
 

@@ -428,9 +428,15 @@ TEST_P(TransformerTest, CrossEntropyEqualsTheReference) {
       std::vector<std::int32_t> target;
       for (int i = 0; i < 30; ++i)
         target.push_back((i * 37) % static_cast<std::int32_t>(vocabulary));
+      target[11] = -1;
       std::vector<float> loss(30);
+      std::vector<std::int32_t> largest(30);
       Wide device(backend(), logits, layout);
-      backend().cross_entropy({.logits = device, .target = target, .loss = loss});
+      backend().cross_entropy(
+          {.logits = device, .target = target, .loss = loss, .largest = largest});
+      std::vector<std::int64_t> columns = reference::largest_columns(logits);
+      columns[11] = -1;
+      EXPECT_EQ(std::vector<std::int64_t>(largest.begin(), largest.end()), columns);
       const std::vector<double> want = reference::cross_entropy(logits, target);
       for (std::size_t i = 0; i < 30; ++i) {
         ASSERT_NEAR(static_cast<double>(loss[i]), want[i], 2e-6 * (1.0 + want[i])) << vocabulary;
@@ -441,6 +447,96 @@ TEST_P(TransformerTest, CrossEntropyEqualsTheReference) {
   const std::vector<std::int32_t> outside{4};
   std::vector<float> loss(1);
   EXPECT_THROW(backend().cross_entropy({.logits = device, .target = outside, .loss = loss}), Error);
+  const std::vector<std::int32_t> inside{3};
+  std::vector<std::int32_t> largest(2);
+  EXPECT_THROW(backend().cross_entropy(
+                   {.logits = device, .target = inside, .loss = loss, .largest = largest}),
+               Error);
+}
+
+// Where the largest logits are equal, at every place of a row that a thread or a vector may have.
+TEST_P(TransformerTest, TheFirstOfTheLargestLogitsCounts) {
+  constexpr std::int64_t kVocabulary = 5000;
+  const std::vector<std::int32_t> first{0, 1, 15, 16, 255, 256, 1023, 1024, 2048, 4991, 4998};
+  const auto rows = std::ssize(first);
+  Matrix logits = random_matrix(rows, kVocabulary, 24);
+  Matrix others = constant_matrix(rows, kVocabulary, -kInfinity);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const double most = i % 2 == 0 ? 7.0 : -0.0;  // and 0 is no more than -0
+    for (std::int64_t j = 0; most == 0.0 && j < kVocabulary; ++j)
+      logits(i, j) = -std::abs(logits(i, j)) - 1;
+    for (std::int64_t j = first[static_cast<std::size_t>(i)]; j < kVocabulary; j += 7)
+      logits(i, j) = j == first[static_cast<std::size_t>(i)] ? most : std::abs(most);
+    logits(i, kVocabulary - 1) = std::abs(most);
+    others(i, first[static_cast<std::size_t>(i)]) = -1e30;
+  }
+  const std::vector<std::int32_t> target(first.size(), 0);
+  std::vector<float> loss(first.size());
+  std::vector<std::int32_t> largest(first.size());
+  for (const std::int64_t extra : {3, 8}) {
+    for (const Matrix& m : {logits, others}) {
+      Wide device(backend(), m, Layout{.extra = extra});
+      backend().cross_entropy(
+          {.logits = device, .target = target, .loss = loss, .largest = largest});
+      EXPECT_EQ(largest, first);
+    }
+    Wide a(backend(), logits, Layout{.extra = extra}), b(backend(), others);
+    std::vector<Divergence> divergences(first.size());
+    backend().compare_logits({.reference = a, .logits = b, .divergences = divergences});
+    for (const Divergence& d : divergences) EXPECT_EQ(d.same_top, 1);
+  }
+}
+
+TEST_P(TransformerTest, DivergencesEqualTheReference) {
+  constexpr std::int64_t kRows = 8;
+  for (const std::int64_t extra : {3, 8}) {
+    for (const std::int64_t vocabulary : {1, 7, 5003, 4096}) {
+      const Matrix a = rounded(DType::kF32, random_matrix(kRows, vocabulary, 18, 10.0));
+      Matrix b = rounded(DType::kF32, random_matrix(kRows, vocabulary, 19, 10.0));
+      for (std::int64_t i = 0; i < kRows / 2; ++i)  // near each other, as a quantized model's are
+        for (std::int64_t j = 0; j < vocabulary; ++j)
+          b(i, j) = static_cast<double>(static_cast<float>(a(i, j) + 0.01 * b(i, j)));
+      Wide reference(backend(), a, Layout{.extra = extra});
+      Wide logits(backend(), b, Layout{.extra = extra});
+      std::vector<Divergence> got(kRows);
+      backend().compare_logits({.reference = reference, .logits = logits, .divergences = got});
+      const std::vector<double> want = reference::divergences(a, b);
+      const auto tops = reference::largest_columns(a), others = reference::largest_columns(b);
+      for (std::size_t i = 0; i < kRows; ++i) {
+        // e^x is a float's, of which some 1e-7 may be off.
+        ASSERT_NEAR(got[i].nats, want[i], 2e-6 * (0.01 + want[i])) << vocabulary << ", row " << i;
+        ASSERT_EQ(got[i].same_top, tops[i] == others[i] ? 1 : 0);
+      }
+      backend().compare_logits({.reference = logits, .logits = logits, .divergences = got});
+      for (const Divergence& d : got) {
+        EXPECT_EQ(d.nats, 0.0) << "of a distribution from itself";
+        EXPECT_EQ(d.same_top, 1);
+      }
+    }
+  }
+}
+
+TEST_P(TransformerTest, DivergencesOfWhatIsNotFiniteAreNot) {
+  const Matrix finite = random_matrix(1, 300, 20);
+  for (const double bad : {kNaN, kInfinity, -kInfinity}) {
+    for (const std::int64_t column : {0, 299}) {
+      Matrix m = finite;
+      m(0, column) = bad;
+      Wide a(backend(), m), b(backend(), finite);
+      std::vector<Divergence> one_way(1), other_way(1);
+      backend().compare_logits({.reference = a, .logits = b, .divergences = one_way});
+      backend().compare_logits({.reference = b, .logits = a, .divergences = other_way});
+      EXPECT_FALSE(std::isfinite(one_way[0].nats)) << bad;
+      EXPECT_FALSE(std::isfinite(other_way[0].nats)) << bad;
+    }
+  }
+  Wide a(backend(), finite), narrow(backend(), Matrix(1, 299)), none(backend(), Matrix(1, 0));
+  std::vector<Divergence> one(1), two(2);
+  EXPECT_THROW(backend().compare_logits({.reference = a, .logits = narrow, .divergences = one}),
+               Error);
+  EXPECT_THROW(backend().compare_logits({.reference = a, .logits = a, .divergences = two}), Error);
+  EXPECT_THROW(backend().compare_logits({.reference = none, .logits = none, .divergences = one}),
+               Error);
 }
 
 TEST_P(TransformerTest, CheckFiniteNamesTheSamplesWithNaNOrInfinity) {
@@ -479,6 +575,15 @@ TEST_P(TransformerTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
     backend.layer_norm(
         {.x = x, .weight = device_weight, .bias = device_weight, .y = x, .epsilon = 1e-5f});
     return download(backend, x);
+  });
+  const Matrix a = random_matrix(9, 9000, 23), b = random_matrix(9, 9000, 24);
+  expect_same_bits_with_any_threads([&](Backend& backend) {
+    Wide reference(backend, a), logits(backend, b);
+    std::vector<Divergence> divergences(9);
+    backend.compare_logits({.reference = reference, .logits = logits, .divergences = divergences});
+    Matrix nats(1, 9);
+    for (std::size_t i = 0; i < 9; ++i) nats.values[i] = divergences[i].nats;
+    return nats;
   });
 }
 

@@ -164,6 +164,36 @@ std::vector<double> cross_entropy(const Matrix& logits, const std::vector<std::i
   return loss;
 }
 
+std::vector<std::int64_t> largest_columns(const Matrix& logits) {
+  std::vector<std::int64_t> columns;
+  for (std::int64_t i = 0; i < logits.rows; ++i) {
+    std::int64_t column = 0;
+    for (std::int64_t j = 0; j < logits.cols; ++j)
+      if (logits(i, j) > logits(i, column)) column = j;
+    columns.push_back(column);
+  }
+  return columns;
+}
+
+std::vector<double> divergences(const Matrix& a, const Matrix& b) {
+  std::vector<double> nats;
+  for (std::int64_t i = 0; i < a.rows; ++i) {
+    const auto log_sum = [&](const Matrix& m) {
+      double sum = 0.0;
+      for (std::int64_t j = 0; j < m.cols; ++j) sum += std::exp(m(i, j));
+      return std::log(sum);
+    };
+    const double log_sum_a = log_sum(a), log_sum_b = log_sum(b);
+    double sum = 0.0;
+    for (std::int64_t j = 0; j < a.cols; ++j) {
+      const double ln_p = a(i, j) - log_sum_a, ln_q = b(i, j) - log_sum_b;
+      sum += std::exp(ln_p) * (ln_p - ln_q);
+    }
+    nats.push_back(sum);
+  }
+  return nats;
+}
+
 double exact_scale(Grid grid, int bits, double lo, double hi) {
   const double qmax = std::pow(2.0, bits) - 1.0;
   const double a = std::max(std::abs(lo), std::abs(hi));

@@ -44,6 +44,9 @@ Matrix gated_product(const Matrix& gate, const Matrix& up,
 Matrix soft_cap(const Matrix& x, double cap);
 Matrix relu(const Matrix& x);
 std::vector<double> cross_entropy(const Matrix& logits, const std::vector<std::int32_t>& target);
+std::vector<std::int64_t> largest_columns(const Matrix& logits);  // the first of equal ones
+// sum p ln(p / q) of each row, p and q being the softmax of a and b.
+std::vector<double> divergences(const Matrix& a, const Matrix& b);
 
 // The scale before it is rounded to float16, and the zero point for the scale given.
 double exact_scale(Grid grid, int bits, double lo, double hi);

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/numerical_error.h"
 #include "comm/tree_sum.h"
+#include "stages/flow/numerical_failures.h"
 #include "stages/quantize/row_tiles.h"
 #include "stages/quantize/squeezellm/outliers.h"
 
@@ -47,13 +50,16 @@ class Thresholds {
                                      .counts = factor.counts()});
         });
       });
+      failures_.agree(task_.world);
       add_over_ranks(task_.world, factor.counts());
       factor.end_round();
     }
+    const nlohmann::json mine = thresholds_by_block(factor.value());
+    failures_.agree(task_.world);
     return {{"factor", factor.value()},
             {"outliers", factor.outliers()},
             {"weights", weights},
-            {"large_from", share_thresholds(factor.value())}};
+            {"large_from", share_blocks(mine)}};
   }
 
  private:
@@ -68,14 +74,27 @@ class Thresholds {
           task_.decoder.load(task_.model.checkpoint(), block, task_.backend);
       for (std::size_t i = 0; i < weights.linears.size(); ++i) {
         const LinearSpec& spec = task_.decoder.linears()[i];
-        try {
-          visit(spec, weights.linears[i], n++);
-        } catch (const Error& error) {
-          throw Error("block " + std::to_string(block) + ", " + spec.name + ": " + error.what());
-        }
+        at_linear(n, [&] { visit(spec, weights.linears[i], n); });
+        ++n;
         task_.monitor.tick();
       }
     }
+  }
+  // The n-th linear of this rank's blocks: errors name it, and what is wrong with its numbers is kept for all ranks to agree on.
+  void at_linear(std::size_t n, const std::function<void()>& work) {
+    const std::size_t linears = task_.decoder.linears().size();
+    const std::size_t block = static_cast<std::size_t>(blocks_.begin) + n / linears;
+    const std::string place =
+        "block " + std::to_string(block) + ", " + task_.decoder.linears()[n % linears].name + ": ";
+    failures_.run(static_cast<std::int64_t>(block * linears + n % linears), [&] {
+      try {
+        work();
+      } catch (const NumericalError& error) {
+        throw NumericalError(place + error.what());
+      } catch (const Error& error) {
+        throw Error(place + error.what());
+      }
+    });
   }
   void for_each_tile(const Tensor& matrix, const std::function<void(const Tensor& w)>& visit) {
     for (std::int64_t first = 0; first < matrix.rows(); first += kTileRows) {
@@ -106,13 +125,23 @@ class Thresholds {
     return quartiles_of(count, values);
   }
 
-  nlohmann::json share_thresholds(double factor) {
-    nlohmann::json mine = nlohmann::json::array();  // by block
+  nlohmann::json thresholds_by_block(double factor) {
+    nlohmann::json blocks = nlohmann::json::array();
     const std::size_t linears = task_.decoder.linears().size();
     for (std::size_t n = 0; n < quartiles_.size(); ++n) {
-      if (n % linears == 0) mine.push_back(nlohmann::json::array());
-      mine.back().push_back(outlier_threshold(quartiles_[n], factor));
+      if (n % linears == 0) blocks.push_back(nlohmann::json::array());
+      at_linear(n, [&] {
+        const float threshold = outlier_threshold(quartiles_[n], factor);
+        if (!std::isfinite(threshold))
+          throw NumericalError("the threshold of its outliers is beyond float32");
+        blocks.back().push_back(threshold);
+      });
     }
+    return blocks;
+  }
+
+  // Those of all ranks.
+  nlohmann::json share_blocks(const nlohmann::json& mine) {
     const std::string text = mine.dump();
     nlohmann::json all = nlohmann::json::array();
     for (const auto& part : task_.world.all_gather(std::as_bytes(std::span(text)))) {
@@ -125,6 +154,7 @@ class Thresholds {
 
   ModelTask& task_;
   PartRange blocks_;
+  NumericalFailures failures_;
   std::vector<Quartiles> quartiles_;  // of this rank's blocks, linear by linear
 };
 

@@ -13,7 +13,7 @@
 namespace roundhouse {
 
 // Collective over the world; each rank reads its share of the blocks, three times. `percent`, above 0: of all weights of all linears but skipped ones that are
-// to be outliers at most. Returns {"factor", "outliers": their number, "weights": of all, "large_from": [block][linear]}.
+// to be outliers at most. Throws UnquantizableError, on all ranks, where the weights have no such factor. Returns {"factor", "outliers": their number, "weights": of all, "large_from": [block][linear]}.
 nlohmann::json find_outlier_thresholds(ModelTask& task, double percent);
 
 // Collective: each becomes the sum over the ranks.

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/numerical_error.h"
 #include "kernels/row_clusters.h"
 
 namespace roundhouse {
@@ -98,9 +99,10 @@ void OutlierFactor::end_round() {
   std::size_t first = 0;
   while (first < kMostThresholds && counts_[first] > target_) ++first;
   if (first == kMostThresholds) {
-    throw Error("more than " + std::to_string(target_) +
-                " weights lie further outside their matrices' quartiles than 16 times the distance "
-                "between those");
+    throw UnquantizableError(
+        "more than " + std::to_string(target_) +
+        " weights lie further outside their matrices' quartiles than 16 times the distance "
+        "between those: raise sparse: outliers, or set it to 0");
   }
   const double low = first == 0 ? low_ : candidate(first - 1);
   high_ = candidate(first);

@@ -64,7 +64,7 @@ class OutlierFactor {
   bool done() const { return rounds_left_ == 0; }
   std::vector<float> thresholds(const Quartiles& q) const;  // one for each candidate, ascending
   std::span<std::int64_t> counts() { return counts_; }
-  void end_round();  // throws Error if even the largest factor leaves more outliers
+  void end_round();  // throws UnquantizableError if even the largest factor leaves more outliers
 
   double value() const { return high_; }               // Precondition: done()
   std::int64_t outliers() const { return outliers_; }  // with it

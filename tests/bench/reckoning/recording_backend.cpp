@@ -208,6 +208,15 @@ void RecordingBackend::run(const CrossEntropy& op) {
   pass("cross entropy", {op.logits}, {});
   timeline_.download(std::ssize(std::as_bytes(op.loss)));
   std::ranges::fill(op.loss, 0.0f);
+  if (op.largest.empty()) return;
+  timeline_.download(std::ssize(std::as_bytes(op.largest)));
+  std::ranges::fill(op.largest, 0);
+}
+
+void RecordingBackend::run(const CompareLogits& op) {
+  pass("compare logits", {op.reference, op.logits}, {});
+  timeline_.download(std::ssize(std::as_bytes(op.divergences)));
+  std::ranges::fill(op.divergences, Divergence());
 }
 
 void RecordingBackend::run(const CheckFinite& op) {

@@ -61,6 +61,7 @@ class RecordingBackend final : public Backend, public OwnClock {
   void run(const SoftCap& op) override;
   void run(const Relu& op) override;
   void run(const CrossEntropy& op) override;
+  void run(const CompareLogits& op) override;
   void run(const CheckFinite& op) override;
 
   void run(const RmsNormBackward& op) override;

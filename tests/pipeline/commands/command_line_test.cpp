@@ -239,6 +239,19 @@ TEST_F(CommandLineTest, ARefusedStartClaimsNothing) {
   EXPECT_EQ(fewer.exit_code, 0) << fewer.err;
 }
 
+// The second of two walks of gradients would be known to lack text only after the first.
+TEST_F(CommandLineTest, TextForEveryWalkIsDrawnBeforeTheFirstBlock) {
+  write_text_atomically(folder_.path() / "few.jsonl",
+                        "{\"text\": \"The red ball is in the box.\"}\n");
+  const Outcome outcome = quantize(
+      "--set calibration.shards=2 --set calibration.text=" + at("few.jsonl") +
+      " --set 'recipes=[{method: squeezellm, gradients: {samples: 2, sequence_length: 4}},"
+      " {method: squeezellm, name: long, gradients: {samples: 2, sequence_length: 256}}]'");
+  EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("few.jsonl"));
+  EXPECT_FALSE(fs::exists(folder_.path() / "run/recipes")) << "a block was made before";
+}
+
 TEST_F(CommandLineTest, StandardOutputThatIsFullIsAnError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
   ASSERT_EQ(quantize().exit_code, 0);

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "pipeline/run/hdf5_store.h"
@@ -19,6 +20,7 @@
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
+#include "tests/model/model_files.h"
 #include "tests/pipeline/schedule/meshes.h"
 #include "tests/source_folder.h"
 #include "tests/support/memory_store.h"
@@ -93,7 +95,10 @@ std::vector<Recipe> recipes() {
 
 class Walker {
  public:
-  explicit Walker(Communicator& world) : world_(world) { identity_.note_outside_blocks(); }
+  explicit Walker(Communicator& world, const std::filesystem::path& model = kModel)
+      : world_(world), model_(model) {
+    identity_.note_outside_blocks();
+  }
 
   void make(const std::vector<Recipe>& recipes) { recipes_ = recipes; }
 
@@ -148,9 +153,14 @@ class Walker {
                           return std::make_unique<Deciding>(statistics);
                         return make_method(recipe);
                       }};
-    return quantize_all(schedule, recipes_, states);
+    const bool finished = quantize_all(schedule, recipes_, states);
+    failures.clear();
+    for (std::size_t r = 0; r < states.size(); ++r)
+      if (states[r].failure) failures.emplace(recipes_[r].name, *states[r].failure);
+    return finished;
   }
 
+  std::map<std::string, RecipeFailure> failures;  // of the last run, by recipe
   int walks = 0, statistics = 0;
   std::vector<std::string> order;
   const CausalLM& model() const { return model_; }
@@ -160,7 +170,7 @@ class Walker {
  private:
   Communicator& world_;
   TemporaryFolder folder_;
-  CausalLM model_{kModel};
+  CausalLM model_;
   NullMonitor quiet_;
   ModelIdentity identity_{model_, folder_.path(), world_, quiet_, true};
   std::vector<Recipe> recipes_ = recipes();
@@ -219,6 +229,49 @@ TEST(GradientRecipesTest, SameBytesOnEveryMeshAndAfterAStop) {
     world.barrier();
     EXPECT_EQ(contents(store), expected) << describe(shape);
   }
+}
+
+// A model with something amiss in one matrix, in which a factor of outliers is looked for before anything else: no end of the run, on
+// any number of ranks, of which one has read that matrix.
+class NoOutliersTest : public testing::Test {
+ protected:
+  // The failures, by recipe.
+  std::map<std::string, RecipeFailure> run(const std::function<float(std::size_t i)>& weight) {
+    Communicator& world = test_world();
+    const SharedFolder model(world), folder(world);
+    if (world.rank() == 0) {
+      const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+      Tensors tensors = formula_tensors(config, DType::kF32);
+      const auto values = tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>();
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = weight(i);
+      write_model(model.path(), config, tensors);
+    }
+    world.barrier();
+    Hdf5Store store(folder.path());
+    Walker walker(world, model.path());
+    walker.make({recipes()[2], recipes()[1]});
+    EXPECT_TRUE(walker.run(store, all_meshes(world.size(), kBlocks).back()));
+    world.barrier();
+    const auto failure = walker.failures.find("squeezellm-w4-sparse");
+    if (failure == walker.failures.end()) {
+      ADD_FAILURE() << "it was made";
+    } else {
+      EXPECT_EQ(failure->second.place(), "the whole model");
+    }
+    return walker.failures;
+  }
+};
+
+TEST_F(NoOutliersTest, WhereAMatrixIsNearlyEmptyAndTheOtherRecipeIsMade) {
+  const auto failures = run([](std::size_t i) { return i < 1000 ? 1.0f : 0.0f; });
+  ASSERT_EQ(failures.size(), 1);
+  EXPECT_THAT(failures.begin()->second.reason, testing::HasSubstr("16 times the distance"));
+}
+
+TEST_F(NoOutliersTest, WhereAThresholdIsBeyondFloat32) {
+  const auto failures = run([](std::size_t i) { return i % 2 == 0 ? 3e38f : -3e38f; });
+  EXPECT_THAT(failures.at("squeezellm-w4-sparse").reason,
+              testing::HasSubstr("block 3, self_attn.o_proj: the threshold of its outliers"));
 }
 
 TEST(GradientRecipesTest, ResumesAfterAFailureAtAnyWriteAndWalksOnlyWhereItHasTo) {

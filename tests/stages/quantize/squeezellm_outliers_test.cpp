@@ -6,7 +6,7 @@
 #include <cmath>
 #include <functional>
 
-#include "base/error.h"
+#include "base/numerical_error.h"
 #include "base/random.h"
 #include "kernels/backend.h"
 
@@ -146,7 +146,7 @@ TEST(OutlierFactorTest, LeavesNoMoreThanTheTargetOverAllMatricesAndHardlyLess) {
 TEST(OutlierFactorTest, SaysSoWhereNoFactorLeavesSoFew) {
   OutlierFactor factor(3);
   std::ranges::fill(factor.counts(), 4);
-  EXPECT_THROW(factor.end_round(), Error);
+  EXPECT_THROW(factor.end_round(), UnquantizableError);
 }
 
 }  // namespace

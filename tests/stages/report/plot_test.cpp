@@ -174,31 +174,42 @@ TEST(TimelineTest, ASpanIsASliceOfEachOfItsRanks) {
                      event["ts"].dump() + " " + event["dur"].dump());
   }
   EXPECT_THAT(slices,
-              ElementsAre("w 0 0.0 1000000.0", "gptq-w4g128 block 3 2 2000000.0 2000000.0",
-                          "load 2 2000000.0 500000.0", "gram 2 2500000.0 1000000.0",
-                          "commit 2 3500000.0 250000.0",
-                          "gptq-w4g128 block 3 3 2000000.0 2000000.0", "load 3 2000000.0 500000.0",
-                          "gram 3 2500000.0 1000000.0", "commit 3 3500000.0 250000.0"));
+              ElementsAre("w 1 0.0 1000000.0", "gptq-w4g128 block 3 3 2000000.0 2000000.0",
+                          "load 3 2000000.0 500000.0", "gram 3 2500000.0 1000000.0",
+                          "commit 3 3500000.0 250000.0",
+                          "gptq-w4g128 block 3 4 2000000.0 2000000.0", "load 4 2000000.0 500000.0",
+                          "gram 4 2500000.0 1000000.0", "commit 4 3500000.0 250000.0"));
 }
 
-// What the Trace Event Format asks for, and that slices of a track lie apart or one within the other.
+// What the Trace Event Format asks for, and that slices of a track lie apart or one within the other. And what Perfetto does: 0 is the
+// idle process, which it hides, and a track of the same number is the same one in every process.
 void expect_well_formed(const Json& trace) {
   std::map<std::pair<int, int>, std::vector<std::pair<double, double>>> tracks;
+  std::map<int, std::string> process_names, track_names;
+  std::map<int, int> process_of_track;
   for (const Json& event : trace["traceEvents"]) {
     ASSERT_TRUE(event["name"].is_string() && event["pid"].is_number_integer() &&
                 event["tid"].is_number_integer())
         << event;
+    const int process = event["pid"], of_track = event["tid"];
+    EXPECT_TRUE(process > 0 && of_track > 0) << event;
+    EXPECT_EQ(process_of_track.emplace(of_track, process).first->second, process) << event;
     if (event["ph"] == "M") {
-      EXPECT_TRUE(event["args"]["name"].is_string()) << event;
+      auto& names = event["name"] == "process_name" ? process_names : track_names;
+      const int number = event["name"] == "process_name" ? process : of_track;
+      EXPECT_TRUE(names.emplace(number, event["args"]["name"]).second) << "named twice: " << event;
       continue;
     }
     ASSERT_EQ(event["ph"], "X") << event;
     const double begin = event["ts"].get<double>(), length = event["dur"].get<double>();
     EXPECT_GE(begin, 0) << event;
     EXPECT_GE(length, 0) << event;
+    EXPECT_EQ(begin, std::round(begin)) << "microseconds: " << event;
     tracks[{event["pid"].get<int>(), event["tid"].get<int>()}].push_back({begin, begin + length});
   }
   for (auto& [track, slices] : tracks) {
+    EXPECT_TRUE(process_names.contains(track.first) && track_names.contains(track.second))
+        << "without a name: " << track.first << "/" << track.second;
     std::ranges::stable_sort(slices, [](const auto& a, const auto& b) {
       return a.first != b.first ? a.first < b.first : a.second > b.second;
     });
@@ -240,7 +251,7 @@ TEST(TimelineTest, TransfersHaveTracksOfTheirSendersAndReceivers) {
   std::vector<std::string> slices;
   std::map<int, std::string> names;
   for (const Json& event : trace["traceEvents"]) {
-    if (event["pid"] != 1) continue;
+    if (event["pid"] != 3) continue;  // after the tracks of two ranks
     if (event["name"] == "thread_name") names[event["tid"]] = event["args"]["name"];
     if (event["ph"] == "X")
       slices.push_back(event["name"].get<std::string>() + " " + event["tid"].dump() + " " +
@@ -249,12 +260,12 @@ TEST(TimelineTest, TransfersHaveTracksOfTheirSendersAndReceivers) {
   EXPECT_THAT(
       slices,
       ElementsAre(
-          R"(a before block 3 0 0.0 4000000.0 {"bytes":4096.0,"from":0,"messages":1.0,"to":1})",
-          R"(meanwhile 1 3000000.0 2000000.0 {"bytes":1.0,"from":0,"messages":1.0,"to":1})",
-          R"(after 0 4000000.0 2000000.0 {"bytes":2.0,"from":0,"messages":1.0,"to":1})",
-          R"(b 2 2000000.0 1000000.0 {"bytes":70.0,"from":1,"messages":7.0,"to":0})"));
+          R"(a before block 3 3 0.0 4000000.0 {"bytes":4096.0,"from":0,"messages":1.0,"to":1})",
+          R"(meanwhile 4 3000000.0 2000000.0 {"bytes":1.0,"from":0,"messages":1.0,"to":1})",
+          R"(after 3 4000000.0 2000000.0 {"bytes":2.0,"from":0,"messages":1.0,"to":1})",
+          R"(b 5 2000000.0 1000000.0 {"bytes":70.0,"from":1,"messages":7.0,"to":0})"));
   EXPECT_EQ(names, (std::map<int, std::string>{
-                       {0, "rank 0 to rank 1"}, {1, "rank 0 to rank 1"}, {2, "rank 1 to rank 0"}}));
+                       {3, "rank 0 to rank 1"}, {4, "rank 0 to rank 1"}, {5, "rank 1 to rank 0"}}));
 }
 
 }  // namespace
