@@ -30,6 +30,8 @@ void LinearAlgebra::matmul(const Matmul& op) {
   require(op.a.type == op.b.type, "matmul: the factors differ in type");
   require(op.c.type == op.a.type || op.c.type == DType::kF32,
           "matmul: the result is F32 or of the factors' type");
+  require(!op.of_activations || (op.alpha == 1.0f && (op.beta == 0.0f || op.beta == 1.0f)),
+          "matmul: a product of activations is scaled");
   run(op);
 }
 

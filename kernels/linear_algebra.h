@@ -8,6 +8,8 @@ namespace roundhouse {
 
 // c = alpha * op(a) op(b) + beta * c.  op(a) is [m, k], op(b) is [k, n], c is [m, n].
 // F32 everywhere, or (on a GPU) 16-bit a and b; sums are in F32. beta == 0 overwrites (c may hold NaN).
+// A CPU that was made for it rounds a and b to BF16 `of_activations`, and those of Linear and Gram: of large products, whose
+// sums stay in F32.
 struct Matmul {
   ConstMatrix a;
   bool transpose_a = false;
@@ -16,6 +18,8 @@ struct Matmul {
   Matrix c;
   float alpha = 1.0f;
   float beta = 0.0f;
+  bool of_activations =
+      false;  // both factors are of a kind that a GPU has in 16 bits; alpha is 1, beta 0 or 1
 };
 
 // y = x wᵀ + bias (+ y when accumulate).  x [t, k], w [n, k], bias [1, n] or empty, y [t, n].

@@ -81,8 +81,11 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
                                     .scale = 1.0f / static_cast<float>(rows - 1),
                                     .d_logits = d_logits,
                                     .loss = losses.view()});
-    backend.matmul(
-        {.a = d_logits, .b = range.weight, .c = sum.view(), .beta = i + 1 < ranges ? 1.0f : 0.0f});
+    backend.matmul({.a = d_logits,
+                    .b = range.weight,
+                    .c = sum.view(),
+                    .beta = i + 1 < ranges ? 1.0f : 0.0f,
+                    .of_activations = true});
   }
 
   LossGradient result{.loss = 0.0, .residual = {}};

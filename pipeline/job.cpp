@@ -66,10 +66,11 @@ RankThreads rank_threads(int threads, const LaunchSession& session) {
   return choose_threads(session);
 }
 
-std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads) {
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads, bool cpu_bf16) {
   set_host_threads(threads);
-  return make_backend(device.backend,
-                      {.threads = threads, .device = device.index, .sharers = device.sharers});
+  return make_backend(
+      device.backend,
+      {.threads = threads, .bf16 = cpu_bf16, .device = device.index, .sharers = device.sharers});
 }
 
 std::size_t default_activation_bytes(const LaunchSession& session) {
@@ -118,7 +119,7 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   threads_summary_ = threads.summary;
   Facts shared;
   agree(*world_, [&] {
-    backend_ = make_rank_backend(device_, threads.threads);
+    backend_ = make_rank_backend(device_, threads.threads, config_.cpu_bf16);
     std::int64_t longest = 1;
     for (const std::string& set : calibration_sets_in_use(config_))
       longest = std::max<std::int64_t>(longest, calibration_set(config_, set).sequence_length);

@@ -1,4 +1,5 @@
-// The CPU. Kernels take F32 only (copy, zero and dequantize know the other types too). Calls return
+// The CPU. Kernels take F32 only (copy, zero and dequantize know the other types too); BackendOptions::bf16 says what some of them
+// make of it. Calls return
 // when the work is done. An object may be used by one thread at a time; different objects by
 // different ones.
 #pragma once
@@ -85,8 +86,17 @@ class CpuBackend : public Backend {
   void run(const UniformProduct& op) override;
   void run(const TableProduct& op) override;
 
+  // One product in F32 or, where it is large and this backend was made so, with BF16 factors.
+  struct Product;
+  void multiply(const Product& product);
+  bool in_bf16(std::int64_t m, std::int64_t n, std::int64_t k) const;
+  // A row-major copy in BF16, in memory that is kept: `which` of two.
+  const std::uint16_t* rounded(const ConstMatrix& m, int which);
+
   ThreadPool threads_;
   std::size_t sharers_;
+  bool bf16_;
+  std::vector<std::uint16_t> rounded_[2];
 };
 
 }  // namespace roundhouse

@@ -1,5 +1,7 @@
 #include "kernels/linear_algebra.h"
 
+#include <gmock/gmock.h>
+
 #include <array>
 
 #include "base/error.h"
@@ -361,6 +363,73 @@ TEST_P(LinearAlgebraTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
     backend.triangular_inverse({.l = device});
     return download(backend, device);
   });
+}
+
+// Products of activations with BF16 factors: those of the rounded values, with sums in F32, whoever shares the work; all else as
+// ever.
+TEST(CpuPrecisionTest, LargeProductsOfActivationsHaveBf16Factors) {
+  std::unique_ptr<Backend> backend;
+  try {
+    backend = make_backend("cpu", {.threads = 2, .bf16 = true});
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("cpu_precision: bf16: this processor"));
+    GTEST_SKIP() << error.what();
+  }
+  const auto plain = make_backend("cpu", {.threads = 2});
+  EXPECT_NE(backend->computes_as(), plain->computes_as());
+  constexpr std::int64_t m = 300, n = 577, k = 129;
+  const Matrix a = random_matrix(m, k, 1), b = random_matrix(k, n, 2),
+               before = random_matrix(m, n, 3);
+  const Matrix exact = reference::product(a, b);
+  const Matrix rounded_factors =
+      reference::product(rounded(DType::kBF16, a), rounded(DType::kBF16, b));
+  for (const bool transpose_a : {false, true}) {
+    for (const bool transpose_b : {false, true}) {
+      for (const float beta : {0.0f, 1.0f}) {
+        const auto compute = [&](Backend& on, bool of_activations) {
+          Wide x(on, transpose_a ? reference::transpose(a) : a);
+          Wide y(on, transpose_b ? reference::transpose(b) : b);
+          Wide c(on, beta == 0.0f ? constant_matrix(m, n, kNaN) : before);
+          on.matmul({.a = x,
+                     .transpose_a = transpose_a,
+                     .b = y,
+                     .transpose_b = transpose_b,
+                     .c = c,
+                     .beta = beta,
+                     .of_activations = of_activations});
+          return download(on, c);
+        };
+        const auto with_before = [&](Matrix product) {
+          for (std::size_t i = 0; i < product.values.size() && beta != 0.0f; ++i)
+            product.values[i] += before.values[i];
+          return product;
+        };
+        const Matrix got = compute(*backend, true);
+        expect_near(got, with_before(rounded_factors), kProductTolerance);
+        EXPECT_EQ(got.values,
+                  compute(*make_backend("cpu", {.threads = 3, .bf16 = true}), true).values);
+        expect_near(compute(*backend, false), with_before(exact), kProductTolerance);
+        expect_near(compute(*plain, true), with_before(exact), kProductTolerance);
+      }
+    }
+  }
+  // The same of the two others, a bias and what is below the diagonal included.
+  const Matrix x = random_matrix(200, k, 4), w = random_matrix(n, k, 5),
+               bias = random_matrix(1, n, 6);
+  Wide device_x(*backend, x), device_w(*backend, w), device_bias(*backend, bias),
+      y(*backend, constant_matrix(200, n, kNaN));
+  backend->linear({.x = device_x, .w = device_w, .bias = device_bias, .y = y});
+  Matrix want =
+      reference::product(rounded(DType::kBF16, x), reference::transpose(rounded(DType::kBF16, w)));
+  for (std::int64_t row = 0; row < want.rows; ++row) {
+    for (std::int64_t col = 0; col < n; ++col) want(row, col) += bias(0, col);
+  }
+  expect_near(download(*backend, y), want, kProductTolerance);
+  Wide h(*backend, constant_matrix(k, k, 0.0));
+  backend->gram({.x = device_x, .h = h});
+  const Matrix narrow = rounded(DType::kBF16, x);
+  expect_near(download(*backend, h), lower(reference::product(reference::transpose(narrow), narrow)),
+              kProductTolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, LinearAlgebraTest, testing::ValuesIn(built_backends()),

@@ -8,12 +8,11 @@
 #include <cstddef>
 
 #include "kernels/backend.h"
-#include "stages/flow/phase_clock.h"
 #include "tests/bench/reckoning/device_timeline.h"
 
 namespace roundhouse {
 
-class RecordingBackend final : public Backend, public OwnClock {
+class RecordingBackend final : public Backend {
  public:
   explicit RecordingBackend(const GpuRates& rates) : timeline_(rates) {}
   DeviceTimeline& timeline() { return timeline_; }
