@@ -40,8 +40,8 @@ class Backend : public Memory,
 
 struct BackendOptions {
   int threads = 0;  // CPU only; 0: as many as this process may run on
-  bool bf16 =
-      false;  // CPU only: products of activations with factors rounded to BF16 (linear_algebra.h)
+  // CPU only: large products of activations have BF16 factors (linear_algebra.h). InputError where the processor has no such products.
+  bool bf16 = false;
   int device = 0;   // GPU only: which one
   int sharers = 1;  // ranks that take from the same memory, this one included
 };

@@ -51,11 +51,10 @@ void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& 
   std::vector<std::string> sets = {kDefaultCalibration};
   for (const auto& [name, set] : config.calibrations) sets.push_back(name);
   for (const std::string& set : sets) {
-    const std::string identity = calibration_identity(config, inputs, set);
-    store.set_identity(calibration_key(set), identity);
-    store.set_identity(shared_snapshots(set), identity);
+    store.set_identity(calibration_key(set), calibration_identity(config, inputs, set));
+    store.set_identity(shared_snapshots(set), stream_identity(config, inputs, set));
   }
-  store.set_identity("gradients", calibration_identity(config, inputs));
+  store.set_identity("gradients", stream_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
   }
@@ -119,7 +118,9 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   threads_summary_ = threads.summary;
   Facts shared;
   agree(*world_, [&] {
-    backend_ = make_rank_backend(device_, threads.threads, config_.cpu_bf16);
+    // Who only reads multiplies nothing, and may do so on any processor.
+    backend_ =
+        make_rank_backend(device_, threads.threads, config_.cpu_bf16 && access_ == Access::kHolds);
     std::int64_t longest = 1;
     for (const std::string& set : calibration_sets_in_use(config_))
       longest = std::max<std::int64_t>(longest, calibration_set(config_, set).sequence_length);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "base/dtype.h"
@@ -51,6 +52,25 @@ void gather_row(const T* from, const Places& cols, T* to, std::int64_t count) {
   for (std::int64_t j = 0; j < count; ++j) to[j] = cols[j] < 0 ? T{0} : from[cols[j]];
 }
 
+// `out` may be one of the rows: no element of it meets another of theirs.
+void add_up_row(const std::array<const float*, AddUp::kMost>& in, int count, bool accumulate,
+                float* out, std::int64_t n) {
+  const auto store = [&](const auto& sum) {
+    if (accumulate) {
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < n; ++i) out[i] += sum(i);
+    } else {
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < n; ++i) out[i] = sum(i);
+    }
+  };
+  const float *const a = in[0], *const b = in[1], *const c = in[2], *const d = in[3];
+  if (count == 1) store([=](std::int64_t i) { return a[i]; });
+  if (count == 2) store([=](std::int64_t i) { return a[i] + b[i]; });
+  if (count == 3) store([=](std::int64_t i) { return (a[i] + b[i]) + c[i]; });
+  if (count == 4) store([=](std::int64_t i) { return (a[i] + b[i]) + (c[i] + d[i]); });
+}
+
 }  // namespace
 
 // c (+)= alpha op(a) op(b), in tiles that threads share.
@@ -86,7 +106,7 @@ const std::uint16_t* CpuBackend::rounded(const ConstMatrix& m, int which) {
   return memory.data();
 }
 
-void CpuBackend::multiply(const Product& op) {
+void CpuBackend::multiply_tiles(const Product& op) {
   const float* const a = op.a.f32();
   const float* const b = op.b.f32();
   float* const c = op.c.f32();
@@ -136,30 +156,30 @@ void CpuBackend::multiply(const Product& op) {
 }
 
 void CpuBackend::run(const Matmul& op) {
-  multiply({.m = op.transpose_a ? op.a.cols : op.a.rows,
-            .n = op.transpose_b ? op.b.rows : op.b.cols,
-            .k = op.transpose_a ? op.a.rows : op.a.cols,
-            .a = op.a,
-            .transpose_a = op.transpose_a,
-            .b = op.b,
-            .transpose_b = op.transpose_b,
-            .c = op.c,
-            .alpha = op.alpha,
-            .beta = op.beta,
-            .of_activations = op.of_activations});
+  multiply_tiles({.m = op.transpose_a ? op.a.cols : op.a.rows,
+                  .n = op.transpose_b ? op.b.rows : op.b.cols,
+                  .k = op.transpose_a ? op.a.rows : op.a.cols,
+                  .a = op.a,
+                  .transpose_a = op.transpose_a,
+                  .b = op.b,
+                  .transpose_b = op.transpose_b,
+                  .c = op.c,
+                  .alpha = op.alpha,
+                  .beta = op.beta,
+                  .of_activations = op.of_activations});
 }
 
 void CpuBackend::run(const Linear& op) {
-  multiply({.m = op.x.rows,
-            .n = op.w.rows,
-            .k = op.x.cols,
-            .a = op.x,
-            .transpose_a = false,
-            .b = op.w,
-            .transpose_b = true,
-            .c = op.y,
-            .beta = op.accumulate ? 1.0f : 0.0f,
-            .bias = op.has_bias() ? op.bias.f32() : nullptr});
+  multiply_tiles({.m = op.x.rows,
+                  .n = op.w.rows,
+                  .k = op.x.cols,
+                  .a = op.x,
+                  .transpose_a = false,
+                  .b = op.w,
+                  .transpose_b = true,
+                  .c = op.y,
+                  .beta = op.accumulate ? 1.0f : 0.0f,
+                  .bias = op.has_bias() ? op.bias.f32() : nullptr});
 }
 
 void CpuBackend::run(const Gram& op) {
@@ -247,15 +267,18 @@ void CpuBackend::run_reverse(ConstMatrix from, Matrix to) {
                  });
 }
 
-void CpuBackend::run_add(ConstMatrix from, Matrix into) {
-  const float* const source = from.f32();
-  float* const target = into.f32();
-  for_each_range(threads_, into.rows, rows_per_piece(into.cols),
+void CpuBackend::run(const AddUp& op) {
+  float* const target = op.into.f32();
+  const std::int64_t cols = op.into.cols;
+  const bool more = op.accumulate;
+  for_each_range(threads_, op.into.rows, rows_per_piece(cols),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
-                     const float* const in = source + row * from.stride;
-                     float* const out = target + row * into.stride;
-                     for (std::int64_t col = 0; col < into.cols; ++col) out[col] += in[col];
+                     const float* in[AddUp::kMost] = {};
+                     for (int i = 0; i < op.count; ++i)
+                       in[i] = op.from[i].f32() + row * op.from[i].stride;
+                     add_up_row({in[0], in[1], in[2], in[3]}, op.count, more,
+                                target + row * op.into.stride, cols);
                    }
                  });
 }

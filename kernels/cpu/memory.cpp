@@ -29,7 +29,8 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       bf16_(options.bf16) {
   if (bf16_ && !has_bf16_products()) {
     throw InputError("cpu_precision: bf16: this processor, or " + sgemm_library() +
-                     ", has no products of BF16 (AVX-512 BF16 or AMX); set it to f32");
+                     ", has no products of BF16 (AVX-512 BF16 or AMX); compute where there are, or "
+                     "set it to f32, in another run folder");
   }
 }
 

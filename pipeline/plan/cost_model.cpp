@@ -550,9 +550,11 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
              tokens * activation;
   const auto working = [&](const BlockMemory& memory, std::int64_t length, bool at_one_rank) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
-    int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team()) : 0;
+    const int at_once = memory.added_at_once;
+    int alive = memory.summed > 0 ? most_partial_sums(pieces, 0, team(), at_once) : 0;
     // Who gets a whole sum adds those of all ranks as they come, its own beside them.
-    if (alive > 0 && team() > 1 && at_one_rank) alive = most_partial_sums(pieces, 0, 1) + 1;
+    if (alive > 0 && team() > 1 && at_one_rank)
+      alive = most_partial_sums(pieces, 0, 1, at_once) + 1;
     // Where others are given the original weights after it, none goes when what takes its place comes.
     const double weights = weights_ + memory.weights + (beside_others ? memory.replaced : 0);
     double bytes = weights * activation + memory.by_tiles / team() +

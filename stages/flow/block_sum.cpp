@@ -33,9 +33,11 @@ BlockSum::BlockSum(const BlockSite& site, int parts)
     for (const RowTile& tile : tiles) {
       const std::int64_t cols = site.decoder.linears()[tile.linear].cols;
       sums.push_back(make_matrix_sum(
-          site.device_team, site.backend, parts, [&backend = site.backend, rows = tile.rows, cols] {
+          site.device_team, site.backend, parts,
+          [&backend = site.backend, rows = tile.rows, cols] {
             return std::make_shared<Tensor>(backend, DType::kF32, rows, cols);
-          }));
+          },
+          MatrixSummand::Part::kWhole, kAddedAtOnce));
     }
   }
 }

@@ -33,8 +33,17 @@ void MatrixSummand::for_each_band(Visit visit) {
 }
 
 void MatrixSummand::add(Summand& other) {
-  const Matrix from = static_cast<MatrixSummand&>(other).rows_;
-  for_each_band([&](auto band) { backend_.add(band(from), band(rows_)); });
+  Summand* const one = &other;
+  add_up({&one, 1}, /*onto=*/true);
+}
+
+void MatrixSummand::add_up(std::span<Summand* const> terms, bool onto) {
+  for_each_band([&](auto band) {
+    AddUp op{.from = {}, .count = 0, .accumulate = onto, .into = band(rows_)};
+    for (Summand* const term : terms)
+      op.from[op.count++] = band(static_cast<MatrixSummand*>(term)->rows_);
+    backend_.add_up(op);
+  });
 }
 
 void MatrixSummand::clear() {
@@ -42,13 +51,14 @@ void MatrixSummand::clear() {
 }
 
 TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts,
-                        std::function<std::shared_ptr<Tensor>()> memory, MatrixSummand::Part part) {
+                        std::function<std::shared_ptr<Tensor>()> memory, MatrixSummand::Part part,
+                        int added_at_once) {
   return TreeSum(
       device_team, parts,
       [&backend, memory = std::move(memory), part] {
         return std::make_unique<MatrixSummand>(backend, memory(), part);
       },
-      [&backend] { backend.sync(); });
+      [&backend] { backend.sync(); }, added_at_once);
 }
 
 void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Transport& device_team,

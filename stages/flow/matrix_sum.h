@@ -24,6 +24,7 @@ class MatrixSummand final : public Summand {
 
   std::span<std::byte> bytes() override;
   void add(Summand& other) override;
+  void add_up(std::span<Summand* const> terms, bool onto) override;
   void clear();  // to zero
   Matrix matrix() const { return rows_; }
   Tensor& memory() { return *memory_; }
@@ -41,7 +42,8 @@ class MatrixSummand final : public Summand {
 // `memory` gives what a partial sum of another rank is received into: a whole tensor of the common shape.
 TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts,
                         std::function<std::shared_ptr<Tensor>()> memory,
-                        MatrixSummand::Part part = MatrixSummand::Part::kWhole);
+                        MatrixSummand::Part part = MatrixSummand::Part::kWhole,
+                        int added_at_once = 1);
 
 // Collective: the matrix that `owner` has, on every rank. Elsewhere any tensor goes in.
 void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Transport& device_team,

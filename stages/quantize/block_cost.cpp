@@ -122,6 +122,7 @@ BlockCost gradient_cost(const BlockSizes& sizes, int sums) {
          .tiles = tiles_of(linear)});
   }
   cost.memory.summed = matrix * sums;
+  cost.memory.added_at_once = BlockSum::kAddedAtOnce;
   return cost;
 }
 

@@ -44,12 +44,13 @@ struct TeamTraffic {
 struct BlockMemory {
   double summed = 0;  // on the device: sums of one piece that are open at the same time
   int pieces = Cut::kShards;
-  double whole = 0;      // on the device, when nothing is summed
-  double weights = 0;    // on the device, always there: in values of the activation type
-  double by_tiles = 0;   // on the device, always there, dealt over the team
-  double replaced = 0;   // of the block's weights, those that make room for others: as `weights`
-  double kept_cols = 0;  // on the host, activations inside the block: values a token
-  double streams = 0;    // on the host, further copies of a stream
+  int added_at_once = 1;  // of `summed`, as in tree_sum.h
+  double whole = 0;       // on the device, when nothing is summed
+  double weights = 0;     // on the device, always there: in values of the activation type
+  double by_tiles = 0;    // on the device, always there, dealt over the team
+  double replaced = 0;    // of the block's weights, those that make room for others: as `weights`
+  double kept_cols = 0;   // on the host, activations inside the block: values a token
+  double streams = 0;     // on the host, further copies of a stream
   std::int64_t saved_sequences =
       0;  // that go through forward and backward at once, what is between saved if there is room
 };
