@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -72,36 +73,82 @@ int partial_sums_of_rank(int parts, int rank, int ranks) {
   return static_cast<int>(subtrees_of(parts_of_rank(parts, rank, ranks), parts).size());
 }
 
-int most_partial_sums(int parts, int rank, int ranks) {
+int most_partial_sums(int parts, int rank, int ranks, int added_at_once) {
   const PartRange run = parts_of_rank(parts, rank, ranks);
-  std::size_t most = 0;
-  for (int end = run.begin; end < run.end; ++end)
-    most = std::max(most, subtrees_of({run.begin, end}, parts).size() + 1);
-  return static_cast<int>(most);
+  int most = 0;
+  for (int end = run.begin; end < run.end; ++end) {
+    int alive = 1;  // the one that comes
+    for (const PartRange& node : subtrees_of({run.begin, end}, parts))
+      alive += node.end - node.begin < added_at_once ? node.end - node.begin : 1;
+    most = std::max(most, alive);
+  }
+  return most;
 }
 
+void Summand::add_up(std::span<Summand* const> terms, bool onto) {
+  require(!terms.empty() && terms.size() <= 4 && (onto || terms.front() == this),
+          "a sum of too many terms at once");
+  if (terms.size() > 1) terms[0]->add(*terms[1]);
+  if (terms.size() > 3) terms[2]->add(*terms[3]);
+  if (terms.size() > 2) terms[0]->add(*terms[2]);
+  if (onto) add(*terms[0]);
+}
+
+// Its sum, or its leaves, which are still to be added.
 struct TreeSum::Node {
   int begin;
   int end;
-  std::unique_ptr<Summand> value;
+  std::vector<std::unique_ptr<Summand>> terms;
 
-  static void join(Node& left, Node& right) { left.value->add(*right.value); }
+  Node(int first, int behind, std::unique_ptr<Summand> value) : begin(first), end(behind) {
+    terms.push_back(std::move(value));
+  }
+  bool is_of_leaves() const { return std::ssize(terms) == end - begin; }
+  std::vector<Summand*> all() const {
+    std::vector<Summand*> all;
+    for (const auto& term : terms) all.push_back(term.get());
+    return all;
+  }
+  Summand& add_up() {
+    if (terms.size() > 1) terms.front()->add_up(all(), /*onto=*/false);
+    terms.resize(1);
+    return *terms.front();
+  }
 };
 
 TreeSum::TreeSum(Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make,
-                 std::function<void()> settle)
-    : team_(team), parts_(parts), make_(std::move(make)), settle_(std::move(settle)) {
+                 std::function<void()> settle, int added_at_once)
+    : team_(team),
+      parts_(parts),
+      make_(std::move(make)),
+      settle_(std::move(settle)),
+      added_at_once_(added_at_once) {
   require(parts > 0, "a tree sum needs a part");
+  require(added_at_once >= 1 && added_at_once <= 4, "a tree sum adds up to four at once");
 }
 
 TreeSum::TreeSum(TreeSum&&) noexcept = default;
 TreeSum::~TreeSum() = default;
 
+// Leaves wait for each other: neighbours within a subtree of few have the tree's shape by their number alone.
+void TreeSum::push_node(std::vector<Node>& nodes, Node node) const {
+  push(nodes, std::move(node), parts_, [&](Node& left, Node& right) {
+    const bool wait =
+        left.is_of_leaves() && right.is_of_leaves() && right.end - left.begin <= added_at_once_;
+    if (wait) {
+      std::ranges::move(right.terms, std::back_inserter(left.terms));
+    } else {
+      left.add_up().add_up(right.all(), /*onto=*/true);
+    }
+  });
+  if (std::ssize(nodes.back().terms) == added_at_once_) nodes.back().add_up();
+}
+
 void TreeSum::add(int part, std::unique_ptr<Summand> value) {
   const PartRange mine = parts_of_rank(parts_, team_.rank(), team_.size());
   require(part == (nodes_.empty() ? mine.begin : nodes_.back().end) && part < mine.end,
           "a part of a tree sum is out of order or belongs to another rank");
-  push(nodes_, Node{part, part + 1, std::move(value)}, parts_, Node::join);
+  push_node(nodes_, Node(part, part + 1, std::move(value)));
 }
 
 std::vector<TreeSum::Node> TreeSum::take_nodes() {
@@ -118,10 +165,11 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
 
   // One call a message on both sides; senders wait their turn at the owner, which waits for nobody else.
   if (rank != owner) {
+    for (Node& node : held) node.add_up();
     settle_();
     std::vector<std::unique_ptr<Ticket>> tickets;
     for (Node& node : held) {
-      const Send send{node.value->bytes(), owner};
+      const Send send{node.terms.front()->bytes(), owner};
       tickets.push_back(team_.start({&send, 1}, {}));
     }
     for (const auto& ticket : tickets) ticket->wait();
@@ -132,7 +180,7 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
   std::vector<Node> nodes;
   for (int from = 0; from < size; ++from) {
     if (from == owner) {
-      for (Node& node : held) push(nodes, std::move(node), parts_, Node::join);
+      for (Node& node : held) push_node(nodes, std::move(node));
       continue;
     }
     for (const PartRange& subtree : subtrees_of(parts_of_rank(parts_, from, size), parts_)) {
@@ -140,10 +188,11 @@ std::unique_ptr<Summand> TreeSum::finish(int owner) {
       settle_();
       const Receive receive{value->bytes(), from};
       team_.start({}, {&receive, 1})->wait();
-      push(nodes, Node{subtree.begin, subtree.end, std::move(value)}, parts_, Node::join);
+      push_node(nodes, Node(subtree.begin, subtree.end, std::move(value)));
     }
   }
-  return std::move(nodes.front().value);
+  nodes.front().add_up();
+  return std::move(nodes.front().terms.front());
 }
 
 std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sums,
@@ -167,12 +216,12 @@ std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sum
       }
       const int parts = sums[i].parts_;
       for (const PartRange& subtree : subtrees_of(parts_of_rank(parts, from, size), parts)) {
-        held[i].push_back(Node{subtree.begin, subtree.end, sums[i].make_()});
-        receives.push_back({held[i].back().value->bytes(), from});
+        held[i].push_back(Node(subtree.begin, subtree.end, sums[i].make_()));
+        receives.push_back({held[i].back().terms.front()->bytes(), from});
       }
     }
     if (rank == owners[i]) continue;
-    for (const Node& node : mine) sends.push_back({node.value->bytes(), owners[i]});
+    for (Node& node : mine) sends.push_back({node.add_up().bytes(), owners[i]});
     held[i] = std::move(mine);
   }
   if (size > 1) {
@@ -183,8 +232,9 @@ std::vector<std::unique_ptr<Summand>> TreeSum::finish_all(std::span<TreeSum> sum
   for (std::size_t i = 0; i < sums.size(); ++i) {
     if (rank != owners[i]) continue;
     std::vector<Node> nodes;
-    for (Node& node : held[i]) push(nodes, std::move(node), sums[i].parts_, Node::join);
-    results[i] = std::move(nodes.front().value);
+    for (Node& node : held[i]) sums[i].push_node(nodes, std::move(node));
+    nodes.front().add_up();
+    results[i] = std::move(nodes.front().terms.front());
   }
   return results;
 }

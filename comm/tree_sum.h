@@ -8,7 +8,8 @@
 //     rank 0: (0+1)      rank 1: (2+3)   rank 2: (4+5)       rank 0: (0+1), 2     rank 1: 3, (4+5)
 //     owner:  ((0+1)+(2+3)) + (4+5)                          owner: ((0+1)+(2+3)) + (4+5)      the same bits
 //
-// At most log2(n) + 3 partial sums are alive on a rank, at the owner 2 log2(n) + 1 while it finishes.
+// At most log2(n) + 3 partial sums are alive on a rank, at the owner 2 log2(n) + 1 while it finishes. A sum in memory is read and written
+// at each addition: where that counts, up to four leaves of a subtree are added at once, for two more that are alive.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +34,7 @@ int rank_of_part(int parts, int part, int ranks);
 // How many partial sums a rank is left with once it has added what it can, and how many it has at the same time at most until
 // then.
 int partial_sums_of_rank(int parts, int rank, int ranks);
-int most_partial_sums(int parts, int rank, int ranks);
+int most_partial_sums(int parts, int rank, int ranks, int added_at_once = 1);
 
 // What the tree needs of a partial sum: its memory, of the transport's kind.
 class Summand {
@@ -41,16 +42,19 @@ class Summand {
   virtual ~Summand() = default;
   virtual std::span<std::byte> bytes() = 0;
   virtual void add(Summand& other) = 0;  // this += other, element by element
+  // Four at most: this = ((0 + 1) + (2 + 3)), or as much of that as there is, this being the first; or, `onto`, this += that. What the
+  // others hold is void then.
+  virtual void add_up(std::span<Summand* const> terms, bool onto);
 };
 
 class TreeSum {
  public:
   // make() gives an uninitialised summand of the common size. settle() is called before messages are started: after it nothing
   // may be queued for the memory of summands, nor for what it was used for before (Memory::sync(), where there is a queue).
-  // Collective over `team` only in finish().
+  // `added_at_once`: 1, or up to 4 leaves. Collective over `team` only in finish().
   TreeSum(
       Transport& team, int parts, std::function<std::unique_ptr<Summand>()> make,
-      std::function<void()> settle = [] {});
+      std::function<void()> settle = [] {}, int added_at_once = 1);
   TreeSum(TreeSum&&) noexcept;
   ~TreeSum();
 
@@ -67,11 +71,13 @@ class TreeSum {
 
  private:
   struct Node;
+  void push_node(std::vector<Node>& nodes, Node node) const;
   std::vector<Node> take_nodes();  // throws unless every part of this rank was added
   Transport& team_;
   int parts_;
   std::function<std::unique_ptr<Summand>()> make_;
   std::function<void()> settle_;
+  int added_at_once_;
   std::vector<Node> nodes_;  // complete subtrees of this rank's run, left to right
 };
 

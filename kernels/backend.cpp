@@ -1,6 +1,8 @@
 // The one place that knows which devices were built.
 #include "kernels/backend.h"
 
+#include <chrono>
+
 #include "base/error.h"
 #include "kernels/cpu/cpu_backend.h"
 #if ROUNDHOUSE_CUDA
@@ -8,6 +10,10 @@
 #endif
 
 namespace roundhouse {
+
+double Backend::seconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 std::vector<std::string> built_backends() {
 #if ROUNDHOUSE_CUDA

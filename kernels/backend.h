@@ -34,10 +34,14 @@ class Backend : public Memory,
   // All that decides the last bits of a result besides our own version: the kind of device and the libraries that compute.
   // Two backends that say the same give the same bits. E.g. "CPU with AVX-512, oneDNN 2.6.3".
   virtual std::string computes_as() const = 0;
+  // The clock by which work here is timed, in seconds: the host's, but of a device that only reckons what things would take.
+  virtual double seconds() const;
 };
 
 struct BackendOptions {
   int threads = 0;  // CPU only; 0: as many as this process may run on
+  // CPU only: large products of activations have BF16 factors (linear_algebra.h). InputError where the processor has no such products.
+  bool bf16 = false;
   int device = 0;   // GPU only: which one
   int sharers = 1;  // ranks that take from the same memory, this one included
 };

@@ -30,6 +30,8 @@ void LinearAlgebra::matmul(const Matmul& op) {
   require(op.a.type == op.b.type, "matmul: the factors differ in type");
   require(op.c.type == op.a.type || op.c.type == DType::kF32,
           "matmul: the result is F32 or of the factors' type");
+  require(!op.of_activations || (op.alpha == 1.0f && (op.beta == 0.0f || op.beta == 1.0f)),
+          "matmul: a product of activations is scaled");
   run(op);
 }
 
@@ -67,9 +69,17 @@ void LinearAlgebra::reverse(ConstMatrix from, Matrix to) {
 }
 
 void LinearAlgebra::add(ConstMatrix from, Matrix into) {
-  require(same_shape(from, into), "add: shapes differ");
-  require(from.type == DType::kF32 && into.type == DType::kF32, "add: matrices are F32");
-  run_add(from, into);
+  add_up({.from = {from}, .count = 1, .accumulate = true, .into = into});
+}
+
+void LinearAlgebra::add_up(const AddUp& op) {
+  require(op.count >= 1 && op.count <= AddUp::kMost, "add: too many matrices at once");
+  require(op.into.type == DType::kF32, "add: matrices are F32");
+  for (int i = 0; i < op.count; ++i) {
+    require(same_shape(op.from[i], op.into), "add: shapes differ");
+    require(op.from[i].type == DType::kF32, "add: matrices are F32");
+  }
+  run(op);
 }
 
 void LinearAlgebra::scale(float factor, Matrix m) {

@@ -8,6 +8,8 @@ namespace roundhouse {
 
 // c = alpha * op(a) op(b) + beta * c.  op(a) is [m, k], op(b) is [k, n], c is [m, n].
 // F32 everywhere, or (on a GPU) 16-bit a and b; sums are in F32. beta == 0 overwrites (c may hold NaN).
+// A CPU that was made for it rounds a and b to BF16 `of_activations`, and those of Linear and Gram: of large products, whose
+// sums stay in F32.
 struct Matmul {
   ConstMatrix a;
   bool transpose_a = false;
@@ -16,6 +18,8 @@ struct Matmul {
   Matrix c;
   float alpha = 1.0f;
   float beta = 0.0f;
+  // The factors are what a GPU has in 16 bits; alpha is 1, beta 0 or 1.
+  bool of_activations = false;
 };
 
 // y = x wᵀ + bias (+ y when accumulate).  x [t, k], w [n, k], bias [1, n] or empty, y [t, n].
@@ -55,6 +59,16 @@ struct Gather {
   Matrix to;         // the type of `from`
 };
 
+// into = the sum of `from`, or `into` += it: ((0 + 1) + (2 + 3)), or as much of that as there is, element by element in F32. All of one
+// shape; `into` may be from[0] itself.
+struct AddUp {
+  static constexpr int kMost = 4;
+  ConstMatrix from[kMost];
+  int count;  // 1 to kMost
+  bool accumulate = false;
+  Matrix into;
+};
+
 class LinearAlgebra {
  public:
   virtual ~LinearAlgebra() = default;
@@ -70,6 +84,7 @@ class LinearAlgebra {
   void reverse(ConstMatrix from, Matrix to);
   // into += from, same shape, F32.
   void add(ConstMatrix from, Matrix into);
+  void add_up(const AddUp& op);
   void scale(float factor, Matrix m);  // m *= factor, F32
   void gather(const Gather& op);
 
@@ -81,7 +96,7 @@ class LinearAlgebra {
   virtual void run(const TriangularInverse& op) = 0;
   virtual void run_symmetrize(Matrix h) = 0;
   virtual void run_reverse(ConstMatrix from, Matrix to) = 0;
-  virtual void run_add(ConstMatrix from, Matrix into) = 0;
+  virtual void run(const AddUp& op) = 0;
   virtual void run_scale(float factor, Matrix m) = 0;
   virtual void run(const Gather& op) = 0;
 };

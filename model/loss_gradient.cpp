@@ -83,8 +83,11 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
                                     .d_logits = d_logits,
                                     .loss = losses.view(),
                                     .soft_cap = config_.logit_cap});
-    backend.matmul(
-        {.a = d_logits, .b = range.weight, .c = sum.view(), .beta = i + 1 < ranges ? 1.0f : 0.0f});
+    backend.matmul({.a = d_logits,
+                    .b = range.weight,
+                    .c = sum.view(),
+                    .beta = i + 1 < ranges ? 1.0f : 0.0f,
+                    .of_activations = true});
   }
 
   LossGradient result{.loss = 0.0, .residual = {}};

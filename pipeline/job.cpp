@@ -51,11 +51,10 @@ void set_identities(Hdf5Store& store, const RunConfig& config, const RunInputs& 
   std::vector<std::string> sets = {kDefaultCalibration};
   for (const auto& [name, set] : config.calibrations) sets.push_back(name);
   for (const std::string& set : sets) {
-    const std::string identity = calibration_identity(config, inputs, set);
-    store.set_identity(calibration_key(set), identity);
-    store.set_identity(shared_snapshots(set), identity);
+    store.set_identity(calibration_key(set), calibration_identity(config, inputs, set));
+    store.set_identity(shared_snapshots(set), stream_identity(config, inputs, set));
   }
-  store.set_identity("gradients", calibration_identity(config, inputs));
+  store.set_identity("gradients", stream_identity(config, inputs));
   for (const Recipe& recipe : config.recipes) {
     store.set_identity("recipes/" + recipe.name, recipe_identity(config, inputs, recipe));
   }
@@ -66,10 +65,11 @@ RankThreads rank_threads(int threads, const LaunchSession& session) {
   return choose_threads(session);
 }
 
-std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads) {
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads, bool cpu_bf16) {
   set_host_threads(threads);
-  return make_backend(device.backend,
-                      {.threads = threads, .device = device.index, .sharers = device.sharers});
+  return make_backend(
+      device.backend,
+      {.threads = threads, .bf16 = cpu_bf16, .device = device.index, .sharers = device.sharers});
 }
 
 std::size_t default_activation_bytes(const LaunchSession& session) {
@@ -118,7 +118,9 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
   threads_summary_ = threads.summary;
   Facts shared;
   agree(*world_, [&] {
-    backend_ = make_rank_backend(device_, threads.threads);
+    // Who only reads multiplies nothing, and may do so on any processor.
+    backend_ =
+        make_rank_backend(device_, threads.threads, config_.cpu_bf16 && access_ == Access::kHolds);
     std::int64_t longest = 1;
     for (const std::string& set : calibration_sets_in_use(config_))
       longest = std::max<std::int64_t>(longest, calibration_set(config_, set).sequence_length);

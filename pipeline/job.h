@@ -112,7 +112,7 @@ void say_tokenizer(const Tokenizer& tokenizer, Monitor& monitor);
 // Processors for this rank: `threads`, or, where that is 0, its share of the node's (threads.h; collective then).
 RankThreads rank_threads(int threads, const LaunchSession& session);
 // `threads`: of the CPU.
-std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads);
+std::unique_ptr<Backend> make_rank_backend(const DeviceChoice& device, int threads, bool cpu_bf16);
 // This rank's share of half of what is free on its node.
 std::size_t default_activation_bytes(const LaunchSession& session);
 // Memory that cannot be pinned becomes a line and an event.

@@ -1,6 +1,6 @@
-// The CPU. Kernels take F32 only (copy, zero and dequantize know the other types too). Calls return
-// when the work is done. An object may be used by one thread at a time; different objects by
-// different ones.
+// The CPU. Kernels take F32 only (copy, zero and dequantize know the other types too); with BackendOptions::bf16 large products round
+// their factors. Calls return when the work is done. An object may be used by one thread at a time; different objects by different
+// ones.
 #pragma once
 
 #include "kernels/backend.h"
@@ -32,7 +32,7 @@ class CpuBackend : public Backend {
   void run(const TriangularInverse& op) override;
   void run_symmetrize(Matrix h) override;
   void run_reverse(ConstMatrix from, Matrix to) override;
-  void run_add(ConstMatrix from, Matrix into) override;
+  void run(const AddUp& op) override;
   void run_scale(float factor, Matrix m) override;
   void run(const Gather& op) override;
 
@@ -87,8 +87,17 @@ class CpuBackend : public Backend {
   void run(const UniformProduct& op) override;
   void run(const TableProduct& op) override;
 
+  // One product in F32 or, where it is large and this backend was made so, with BF16 factors.
+  struct Product;
+  void multiply_tiles(const Product& product);
+  bool in_bf16(std::int64_t m, std::int64_t n, std::int64_t k) const;
+  // A row-major copy in BF16, in memory that is kept: `which` of two.
+  const std::uint16_t* rounded(const ConstMatrix& m, int which);
+
   ThreadPool threads_;
   std::size_t sharers_;
+  bool bf16_;
+  std::vector<std::uint16_t> rounded_[2];
 };
 
 }  // namespace roundhouse

@@ -1,7 +1,10 @@
 #include <algorithm>
+#include <array>
 #include <vector>
 
+#include "base/dtype.h"
 #include "base/error.h"
+#include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sgemm.h"
@@ -14,6 +17,7 @@ namespace {
 // second-level cache.
 constexpr std::int64_t kGramSlab = 512;
 constexpr std::int64_t kGramTile = 256;
+constexpr std::int64_t kLeastBf16 = 64;  // of the three sizes of a product with BF16 factors
 
 // Calls work(i, j) for the first row and column of each tile of an [m, n] result.
 template <class Work>
@@ -48,68 +52,141 @@ void gather_row(const T* from, const Places& cols, T* to, std::int64_t count) {
   for (std::int64_t j = 0; j < count; ++j) to[j] = cols[j] < 0 ? T{0} : from[cols[j]];
 }
 
+// `out` may be one of the rows: no element of it meets another of theirs.
+void add_up_row(const std::array<const float*, AddUp::kMost>& in, int count, bool accumulate,
+                float* out, std::int64_t n) {
+  const auto store = [&](const auto& sum) {
+    if (accumulate) {
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < n; ++i) out[i] += sum(i);
+    } else {
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < n; ++i) out[i] = sum(i);
+    }
+  };
+  const float *const a = in[0], *const b = in[1], *const c = in[2], *const d = in[3];
+  if (count == 1) store([=](std::int64_t i) { return a[i]; });
+  if (count == 2) store([=](std::int64_t i) { return a[i] + b[i]; });
+  if (count == 3) store([=](std::int64_t i) { return (a[i] + b[i]) + c[i]; });
+  if (count == 4) store([=](std::int64_t i) { return (a[i] + b[i]) + (c[i] + d[i]); });
+}
+
 }  // namespace
 
-void CpuBackend::run(const Matmul& op) {
-  const std::int64_t m = op.transpose_a ? op.a.cols : op.a.rows;
-  const std::int64_t k = op.transpose_a ? op.a.rows : op.a.cols;
-  const std::int64_t n = op.transpose_b ? op.b.rows : op.b.cols;
+// c (+)= alpha op(a) op(b), in tiles that threads share.
+struct CpuBackend::Product {
+  std::int64_t m, n, k;
+  ConstMatrix a;
+  bool transpose_a;
+  ConstMatrix b;
+  bool transpose_b;
+  Matrix c;
+  float alpha = 1.0f, beta = 0.0f;
+  bool of_activations = true;
+  const float* bias = nullptr;  // added to each row
+};
+
+// Rounding the factors takes as long as some dozen rows of the product.
+bool CpuBackend::in_bf16(std::int64_t m, std::int64_t n, std::int64_t k) const {
+  return bf16_ && std::min({m, n, k}) >= kLeastBf16;
+}
+
+const std::uint16_t* CpuBackend::rounded(const ConstMatrix& m, int which) {
+  std::vector<std::uint16_t>& memory = rounded_[which];
+  const auto size = static_cast<std::size_t>(m.rows * m.cols);
+  if (memory.size() < size) memory.resize(size);
+  const float* const from = m.f32();
+  for_each_range(threads_, m.rows, rows_per_piece(m.cols),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t row = begin; row < end; ++row) {
+                     convert(DType::kF32, from + row * m.stride, DType::kBF16,
+                             memory.data() + row * m.cols, static_cast<std::size_t>(m.cols));
+                   }
+                 });
+  return memory.data();
+}
+
+void CpuBackend::multiply_tiles(const Product& op) {
   const float* const a = op.a.f32();
   const float* const b = op.b.f32();
   float* const c = op.c.f32();
-  const std::int64_t edge = tile_edge(m, n);
-  for_each_tile(threads_, m, n, edge, [&](std::int64_t i, std::int64_t j) {
-    sgemm({.m = std::min(edge, m - i),
-           .n = std::min(edge, n - j),
-           .k = k,
-           .a = a + (op.transpose_a ? i : i * op.a.stride),
-           .a_stride = op.a.stride,
-           .transpose_a = op.transpose_a,
-           .b = b + (op.transpose_b ? j * op.b.stride : j),
-           .b_stride = op.b.stride,
-           .transpose_b = op.transpose_b,
-           .c = c + i * op.c.stride + j,
-           .c_stride = op.c.stride,
-           .alpha = op.alpha,
-           .beta = op.beta});
+  const bool bf16 = op.of_activations && in_bf16(op.m, op.n, op.k);
+  const std::uint16_t* const a16 = bf16 ? rounded(op.a, 0) : nullptr;
+  const std::uint16_t* const b16 = bf16 ? rounded(op.b, 1) : nullptr;
+  const std::int64_t edge = tile_edge(op.m, op.n);
+  for_each_tile(threads_, op.m, op.n, edge, [&](std::int64_t i, std::int64_t j) {
+    const std::int64_t height = std::min(edge, op.m - i), width = std::min(edge, op.n - j);
+    float* const tile = c + i * op.c.stride + j;
+    const auto a_at = [&](std::int64_t stride) { return op.transpose_a ? i : i * stride; };
+    const auto b_at = [&](std::int64_t stride) { return op.transpose_b ? j * stride : j; };
+    if (bf16) {
+      bf16_product({.m = height,
+                    .n = width,
+                    .k = op.k,
+                    .a = a16 + a_at(op.a.cols),
+                    .a_stride = op.a.cols,
+                    .transpose_a = op.transpose_a,
+                    .b = b16 + b_at(op.b.cols),
+                    .b_stride = op.b.cols,
+                    .transpose_b = op.transpose_b,
+                    .c = tile,
+                    .c_stride = op.c.stride,
+                    .accumulate = op.beta != 0.0f});
+    } else {
+      sgemm({.m = height,
+             .n = width,
+             .k = op.k,
+             .a = a + a_at(op.a.stride),
+             .a_stride = op.a.stride,
+             .transpose_a = op.transpose_a,
+             .b = b + b_at(op.b.stride),
+             .b_stride = op.b.stride,
+             .transpose_b = op.transpose_b,
+             .c = tile,
+             .c_stride = op.c.stride,
+             .alpha = op.alpha,
+             .beta = op.beta});
+    }
+    if (op.bias == nullptr) return;
+    for (std::int64_t row = 0; row < height; ++row) {
+      float* const out = tile + row * op.c.stride;
+      for (std::int64_t col = 0; col < width; ++col) out[col] += op.bias[j + col];
+    }
   });
 }
 
+void CpuBackend::run(const Matmul& op) {
+  multiply_tiles({.m = op.transpose_a ? op.a.cols : op.a.rows,
+                  .n = op.transpose_b ? op.b.rows : op.b.cols,
+                  .k = op.transpose_a ? op.a.rows : op.a.cols,
+                  .a = op.a,
+                  .transpose_a = op.transpose_a,
+                  .b = op.b,
+                  .transpose_b = op.transpose_b,
+                  .c = op.c,
+                  .alpha = op.alpha,
+                  .beta = op.beta,
+                  .of_activations = op.of_activations});
+}
+
 void CpuBackend::run(const Linear& op) {
-  const std::int64_t m = op.x.rows;
-  const std::int64_t n = op.w.rows;
-  const std::int64_t k = op.x.cols;
-  const float* const x = op.x.f32();
-  const float* const w = op.w.f32();
-  const float* const bias = op.has_bias() ? op.bias.f32() : nullptr;
-  float* const y = op.y.f32();
-  const std::int64_t edge = tile_edge(m, n);
-  for_each_tile(threads_, m, n, edge, [&](std::int64_t i, std::int64_t j) {
-    const std::int64_t height = std::min(edge, m - i);
-    const std::int64_t width = std::min(edge, n - j);
-    float* const tile = y + i * op.y.stride + j;
-    sgemm({.m = height,
-           .n = width,
-           .k = k,
-           .a = x + i * op.x.stride,
-           .a_stride = op.x.stride,
-           .b = w + j * op.w.stride,
-           .b_stride = op.w.stride,
-           .transpose_b = true,
-           .c = tile,
-           .c_stride = op.y.stride,
-           .beta = op.accumulate ? 1.0f : 0.0f});
-    if (bias == nullptr) return;
-    for (std::int64_t row = 0; row < height; ++row) {
-      float* const out = tile + row * op.y.stride;
-      for (std::int64_t col = 0; col < width; ++col) out[col] += bias[j + col];
-    }
-  });
+  multiply_tiles({.m = op.x.rows,
+                  .n = op.w.rows,
+                  .k = op.x.cols,
+                  .a = op.x,
+                  .transpose_a = false,
+                  .b = op.w,
+                  .transpose_b = true,
+                  .c = op.y,
+                  .beta = op.accumulate ? 1.0f : 0.0f,
+                  .bias = op.has_bias() ? op.bias.f32() : nullptr});
 }
 
 void CpuBackend::run(const Gram& op) {
   const std::int64_t k = op.x.cols;
   const float* const x = op.x.f32();
+  const bool bf16 = in_bf16(k, k, op.x.rows);
+  const std::uint16_t* const x16 = bf16 ? rounded(op.x, 0) : nullptr;
   float* const h = op.h.f32();
   const std::int64_t tiles = (k + kGramTile - 1) / kGramTile;
   for_each_piece(threads_, tiles * (tiles + 1) / 2, [&](std::int64_t t) {
@@ -126,18 +203,36 @@ void CpuBackend::run(const Gram& op) {
     for (std::int64_t r = 0; r < height && i == j; ++r) {
       std::copy_n(target + r * op.h.stride, r + 1, aside.data() + r * width);
     }
+    float* const sum = i == j ? aside.data() : target;
+    const std::int64_t stride = i == j ? width : op.h.stride;
     for (std::int64_t begin = 0; begin < op.x.rows; begin += kGramSlab) {
+      const std::int64_t rows = std::min(kGramSlab, op.x.rows - begin);
+      if (bf16) {
+        const std::uint16_t* const slab = x16 + begin * k;
+        bf16_product({.m = height,
+                      .n = width,
+                      .k = rows,
+                      .a = slab + i,
+                      .a_stride = k,
+                      .transpose_a = true,
+                      .b = slab + j,
+                      .b_stride = k,
+                      .c = sum,
+                      .c_stride = stride,
+                      .accumulate = true});
+        continue;
+      }
       const float* const slab = x + begin * op.x.stride;
       sgemm({.m = height,
              .n = width,
-             .k = std::min(kGramSlab, op.x.rows - begin),
+             .k = rows,
              .a = slab + i,
              .a_stride = op.x.stride,
              .transpose_a = true,
              .b = slab + j,
              .b_stride = op.x.stride,
-             .c = i == j ? aside.data() : target,
-             .c_stride = i == j ? width : op.h.stride,
+             .c = sum,
+             .c_stride = stride,
              .beta = 1.0f});
     }
     for (std::int64_t r = 0; r < height && i == j; ++r) {
@@ -172,15 +267,18 @@ void CpuBackend::run_reverse(ConstMatrix from, Matrix to) {
                  });
 }
 
-void CpuBackend::run_add(ConstMatrix from, Matrix into) {
-  const float* const source = from.f32();
-  float* const target = into.f32();
-  for_each_range(threads_, into.rows, rows_per_piece(into.cols),
+void CpuBackend::run(const AddUp& op) {
+  float* const target = op.into.f32();
+  const std::int64_t cols = op.into.cols;
+  const bool more = op.accumulate;
+  for_each_range(threads_, op.into.rows, rows_per_piece(cols),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
-                     const float* const in = source + row * from.stride;
-                     float* const out = target + row * into.stride;
-                     for (std::int64_t col = 0; col < into.cols; ++col) out[col] += in[col];
+                     const float* in[AddUp::kMost] = {};
+                     for (int i = 0; i < op.count; ++i)
+                       in[i] = op.from[i].f32() + row * op.from[i].stride;
+                     add_up_row({in[0], in[1], in[2], in[3]}, op.count, more,
+                                target + row * op.into.stride, cols);
                    }
                  });
 }

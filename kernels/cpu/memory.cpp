@@ -7,6 +7,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/sgemm.h"
@@ -24,7 +25,14 @@ int usable_processors() {
 
 CpuBackend::CpuBackend(const BackendOptions& options)
     : threads_(options.threads > 0 ? options.threads : usable_processors()),
-      sharers_(static_cast<std::size_t>(options.sharers)) {}
+      sharers_(static_cast<std::size_t>(options.sharers)),
+      bf16_(options.bf16) {
+  if (bf16_ && !has_bf16_products()) {
+    throw InputError("cpu_precision: bf16: this processor, or " + sgemm_library() +
+                     ", has no products of BF16 (AVX-512 BF16 or AMX); compute where there are, or "
+                     "set it to f32, in another run folder");
+  }
+}
 
 std::size_t CpuBackend::available_bytes() const { return available_host_memory() / sharers_; }
 
@@ -32,8 +40,9 @@ std::string CpuBackend::description() const {
   const char* const vectors = __builtin_cpu_supports("avx512f") ? ", AVX-512"
                               : __builtin_cpu_supports("avx2")  ? ", AVX2"
                                                                 : "";
+  const char* const precision = bf16_ ? ", products in BF16" : "";
   return "CPU, " + std::to_string(threads_.size()) +
-         (threads_.size() == 1 ? " thread" : " threads") + vectors;
+         (threads_.size() == 1 ? " thread" : " threads") + vectors + precision;
 }
 
 // Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
@@ -49,7 +58,8 @@ std::string CpuBackend::computes_as() const {
   const bool v4 = __builtin_cpu_supports("x86-64-v4");
 #endif
   const char* const level = v4 ? "x86-64-v4" : v3 ? "x86-64-v3" : "x86-64";
-  return std::string("CPU ") + level + ", " + sgemm_library() + ", GCC " + __VERSION__;
+  return std::string("CPU ") + level + ", " + sgemm_library() + ", GCC " + __VERSION__ +
+         (bf16_ ? ", BF16 products by " + bf16_vectors() : "");
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) {

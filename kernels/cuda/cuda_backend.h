@@ -43,7 +43,7 @@ class CudaBackend : public Backend {
   void run(const TriangularInverse& op) override;
   void run_symmetrize(Matrix h) override;
   void run_reverse(ConstMatrix from, Matrix to) override;
-  void run_add(ConstMatrix from, Matrix into) override;
+  void run(const AddUp& op) override;
   void run_scale(float factor, Matrix m) override;
   void run(const Gather& op) override;
 

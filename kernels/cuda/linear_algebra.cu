@@ -50,15 +50,26 @@ struct StartWithBias {
 };
 
 template <int kWidth>
-struct Add {
-  ConstMatrix from;
-  Matrix into;
-  __device__ void operator()(std::int64_t row, std::int64_t col) const {
-    const Floats<kWidth> more = load<float, kWidth>(from, row, col);
-    Floats<kWidth> values = load<float, kWidth>(into, row, col);
+struct AddElements {
+  AddUp op;
+  __device__ static void add(Floats<kWidth>& values, const Floats<kWidth>& more) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) values.at[i] += more.at[i];
-    store<float, kWidth>(values, into, row, col);
+  }
+  __device__ void operator()(std::int64_t row, std::int64_t col) const {
+    Floats<kWidth> sum = load<float, kWidth>(op.from[0], row, col);
+    if (op.count > 1) add(sum, load<float, kWidth>(op.from[1], row, col));
+    if (op.count > 2) {
+      Floats<kWidth> second = load<float, kWidth>(op.from[2], row, col);
+      if (op.count > 3) add(second, load<float, kWidth>(op.from[3], row, col));
+      add(sum, second);
+    }
+    if (op.accumulate) {
+      Floats<kWidth> before = load<float, kWidth>(op.into, row, col);
+      add(before, sum);
+      sum = before;
+    }
+    store<float, kWidth>(sum, op.into, row, col);
   }
 };
 
@@ -222,9 +233,12 @@ void CudaBackend::run_reverse(ConstMatrix from, Matrix to) {
   for_each_element(to.rows, to.cols, 1, device_->stream(), Reverse{from, to});
 }
 
-void CudaBackend::run_add(ConstMatrix from, Matrix into) {
-  with_width(can_pack(from) && can_pack(into), [&](auto width) {
-    for_each_element(into.rows, into.cols, width, device_->stream(), Add<width()>{from, into});
+void CudaBackend::run(const AddUp& op) {
+  bool packed = can_pack(op.into);
+  for (int i = 0; i < op.count; ++i) packed = packed && can_pack(op.from[i]);
+  with_width(packed, [&](auto width) {
+    for_each_element(op.into.rows, op.into.cols, width, device_->stream(),
+                     AddElements<width()>{op});
   });
 }
 

@@ -20,7 +20,7 @@ Tensor apply_linear(const BlockWeights& weights, int linear, const Tensor& x, Ba
 }
 
 void weight_gradient(ConstMatrix dy, ConstMatrix x, Matrix dw, Backend& backend) {
-  backend.matmul({.a = dy, .transpose_a = true, .b = x, .c = dw});
+  backend.matmul({.a = dy, .transpose_a = true, .b = x, .c = dw, .of_activations = true});
 }
 
 Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend) {
@@ -31,7 +31,11 @@ Tensor weight_gradient(ConstMatrix dy, ConstMatrix x, Backend& backend) {
 
 void add_input_gradient(const Tensor& dy, const Tensor& w, Matrix dx, bool accumulate,
                         Backend& backend) {
-  backend.matmul({.a = dy.view(), .b = w.view(), .c = dx, .beta = accumulate ? 1.0f : 0.0f});
+  backend.matmul({.a = dy.view(),
+                  .b = w.view(),
+                  .c = dx,
+                  .beta = accumulate ? 1.0f : 0.0f,
+                  .of_activations = true});
 }
 
 Tensor input_gradient_of(const Tensor& dy, const Tensor& w, Backend& backend) {

@@ -29,7 +29,7 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const DeviceChoice device = choose_device("auto", session.local_size(), *world);
   const RankThreads own = rank_threads(0, session);
   JobMonitor monitor(*world, nullptr, 600, 0);  // goes after all that takes long to go
-  const auto backend = make_rank_backend(device, own.threads);
+  const auto backend = make_rank_backend(device, own.threads, /*cpu_bf16=*/false);
   const std::int64_t longest = longest_sequence(evaluations, model.config());
   if (longest > model.config().max_positions) {
     throw InputError("--window " + std::to_string(longest) + ": the model has only " +

@@ -46,6 +46,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
   config.wave = mesh.integer("wave", config.wave, 0, kMostRecipesOfAWave);
   mesh.finish();
   config.device = top.one_of("device", config.device, {"auto", "cpu", "cuda"});
+  config.cpu_bf16 = top.one_of("cpu_precision", "f32", {"f32", "bf16"}) == "bf16";
   config.allow_other_device = top.boolean("allow_other_device", config.allow_other_device);
   config.threads = top.integer("threads", config.threads, 0, 4096);
 
@@ -124,6 +125,10 @@ int most_shards(const RunConfig& config) {
   return shards;
 }
 
+namespace {
+constexpr const char* kCpuPrecision = "cpu_precision";  // a key only where it is not f32
+}  // namespace
+
 std::map<std::string, std::string> result_keys(const RunConfig& config) {
   std::map<std::string, std::string> keys;
   const auto add = [&](const std::string& prefix, const SampleOptions& set) {
@@ -144,6 +149,7 @@ std::map<std::string, std::string> result_keys(const RunConfig& config) {
     if (recipe.calibration != kDefaultCalibration) settings["calibration"] = recipe.calibration;
     keys["recipes." + recipe.name] = settings.dump();
   }
+  if (config.cpu_bf16) keys[kCpuPrecision] = "bf16";
   return keys;
 }
 
@@ -154,6 +160,11 @@ std::vector<std::string> differences(const std::map<std::string, std::string>& w
     const auto before = was.find(key);
     if (before == was.end() || before->second == value) continue;
     lines.push_back(fmt::format("{}: was {}, is {}", key, before->second, value));
+  }
+  if (was.contains(kCpuPrecision) != is.contains(kCpuPrecision)) {
+    const bool now = is.contains(kCpuPrecision);
+    lines.push_back(fmt::format("{}: was {}, is {}", kCpuPrecision, now ? "f32" : "bf16",
+                                now ? "bf16" : "f32"));
   }
   // A text's key is among them only where it is another than "text".
   constexpr std::string_view kSamples = ".samples";

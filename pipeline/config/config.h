@@ -39,6 +39,7 @@ struct RunConfig {
   SampleOptions calibration;                          // the set named kDefaultCalibration
   std::map<std::string, SampleOptions> calibrations;  // further sets, by name
   std::vector<Recipe> recipes;     // each hashed by itself: they may be added to a run or taken out
+  bool cpu_bf16 = false;           // cpu_precision: of large products on a CPU
   std::vector<std::string> notes;  // for people: what was made of a sweep
 
   // What changes where, how fast and what for.

@@ -59,6 +59,7 @@ std::string to_yaml(const RunConfig& config) {
   line("mesh: {{lanes: {}, pipeline: {}, data: {}, wave: {}}}", config.lanes, config.pipeline_ranks,
        config.data_ranks, config.wave);
   line("device: {}", config.device);
+  if (config.cpu_bf16) line("cpu_precision: bf16");
   if (config.allow_other_device) line("allow_other_device: true");
   line("threads: {}", config.threads);
   line("memory:");

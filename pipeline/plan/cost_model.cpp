@@ -558,7 +558,7 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
              tokens * activation;
   const auto working = [&](const BlockMemory& memory, std::int64_t length) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
-    double sums = memory.summed * most_partial_sums(pieces, 0, team());
+    double sums = memory.summed * most_partial_sums(pieces, 0, team(), memory.added_at_once);
     // Who gets a whole sum has its own partial sums beside it, and a band of all others'.
     if (team() > 1 && memory.gathered > 0) {
       const int own = partial_sums_of_rank(pieces, 0, team());

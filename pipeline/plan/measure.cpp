@@ -71,7 +71,7 @@ class Measurement {
         scratch_(scratch),
         device_(config.device != "cpu" && has_device("cuda") ? "cuda" : "cpu"),
         rates_(rates_of_device(device_ == "cuda" ? "h200" : "cpu")),
-        backend_(make_backend(device_, {.threads = config.threads})) {
+        backend_(make_backend(device_, {.threads = config.threads, .bf16 = config.cpu_bf16})) {
     rates_.name = device_;
     rates_.source = "measured: " + backend_->description();
     rates_.host_bytes = static_cast<double>(available_host_memory());

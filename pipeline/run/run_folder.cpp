@@ -117,6 +117,11 @@ std::string calibration_text(const RunConfig& config, const RunInputs& inputs,
   return text;
 }
 
+// Of what is made of activations.
+std::string precision_line(const RunConfig& config) {
+  return config.cpu_bf16 ? "cpu_precision bf16\n" : "";
+}
+
 // Has anything been made with the run's settings? What every start writes does not count.
 bool has_products(const fs::path& run) {
   std::error_code ignored;
@@ -297,12 +302,18 @@ std::string recipe_identity(const RunConfig& config, const RunInputs& inputs,
   // Gradients are of the default set's text.
   if (recipe.needs.gradients && set != kDefaultCalibration)
     base += calibration_text(config, inputs, kDefaultCalibration);
+  if (recipe.needs.calibration()) base += precision_line(config);
   return xxh3_hex(base + resolved(recipe).dump());
 }
 
 std::string calibration_identity(const RunConfig& config, const RunInputs& inputs,
                                  const std::string& set) {
   return xxh3_hex(calibration_text(config, inputs, set));
+}
+
+std::string stream_identity(const RunConfig& config, const RunInputs& inputs,
+                            const std::string& set) {
+  return xxh3_hex(calibration_text(config, inputs, set) + precision_line(config));
 }
 
 Journal::Journal(const fs::path& run, int rank)

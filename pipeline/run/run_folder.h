@@ -62,6 +62,9 @@ std::string recipe_identity(const RunConfig& config, const RunInputs& inputs, co
 // Of a calibration set: what it holds counts, not what it is called.
 std::string calibration_identity(const RunConfig& config, const RunInputs& inputs,
                                  const std::string& set = kDefaultCalibration);
+// Of what is computed from the samples of a set and belongs to no recipe: its full-precision stream, gradients.
+std::string stream_identity(const RunConfig& config, const RunInputs& inputs,
+                            const std::string& set = kDefaultCalibration);
 // As text and back, from one rank to another.
 nlohmann::json to_json(const RunInputs& inputs);
 RunInputs inputs_from_json(const nlohmann::json& json);  // throws nlohmann::json::exception

@@ -32,7 +32,8 @@ BlockSum::BlockSum(const BlockSite& site, int parts)
     std::vector<TreeSum>& sums = sums_.emplace_back();
     for (const RowTile& tile : tiles) {
       const std::int64_t cols = site.decoder.linears()[tile.linear].cols;
-      sums.push_back(make_matrix_sum(site.device_team, site.backend, parts, tile.rows, cols));
+      sums.push_back(
+          make_matrix_sum(site.device_team, site.backend, parts, tile.rows, cols, kAddedAtOnce));
     }
   }
 }

@@ -23,9 +23,11 @@ struct RowTile {
 std::vector<RowTile> tiles_of_linear(const LinearSpec& spec, int linear, int ranks);
 std::vector<std::vector<RowTile>> tiles_of_block(const BlockSite& site);
 
-// Parts are added in the fixed tree of comm/tree_sum.h. Of a linear, log2(parts) + 2 partial sums at most are alive.
+// Parts are added in the fixed tree of comm/tree_sum.h, four at once: additions wait for memory, not for operations. Of a linear,
+// log2(parts) + 4 partial sums at most are alive.
 class BlockSum {
  public:
+  static constexpr int kAddedAtOnce = 4;
   BlockSum(const BlockSite& site, int parts);
   // Of this rank's parts, in order; each linear once a part. F32 [rows, cols] of the linear.
   void add(int part, int linear, Tensor matrix);

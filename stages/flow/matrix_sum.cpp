@@ -27,11 +27,18 @@ std::span<std::byte> MatrixSummand::bytes() {
 }
 
 void MatrixSummand::add(Summand& other) {
-  backend_.add(static_cast<MatrixSummand&>(other).part_, part_);
+  Summand* const one = &other;
+  add_up({&one, 1}, /*onto=*/true);
+}
+
+void MatrixSummand::add_up(std::span<Summand* const> terms, bool onto) {
+  AddUp op{.from = {}, .count = 0, .accumulate = onto, .into = part_};
+  for (Summand* const term : terms) op.from[op.count++] = static_cast<MatrixSummand*>(term)->part_;
+  backend_.add_up(op);
 }
 
 TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts, std::int64_t rows,
-                        std::int64_t cols) {
+                        std::int64_t cols, int added_at_once) {
   return TreeSum(
       device_team, parts,
       [&backend, rows, cols] {
@@ -39,7 +46,7 @@ TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts, std
         const Matrix whole = memory->view();
         return std::make_unique<MatrixSummand>(backend, std::move(memory), whole);
       },
-      [&backend] { backend.sync(); });
+      [&backend] { backend.sync(); }, added_at_once);
 }
 
 void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Transport& device_team,

@@ -23,6 +23,7 @@ class MatrixSummand final : public Summand {
   // Of a part whose rows are not one behind the other: of a copy in which they are, which takes its place.
   std::span<std::byte> bytes() override;
   void add(Summand& other) override;
+  void add_up(std::span<Summand* const> terms, bool onto) override;
   Matrix matrix() const { return part_; }
   const std::shared_ptr<Tensor>& memory() const { return memory_; }
 
@@ -32,9 +33,9 @@ class MatrixSummand final : public Summand {
   Matrix part_;
 };
 
-// Of [rows, cols]; other ranks' partial sums are received into memory of that shape.
+// Of [rows, cols]; other ranks' partial sums are received into memory of that shape. `added_at_once`: see TreeSum.
 TreeSum make_matrix_sum(Transport& device_team, Backend& backend, int parts, std::int64_t rows,
-                        std::int64_t cols);
+                        std::int64_t cols, int added_at_once = 1);
 
 // Collective: the matrix that `owner` has, on every rank. Elsewhere any tensor goes in.
 void share(Tensor& matrix, std::int64_t rows, std::int64_t cols, int owner, Transport& device_team,

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -18,28 +17,21 @@
 
 namespace roundhouse {
 
-// Of a backend that only reckons what things take: its time goes by another clock than the host's.
-class OwnClock {
- public:
-  virtual ~OwnClock() = default;
-  virtual double seconds() const = 0;
-};
-
 class PhaseClock {
  public:
   explicit PhaseClock(Backend& backend) : backend_(backend) {}
 
   template <class Work>
   void measure(const std::string& part, Work&& work) {
-    const double begin = now();
+    const double begin = backend_.seconds();
     work();
     backend_.sync();  // the work may only be queued
-    add(seconds_, part, now() - begin);
+    add(seconds_, part, backend_.seconds() - begin);
   }
   void count(const std::string& part, double flops) { add(flops_, part, flops); }
 
   void write(nlohmann::json& record) const {
-    double other = now() - begin_;
+    double other = backend_.seconds() - begin_;
     for (const nlohmann::json& part : seconds_) other -= part.get<double>();
     record["phases"] = seconds_;
     record["phases"]["other"] = std::max(0.0, other);
@@ -47,17 +39,12 @@ class PhaseClock {
   }
 
  private:
-  double now() const {
-    if (const auto* own = dynamic_cast<const OwnClock*>(&backend_)) return own->seconds();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-  }
   static void add(nlohmann::json& sums, const std::string& part, double value) {
     sums[part] = sums.value(part, 0.0) + value;
   }
 
   Backend& backend_;
-  double begin_ = now();
+  double begin_ = backend_.seconds();
   nlohmann::json seconds_ = nlohmann::json::object();
   nlohmann::json flops_ = nlohmann::json::object();
 };

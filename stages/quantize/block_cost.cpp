@@ -129,6 +129,7 @@ BlockCost gradient_cost(const BlockSizes& sizes, int sums) {
     cost.traffic.sums.push_back({.tiles = bytes_of_tiles(linear, sums)});
   }
   cost.memory.summed = matrix * sums;
+  cost.memory.added_at_once = BlockSum::kAddedAtOnce;
   return cost;
 }
 

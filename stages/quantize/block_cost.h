@@ -45,7 +45,8 @@ struct TeamTraffic {
 struct BlockMemory {
   double summed = 0;  // on the device: sums of one piece that are open at the same time
   int pieces = Cut::kShards;
-  double whole = 0;     // on the device, when nothing is summed
+  int added_at_once = 1;  // of `summed`, as in tree_sum.h
+  double whole = 0;       // on the device, when nothing is summed
   double gathered = 0;  // on the device, of the sums that are put together at one rank, the largest
   double band = 0;      // and its largest band (stages/flow/shard_sum.h)
   double weights = 0;   // on the device, always there: in values of the activation type

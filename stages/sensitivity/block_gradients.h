@@ -15,7 +15,7 @@
 
 namespace roundhouse {
 
-// Memory of a rank, in bytes a weight and sum: 4 times the partial sums that are alive, log2(shards) + 2 at most.
+// Memory of a rank, in bytes a weight and sum: 4 times the partial sums that are alive, log2(shards) + 4 at most.
 class BlockGradients {
  public:
   BlockGradients(const BlockSite& site, GradientSums wanted);

@@ -466,15 +466,16 @@ int main(int argc, char** argv) {
   using namespace roundhouse;
   std::string device = "cpu", json;
   int threads = 0;
-  bool small = false;
+  bool small = false, bf16 = false;
   CLI::App app("Times every kernel beside the machine's own rates");
   app.add_option("device", device, "cpu or cuda")->capture_default_str();
   app.add_option("--threads", threads, "of a CPU; 0: all")->capture_default_str();
+  app.add_flag("--bf16", bf16, "products of activations with BF16 factors, on a CPU that has them");
   app.add_flag("--small", small, "for a smoke test");
   app.add_option("--json", json, "write the figures to this file too");
   CLI11_PARSE(app, argc, argv);
   try {
-    const auto backend = make_backend(device, {.threads = threads});
+    const auto backend = make_backend(device, {.threads = threads, .bf16 = bf16});
     check_against_reference(*backend);
     const nlohmann::json results = time_all(
         *backend, small ? kSmall : (backend->is_host_memory() ? kOneBillion : kSeventyBillion));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <utility>
@@ -65,8 +66,10 @@ std::vector<std::uint32_t> bits(const std::vector<float>& values) {
   return result;
 }
 
-std::unique_ptr<Summand> distributed(Communicator& team, int parts, int owner) {
-  TreeSum sum(team, parts, [] { return std::make_unique<Floats>(); });
+std::unique_ptr<Summand> distributed(Communicator& team, int parts, int owner,
+                                     int added_at_once = 1) {
+  TreeSum sum(
+      team, parts, [] { return std::make_unique<Floats>(); }, [] {}, added_at_once);
   const PartRange mine = parts_of_rank(parts, team.rank(), team.size());
   for (int part = mine.begin; part < mine.end; ++part) {
     sum.add(part, std::make_unique<Floats>(part_values(part)));
@@ -78,17 +81,19 @@ TEST(TreeSumTest, HasTheBitsOfTheSequentialTreeOnAnyNumberOfRanks) {
   Communicator& world = test_world();
   for (int parts = 1; parts <= 17; ++parts) {
     const auto want = bits(sequential_tree(0, parts));
-    for (int owner = 0; owner < world.size(); ++owner) {
-      const auto got = distributed(world, parts, owner);
-      ASSERT_EQ(got != nullptr, world.rank() == owner);
-      if (got) {
-        EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), want)
-            << parts << " parts, owner " << owner;
-      }
-    }
     const auto alone = make_local_communicator();
-    EXPECT_EQ(bits(dynamic_cast<Floats&>(*distributed(*alone, parts, 0)).values), want)
-        << parts << " parts, alone";
+    for (int at_once = 1; at_once <= 4; ++at_once) {
+      for (int owner = 0; owner < world.size(); ++owner) {
+        const auto got = distributed(world, parts, owner, at_once);
+        ASSERT_EQ(got != nullptr, world.rank() == owner);
+        if (got) {
+          EXPECT_EQ(bits(dynamic_cast<Floats&>(*got).values), want)
+              << parts << " parts, owner " << owner << ", " << at_once << " at once";
+        }
+      }
+      EXPECT_EQ(bits(dynamic_cast<Floats&>(*distributed(*alone, parts, 0, at_once)).values), want)
+          << parts << " parts, alone, " << at_once << " at once";
+    }
   }
 }
 
@@ -126,6 +131,48 @@ TEST(TreeSumTest, TheseNumbersTellTheTreeFromASumLeftToRight) {
     for (int part = 1; part < parts; ++part) left_to_right = plus(left_to_right, part_values(part));
     EXPECT_EQ(bits(left_to_right) == bits(sequential_tree(0, parts)), parts <= 3)
         << parts << " parts";
+  }
+}
+
+// As many as most_partial_sums() says, where nobody sends; at four at once, so many more that fewer additions read and write them.
+TEST(TreeSumTest, AddedAtOnceTheyAreReadAndWrittenLessOften) {
+  int added = 0, read = 0;
+  class Counted final : public Summand {
+   public:
+    Counted(int& additions, int& reads) : additions_(additions), reads_(reads) {}
+    std::span<std::byte> bytes() override { return {}; }
+    void add(Summand&) override { FAIL(); }
+    void add_up(std::span<Summand* const> terms, bool onto) override {
+      EXPECT_EQ(terms.front() == this, !onto);
+      ++additions_;
+      reads_ += static_cast<int>(terms.size()) + (onto ? 1 : 0);
+    }
+
+   private:
+    Floats counted_{{}};
+    int& additions_;
+    int& reads_;
+  };
+  const auto alone = make_local_communicator();
+  for (const auto& [parts, at_once, additions, reads, most] :
+       std::vector<std::array<int, 5>>{{8, 1, 7, 14, 4},
+                                       {8, 4, 2, 9, 5},
+                                       {16, 4, 5, 20, 6},
+                                       {7, 4, 2, 8, 4},
+                                       {3, 4, 1, 3, 3},
+                                       {2, 4, 1, 2, 2},
+                                       {1, 4, 0, 0, 1}}) {
+    added = read = 0;
+    most_alive = alive;
+    const int before = alive;
+    TreeSum sum(
+        *alone, parts, [] { return nullptr; }, [] {}, at_once);
+    for (int part = 0; part < parts; ++part) sum.add(part, std::make_unique<Counted>(added, read));
+    EXPECT_NE(sum.finish(0), nullptr);
+    EXPECT_EQ(added, additions) << parts << " parts, " << at_once << " at once";
+    EXPECT_EQ(read, reads) << parts << " parts, " << at_once << " at once";
+    EXPECT_EQ(most_alive - before, most) << parts << " parts, " << at_once << " at once";
+    EXPECT_EQ(most_partial_sums(parts, 0, 1, at_once), most);
   }
 }
 

@@ -43,7 +43,7 @@ const Expected kExpected[] = {
      {1308, 428, 37120, 16384, 239376}},
     {"signround",
      R"({"method": "signround", "group_size": 64, "iterations": 2})",
-     {703, 153, 261056, 49152, 217768}},
+     {651, 153, 261056, 49152, 217768}},
 };
 
 class CountsTest : public testing::TestWithParam<Expected> {};

@@ -1,6 +1,12 @@
 #include "kernels/linear_algebra.h"
 
+#include <gmock/gmock.h>
+
 #include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
 
 #include "base/error.h"
 #include "tests/kernels/backend_test.h"
@@ -283,6 +289,39 @@ TEST_P(LinearAlgebraTest, SymmetrizeReverseAndAddMoveElementsExactly) {
   }
 }
 
+// Float by float as the tree says, also into the first of them.
+TEST_P(LinearAlgebraTest, AddsUpAFewMatricesAtOnce) {
+  for (const std::int64_t extra : {3, 8}) {
+    std::vector<Matrix> terms;
+    for (std::uint64_t i = 0; i < 4; ++i) terms.push_back(random_matrix(7, 56, 30 + i));
+    const Matrix before = random_matrix(7, 56, 40);
+    for (int count = 1; count <= AddUp::kMost; ++count) {
+      for (const bool accumulate : {false, true}) {
+        std::vector<Wide> from;
+        for (const Matrix& term : terms) from.emplace_back(backend(), term, Layout{.extra = extra});
+        Wide apart(backend(), before, {.extra = extra});
+        Wide& into = accumulate ? apart : from.front();
+        AddUp op{.from = {}, .count = count, .accumulate = accumulate, .into = into};
+        for (int i = 0; i < count; ++i) op.from[i] = from[static_cast<std::size_t>(i)];
+        backend().add_up(op);
+        const Matrix got = download(backend(), into);
+        for (std::size_t at = 0; at < got.values.size(); ++at) {
+          const auto term = [&](std::size_t i) { return static_cast<float>(terms[i].values[at]); };
+          float want = term(0);
+          if (count > 1) want += term(1);
+          if (count == 3) want += term(2);
+          if (count == 4) want += term(2) + term(3);
+          if (accumulate) want = static_cast<float>(before.values[at]) + want;
+          ASSERT_EQ(static_cast<float>(got.values[at]), want) << count << " matrices";
+        }
+      }
+    }
+  }
+  Wide a(backend(), Matrix(3, 4)), b(backend(), Matrix(3, 5));
+  EXPECT_THROW(backend().add_up({.from = {a, b}, .count = 2, .into = a}), Error);
+  EXPECT_THROW(backend().add_up({.from = {a, a}, .count = 5, .into = a}), Error);
+}
+
 TEST_P(LinearAlgebraTest, ScalesEachValueByOneMultiplication) {
   const Matrix values = random_matrix(9, 70, 23);
   Wide device(backend(), values);
@@ -361,6 +400,150 @@ TEST_P(LinearAlgebraTest, ResultsHaveTheSameBitsWithAnyNumberOfThreads) {
     backend.triangular_inverse({.l = device});
     return download(backend, device);
   });
+}
+
+// Products of activations with BF16 factors.
+class CpuPrecisionTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      backend_ = make_backend("cpu", {.threads = 1, .bf16 = true});
+    } catch (const InputError&) {
+      GTEST_SKIP() << "this processor has no products of BF16";
+    }
+  }
+  // Of the rounded values, with sums in F32, whoever shares the work. Rounding changes each factor by 2^-9 of itself at most.
+  void expect_product(const std::function<Matrix(Backend&)>& compute, const Matrix& a,
+                      const Matrix& b, const Matrix& added) {
+    const auto sum = [&](Matrix product) {
+      for (std::size_t i = 0; i < product.values.size(); ++i) product.values[i] += added.values[i];
+      return product;
+    };
+    const Matrix got = compute(*backend_);
+    const Matrix rounded_factors =
+        reference::product(rounded(DType::kBF16, a), rounded(DType::kBF16, b));
+    expect_near(got, sum(rounded_factors), kProductTolerance);
+    const auto absolute = [](Matrix m) {
+      for (double& value : m.values) value = std::abs(value);
+      return m;
+    };
+    const Matrix exact = sum(reference::product(a, b)),
+                 magnitude = reference::product(absolute(a), absolute(b));
+    for (std::size_t i = 0; i < exact.values.size(); ++i) {
+      const double bound = (0x1p-8 + 0x1p-18 + kProductTolerance) * magnitude.values[i] + 1e-5;
+      ASSERT_NEAR(got.values[i], exact.values[i], bound);
+    }
+    for (const int threads : {2, 3})
+      EXPECT_EQ(compute(*make_backend("cpu", {.threads = threads, .bf16 = true})).values,
+                got.values);
+    // The setting changes nothing else: without it, the same call is one in F32.
+    expect_near(compute(*make_backend("cpu", {.threads = 2})), exact, kProductTolerance);
+  }
+
+  std::unique_ptr<Backend> backend_;
+};
+
+TEST_F(CpuPrecisionTest, MatmulOfActivations) {
+  constexpr std::int64_t m = 300, n = 577, k = 129;
+  const Matrix a = random_matrix(m, k, 1), b = random_matrix(k, n, 2),
+               before = random_matrix(m, n, 3);
+  for (const bool transpose_a : {false, true}) {
+    for (const bool transpose_b : {false, true}) {
+      for (const float beta : {0.0f, 1.0f}) {
+        const auto compute = [&](Backend& on, bool of_activations) {
+          Wide x(on, transpose_a ? reference::transpose(a) : a);
+          Wide y(on, transpose_b ? reference::transpose(b) : b);
+          Wide c(on, beta == 0.0f ? constant_matrix(m, n, kNaN) : before);
+          on.matmul({.a = x,
+                     .transpose_a = transpose_a,
+                     .b = y,
+                     .transpose_b = transpose_b,
+                     .c = c,
+                     .beta = beta,
+                     .of_activations = of_activations});
+          return download(on, c);
+        };
+        expect_product([&](Backend& on) { return compute(on, true); }, a, b,
+                       beta == 0.0f ? Matrix(m, n) : before);
+        EXPECT_EQ(compute(*backend_, false).values,
+                  compute(*make_backend("cpu", {.threads = 2}), false).values);
+      }
+    }
+  }
+}
+
+TEST_F(CpuPrecisionTest, LinearWithABias) {
+  constexpr std::int64_t m = 200, n = 577, k = 129;
+  const Matrix x = random_matrix(m, k, 4), w = random_matrix(n, k, 5),
+               bias = random_matrix(1, n, 6);
+  Matrix added(m, n);
+  for (std::int64_t row = 0; row < m; ++row) {
+    for (std::int64_t col = 0; col < n; ++col) added(row, col) = bias(0, col);
+  }
+  const auto linear = [&](Backend& on, std::int64_t rows) {
+    Wide device_x(on, x), device_w(on, w), device_bias(on, bias),
+        y(on, constant_matrix(rows, n, kNaN));
+    on.linear({.x = ConstMatrix(device_x).row_range(0, rows),
+               .w = device_w,
+               .bias = device_bias,
+               .y = y});
+    return download(on, y);
+  };
+  expect_product([&](Backend& on) { return linear(on, m); }, x, reference::transpose(w), added);
+  // Few rows are not worth the rounding.
+  EXPECT_EQ(linear(*backend_, 8).values, linear(*make_backend("cpu", {.threads = 2}), 8).values);
+}
+
+// Several slabs and tiles, on what is there already; above the diagonal it stays.
+TEST_F(CpuPrecisionTest, Gram) {
+  constexpr std::int64_t t = 1100, k = 300;
+  const Matrix x = random_matrix(t, k, 7), before = random_matrix(k, k, 8);
+  const auto gram = [&](Backend& on) {
+    Wide device_x(on, x), h(on, before);
+    on.gram({.x = device_x, .h = h});
+    return download(on, h);
+  };
+  const Matrix got = gram(*backend_);
+  for (std::int64_t i = 0; i < k; ++i) {
+    for (std::int64_t j = i + 1; j < k; ++j) ASSERT_EQ(got(i, j), before(i, j));
+  }
+  // Of the whole for the comparison: the lower triangle mirrored.
+  Matrix mirrored(k, k);
+  for (std::int64_t i = 0; i < k; ++i) {
+    for (std::int64_t j = 0; j < k; ++j) mirrored(i, j) = before(std::max(i, j), std::min(i, j));
+  }
+  expect_product(
+      [&](Backend& on) {
+        Matrix h = gram(on);
+        for (std::int64_t i = 0; i < k; ++i) {
+          for (std::int64_t j = i + 1; j < k; ++j) h(i, j) = h(j, i);
+        }
+        return h;
+      },
+      reference::transpose(x), x, mirrored);
+}
+
+TEST_F(CpuPrecisionTest, ItIsPartOfWhatComputes) {
+  const std::string plain = make_backend("cpu", {.threads = 1})->computes_as();
+  EXPECT_THAT(backend_->computes_as(), testing::StartsWith(plain + ", BF16 products by "));
+  EXPECT_THAT(backend_->description(), testing::HasSubstr("products in BF16"));
+}
+
+TEST(CpuPrecisionDeathTest, IsRefusedWhereTheProcessorHasNoSuchProducts) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // oneDNN looks at the variable once a process
+  EXPECT_EXIT(
+      {
+        ::setenv("ONEDNN_MAX_CPU_ISA", "AVX2", 1);
+        try {
+          make_backend("cpu", {.threads = 1, .bf16 = true});
+        } catch (const InputError& error) {
+          std::fputs(error.what(), stderr);
+          std::exit(2);
+        }
+        std::exit(0);
+      },
+      testing::ExitedWithCode(2),
+      "cpu_precision: bf16: this processor, or oneDNN .* has no products of BF16.*set it to f32");
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, LinearAlgebraTest, testing::ValuesIn(built_backends()),

@@ -56,9 +56,9 @@ class QuantizeWorld {
   explicit QuantizeWorld(Communicator& team, int shards = 5, int threads = 1,
                          std::vector<int> broken_samples = {}, std::int64_t length = 96,
                          const std::filesystem::path& model = bundled_model(),
-                         const std::string& device = "cpu")
+                         const std::string& device = "cpu", bool bf16 = false)
       : team_(team),
-        backend_(make_backend(device, {.threads = threads})),
+        backend_(make_backend(device, {.threads = threads, .bf16 = bf16})),
         model_(model),
         decoder_(make_decoder_block(model_.config(), length, *backend_)),
         samples_(kSamples, length, shards, random_ids(kSamples * length, 7)),

@@ -269,7 +269,8 @@ class Search {
           task_.backend.matmul({.a = state.input.view(),
                                 .b = delta.view(),
                                 .transpose_b = true,
-                                .c = change.view()});
+                                .c = change.view(),
+                                .of_activations = true});
           task_.backend.compare_rows({.a = std::as_const(change).view(),
                                       .b = std::as_const(change).view(),
                                       .product = true,

@@ -3,7 +3,7 @@
 // its parameters, sums its gradients, steps it, and keeps its best codes.
 //
 // Memory of a rank of R, in bytes a weight: the original and the rounded weights whole, 2 or 4 each; 4 / R for the offsets; 1 / R
-// for the codes kept; and for gradients 4 times the partial sums that are alive: log2(parts) + 1 at most on one rank, two where
+// for the codes kept; and for gradients 4 times the partial sums that are alive: log2(parts) + 2 at most on one rank, two where
 // every rank has one part.
 #pragma once
 

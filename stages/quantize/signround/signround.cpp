@@ -107,6 +107,7 @@ BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& setti
   cost.traffic.rounds = iterations * 2 * static_cast<double>(sizes.block.linears().size());
   // A part's gradients; the original weights; and of each weight its float32, offset, sum, code and kept code.
   cost.memory.summed = 4 * sizes.all_weights();
+  cost.memory.added_at_once = BlockSum::kAddedAtOnce;
   cost.memory.pieces = parts;
   cost.memory.weights = sizes.all_weights();
   cost.memory.by_tiles = (4 + 4 + 1) * sizes.all_weights();

@@ -178,7 +178,11 @@ void RecordingBackend::run(const TriangularInverse& op) {
 
 void RecordingBackend::run_symmetrize(Matrix h) { pass("symmetrize", {h}, {h}); }
 void RecordingBackend::run_reverse(ConstMatrix from, Matrix to) { pass("reverse", {from}, {to}); }
-void RecordingBackend::run_add(ConstMatrix from, Matrix into) { pass("add", {from, into}, {into}); }
+void RecordingBackend::run(const AddUp& op) {
+  // What is not there has no bytes.
+  const ConstMatrix before = op.accumulate ? ConstMatrix(op.into) : ConstMatrix();
+  pass("add", {op.from[0], op.from[1], op.from[2], op.from[3], before}, {op.into});
+}
 void RecordingBackend::run_scale(float, Matrix m) { pass("scale", {m}, {m}); }
 void RecordingBackend::run(const Gather& op) { pass("gather", {op.to}, {op.to}); }
 

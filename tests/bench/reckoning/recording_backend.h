@@ -8,12 +8,11 @@
 #include <cstddef>
 
 #include "kernels/backend.h"
-#include "stages/flow/phase_clock.h"
 #include "tests/bench/reckoning/device_timeline.h"
 
 namespace roundhouse {
 
-class RecordingBackend final : public Backend, public OwnClock {
+class RecordingBackend final : public Backend {
  public:
   explicit RecordingBackend(const GpuRates& rates) : timeline_(rates) {}
   DeviceTimeline& timeline() { return timeline_; }
@@ -48,7 +47,7 @@ class RecordingBackend final : public Backend, public OwnClock {
   void run(const TriangularInverse& op) override;
   void run_symmetrize(Matrix h) override;
   void run_reverse(ConstMatrix from, Matrix to) override;
-  void run_add(ConstMatrix from, Matrix into) override;
+  void run(const AddUp& op) override;
   void run_scale(float factor, Matrix m) override;
   void run(const Gather& op) override;
 

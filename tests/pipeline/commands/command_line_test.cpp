@@ -51,6 +51,10 @@ class CommandLineTest : public testing::Test {
   TemporaryFolder folder_;
 };
 
+TEST_F(CommandLineTest, HelpOfRunSaysWhatMakesACpuFaster) {
+  EXPECT_THAT(run("run --help").out, HasSubstr("--set cpu_precision=bf16"));
+}
+
 TEST_F(CommandLineTest, HelpGoesToStandardOutputWithExamples) {
   const Outcome all = run("--help");
   EXPECT_EQ(all.exit_code, 0);

@@ -406,6 +406,21 @@ TEST_F(ConfigTest, DifferencesNameKeysThatBothHave) {
   EXPECT_TRUE(differences(result_keys(before), result_keys(before)).empty());
 }
 
+// Without it, everything is as it was before there was the key.
+TEST_F(ConfigTest, ThePrecisionOfCpusIsPartOfTheIdentity) {
+  const RunConfig plain = read(with("cpu_precision: f32\n"));
+  EXPECT_FALSE(plain.cpu_bf16);
+  EXPECT_THAT(to_yaml(plain), testing::Not(HasSubstr("cpu_precision")));
+  EXPECT_EQ(result_keys(plain), result_keys(read(with(""))));
+  const RunConfig other = read(with("cpu_precision: bf16\n"));
+  EXPECT_TRUE(read(to_yaml(other)).cpu_bf16);
+  EXPECT_THAT(differences(result_keys(plain), result_keys(other)),
+              testing::ElementsAre("cpu_precision: was f32, is bf16"));
+  EXPECT_THAT(differences(result_keys(other), result_keys(plain)),
+              testing::ElementsAre("cpu_precision: was bf16, is f32"));
+  EXPECT_THAT(error(with("cpu_precision: f16\n")), HasSubstr("cpu_precision"));
+}
+
 // Without it everything is as it was before there was the key.
 TEST_F(ConfigTest, TheKeyOfTextsIsWrittenWhereItIsAnother) {
   const std::string sets = "\ncalibrations: {chat: {methods: [gptq]}, plain: {text_key: text}}\n";

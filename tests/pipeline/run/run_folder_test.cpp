@@ -223,6 +223,13 @@ TEST_F(RunFolderTest, IdentitiesFollowWhatARecordDependsOn) {
   EXPECT_EQ(recipe_identity(base, inputs(), gptq), recipe_identity(elsewhere, inputs(), gptq));
   EXPECT_NE(calibration_identity(base, inputs()), calibration_identity(reseeded, inputs()));
   EXPECT_EQ(calibration_identity(base, inputs()), calibration_identity(elsewhere, inputs()));
+  RunConfig rounded = base;
+  rounded.cpu_bf16 = true;
+  EXPECT_NE(recipe_identity(base, inputs(), gptq), recipe_identity(rounded, inputs(), gptq));
+  EXPECT_EQ(recipe_identity(base, inputs(), rtn), recipe_identity(rounded, inputs(), rtn));
+  EXPECT_NE(stream_identity(base, inputs()), stream_identity(rounded, inputs()));
+  EXPECT_EQ(calibration_identity(base, inputs()), calibration_identity(rounded, inputs()));
+  EXPECT_EQ(calibration_identity(base, inputs()), stream_identity(base, inputs()));
 }
 
 // What a set holds counts, not its name; a run without further sets has the identities that it always had.

@@ -15,12 +15,15 @@ using nlohmann::json;
 class QuantizeRanksTest : public testing::Test {
  protected:
   void expect_same_bits(const json& recipe, int shards, const std::vector<int>& broken = {},
-                        std::int64_t length = 96) {
+                        std::int64_t length = 96, bool bf16 = false) {
     const auto local = make_local_communicator();
-    const auto alone = [&] {
-      return std::make_unique<QuantizeWorld>(*local, shards, /*threads=*/2, broken, length);
+    const auto world = [&](Communicator& ranks, int threads) {
+      return std::make_unique<QuantizeWorld>(ranks, shards, threads, broken, length,
+                                             QuantizeWorld::bundled_model(), "cpu", bf16);
     };
-    QuantizeWorld team(test_world(), shards, /*threads=*/1, broken, length);
+    const auto alone = [&] { return world(*local, /*threads=*/2); };
+    const auto with_all = world(test_world(), /*threads=*/1);
+    QuantizeWorld& team = *with_all;
     expect_same_results(alone, team, recipe);
   }
 };
@@ -67,6 +70,19 @@ TEST_F(QuantizeRanksTest, Rtn) {
 
 TEST_F(QuantizeRanksTest, SignRound) {
   expect_same_bits(json::parse(R"({"method": "signround", "bits": 2, "iterations": 5})"), 5);
+}
+
+TEST_F(QuantizeRanksTest, ProductsInBf16) {
+  try {
+    (void)make_backend("cpu", {.threads = 1, .bf16 = true});
+  } catch (const InputError& error) {
+    GTEST_SKIP() << error.what();
+  }
+  for (const char* text :
+       {R"({"method": "gptq"})", R"({"method": "awq", "grid_points": 4})",
+        R"({"method": "signround", "bits": 2, "iterations": 3, "batch_size": 5})"}) {
+    expect_same_bits(json::parse(text), 5, {4}, 96, /*bf16=*/true);
+  }
 }
 
 TEST_F(QuantizeRanksTest, WithOverrides) {
