@@ -325,6 +325,8 @@ TEST_F(ExportTest, LeavesOutATiedHead) {
   EXPECT_TRUE(file.has("model.embed_tokens.weight"));
 }
 
+void write_tokenizer(const fs::path& directory);
+
 // Whatever is quantized of a tensor that was both, the export has two.
 TEST_F(ExportTest, TheHeadLeavesQuantizedAndUntied) {
   for (const bool tied : {false, true}) {
@@ -374,7 +376,7 @@ TEST_F(ExportTest, TheHeadLeavesQuantizedAndUntied) {
 }
 
 TEST_F(ExportTest, FormatsSayWhetherTheyHoldAHead) {
-  prepare({.tied = true, .intermediate_size = 128}, 4, 32, Grid::kSymGptq);
+  prepare({.intermediate_size = 128, .tied = true}, 4, 32, Grid::kSymGptq);
   recipe_.include = {"lm_head"};
   recipe_.overrides = {{.match = "lm_head",
                         .scheme = LinearScheme{.bits = 8, .group_size = 32, .grid = Grid::kSymGptq},
