@@ -1,5 +1,6 @@
 #include "model/causal_lm.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -36,8 +37,8 @@ CausalLM::CausalLM(const std::filesystem::path& directory)
   unread_ = check_tensors(config_, checkpoint_);
 }
 
-Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
-                       Backend& backend) const {
+Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length, Backend& backend,
+                       const EmbeddingRows& embedding) const {
   require(length > 0 && std::ssize(ids) % length == 0, "ids are not whole sequences");
   const DType type = backend.activation_type();
   std::vector<std::int64_t> indices(ids.begin(), ids.end());
@@ -47,9 +48,19 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
                   std::to_string(config_.vocabulary));
     }
   }
-  HostTensor rows = gather_rows(
-      checkpoint_.weight(layout_.embedding, {config_.vocabulary, config_.embedding_size}), indices);
-  check_values(rows.view(), type, checkpoint_.where(layout_.embedding));
+  HostTensor rows;
+  if (embedding) {
+    rows = HostTensor(DType::kF32, {std::ssize(indices), config_.embedding_size});
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      const std::span<const float> values = embedding(indices[i]);
+      std::ranges::copy(values, rows.as<float>().subspan(i * values.size()).begin());
+    }
+  } else {
+    rows = gather_rows(
+        checkpoint_.weight(layout_.embedding, {config_.vocabulary, config_.embedding_size}),
+        indices);
+    check_values(rows.view(), type, checkpoint_.where(layout_.embedding));
+  }
   if (config_.embedding_multiplier != 1.0f) {
     for (float& value : rows.as<float>()) value *= config_.embedding_multiplier;
   }
@@ -85,62 +96,11 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length,
 }
 
 CausalLM::Head CausalLM::load_head(Backend& backend) const {
-  Head head;
-  if (!layout_.norm.empty()) {
-    head.norm = load_weight(checkpoint_, layout_.norm, {config_.hidden_size}, backend);
-  }
-  if (!layout_.norm_bias.empty()) {
-    head.norm_bias = load_weight(checkpoint_, layout_.norm_bias, {config_.hidden_size}, backend);
-  }
-  if (config_.final_norm && !config_.affine_norms) {
-    head.norm = constant_row(config_.hidden_size, 1.0f, backend);
-    head.norm_bias = constant_row(config_.hidden_size, 0.0f, backend);
-  }
-  if (!layout_.project_out.empty()) {
-    head.project_out = load_weight(checkpoint_, layout_.project_out,
-                                   {config_.embedding_size, config_.hidden_size}, backend);
-  }
+  Head head = load_head_norm(config_, checkpoint_, backend);
   head.weight =
       load_weight(checkpoint_, layout_.head, {config_.vocabulary, config_.embedding_size}, backend);
   backend.sync();
   return head;
-}
-
-CausalLM::HeadInput CausalLM::head_input(const Head& head, ConstMatrix residual,
-                                         Backend& backend) const {
-  const DType type = backend.activation_type();
-  HeadInput input{.x = residual, .normed = {}, .scaled = {}, .projected = {}};
-  ConstMatrix& x = input.x;
-  if (!head.norm.empty()) {
-    Tensor& normed = input.normed = Tensor(backend, type, x.rows, x.cols);
-    const float epsilon = config_.norm_epsilon;
-    if (head.norm_bias.empty()) {
-      backend.rms_norm({.x = x,
-                        .weight = head.norm.view(),
-                        .y = normed.view(),
-                        .epsilon = epsilon,
-                        .offset = config_.norm_offset});
-    } else {
-      backend.layer_norm({.x = x,
-                          .weight = head.norm.view(),
-                          .bias = head.norm_bias.view(),
-                          .y = normed.view(),
-                          .epsilon = epsilon});
-    }
-    x = std::as_const(normed).view();
-  }
-  if (config_.logits_divisor != 1.0f) {
-    Tensor& scaled = input.scaled = Tensor(backend, type, x.rows, x.cols);
-    backend.scaled_sum(
-        {.x = x, .scale = 1.0f / config_.logits_divisor, .y = scaled.view(), .accumulate = false});
-    x = std::as_const(scaled).view();
-  }
-  if (!head.project_out.empty()) {
-    Tensor& projected = input.projected = Tensor(backend, type, x.rows, config_.embedding_size);
-    backend.linear({.x = x, .w = head.project_out.view(), .bias = {}, .y = projected.view()});
-    x = std::as_const(projected).view();
-  }
-  return input;
 }
 
 void CausalLM::cap(Matrix logits, Backend& backend) const {
@@ -149,7 +109,7 @@ void CausalLM::cap(Matrix logits, Backend& backend) const {
 }
 
 Tensor CausalLM::logits(const Head& head, ConstMatrix residual, Backend& backend) const {
-  const HeadInput input = head_input(head, residual, backend);
+  const HeadInput input = head_input(config_, head, residual, backend);
   Tensor logits(backend, DType::kF32, residual.rows, config_.vocabulary);
   backend.linear({.x = input.x, .w = head.weight.view(), .bias = {}, .y = logits.view()});
   cap(logits.view(), backend);

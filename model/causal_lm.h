@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "model/architectures/tensor_names.h"
 #include "model/block/decoder_block.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/head.h"
 #include "model/model_config.h"
 
 namespace roundhouse {
@@ -28,17 +30,13 @@ class CausalLM {
   const std::vector<std::string>& unread() const { return unread_; }
 
   // residual [ids.size(), hidden] of sequences of `length` tokens, one after another; learned positions (OPT) are in it.
-  // An id outside the vocabulary is an Error, and so are more tokens than there are positions.
-  Tensor embed(std::span<const std::int32_t> ids, std::int64_t length, Backend& backend) const;
+  // An id outside the vocabulary is an Error, and so are more tokens than there are positions. `rows`: the embedding of an id, in
+  // place of the checkpoint's.
+  using EmbeddingRows = std::function<std::span<const float>(std::int64_t id)>;
+  Tensor embed(std::span<const std::int32_t> ids, std::int64_t length, Backend& backend,
+               const EmbeddingRows& rows = {}) const;
 
-  // Final norm and head, loaded once by the caller (the head of a 70B model is 0.5 GB in 16 bits). Empty: the architecture
-  // has none.
-  struct Head {
-    Tensor norm;
-    Tensor norm_bias;    // with it a LayerNorm, without it an RMSNorm
-    Tensor project_out;  // [embedding_size, hidden]
-    Tensor weight;       // [vocabulary, embedding_size]
-  };
+  using Head = roundhouse::Head;
   Head load_head(Backend& backend) const;
   Tensor logits(const Head& head, ConstMatrix residual,
                 Backend& backend) const;  // [rows, vocabulary] F32
@@ -57,12 +55,6 @@ class CausalLM {
                              std::size_t logit_bytes = kLogitBytes) const;
 
  private:
-  // What the head's weight is applied to, and the tensors that hold it.
-  struct HeadInput {
-    ConstMatrix x;
-    Tensor normed, scaled, projected;
-  };
-  HeadInput head_input(const Head& head, ConstMatrix residual, Backend& backend) const;
   void cap(Matrix logits, Backend& backend) const;
 
   ModelConfig config_;

@@ -38,7 +38,7 @@ CausalLM::LossGradient CausalLM::loss_gradient(const Head& head, ConstMatrix res
     require(id >= 0 && id < config_.vocabulary, "a token id is outside the vocabulary");
   }
   const DType type = backend.activation_type();
-  const HeadInput input = head_input(head, residual, backend);
+  const HeadInput input = head_input(config_, head, residual, backend);
   const Tensor targets = upload_targets(ids, backend);
   Tensor log_sum_exp(backend, DType::kF32, rows, 1), losses(backend, DType::kF32, rows, 1);
   backend.zero(losses.view());

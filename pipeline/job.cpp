@@ -29,7 +29,7 @@ void check_records_without_identity(const RunConfig& config, const RunInputs& in
   Hdf5Store store(config.run);
   set_identities(store, config, inputs);
   for (const Recipe& recipe : config.recipes) {
-    for (int block = 0; block < inputs.blocks; ++block) {
+    for (int block = 0; block < recipe.units(inputs.blocks); ++block) {
       const std::string key = block_key(recipe.name, block);
       const std::string why = store.check(key);
       if (why != Hdf5Store::kForeign && why != Hdf5Store::kEarlier) continue;
@@ -324,8 +324,8 @@ std::vector<std::string> complete_recipes(Job& job) {
   std::vector<std::string> complete;
   std::vector<ContentsByTensor> made_of;
   for (const Recipe& recipe : job.config().recipes) {
-    RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), job.world(),
-                                       [&] { job.monitor().tick(); });
+    RecipeState state = inspect_recipe(recipe, recipe.units(job.blocks()), 0, job.store(),
+                                       job.world(), [&] { job.monitor().tick(); });
     if (state.missing() == 0) complete.push_back(recipe.name);
     made_of.push_back(std::move(state.made_of));
   }

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "model/architectures/llama_block.h"
 #include "model/architectures/opt_block.h"
+#include "model/architectures/outer_block.h"
 
 namespace roundhouse {
 namespace {
@@ -96,14 +97,26 @@ Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations save
   return input_gradient == InputGradient::kYes ? std::move(dy) : Tensor();
 }
 
+std::string DecoderBlock::module(int block, std::size_t linear) const {
+  const std::string& name = linears_[linear].name;
+  return prefix_.empty() ? name : prefix(block) + "." + name;
+}
+
+std::unique_ptr<DecoderBlock> DecoderBlock::outer(const std::vector<std::string>& include) const {
+  require(model_.has_value(), "a block that knows of no model has nothing outside of it");
+  return std::make_unique<OuterBlock>(*model_, include);
+}
+
 std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig& config, std::int64_t max_length,
                                                  Backend& backend) {
-  switch (config.architecture) {
-    case Architecture::kOpt:
-      return std::make_unique<OptBlock>(config, max_length);
-    default:
-      return std::make_unique<LlamaBlock>(config, max_length, backend);
+  std::unique_ptr<DecoderBlock> block;
+  if (config.architecture == Architecture::kOpt) {
+    block = std::make_unique<OptBlock>(config, max_length);
+  } else {
+    block = std::make_unique<LlamaBlock>(config, max_length, backend);
   }
+  block->model_ = config;
+  return block;
 }
 
 }  // namespace roundhouse

@@ -14,9 +14,11 @@
 // The walk may stop between any two: what must be kept is `residual` and, if the next group is not `from_residual`, `input`.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +27,9 @@
 #include "model/model_config.h"
 
 namespace roundhouse {
+
+// Linears outside the blocks, as recipes call them, in the order in which data flows; the last is the head.
+inline constexpr std::array<const char*, 2> kOuterLinears = {"embed_tokens", "lm_head"};
 
 struct LinearSpec {
   std::string name;   // within the block, e.g. "self_attn.q_proj"
@@ -122,6 +127,12 @@ class DecoderBlock {
   std::int64_t hidden_size() const { return hidden_size_; }
   // The module path in the checkpoint: "model.layers.7" + "." + "self_attn.q_proj".
   std::string prefix(int block) const { return prefix_ + std::to_string(block); }
+  std::string module(int block, std::size_t linear) const;
+  // Whether activations go through it; else the residual stays as it is, and linears are not applied.
+  virtual bool flows() const { return true; }
+  // The linears outside the blocks that are named, some of kOuterLinears, as a block (architectures/outer_block.h). Precondition: this one is of
+  // make_decoder_block().
+  std::unique_ptr<DecoderBlock> outer(const std::vector<std::string>& include) const;
 
   // Reads and converts the weights of one block. Throws InputError naming the tensor (missing, shape, type, NaN or Inf).
   // LoadLinears::kNo leaves the linears empty: the caller has quantized ones.
@@ -164,7 +175,7 @@ class DecoderBlock {
                              const TakeGradient& take, InputGradient input_gradient,
                              Backend& backend) const = 0;
 
-  std::string prefix_;  // of prefix(), before the number
+  std::string prefix_;  // of prefix(), before the number; "": linears have whole names
   std::vector<LinearSpec> linears_;
   std::vector<SharedInput> shared_inputs_;
   std::vector<NormSpec> norms_;
@@ -173,6 +184,11 @@ class DecoderBlock {
   std::int64_t hidden_size_ = 0;
   // What Save::kAll saves of a token: values in the activation type, and in F32.
   std::int64_t saved_width_ = 0, saved_f32_width_ = 0;
+
+ private:
+  friend std::unique_ptr<DecoderBlock> make_decoder_block(const ModelConfig&, std::int64_t,
+                                                          Backend&);
+  std::optional<ModelConfig> model_;
 };
 
 // The block of this architecture, for sequences of up to `max_length` tokens.

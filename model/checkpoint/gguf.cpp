@@ -265,8 +265,9 @@ GgufFile::GgufFile(const std::filesystem::path& path) : TensorFile(path) {
     }
     if (tensor.shape.back() % known->block.weights != 0)
       fail(what + "a row is not made of whole blocks");
-    const std::uint64_t size = static_cast<std::uint64_t>(weights / known->block.weights) *
-                               static_cast<std::uint64_t>(known->block.bytes);
+    const auto blocks = static_cast<std::uint64_t>(weights / known->block.weights);
+    if (blocks > bytes.size()) fail(what + "larger than the file");  // and its size fits 64 bits
+    const std::uint64_t size = blocks * static_cast<std::uint64_t>(known->block.bytes);
     if (tensor.offset % alignment != 0) fail(what + "its data is not aligned");
     if (tensor.offset > bytes.size() - start || size > bytes.size() - start - tensor.offset)
       fail(what + "data beyond the end of the file");

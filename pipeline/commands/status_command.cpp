@@ -41,7 +41,7 @@ int blocks_of(const RunConfig& config, const std::vector<Json>& journal) {
   }
   int blocks = 0;
   for (const Json& event : journal) {
-    if (text_in(event, "event") == "block")
+    if (text_in(event, "event") == "block" && !event.contains("outside"))
       blocks = std::max(blocks, integer_in(event, "block", 0) + 1);
   }
   return blocks;
@@ -207,9 +207,11 @@ Picture look(const fs::path& run) {
   for (const Recipe& recipe : config.recipes) width = std::max(width, recipe.name.size());
   std::vector<RecipeProgress> progress;
   for (const Recipe& recipe : config.recipes) {
-    progress.push_back({.name = recipe.name,
-                        .in_order = recipe.needs.streams(),
-                        .done = blocks_done(run, recipe.name, blocks)});
+    progress.push_back(
+        {.name = recipe.name,
+         .in_order = recipe.needs.streams(),
+         .done = blocks_done(run, recipe.name, blocks > 0 ? recipe.units(blocks) : 0),
+         .outside = blocks > 0 && !recipe.include.empty() ? 1 : 0});
     const auto done = std::ranges::count(progress.back().done, true);
     std::error_code ignored;
     const bool undecided =
@@ -221,7 +223,7 @@ Picture look(const fs::path& run) {
         : undecided ? "not decided yet  "
                     : "";
     text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
-                        blocks > 0 ? std::to_string(blocks) : "?", note,
+                        blocks > 0 ? std::to_string(recipe.units(blocks)) : "?", note,
                         failure ? "" : figures_of(results_of(run, recipe.name)));
   }
   if (const std::string original = figures_of(results_of(run, kOriginal)); !original.empty()) {

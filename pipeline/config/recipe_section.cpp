@@ -16,7 +16,7 @@ namespace roundhouse {
 namespace {
 
 constexpr const char* kOverrides = "overrides";
-constexpr const char* kInclude = "include";  // refused with a reason of its own
+constexpr const char* kInclude = "include";
 
 // Where an entry of a list of maps stands, "overrides[1]" or "overrides[1].bits"; nullptr: there is none such.
 const YamlNode* find_in_list(const YamlNode& node, const std::string& key) {
@@ -72,12 +72,11 @@ Recipe parse_node(const YamlNode& node, const std::string& path) {
     try {
       const nlohmann::json written_out = resolved(parse_recipe(rest));
       for (const auto& [key, value] : written_out.items()) known.push_back(key);
-      known.push_back(kOverrides);
+      known.insert(known.end(), {kOverrides, kInclude});
     } catch (const RecipeError&) {
       known.clear();
     }
-    if (error.key != kInclude && !known.empty() &&
-        std::ranges::find(known, error.key) == known.end()) {
+    if (!known.empty() && std::ranges::find(known, error.key) == known.end()) {
       fail(at->where, path, unknown_key(error.key, known));
     }
     fail(at->where, path + "." + error.key, error.what);

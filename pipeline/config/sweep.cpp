@@ -15,7 +15,7 @@ namespace roundhouse {
 namespace {
 
 constexpr const char* kMethod = "method";
-constexpr const char* kOverrides = "overrides";  // whose value is a list itself
+constexpr const char *kOverrides = "overrides", *kInclude = "include";  // whose values are lists
 constexpr std::size_t kMostRecipes = 10'000;
 
 // A key of a product and the values that it takes in turn.
@@ -43,6 +43,11 @@ std::set<std::string> keys_of(const YamlNode& method, const std::string& path) {
     for (const auto& [key, value] : written_out.items()) keys.insert(key);
   } catch (const RecipeError& error) {
     fail(method.where, path, error.what);
+  }
+  try {
+    (void)parse_recipe({{kMethod, method.text}, {kInclude, {kOuterLinears.back()}}});
+    keys.insert(kInclude);
+  } catch (const RecipeError&) {  // not of this method
   }
   return keys;
 }
@@ -106,7 +111,8 @@ class Product {
     bool list = value.kind == YamlNode::Kind::kSequence;
     if (list && value.items.empty()) fail(value.where, path, "is an empty list");
     // One value, [{match: ..}], or several, [[], [{match: ..}]].
-    if (list && key == kOverrides && value.items.front().kind != YamlNode::Kind::kSequence)
+    if (list && (key == kOverrides || key == kInclude) &&
+        value.items.front().kind != YamlNode::Kind::kSequence)
       list = false;
     Axis& axis = axes_.emplace_back(Axis{key, list ? value.items : std::vector{value}});
     for (std::size_t i = 0; i < axis.values.size(); ++i) {

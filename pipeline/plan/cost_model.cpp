@@ -66,6 +66,14 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
   for (std::size_t r = 0; r < job.config.recipes.size(); ++r) {
     methods_.push_back(make_method(recipe(r)));
     costs_.push_back(cost_of(r, MadeBefore{}));
+    const std::vector<std::string>& include = recipe(r).include;
+    outer_.push_back(include.empty() ? nullptr : job.decoder.outer(include));
+    const SampleOptions& samples = samples_of(r);
+    outer_costs_.push_back(
+        outer(r) == nullptr
+            ? BlockCost{}
+            : methods_[r]->cost(*outer(r), samples.samples, samples.sequence_length,
+                                job_.rates.is_host ? DType::kF32 : DType::kBF16, MadeBefore{}));
   }
 }
 
@@ -92,6 +100,7 @@ BlockCost CostModel::cost_of(std::size_t r, MadeBefore made) const {
 }
 
 const BlockCost& CostModel::cost_of(const Step& step) const {
+  if (step.block >= job_.model.blocks) return outer_costs_[step.recipe];
   const MadeBefore made{
       .original = recipe(step.recipe).needs.full_precision_stream && !step.original,
       .gathered = step.gathered};
@@ -161,12 +170,17 @@ StepTime CostModel::timed(const std::string& method, const BlockCost& cost) cons
 StepTime CostModel::make(const Step& step) const {
   const std::size_t r = step.recipe;
   StepTime time = timed(recipe(r).method, cost_of(step));
-  if (step.loads && !recipe(r).needs.makes_blocks_of_gradients())
-    add_load(time, block_bytes_, team());
+  const bool outside = step.block >= job_.model.blocks;
+  const double weights = outside ? outer_weights(r) : weights_;
+  if (step.loads && !recipe(r).needs.makes_blocks_of_gradients()) {
+    const auto each = static_cast<double>(size_of(job_.model.dtype));
+    add_load(time, outside ? weights * each : block_bytes_, team());
+  }
   time.phases["other"] = job_.rates.unit_seconds;
   // One rank packs while its team waits; what it has packed is written while the next unit is made.
-  const double packing = weights_ / job_.rates.commit;
-  const double writing = record_bytes(r) / job_.rates.file_write;
+  const double packing = weights / job_.rates.commit;
+  const double writing =
+      (outside ? outer_record_bytes(r) : record_bytes(r)) / job_.rates.file_write;
   time.phases["commit"] = packing + std::max(0.0, writing - time.seconds());
   time.work += packing + writing;
   return time;
@@ -406,14 +420,39 @@ double CostModel::mean_over_blocks(
 }
 
 double CostModel::record_bytes(std::size_t r) const {
-  return mean_over_blocks(
-      r, [&](const std::vector<LinearScheme>& schemes) { return record_bytes(r, schemes); });
+  return mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
+    return record_bytes(r, job_.decoder, schemes);
+  });
 }
 
-double CostModel::record_bytes(std::size_t r, const std::vector<LinearScheme>& schemes) const {
+double CostModel::outer_weights(std::size_t r) const {
+  double weights = 0;
+  for (std::size_t i = 0; outer(r) != nullptr && i < outer(r)->linears().size(); ++i) {
+    const LinearSpec& spec = outer(r)->linears()[i];
+    weights += static_cast<double>(spec.rows * spec.cols);
+  }
+  return weights;
+}
+
+std::vector<LinearScheme> CostModel::outer_schemes(std::size_t r) const {
+  std::vector<LinearScheme> schemes;
+  const auto behind = static_cast<int>(job_.model.blocks);
+  for (std::size_t i = 0; outer(r) != nullptr && i < outer(r)->linears().size(); ++i) {
+    schemes.push_back(
+        scheme_of(recipe(r).overrides, *outer(r), behind, i, methods_[r]->schemes().front()));
+  }
+  return schemes;
+}
+
+double CostModel::outer_record_bytes(std::size_t r) const {
+  return outer(r) == nullptr ? 0 : record_bytes(r, *outer(r), outer_schemes(r));
+}
+
+double CostModel::record_bytes(std::size_t r, const DecoderBlock& decoder,
+                               const std::vector<LinearScheme>& schemes) const {
   double bytes = kBytesOfRecord;
   for (std::size_t i = 0; i < schemes.size(); ++i) {
-    const LinearSpec& spec = job_.decoder.linears()[i];
+    const LinearSpec& spec = decoder.linears()[i];
     const LinearScheme& scheme = schemes[i];
     if (scheme.is_original()) {
       bytes += kBytesOfLinearAttributes;
@@ -450,24 +489,34 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
   const DType kept = job_.config.export_dtype.value_or(job_.model.dtype);
   const auto each = static_cast<double>(size_of(kept));
   const auto blocks = static_cast<double>(job_.model.blocks);
-  const double block =
-      bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each +
-      mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
-        double linears = 0;
-        for (std::size_t i = 0; i < schemes.size(); ++i) {
-          const LinearSpec& spec = job_.decoder.linears()[i];
-          if (schemes[i].is_original()) {
-            linears += each * static_cast<double>(spec.rows * spec.cols);
-            continue;
-          }
-          const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
-          for (const TensorInfo& tensor : made->tensors(linear, kept))
-            linears += elements(tensor) * static_cast<double>(size_of(tensor.type));
-        }
-        return linears;
-      });
+  const auto linears_of = [&](const DecoderBlock& decoder,
+                              const std::vector<LinearScheme>& schemes) {
+    double linears = 0;
+    for (std::size_t i = 0; i < schemes.size(); ++i) {
+      const LinearSpec& spec = decoder.linears()[i];
+      if (schemes[i].is_original()) {
+        linears += each * static_cast<double>(spec.rows * spec.cols);
+        continue;
+      }
+      const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
+      for (const TensorInfo& tensor : made->tensors(linear, kept))
+        linears += elements(tensor) * static_cast<double>(size_of(tensor.type));
+    }
+    return linears;
+  };
+  const double block = bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each +
+                       mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
+                         return linears_of(job_.decoder, schemes);
+                       });
   double bytes = blocks * block + bytes_of(tensors_before_blocks(job_.model), each) +
                  bytes_of(tensors_after_blocks(job_.model), each);
+  if (outer(r) != nullptr) {
+    // A tied head is one tensor more.
+    const double one =
+        static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) * each;
+    bytes += linears_of(*outer(r), outer_schemes(r)) - outer_weights(r) * each +
+             (job_.model.tied_embeddings ? one : 0);
+  }
   std::error_code error;
   if (fs::is_directory(job_.config.model, error)) {
     for (const std::string& name : side_files(job_.config.model).carried)
@@ -481,10 +530,9 @@ double CostModel::export_bytes(std::size_t r, const std::string& format) const {
 
 DiskUse CostModel::disk(const std::vector<Wave>& waves) const {
   DiskUse use;
-  const auto blocks = static_cast<double>(job_.model.blocks);
   double most = 0, shared = 0;
   for (std::size_t r = 0; r < job_.config.recipes.size(); ++r) {
-    use.records += blocks * record_bytes(r);
+    use.records += records_bytes(r);
     for (const std::string& format : job_.config.export_formats)
       use.exports += export_bytes(r, format);
     shared = std::max(shared, gradient_stream_bytes(r));
@@ -524,13 +572,14 @@ MemoryUse CostModel::memory(const Wave& wave) const {
   const DeviceRates& rates = job_.rates;
   const double share = BlockCost{}.busiest("forward", team(), shards());
   MemoryUse use;
-  double computing = 0, kept = 0, gradients = 0, record = 0;
+  double computing = 0, kept = 0, gradients = 0, record = 0, weights = weights_;
   for (const std::size_t r : wave) {
     const InsideBlock of = inside_block(r, wave.size() > 1);
     computing = std::max(computing, of.device);
     kept = std::max(kept, of.kept);
     gradients = std::max(gradients, of.gradients);
-    record = std::max(record, record_bytes(r));
+    record = std::max({record, record_bytes(r), outer_record_bytes(r)});
+    weights = std::max(weights, outer_weights(r));
   }
   const Streams streams = streams_of(wave);
   use.activations = (streams.all() + streams.output + kept) * share;
@@ -539,7 +588,7 @@ MemoryUse CostModel::memory(const Wave& wave) const {
   use.activations = std::max(use.activations, gradients * share);
   (rates.is_host ? use.host : use.device) += computing;
   // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
-  use.host += rates.program_bytes + use.activations + weights_ + 2 * record;
+  use.host += rates.program_bytes + use.activations + weights + 2 * record;
   // The next block's weights are read ahead: pages of the model's file, which the system may take back.
   if (most_blocks_of_stage() > 1) use.host += block_bytes_;
   return use;

@@ -87,6 +87,12 @@ class CostModel {
   double block_bytes() const { return block_bytes_; }      // of the checkpoint
   double outside_bytes() const { return outside_bytes_; }  // embedding, head, final norm
   double record_bytes(std::size_t recipe) const;           // of a block
+  double outer_record_bytes(
+      std::size_t recipe) const;  // of what it includes outside the blocks; 0: nothing
+  double records_bytes(std::size_t recipe) const {  // of all its units
+    return static_cast<double>(job_.model.blocks) * record_bytes(recipe) +
+           outer_record_bytes(recipe);
+  }
   double export_bytes(std::size_t recipe, const std::string& format) const;
   DiskUse disk(const std::vector<Wave>& waves) const;  // recipes of none go alone
   MemoryUse memory(const Wave& wave) const;
@@ -122,7 +128,12 @@ class CostModel {
   BlockCost gradient_block(std::size_t recipe) const;
   // By linear of a block.
   std::vector<LinearScheme> schemes_of(std::size_t recipe, int block) const;
-  double record_bytes(std::size_t recipe, const std::vector<LinearScheme>& of_block) const;
+  double record_bytes(std::size_t recipe, const DecoderBlock& decoder,
+                      const std::vector<LinearScheme>& of_block) const;
+  // The linears outside the blocks that a recipe includes: nullptr, or a block of their own; and what becomes of them.
+  const DecoderBlock* outer(std::size_t recipe) const { return outer_[recipe].get(); }
+  std::vector<LinearScheme> outer_schemes(std::size_t recipe) const;
+  double outer_weights(std::size_t recipe) const;
   // The mean over blocks of what one takes.
   double mean_over_blocks(std::size_t recipe,
                           const std::function<double(const std::vector<LinearScheme>&)>& of) const;
@@ -130,6 +141,8 @@ class CostModel {
   PlannedJob job_;
   std::vector<std::unique_ptr<Method>> methods_;  // by recipe
   std::vector<BlockCost> costs_;                  // of recipes that go alone
+  std::vector<std::unique_ptr<DecoderBlock>> outer_;
+  std::vector<BlockCost> outer_costs_;
   // Where others have made something before.
   mutable std::map<std::pair<std::size_t, int>, BlockCost> beside_;
   double weights_ = 0;  // of a block's linears

@@ -65,7 +65,6 @@ json wire_of(const SimulatedJob& of) {
 }
 
 json files_of(const SimulatedJob& of, const RunConfig& config) {
-  const auto blocks = static_cast<double>(of.costs.job().model.blocks);
   const double nodes_of_team =
       std::ceil(static_cast<double>(of.costs.team()) / of.costs.job().rates.ranks_a_node);
   double read = 0;
@@ -73,7 +72,8 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
     for (const Step& step : steps) {
       const bool weights =
           step.loads || step.kind == Kind::kForward || step.kind == Kind::kBackward;
-      if (weights) read += of.costs.block_bytes() * nodes_of_team;
+      if (weights && step.block < of.costs.job().model.blocks)
+        read += of.costs.block_bytes() * nodes_of_team;
       if (step.kind == Kind::kReplay && config.recipes[step.recipe].needs.quantized_stream)
         read += nodes_of_team * of.costs.record_bytes(step.recipe);
       if (step.kind == Kind::kLoad) read += of.costs.stream_bytes(step);
@@ -81,7 +81,7 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
   }
   for (std::size_t r = 0; r < config.recipes.size(); ++r) {
     read += static_cast<double>(config.export_formats.size()) *
-            (blocks * of.costs.record_bytes(r) + of.costs.outside_bytes());
+            (of.costs.records_bytes(r) + of.costs.outside_bytes());
   }
   read += of.simulation.evaluation_read;
   const DiskUse disk = of.costs.disk(of.waves);
@@ -148,9 +148,10 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                                 {"sequence_length", samples.sequence_length},
                                 {"shards", samples.shards}};
   }
-  plan["units"] = {
-      {"all", static_cast<int>(states.size()) * static_cast<int>(request.model.blocks)},
-      {"missing", missing}};
+  int units = 0;
+  for (const Recipe& recipe : config.recipes)
+    units += recipe.units(static_cast<int>(request.model.blocks));
+  plan["units"] = {{"all", units}, {"missing", missing}};
   plan["seconds"] = of.simulation.seconds;
   plan["utilisation"] = of.simulation.utilisation;
   plan["phases"] = of.simulation.phases;

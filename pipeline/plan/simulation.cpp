@@ -189,9 +189,9 @@ class Simulator {
     result_.snapshot_bytes += costs_.stream_bytes(step);
   }
 
-  // Of steps that cost the same, one; its block and wave do not matter.
-  static Step like(Step step) {
-    step.block = 0;
+  // Of steps that cost the same, one: which of the blocks, and which wave, does not matter.
+  Step like(Step step) const {
+    if (step.block < blocks()) step.block = 0;
     step.wave = 0;
     return step;
   }
@@ -277,10 +277,9 @@ class Simulator {
     result_.evaluation_sent += cost.sent;
     const bool of_recipe = what == CostModel::Evaluated::kRecipe;
     const bool original = !of_recipe || costs_.job().config.evaluations.kl;
-    result_.evaluation_read +=
-        cost.file_reads * (blocks() * ((of_recipe ? costs_.record_bytes(recipe) : 0) +
-                                       (original ? costs_.block_bytes() : 0)) +
-                           costs_.outside_bytes());
+    result_.evaluation_read += cost.file_reads * ((of_recipe ? costs_.records_bytes(recipe) : 0) +
+                                                  (original ? blocks() * costs_.block_bytes() : 0) +
+                                                  costs_.outside_bytes());
   }
 
   void wait(std::size_t s, double until) {

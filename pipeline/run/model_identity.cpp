@@ -262,7 +262,8 @@ void ModelIdentity::write() const {
 
 ContentsByTensor contents_of_block(const CausalLM& model, int block) {
   ContentsByTensor contents;
-  std::vector<TensorInfo> tensors = tensors_of_block(model.config(), block);
+  std::vector<TensorInfo> tensors;
+  if (block < model.config().blocks) tensors = tensors_of_block(model.config(), block);
   for (TensorInfo& tensor : tensors_outside_blocks(model.config()))
     tensors.push_back(std::move(tensor));
   for (const TensorInfo& tensor : tensors) {

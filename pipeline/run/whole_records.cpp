@@ -47,7 +47,7 @@ std::vector<std::string> block_keys(const std::string& recipe, int blocks) {
 }
 
 std::vector<std::string> record_keys(const Recipe& recipe, int blocks) {
-  std::vector<std::string> keys = block_keys(recipe.name, blocks);
+  std::vector<std::string> keys = block_keys(recipe.name, recipe.units(blocks));
   if (recipe.needs.decision) keys.insert(keys.begin(), decision_key(recipe.name));
   return keys;
 }

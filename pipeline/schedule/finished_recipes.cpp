@@ -33,7 +33,7 @@ FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector
     if (keeper_[recipe] != mesh.stage()) continue;
     Kept& kept = kept_.emplace_back(Kept{.recipe = recipe, .notes = {}});
     for (int stage = 0; stage < stages; ++stage) {
-      const PartRange range = blocks_of(stage);
+      const PartRange range = units_of(recipe, stage);
       Note& note = kept.notes.emplace_back();
       note.bytes.assign(static_cast<std::size_t>(range.end - range.begin), -1);
       if (stage == mesh.stage() || mesh.team().rank() != 0) continue;
@@ -44,14 +44,17 @@ FinishedRecipes::FinishedRecipes(const Mesh& mesh, int blocks, const std::vector
   }
 }
 
-PartRange FinishedRecipes::blocks_of(int stage) const {
-  return parts_of_rank(blocks_, stage, mesh_.shape().pipeline);
+PartRange FinishedRecipes::units_of(std::size_t recipe, int stage) const {
+  const int stages = mesh_.shape().pipeline;
+  PartRange units = parts_of_rank(blocks_, stage, stages);
+  if (stage + 1 == stages) units.end = recipes_[recipe].units(blocks_);
+  return units;
 }
 
 void FinishedRecipes::tell(std::size_t recipe, bool whole) {
   const int keeper = keeper_[recipe];
   if (keeper < 0) return;
-  const PartRange mine = blocks_of(mesh_.stage());
+  const PartRange mine = units_of(recipe, mesh_.stage());
   std::vector<std::int64_t> bytes;
   for (int block = mine.begin; block < mine.end; ++block) {
     // Who has committed a record sees it; the first rank has seen those that were there before.
@@ -102,7 +105,7 @@ std::vector<std::size_t> FinishedRecipes::take() {
     const auto recipe = each[0].get<std::size_t>();
     recipes.push_back(recipe);
     std::erase_if(kept_, [&](const Kept& kept) { return kept.recipe == recipe; });
-    for (int block = 0; block < blocks_; ++block) {
+    for (int block = 0; block < recipes_[recipe].units(blocks_); ++block) {
       store_.expect(block_key(recipes_[recipe].name, block),
                     each[1][static_cast<std::size_t>(block)].get<std::uint64_t>());
     }

@@ -46,7 +46,8 @@ class FinishedRecipes {
     std::vector<Note> notes;  // by stage
     bool told = false;        // by this stage
   };
-  PartRange blocks_of(int stage) const;
+  // Of a recipe: what stands outside the blocks is the last stage's.
+  PartRange units_of(std::size_t recipe, int stage) const;
 
   const Mesh& mesh_;
   int blocks_;

@@ -64,8 +64,13 @@ void plan_gradients(const std::vector<Recipe>& recipes, const std::vector<std::s
 class WavePlan {
  public:
   WavePlan(const std::vector<Recipe>& recipes, const std::vector<RecipeState>& states,
-           const Wave& wave, int number, PartRange own, std::vector<Step>& steps)
-      : recipes_(recipes), states_(states), number_(number), own_(own), steps_(steps) {
+           const Wave& wave, int number, PartRange own, int blocks, std::vector<Step>& steps)
+      : recipes_(recipes),
+        states_(states),
+        number_(number),
+        own_(own),
+        blocks_(blocks),
+        steps_(steps) {
     for (const std::size_t r : wave)
       members_.push_back({r, way_through(recipes[r], states[r], own)});
   }
@@ -135,7 +140,8 @@ class WavePlan {
       const bool make = makes(m, block);
       const bool original = m.way.original && !passed && make == by_a_method;
       passed = passed || original;
-      const bool loads = (make || original) && !loaded;
+      // What is outside the blocks is loaded for each.
+      const bool loads = (make || original) && (!loaded || block >= blocks_);
       loaded = loaded || loads;
       const bool gathered = make && std::ranges::any_of(members_, [&](const Member& other) {
                               return &other < &m && makes(other, block) && gathers_alike(other, m);
@@ -155,7 +161,8 @@ class WavePlan {
   const std::vector<Recipe>& recipes_;
   const std::vector<RecipeState>& states_;
   int number_;
-  PartRange own_;
+  PartRange own_;  // units
+  int blocks_;
   std::vector<Step>& steps_;
   std::vector<Member> members_;
   bool original_there_ = false;
@@ -184,7 +191,8 @@ std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
     }
     for (const Wave& wave : waves_of(numbers, waves)) {
       for (int stage = 0; stage < count; ++stage) {
-        WavePlan(recipes, states, wave, number, parts_of_rank(blocks, stage, count),
+        const PartRange own = own_units(recipes, wave, parts_of_rank(blocks, stage, count), blocks);
+        WavePlan(recipes, states, wave, number, own, blocks,
                  stages[static_cast<std::size_t>(first_stage + stage)])
             .plan();
       }
@@ -216,7 +224,7 @@ std::vector<int> deal_recipes(const std::vector<double>& seconds, int lanes) {
 std::vector<RecipeState> fresh_states(const std::vector<Recipe>& recipes, int blocks) {
   std::vector<RecipeState> states(recipes.size());
   for (std::size_t r = 0; r < recipes.size(); ++r) {
-    states[r].done.assign(static_cast<std::size_t>(blocks), false);
+    states[r].done.assign(static_cast<std::size_t>(recipes[r].units(blocks)), false);
     states[r].decides = recipes[r].needs.decision;
   }
   return states;

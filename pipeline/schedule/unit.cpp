@@ -16,8 +16,13 @@ namespace roundhouse {
 namespace {
 
 // Of the model's files, for one rank.
-std::int64_t bytes_of_block(const CausalLM& model, int block) {
+std::int64_t bytes_of_unit(const CausalLM& model, const DecoderBlock& decoder, int block) {
   std::int64_t bytes = 0;
+  if (block >= model.config().blocks) {
+    for (const LinearSpec& linear : decoder.linears())
+      bytes += linear.rows * linear.cols * static_cast<std::int64_t>(size_of(model.config().dtype));
+    return bytes;
+  }
   for (const TensorInfo& tensor : tensors_of_block(model.config(), block)) {
     if (model.checkpoint().has(tensor.name))
       bytes += std::ssize(model.checkpoint().view(tensor.name).bytes);
@@ -97,7 +102,8 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   phases["load"] = load_seconds.value_or(0.0);
   phases["commit"] = seconds_since(commit_start);
   result->record["phases"] = std::move(phases);
-  result->record["read_bytes"] = load_seconds ? bytes_of_block(schedule.model, task.block) : 0;
+  result->record["read_bytes"] =
+      load_seconds ? bytes_of_unit(schedule.model, task.decoder, task.block) : 0;
   // It is told of when it is written; which ranks made it, and when they were done, is told too.
   result->record["first_rank"] = schedule.mesh.stage() * schedule.mesh.shape().data;
   const bool keeps_progress = task.progress != nullptr;

@@ -19,6 +19,7 @@ WaveWalk::WaveWalk(Schedule& schedule, const Mesh& mesh, Handover& handover, con
     : s_(schedule),
       mesh_(mesh),
       handover_(handover),
+      own_(own_units(all, wave, mesh.blocks(), blocks())),
       samples_(schedule.samples_of(all[wave.front()])),
       timing_(schedule.interruption_hours),
       prefetch_(schedule.model.checkpoint()) {
@@ -31,6 +32,7 @@ WaveWalk::WaveWalk(Schedule& schedule, const Mesh& mesh, Handover& handover, con
                         .way = way_through(recipe, states[number], own()),
                         .snapshots = Snapshots(recipe, all, shards(), s_.store, s_.monitor),
                         .progress_timing = SnapshotTiming(schedule.interruption_hours)});
+    if (!recipe.include.empty()) members_.back().outer = schedule.decoder.outer(recipe.include);
   }
 }
 
@@ -232,11 +234,11 @@ bool WaveWalk::stop() {
   return wish != 0;
 }
 
-BlockSite WaveWalk::site(int block) const {
+BlockSite WaveWalk::site(int block, const DecoderBlock& decoder) const {
   return {.backend = s_.backend,
           .team = mesh_.team(),
           .device_team = mesh_.device_team(),
-          .decoder = s_.decoder,
+          .decoder = decoder,
           .block = block,
           .samples = samples_,
           .monitor = s_.monitor};
@@ -246,17 +248,26 @@ std::optional<double> WaveWalk::load_weights(int block) {
   if (weights_) return std::nullopt;
   const auto start = std::chrono::steady_clock::now();
   weights_ = s_.decoder.load(s_.model.checkpoint(), block, s_.backend);
-  if (block + 1 < own().end) prefetch_.start(s_.decoder, block + 1);
+  if (block + 1 < std::min(own().end, blocks())) prefetch_.start(s_.decoder, block + 1);
   return seconds_since(start);
 }
 
 void WaveWalk::make_unit(Member& member, int block, bool others, bool last) {
   const auto start = std::chrono::steady_clock::now();
   s_.monitor.phase(member.recipe.name + " block " + std::to_string(block));
-  const std::optional<double> load_seconds = load_weights(block);
-  BlockWeights weights = last ? std::move(*weights_) : weights_->borrowed();
-  if (last) weights_.reset();
-  BlockTask task{site(block),
+  const bool outside = block >= blocks();
+  const DecoderBlock& decoder = outside ? *member.outer : s_.decoder;
+  std::optional<double> load_seconds;
+  BlockWeights weights;
+  if (outside) {
+    weights = decoder.load(s_.model.checkpoint(), block, s_.backend, LoadLinears::kYes);
+    load_seconds = seconds_since(start);
+  } else {
+    load_seconds = load_weights(block);
+    weights = last ? std::move(*weights_) : weights_->borrowed();
+    if (last) weights_.reset();
+  }
+  BlockTask task{site(block, decoder),
                  s_.model.checkpoint(),
                  weights,
                  member.quantized.get(),
@@ -314,14 +325,14 @@ void WaveWalk::replay(Member& member, int block) {
   if (!member.quantized) return;
   BlockWeights weights =
       load_quantized_weights(s_.model, s_.decoder, s_.store, member.recipe.name, block, s_.backend);
-  run_forward(site(block), weights, *member.quantized);
+  run_forward(site(block, s_.decoder), weights, *member.quantized);
 }
 
 void WaveWalk::pass_original(int block) {
   const auto start = std::chrono::steady_clock::now();
   s_.monitor.phase("block " + std::to_string(block) + ": forward in full precision");
   (void)load_weights(block);
-  run_forward(site(block), *weights_, *original_);
+  run_forward(site(block, s_.decoder), *weights_, *original_);
   made_in_ = original_.get();
   const double seconds = seconds_since(start);
   timing_.block_done(seconds, seconds);

@@ -43,6 +43,7 @@ class WaveWalk {
     Snapshots snapshots;
     SnapshotTiming progress_timing;  // of what is learned inside a block
     std::unique_ptr<Activations> quantized = nullptr;
+    std::unique_ptr<DecoderBlock> outer = nullptr;  // of what it includes outside the blocks
     bool failed = false;
 
     bool done(int block) const { return state.done[static_cast<std::size_t>(block)]; }
@@ -51,7 +52,7 @@ class WaveWalk {
   };
   using Members = std::vector<Member*>;
 
-  PartRange own() const { return mesh_.blocks(); }
+  PartRange own() const { return own_; }
   PartRange shards() const;
   Members members(const std::function<bool(const Member&)>& which);
   Members arriving() {
@@ -82,7 +83,8 @@ class WaveWalk {
   // The team ends at the same unit: its rank 0 decides.
   bool stop();
 
-  BlockSite site(int block) const;
+  int blocks() const { return static_cast<int>(s_.model.config().blocks); }
+  BlockSite site(int block, const DecoderBlock& decoder) const;
   // Seconds that it took; nothing: they are there.
   std::optional<double> load_weights(int block);
   // `others`: of the method make the block, too. `last`: nobody needs the weights after it. A recipe that cannot be made leaves the wave, which is noted.
@@ -99,13 +101,15 @@ class WaveWalk {
   Schedule& s_;
   const Mesh& mesh_;
   Handover& handover_;
+  const PartRange own_;     // units
   const Samples* samples_;  // nullptr: the wave is of recipes without streams
   std::vector<Member> members_;
   const nlohmann::json nothing_decided_;
   SnapshotTiming timing_;  // of the activations between blocks
   WeightPrefetch prefetch_;
-  std::optional<BlockWeights> weights_;  // of the block at hand
-  BlockShare shared_;                    // of it, by neighbours in the wave of one method:
+  std::optional<BlockWeights>
+      weights_;        // of the block at hand; what is outside the blocks is loaded for each recipe
+  BlockShare shared_;  // of it, by neighbours in the wave of one method:
   std::string sharing_;
   std::unique_ptr<Activations> original_;  // the full-precision stream before the block at hand
   std::unique_ptr<Activations> original_output_;  // behind it, where several recipes carry it

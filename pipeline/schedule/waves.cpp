@@ -58,7 +58,8 @@ std::vector<Wave> waves_of(const std::vector<std::size_t>& numbers,
 }
 
 Way way_through(const Recipe& recipe, const RecipeState& state, PartRange own) {
-  if (!recipe.needs.streams()) return {.begin = own.begin, .end = own.end};
+  const auto units = static_cast<int>(state.done.size());
+  if (!recipe.needs.streams()) return {.begin = own.begin, .end = std::min(own.end, units)};
   const int first = state.snapshot, last = state.last_missing();
   return {.begin = std::max(own.begin, first),
           .end = std::max(std::max(own.begin, first), std::min(own.end, last + 1)),
@@ -66,6 +67,13 @@ Way way_through(const Recipe& recipe, const RecipeState& state, PartRange own) {
           .goes_on = first < own.end && own.end <= last,
           .in_order = true,
           .original = recipe.needs.full_precision_stream};
+}
+
+PartRange own_units(const std::vector<Recipe>& recipes, const Wave& wave, PartRange own_blocks,
+                    int blocks) {
+  const auto includes = [&](std::size_t r) { return !recipes[r].include.empty(); };
+  if (own_blocks.end == blocks && std::ranges::any_of(wave, includes)) ++own_blocks.end;
+  return own_blocks;
 }
 
 }  // namespace roundhouse

@@ -48,4 +48,8 @@ struct Way {
 };
 Way way_through(const Recipe& recipe, const RecipeState& state, PartRange own);
 
+// What a stage has of the units of these recipes: its blocks, and, if it is the last, what any of them includes outside the blocks.
+PartRange own_units(const std::vector<Recipe>& recipes, const Wave& wave, PartRange own_blocks,
+                    int blocks);
+
 }  // namespace roundhouse

@@ -42,8 +42,12 @@ Json settings_of(const PerplexityTask& task, const RunInputs& inputs) {
 Json settings_of(const TaskOptions& task, Protocol protocol, const RunInputs& inputs) {
   const TaskTemplate made_by = read_task_template(task.task);
   std::string hashes;
-  for (const std::filesystem::path& file : task_sources(made_by, task.file))
-    hashes += file.filename().string() + " " + xxh3_hex_of_file(file) + "\n";
+  for (const std::filesystem::path& file : task_sources(made_by, task.file)) {
+    // Packed or not it is the same text.
+    const bool packed = file.extension() == ".gz" || file.extension() == ".zst";
+    hashes +=
+        (packed ? file.stem() : file.filename()).string() + " " + xxh3_hex_of_content(file) + "\n";
+  }
   return {{"template", made_by.identity},
           {"protocol", name_of(protocol)},
           {"limit", task.limit},
@@ -429,7 +433,8 @@ bool evaluate_recipe(Job& job, Communicator& group, const std::string& name,
   if (missing.indices.empty()) return true;
   if (job.stop_requested(group)) return false;
 
-  if (name != kOriginal) job.check_content(group, block_keys(name, job.blocks()));
+  if (name != kOriginal)
+    job.check_content(group, block_keys(name, job.recipe(name).units(job.blocks())));
   if (group.size() == job.world().size()) evaluations.read(job);
   job.monitor().phase("evaluation of " + name);
   std::vector<const Evaluation*> wanted, compared;
@@ -439,23 +444,30 @@ bool evaluate_recipe(Job& job, Communicator& group, const std::string& name,
   }
   const BlockSource original = original_weights(job.model(), job.decoder(), job.backend());
   BlockSource weights = original;
+  OuterSource outer;
   if (name != kOriginal) {
     weights = [&](int block) {
       return load_quantized_weights(job.model(), job.decoder(), job.store(), name, block,
                                     job.backend());
     };
+    if (!job.recipe(name).include.empty()) {
+      outer = [&] {
+        return load_outer_linears(*job.decoder().outer(job.recipe(name).include), job.store(), name,
+                                  job.blocks());
+      };
+    }
   }
-  const ModelWalk walk{
-      .model = job.model(),
-      .decoder = job.decoder(),
-      .reference = compared.empty() ? BlockSource() : original,
-      .weights = weights,
-      .backend = job.backend(),
-      .group = group,
-      .budget = job.budget(),
-      .monitor = job.monitor(),
-      .shape = choose_walk(wanted, compared, job.model(), job.decoder(), job.backend(),
-                           job.ranks_a_node(), job.budget(), group)};
+  const ModelWalk walk{.model = job.model(),
+                       .decoder = job.decoder(),
+                       .reference = compared.empty() ? BlockSource() : original,
+                       .weights = weights,
+                       .backend = job.backend(),
+                       .group = group,
+                       .budget = job.budget(),
+                       .monitor = job.monitor(),
+                       .shape = choose_walk(wanted, compared, job.model(), job.decoder(),
+                                            job.backend(), job.ranks_a_node(), job.budget(), group),
+                       .outer = outer};
   const auto start = Clock::now();
   WalkClock clock;
   const auto facts = measure(

@@ -87,7 +87,7 @@ bool export_recipes(Job& job, Communicator& group, const std::vector<std::string
             });
       }
       if (is_exported_for_all(job, group, wanted, options.replace)) continue;
-      job.check_content(group, block_keys(name, job.blocks()));
+      job.check_content(group, block_keys(name, job.recipe(name).units(job.blocks())));
       job.monitor().phase("export of " + name + " as " + format);
       if (!export_checkpoint(job.model(), job.decoder(), recipe, job.store(), options,
                              wanted.directory, group, job.monitor())) {
@@ -124,7 +124,7 @@ std::optional<int> check_exports(Job& job, Communicator& group,
       const bool there = share(group, std::filesystem::exists(directory) ? "there" : "") != "";
       if (!there && !export_recipes(job, group, {name}, {format}, output)) return std::nullopt;
       if (job.stop_requested(group)) return std::nullopt;
-      job.check_content(group, block_keys(name, job.blocks()));
+      job.check_content(group, block_keys(name, job.recipe(name).units(job.blocks())));
       job.monitor().phase("checking the export of " + name + " as " + format);
       together(group, [&] {
         if (group.rank() == 0) faults = verify_checkpoint(directory, [&] { job.monitor().tick(); });

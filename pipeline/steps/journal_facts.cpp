@@ -150,6 +150,14 @@ void add_linear(const Json& linear, int block, RecipeFacts& facts) {
   facts.lines.push_back(fmt::format("block {}, {}: {}", block, name, fmt::join(parts, "; ")));
 }
 
+// Of the linears outside the blocks, in the unit behind the last of them.
+void add_outside(const Json& event, int block, RecipeFacts& facts) {
+  facts.seconds += number_in(event, "seconds");
+  facts.outside_bits_per_weight = number_in(event, "bits_per_weight");
+  for (const auto& [phase, seconds] : phases_in(event)) facts.phases[phase] += seconds;
+  for (const Json& linear : member(event, "linears")) add_linear(linear, block, facts);
+}
+
 void add_block(const Json& event, int block, double blocks, RecipeFacts& facts) {
   facts.seconds += number_in(event, "seconds");
   facts.relative_error += number_in(event, "relative_error") / blocks;
@@ -236,14 +244,20 @@ JournalFacts read_journal_facts(const std::vector<Json>& events, int blocks) {
     if (kind == "handover") add_handover(event, facts);
     add_listed_transfers(event, facts);
     const int block = integer_in(event, "block", -1);
-    if (kind == "block" && block >= 0 && block < blocks)
+    if (kind == "block" && block >= 0 && block <= blocks)
       made[text_in(event, "recipe")][block] = &event;
     if (kind == "quantize") add_start(event, facts);
     add_remark(event, facts);
   }
   for (const auto& [recipe, own] : made) {
-    for (const auto& [block, event] : own)
-      add_block(*event, block, static_cast<double>(own.size()), facts.recipes[recipe]);
+    const auto in_blocks = static_cast<double>(own.size() - own.count(blocks));
+    for (const auto& [block, event] : own) {
+      if (block == blocks) {
+        add_outside(*event, block, facts.recipes[recipe]);
+      } else {
+        add_block(*event, block, in_blocks, facts.recipes[recipe]);
+      }
+    }
   }
   return facts;
 }

@@ -19,6 +19,7 @@ std::optional<double> seconds_since_1970(const std::string& time);
 // Of a recipe's blocks, each as it was made last.
 struct RecipeFacts {
   double bits_per_weight = 0, sparse_bits_per_weight = 0, relative_error = 0;  // means over blocks
+  double outside_bits_per_weight = 0;  // of linears outside the blocks; 0: none is quantized
   double seconds = 0;
   std::map<std::string, double> phases;
   BlockErrors errors;
@@ -36,7 +37,7 @@ struct JournalFacts {
   std::string first, last;  // times
 };
 
-// `blocks`: of the model; events of others are left out.
+// `blocks`: of the model. The unit behind the last is what a recipe includes outside the blocks; events of others are left out.
 JournalFacts read_journal_facts(const std::vector<nlohmann::json>& events, int blocks);
 
 }  // namespace roundhouse

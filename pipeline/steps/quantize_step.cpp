@@ -46,6 +46,7 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   event["event"] = "block";
   event["recipe"] = recipe.name;
   event["block"] = block.block;
+  if (block.block >= job.blocks()) event["outside"] = recipe.include;
   event["seconds"] = seconds;
   event["ranks"] = team_size;
   const BitsPerWeight bits = bits_per_weight(block.linears);
@@ -138,10 +139,11 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
                              RunEvaluations& evaluations, std::set<std::size_t>& doubted) {
   for (const std::size_t index : recipes) {
     const Recipe& recipe = job.config().recipes[index];
-    const RecipeState state = inspect_recipe(recipe, job.blocks(), 0, job.store(), team);
+    const int units = recipe.units(job.blocks());
+    const RecipeState state = inspect_recipe(recipe, units, 0, job.store(), team);
     // What is damaged is made again at the end, by all ranks together.
-    if (state.missing() > 0 || count_damaged(block_keys(recipe.name, job.blocks()), job.store(),
-                                             team, [&] { job.monitor().tick(); }) > 0) {
+    if (state.missing() > 0 || count_damaged(block_keys(recipe.name, units), job.store(), team,
+                                             [&] { job.monitor().tick(); }) > 0) {
       doubted.insert(index);
       continue;
     }
@@ -156,7 +158,8 @@ bool make_products_meanwhile(Job& job, Communicator& team, const std::vector<std
 void spread_doubt(Job& job, const std::set<std::size_t>& doubted) {
   for (std::size_t r = 0; r < job.config().recipes.size(); ++r) {
     if (job.world().all_reduce_max(doubted.contains(r) ? 1 : 0) == 0) continue;
-    for (const std::string& key : block_keys(job.config().recipes[r].name, job.blocks())) {
+    const Recipe& recipe = job.config().recipes[r];
+    for (const std::string& key : block_keys(recipe.name, recipe.units(job.blocks()))) {
       job.store().doubt(key);
     }
   }
@@ -171,13 +174,12 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
   job.monitor().phase("looking for finished blocks");
   std::vector<RecipeState> states;
   std::vector<ContentsByTensor> made_of;
-  int missing = 0, failed = 0;
+  int missing = 0, total = 0;
   for (const Recipe& recipe : config.recipes) {
-    states.push_back(inspect_recipe(recipe, blocks,
+    states.push_back(inspect_recipe(recipe, recipe.units(blocks),
                                     calibration_set(config, recipe.calibration).shards, job.store(),
                                     job.world(), [&] { job.monitor().tick(); }));
     if (states.back().failure) {
-      ++failed;
       if (job.first()) {
         const RecipeFailure& failure = *states.back().failure;
         job.monitor().say(recipe.name + " failed before at " + failure.place() +
@@ -185,6 +187,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
       }
     } else {
       missing += states.back().missing();
+      total += recipe.units(blocks);
     }
     made_of.push_back(states.back().made_of);
   }
@@ -197,7 +200,6 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
     remove_unused_snapshots(unfinished, job.store());
     remove_unused_progress(unfinished, job.store());
   }
-  const int total = blocks * (static_cast<int>(config.recipes.size()) - failed);
 
   const auto settled = [](const RecipeState& state) { return state.complete() || state.failure; };
   if (!std::ranges::all_of(states, settled)) settle_device(job, states);

@@ -103,11 +103,11 @@ class Reader {
     own.symmetric = recipe.options.value("symmetric", false);
     own.overridden = !recipe.overrides.empty();
     std::string unfinished;
-    const int done = blocks_done(recipe.name);
+    const int units = recipe.units(blocks_), done = blocks_done(recipe.name, units);
     if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store_)) {
       unfinished = "failed at " + failure->place() + ": " + printable(failure->reason, kLongest);
-    } else if (done < blocks_)
-      unfinished = fmt::format("{} of {} blocks are quantized", done, blocks_);
+    } else if (done < units)
+      unfinished = fmt::format("{} of {} blocks are quantized", done, units);
     note_missing(recipe.name, &own, unfinished);
     const auto found = journal_.recipes.find(recipe.name);
     if (found == journal_.recipes.end()) return;
@@ -116,6 +116,7 @@ class Reader {
     own.relative_error = facts.relative_error;
     own.bits_per_weight = facts.bits_per_weight;
     own.sparse_bits_per_weight = facts.sparse_bits_per_weight;
+    own.outside_bits_per_weight = facts.outside_bits_per_weight;
     own.phases = std::move(facts.phases);
     own.errors = std::move(facts.errors);
     own.fallbacks = facts.fallbacks;
@@ -127,10 +128,10 @@ class Reader {
     }
   }
 
-  int blocks_done(const std::string& recipe) const {
+  int blocks_done(const std::string& recipe, int units) const {
     int done = 0;
     std::error_code ignored;
-    for (int block = 0; block < blocks_; ++block)
+    for (int block = 0; block < units; ++block)
       done += fs::exists(folder_ / (block_key(recipe, block) + ".h5"), ignored) ? 1 : 0;
     return done;
   }

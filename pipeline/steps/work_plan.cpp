@@ -22,7 +22,7 @@ void plan_walk(Job& job, const std::vector<RecipeState>& states, std::pair<int, 
                const std::vector<std::size_t>& users, nlohmann::json& plan) {
   const std::vector<Recipe>& recipes = job.config().recipes;
   std::vector<std::size_t> wanted;  // blocks
-  for (std::size_t block = 0; block < states.front().done.size(); ++block) {
+  for (std::size_t block = 0; block < static_cast<std::size_t>(job.blocks()); ++block) {
     const auto waits = [&](std::size_t r) { return waits_for(recipes[r], states[r], block); };
     if (std::ranges::any_of(users, waits)) wanted.push_back(block);
   }
@@ -53,10 +53,17 @@ nlohmann::json plan_work(Job& job, const std::vector<RecipeState>& states,
     const Recipe& recipe = config.recipes[r];
     if (!states[r].to_do()) continue;
     ++unfinished;
-    plan["block " + recipe.name] = {{"cost", block_cost(*make_method(recipe), job.decoder(),
-                                                        calibration_set(config, recipe.calibration),
-                                                        !job.backend().is_host_memory())},
-                                    {"left", states[r].missing()}};
+    const auto cost_of = [&](const DecoderBlock& decoder) {
+      return block_cost(*make_method(recipe), decoder, calibration_set(config, recipe.calibration),
+                        !job.backend().is_host_memory());
+    };
+    const bool outside = !recipe.include.empty() && !states[r].done.back();
+    plan["block " + recipe.name] = {{"cost", cost_of(job.decoder())},
+                                    {"left", states[r].missing() - (outside ? 1 : 0)}};
+    if (outside) {
+      plan["outside " + recipe.name] = {{"cost", cost_of(*job.decoder().outer(recipe.include))},
+                                        {"left", 1}};
+    }
   }
   for (const auto& [size, recipes] : gradient_users(config.recipes, states)) {
     plan_walk(job, states, size, recipes, plan);

@@ -26,7 +26,8 @@ double weights_of(const DecoderBlock& decoder) {
 
 std::string kind_of(const nlohmann::json& event) {
   const std::string kind = text_in(event, "event");
-  if (kind == "block") return kind + " " + text_in(event, "recipe");
+  if (kind == "block")
+    return (event.contains("outside") ? "outside " : "block ") + text_in(event, "recipe");
   if (kind == "export") return kind + " " + text_in(event, "format");
   if (kind == "perplexity" || kind == "task") return kind + " " + text_in(event, "name");
   if (kind == "statistics") return kind + " " + text_in(event, "recipe");
@@ -49,9 +50,11 @@ void TimeLeft::finished(const nlohmann::json& event) {
   if (text_in(event, "event") == "recipe_failed") {
     // Nothing more is made of it.
     for (auto& [kind, work] : works_) {
-      if (kind == "block " + text_in(event, "recipe")) {
+      const std::string recipe = text_in(event, "recipe");
+      if (kind == "block " + recipe || kind == "outside " + recipe) {
         work.left = 0;
-      } else if (!kind.starts_with("block ") && !kind.starts_with("gradients ")) {
+      } else if (!kind.starts_with("block ") && !kind.starts_with("outside ") &&
+                 !kind.starts_with("gradients ")) {
         work.left = std::max(0, work.left - 1);
       }
     }

@@ -21,9 +21,10 @@ std::vector<Left> left_of(const std::vector<RecipeProgress>& recipes, int stage,
   for (const RecipeProgress& recipe : recipes) {
     const bool by_all = recipe.lane < 0 || lanes == 1;
     if (!by_all && recipe.lane != stage / pipeline) continue;
-    const auto blocks = static_cast<int>(recipe.done.size());
-    const PartRange own = by_all ? parts_of_rank(blocks, stage, lanes * pipeline)
-                                 : parts_of_rank(blocks, stage % pipeline, pipeline);
+    const int blocks = static_cast<int>(recipe.done.size()) - recipe.outside;
+    const int stages = by_all ? lanes * pipeline : pipeline;
+    PartRange own = parts_of_rank(blocks, stage % stages, stages);
+    if (own.end == blocks) own.end += recipe.outside;
     const auto begin = recipe.done.begin() + own.begin, end = recipe.done.begin() + own.end;
     const auto missing = std::find(begin, end, false);
     if (recipe.failed || missing == end) continue;

@@ -13,6 +13,7 @@ struct RecipeProgress {
   int lane = -1;           // that takes it; -1: all do
   int wave = -1;           // recipes of one wave go block by block together; -1: it goes alone
   std::vector<bool> done;  // by block
+  int outside = 0;         // the last so many of `done` are outside the blocks
 };
 
 struct StageProgress {

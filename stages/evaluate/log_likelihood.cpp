@@ -212,19 +212,21 @@ std::optional<WalkFacts> evaluate_model(
   for (const PartRange portion : rank.portions()) {
     std::vector<Score> scores;  // of this rank's batches, in their order
     std::vector<Divergence> divergences;
-    const bool whole = rank.run(portion, [&](int index, const CausalLM::Head& head,
-                                             std::span<const Tensor> residuals) {
+    const bool whole = rank.run(portion, [&](int index,
+                                             std::span<const WalkOfRank::AtHead> models) {
       const auto& [sequences, batch, compared, work] = batches[index];
       const std::size_t before = scores.size();
       for (const std::size_t s : batch.sequences)
         scores.resize(scores.size() + sequences[s].scored.size());
       for (const HeadChunk& chunk : cut_chunks(sequences, batch)) {
-        const Tensor logits = logits_of(chunk, walk.model, head, residuals.back(), walk.backend);
+        const auto logits_of_model = [&](const WalkOfRank::AtHead& at) {
+          return logits_of(chunk, walk.model, at.head, at.residual, walk.backend);
+        };
+        const Tensor logits = logits_of_model(models.back());
         add_scores(chunk, logits, works[work].greedy, walk.backend,
                    std::span(scores).subspan(before));
         if (!compared) continue;
-        add_divergences(chunk, logits_of(chunk, walk.model, head, residuals.front(), walk.backend),
-                        logits, walk.backend, divergences);
+        add_divergences(chunk, logits_of_model(models.front()), logits, walk.backend, divergences);
       }
     });
     if (walk.group.all_reduce_max(whole ? 0 : 1) != 0) return std::nullopt;

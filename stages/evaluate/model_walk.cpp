@@ -168,8 +168,27 @@ bool WalkOfRank::run(PartRange portion, const Visit& visit) {
   if (!stages_.weights_stay()) {
     loaded_.clear();
     head_.reset();
+    quantized_head_.reset();
   }
   return true;
+}
+
+const OuterLinears& WalkOfRank::outer() {
+  if (!outer_) outer_ = walk_.outer ? walk_.outer() : OuterLinears{};
+  return *outer_;
+}
+
+const CausalLM::Head& WalkOfRank::head_of(bool reference) {
+  if (reference || !outer().head) {
+    if (!head_) head_ = walk_.model.load_head(walk_.backend);
+    return *head_;
+  }
+  if (!quantized_head_) {
+    const CausalLM& model = walk_.model;
+    quantized_head_ = load_head_norm(model.config(), model.checkpoint(), walk_.backend);
+    quantized_head_->weight = dequantize(*outer().head, walk_.backend);
+  }
+  return *quantized_head_;
 }
 
 const std::vector<BlockWeights>& WalkOfRank::weights_of(int stream, int stage) {
@@ -190,8 +209,14 @@ const std::vector<BlockWeights>& WalkOfRank::weights_of(int stream, int stage) {
 Tensor WalkOfRank::input(const Step& step, const Item& item) {
   const EvaluationBatch& batch = batch_of(item);
   if (step.from < 0) {
+    CausalLM::EmbeddingRows rows;
+    const bool last = item.stream + 1 == static_cast<int>(streams_.size());
+    if (last && outer().embedding) {
+      if (!embedding_) embedding_.emplace(*outer().embedding);
+      rows = [this](std::int64_t id) { return embedding_->values(id); };
+    }
     return walk_.model.embed(padded_ids(batches_[item.batch].sequences, batch), batch.length,
-                             walk_.backend);
+                             walk_.backend, rows);
   }
   return waiting_.load(key(step.stage, step.item), 0, batch.rows(), walk_.backend);
 }
@@ -223,14 +248,16 @@ void WalkOfRank::go_through_head(const Step& step, const std::vector<Item>& item
   const Item& item = items[step.item];
   const int last = static_cast<int>(streams_.size()) - 1;
   if (item.stream < last) return;  // waits for the other model's
-  if (!head_) head_ = walk_.model.load_head(walk_.backend);
   std::vector<int> shards;
   if (item.reference >= 0) shards.push_back(key(step.stage, item.reference));
   shards.push_back(key(step.stage, step.item));
   std::vector<Tensor> residuals;
   for (const int shard : shards)
     residuals.push_back(waiting_.load(shard, 0, batch_of(item).rows(), walk_.backend));
-  visit(item.batch, *head_, residuals);
+  std::vector<AtHead> models;
+  for (const Tensor& residual : residuals)
+    models.push_back({head_of(&residual != &residuals.back()), residual});
+  visit(item.batch, models);
   walk_.backend.sync();  // they may be on their way to the device
   for (const int shard : shards) waiting_.release(shard);
 }

@@ -26,6 +26,7 @@
 #include "comm/tree_sum.h"
 #include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
+#include "model/quantized/outer_linears.h"
 #include "stages/evaluate/batch_messages.h"
 #include "stages/evaluate/scored_sequence.h"
 #include "stages/flow/activations.h"
@@ -35,6 +36,8 @@ namespace roundhouse {
 
 // Weights of block b, loaded when they are needed: original or dequantized.
 using BlockSource = std::function<BlockWeights(int block)>;
+// What is quantized outside the blocks, loaded once by each rank that needs it.
+using OuterSource = std::function<OuterLinears()>;
 
 // How a group of ranks shares a walk. No bit of any result depends on it.
 struct WalkShape {
@@ -67,6 +70,7 @@ struct ModelWalk {
   ActivationBudget& budget;
   Monitor& monitor;
   WalkShape shape = {};
+  OuterSource outer = {};  // beside `weights`; none: the original's
 };
 
 struct WalkBatch {
@@ -85,9 +89,12 @@ class WalkOfRank {
 
   // Runs of batches that go through the model together.
   const std::vector<PartRange>& portions() const { return portions_; }
-  // At the head of a batch: the residuals of its rows, of both models (the reference first) or of the last one.
-  using Visit =
-      std::function<void(int batch, const CausalLM::Head& head, std::span<const Tensor> residuals)>;
+  // At the head of a batch: the residuals of its rows, of both models (the reference first) or of the last one, and their heads.
+  struct AtHead {
+    const CausalLM::Head& head;
+    const Tensor& residual;
+  };
+  using Visit = std::function<void(int batch, std::span<const AtHead> models)>;
   // Each portion once, in order, on every rank. False: this rank or one before it in the ring was asked to stop; then no portion comes any more.
   bool run(PartRange portion, const Visit& visit);
   // Of a portion, which batches a rank of the group visits, in order.
@@ -122,6 +129,8 @@ class WalkOfRank {
   Tensor input(const Step& step, const Item& item);
   void go_through_stage(const Step& step, const Item& item);
   void go_through_head(const Step& step, const std::vector<Item>& items, const Visit& visit);
+  const OuterLinears& outer();
+  const CausalLM::Head& head_of(bool reference);
   void stop(std::span<const Step> left, const std::vector<Item>& items);
 
   const ModelWalk& walk_;
@@ -136,7 +145,10 @@ class WalkOfRank {
   Activations leaving_;  // the batch that is being sent
   BatchMessages messages_;
   std::vector<Loaded> loaded_;
-  std::optional<CausalLM::Head> head_;
+  std::optional<OuterLinears> outer_;
+  std::optional<DequantizedRows> embedding_;
+  std::optional<CausalLM::Head> head_,
+      quantized_head_;  // the original's; the last stream's, where it has one of its own
   int blocks_loaded_ = 0;
 };
 

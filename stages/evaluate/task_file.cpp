@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
+#include "base/packed_file.h"
 #include "base/quote.h"
 #include "stages/calibrate/text_file.h"
 
@@ -142,7 +144,12 @@ std::string TaskRecord::text(const std::string& key) const {
 
 std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
                                        const std::vector<std::string>& columns) {
-  const std::string content = read_text_file(path, kMostBytes);
+  std::string content;
+  read_content(path, [&](std::span<const std::byte> part) {
+    if (content.size() + part.size() > kMostBytes)
+      throw InputError(path.string() + ": more than " + std::to_string(kMostBytes >> 20) + " MiB");
+    content.append(reinterpret_cast<const char*>(part.data()), part.size());
+  });
   std::string_view text = content;
   if (const std::string other = other_format(text); !other.empty())
     throw InputError(path.string() + ": is " + other + ", not JSON or a table in UTF-8");
@@ -151,7 +158,8 @@ std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
     const auto line = std::ranges::count(text.substr(0, good), '\n') + 1;
     throw InputError(at_line(path, static_cast<std::size_t>(line)) + ": is not UTF-8");
   }
-  const std::string ending = path.extension().string();
+  std::string ending = path.extension().string();
+  if (ending == ".gz" || ending == ".zst") ending = path.stem().extension().string();
   std::vector<TaskRecord> records = ending == ".csv"
                                         ? records_of(read_csv(text, path), path, columns)
                                     : ending == ".tsv" ? records_of(read_tsv(text), path, {})

@@ -28,6 +28,7 @@ struct ExportedModel {
   const Recipe& recipe;
   const ExportFormat& format;
   const std::vector<ExportedLinear>& linears;  // in the model's order
+  bool untied = false;  // the embedding and the head, which were one tensor, are two
 };
 
 class Container {
@@ -39,6 +40,12 @@ class Container {
   // there is none for it.
   virtual TensorInfo of_linear(const ExportedLinear& linear, TensorInfo part) const = 0;
   virtual TensorInfo kept(TensorInfo tensor) const = 0;
+  // Tensors of its own, under their names in the file, which no tensor of the model becomes.
+  struct Own {
+    std::string name;
+    HostTensor values;
+  };
+  virtual std::vector<Own> own_tensors() const { return {}; }
   // Row i of a linear's tensors in the file is row order[i] of the model's; empty: the same.
   virtual std::vector<std::int64_t> row_order(const ExportedLinear&) const { return {}; }
 

@@ -20,7 +20,8 @@ struct Served {
   std::vector<int> asymmetric;            // bits
   std::vector<std::int64_t> group_sizes;  // besides the whole row; empty: any
   bool reordered;                         // act_order: dynamic
-  const char* found;                      // how
+  bool head;          // a quantized lm_head; false: refused, or not known to load
+  const char* found;  // how
 };
 
 constexpr const char* kLoaded = "loaded";        // validation/ loads such exports with it
@@ -35,26 +36,26 @@ const char* const kGptqModel = "GPTQModel 7.7.0";
 const char* const kAutoAwq = "AutoAWQ 0.2.9";
 
 const std::vector<Served>& table() {
-  static const std::vector<int> all = {2, 3, 4, 8};
+  static const std::vector<int> all = {2, 3, 4, 8}, every = {2, 3, 4, 5, 6, 7, 8};
   static const std::vector<std::int64_t> marlin = {32, 64, 128};  // the kernels of vLLM and SGLang
   static const std::vector<std::int64_t> gptqmodel = {16, 32, 64, 128, 256, 512, 1024};
   static const std::vector<Served> rows = {
-      {"vllm", kVllm, "compressed-tensors", all, all, marlin, false, kRead},
-      {"vllm", kVllm, "gptq", {4, 8}, {}, marlin, false, kRead},
-      {"vllm", kVllm, "awq", {4}, {4}, marlin, false, kRead},
-      {"vllm", kVllm, "dense", all, all, {}, true, kRead},
-      {"sglang", kSglang, "compressed-tensors", {4, 8}, {4}, marlin, false, kRead},
-      {"sglang", kSglang, "gptq", {4, 8}, {}, marlin, true, kRead},
-      {"sglang", kSglang, "awq", {4}, {4}, marlin, false, kRead},
-      {"sglang", kSglang, "dense", all, all, {}, true, kRead},
-      {"transformers", kTransformers, "compressed-tensors", all, {}, {}, false, kLoaded},
-      {"transformers", kTransformers, "gptq", all, all, gptqmodel, true, kLoaded},
-      {"transformers", kTransformers, "awq", {4}, {4}, gptqmodel, false, kLoaded},
-      {"transformers", kTransformers, "auto_round", all, all, {}, false, kLoaded},
-      {"transformers", kTransformers, "dense", all, all, {}, true, kLoaded},
-      {"gptqmodel", kGptqModel, "gptq", all, all, gptqmodel, true, kLoaded},
-      {"gptqmodel", kGptqModel, "awq", {4}, {4}, gptqmodel, false, kLoaded},
-      {"autoawq", kAutoAwq, "awq", {4}, {4}, {}, false, kLoaded},
+      {"vllm", kVllm, "compressed-tensors", every, every, marlin, false, true, kRead},
+      {"vllm", kVllm, "gptq", {4, 8}, {}, marlin, false, true, kRead},
+      {"vllm", kVllm, "awq", {4}, {4}, marlin, false, false, kRead},
+      {"vllm", kVllm, "dense", every, every, {}, true, true, kRead},
+      {"sglang", kSglang, "compressed-tensors", {4, 8}, {4}, marlin, false, true, kRead},
+      {"sglang", kSglang, "gptq", {4, 8}, {}, marlin, true, true, kRead},
+      {"sglang", kSglang, "awq", {4}, {4}, marlin, false, false, kRead},
+      {"sglang", kSglang, "dense", every, every, {}, true, true, kRead},
+      {"transformers", kTransformers, "compressed-tensors", all, {}, {}, false, false, kLoaded},
+      {"transformers", kTransformers, "gptq", all, all, gptqmodel, true, false, kLoaded},
+      {"transformers", kTransformers, "awq", {4}, {4}, gptqmodel, false, false, kLoaded},
+      {"transformers", kTransformers, "auto_round", all, all, {}, false, false, kLoaded},
+      {"transformers", kTransformers, "dense", every, every, {}, true, true, kLoaded},
+      {"gptqmodel", kGptqModel, "gptq", all, all, gptqmodel, true, false, kLoaded},
+      {"gptqmodel", kGptqModel, "awq", {4}, {4}, gptqmodel, false, false, kLoaded},
+      {"autoawq", kAutoAwq, "awq", {4}, {4}, {}, false, false, kLoaded},
   };
   return rows;
 }
@@ -118,6 +119,7 @@ std::string refusal(const Served& row, const LinearScheme& scheme) {
 
 std::string refusal(const Served& row, const Recipe& recipe) {
   if (row.format == kDense) return "";  // weights as any model has them
+  if (!recipe.include.empty() && !row.head) return "a quantized head";
   // It does not read `dynamic`, where GPTQ's config has what differs.
   const bool mixed = std::ranges::any_of(recipe.schemes, [&](const LinearScheme& scheme) {
     const LinearScheme& first = recipe.schemes.front();
@@ -139,8 +141,11 @@ std::string refusal(const Served& row, const Recipe& recipe) {
 
 bool is_held(const Recipe& recipe, const std::string& format) {
   try {
-    make_format(format)->check_schemes(recipe);
-    return true;
+    const std::unique_ptr<ExportFormat> layout = make_format(format);
+    layout->check_schemes(recipe);
+    return std::ranges::all_of(recipe.include, [&](const std::string& linear) {
+      return layout->cannot_hold(linear).empty();
+    });
   } catch (const InputError&) {
     return false;
   }
@@ -221,7 +226,8 @@ std::vector<std::string> engine_table() {
     };
     lines.push_back("| " + std::string(row.version) + " | `" + row.format + "` | " +
                     bits(row.symmetric) + " | " + bits(row.asymmetric) + " | " + groups_text(row) +
-                    " | " + (row.reordered ? "yes" : "-") + " | " + row.found + " |");
+                    " | " + (row.reordered ? "yes" : "-") + " | " + (row.head ? "yes" : "-") +
+                    " | " + row.found + " |");
   }
   return lines;
 }

@@ -21,7 +21,7 @@ void check_served(const Recipe& recipe, const std::string& format,
 void check_served(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
                   const std::string& format, const std::vector<std::string>& engines);
 
-// The table as the rows of one in Markdown: engine and version, format, symmetric, asymmetric, groups, act_order: dynamic, how it
+// The table as the rows of one in Markdown: engine and version, format, symmetric, asymmetric, groups, act_order: dynamic, lm_head, how it
 // is known. docs/formats.md shows them.
 std::vector<std::string> engine_table();
 

@@ -34,10 +34,11 @@ namespace fs = std::filesystem;
 // What is never cut in two: one linear, or one tensor that stays as it is.
 struct Piece {
   std::vector<TensorInfo> tensors;
-  std::string source;        // tensor of the original checkpoint; empty for a linear
-  DType type = DType::kF32;  // in which dense values leave
-  int block = -1;            // where it is; -1: outside the blocks
-  std::size_t linear = 0;    // index into DecoderBlock::linears()
+  std::string source;                   // tensor of the original checkpoint; empty for a linear
+  DType type = DType::kF32;             // in which dense values leave
+  int block = -1;                       // where it is; -1: outside the blocks
+  std::size_t linear = 0;               // index into DecoderBlock::linears()
+  std::optional<HostTensor> made = {};  // the container's own: its values
 
   std::int64_t bytes() const {
     std::int64_t sum = 0;
@@ -56,6 +57,8 @@ class Exporter {
            Monitor& monitor)
       : model_(model),
         decoder_(decoder),
+        units_(decoder, static_cast<int>(model.config().blocks), recipe.include),
+        outer_(outer_layout(model.config())),
         recipe_(recipe),
         store_(store),
         options_(options),
@@ -65,21 +68,24 @@ class Exporter {
   // Decides what goes where, from sizes and schemes alone: the same on every rank and for any number of them. `attributes` are those
   // of the records of all blocks. Throws InputError if the format cannot hold them.
   void plan(const nlohmann::json& attributes) {
-    const ModelConfig& config = model_.config();
-    for (int block = 0; block < static_cast<int>(config.blocks); ++block) {
+    for (int block = 0; block < units_.count(); ++block) {
+      const DecoderBlock& decoder = units_.of(block);
       const auto recorded =
-          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), decoder_);
+          schemes_from_attributes(attributes.at(static_cast<std::size_t>(block)), decoder);
       for (std::size_t i = 0; i < recorded.size(); ++i) {
-        const LinearSpec& spec = decoder_.linears()[i];
-        const std::string module = decoder_.prefix(block) + "." + spec.name;
+        const LinearSpec& spec = decoder.linears()[i];
+        const std::string module = decoder.module(block, i);
         linears_.push_back({.module = module,
                             .spec = spec,
                             .scheme = announced(recorded[i].scheme, spec, module),
                             .sparse_entries = recorded[i].sparse_entries});
       }
     }
-    container_ = format_.container(
-        {.model = model_, .recipe = recipe_, .format = format_, .linears = linears_});
+    container_ = format_.container({.model = model_,
+                                    .recipe = recipe_,
+                                    .format = format_,
+                                    .linears = linears_,
+                                    .untied = unties()});
     cut(list_pieces());
   }
 
@@ -188,24 +194,62 @@ class Exporter {
     return options_.dtype.value_or(model_.checkpoint().view(source).type);
   }
 
-  void add_kept(std::vector<Piece>& pieces, const std::string& name, int block = -1) const {
+  // Under its own name, or another.
+  void add_kept(std::vector<Piece>& pieces, const std::string& name, int block = -1,
+                const std::string& as = "") const {
     const HostView view = model_.checkpoint().view(name);
     if (view.type != DType::kF32 && view.type != DType::kF16 && view.type != DType::kBF16) {
       throw InputError(model_.checkpoint().directory().string() + ": " + name + " is " +
                        std::string(name_of(view.type)) + ", not a floating-point tensor");
     }
     Piece piece;
-    piece.tensors = {container_->kept({name, type_of(name), view.shape})};
+    piece.tensors = {container_->kept({as.empty() ? name : as, type_of(name), view.shape})};
     piece.type = piece.tensors.front().type;
     piece.source = name;
     piece.block = block;
     pieces.push_back(std::move(piece));
   }
 
+  // What becomes of a linear outside the blocks, the head or the embedding; nothing: it stays as it is.
+  std::optional<std::size_t> quantized_outside(bool head) const {
+    const DecoderBlock* const outer = units_.outer();
+    for (std::size_t i = 0; outer != nullptr && i < outer->linears().size(); ++i) {
+      const bool is_head = outer->linears()[i].name == kOuterLinears.back();
+      if (is_head == head && !exported_linear(units_.blocks(), i).scheme.is_original()) return i;
+    }
+    return std::nullopt;
+  }
+  bool unties() const {
+    return outer_.head == outer_.embedding && (quantized_outside(true) || quantized_outside(false));
+  }
+
+  // `source`: the tensor of the checkpoint.
+  void add_linear(std::vector<Piece>& pieces, const std::string& source, int block,
+                  std::size_t linear) const {
+    Piece piece;
+    piece.block = block;
+    piece.linear = linear;
+    piece.type = type_of(source);
+    const ExportedLinear& exported = exported_linear(block, linear);
+    for (TensorInfo& tensor : format_.tensors(exported, piece.type))
+      piece.tensors.push_back(container_->of_linear(exported, std::move(tensor)));
+    pieces.push_back(std::move(piece));
+  }
+
   std::vector<Piece> list_pieces() const {
     std::vector<Piece> pieces;
     const auto keep = [&](const std::vector<TensorInfo>& tensors) {
-      for (const TensorInfo& tensor : tensors) add_kept(pieces, tensor.name);
+      for (const TensorInfo& tensor : tensors) {
+        const bool head = tensor.name != outer_.embedding;
+        std::optional<std::size_t> quantized;
+        if (tensor.name == outer_.embedding || tensor.name == outer_.head)
+          quantized = quantized_outside(head);
+        if (quantized) {
+          add_linear(pieces, tensor.name, units_.blocks(), *quantized);
+        } else {
+          add_kept(pieces, tensor.name);
+        }
+      }
     };
     const ModelConfig& config = model_.config();
     keep(tensors_before_blocks(config));
@@ -219,15 +263,7 @@ class Exporter {
           add_kept(pieces, prefix + linear.name + ".weight", block);
           continue;
         }
-        Piece piece;
-        piece.block = block;
-        piece.linear = i;
-        piece.type = type_of(prefix + linear.name + ".weight");
-        const ExportedLinear& exported = exported_linear(block, i);
-        for (TensorInfo& tensor : format_.tensors(exported, piece.type)) {
-          piece.tensors.push_back(container_->of_linear(exported, std::move(tensor)));
-        }
-        pieces.push_back(std::move(piece));
+        add_linear(pieces, prefix + linear.name + ".weight", block, i);
       }
       // Norms and biases.
       for (const TensorInfo& tensor : tensors_of_block(config, block)) {
@@ -235,6 +271,20 @@ class Exporter {
       }
     }
     keep(tensors_after_blocks(config));
+    for (Container::Own& own : container_->own_tensors()) {
+      Piece& piece = pieces.emplace_back();
+      piece.tensors = {{own.name, own.values.type(), own.values.shape()}};
+      piece.source = own.name;
+      piece.type = own.values.type();
+      piece.made = std::move(own.values);
+    }
+    if (unties()) {
+      if (const auto head = quantized_outside(true)) {
+        add_linear(pieces, outer_.embedding, units_.blocks(), *head);
+      } else {
+        add_kept(pieces, outer_.embedding, -1, std::string(kOuterLinears.back()) + ".weight");
+      }
+    }
     return pieces;
   }
 
@@ -269,7 +319,7 @@ class Exporter {
         throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) +
                     " is not quantized yet (or was damaged): run the recipe to its end first");
       }
-      QuantizedBlock loaded = block_from_record(*record, decoder_);
+      QuantizedBlock loaded = block_from_record(*record, units_.of(block));
       if (loaded.block != block) {
         throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
                     " holds block " + std::to_string(loaded.block));
@@ -321,8 +371,8 @@ class Exporter {
 
   const QuantizedLinear& load_linear(const Piece& piece) {
     const QuantizedLinear& linear = load_block(piece.block).linears[piece.linear];
-    announced(scheme_of(linear), decoder_.linears()[piece.linear],
-              exported_linear(piece.block, piece.linear).module);
+    const ExportedLinear& exported = exported_linear(piece.block, piece.linear);
+    announced(scheme_of(linear), exported.spec, exported.module);
     return linear;
   }
 
@@ -332,7 +382,8 @@ class Exporter {
     try {
       filled = format_.fill(linear, piece.type);
     } catch (const Error& error) {
-      throw Error(decoder_.prefix(piece.block) + "." + error.what());
+      const bool in_block = piece.block < units_.blocks();
+      throw Error((in_block ? decoder_.prefix(piece.block) + "." : "") + error.what());
     }
     const std::vector<std::int64_t> order =
         container_->row_order(exported_linear(piece.block, piece.linear));
@@ -430,6 +481,7 @@ class Exporter {
 
   // What a method changed, else what the checkpoint has.
   HostView kept(const Piece& piece) {
+    if (piece.made) return piece.made->view();
     if (piece.block >= 0) {
       const DenseTensors& replaced = load_block(piece.block).replaced;
       const auto found =
@@ -463,12 +515,14 @@ class Exporter {
 
   const CausalLM& model_;
   const DecoderBlock& decoder_;
+  const ModelUnits units_;
+  const OuterLayout outer_;
   const Recipe& recipe_;
   RunStore& store_;
   const ExportOptions& options_;
   const ExportFormat& format_;
   Monitor& monitor_;
-  std::vector<ExportedLinear> linears_;  // block by block
+  std::vector<ExportedLinear> linears_;  // unit by unit
   std::unique_ptr<Container> container_;
   std::vector<ExportedFile> files_;
   std::vector<std::vector<Piece>> pieces_;  // by file
@@ -513,15 +567,16 @@ void plan(Exporter& exporter, const CausalLM& model, const DecoderBlock& decoder
           const Recipe& recipe, RunStore& store, Communicator& world, Monitor& monitor,
           const std::function<void()>& before) {
   std::string schemes;  // a line for each block of this rank
+  const ModelUnits units(decoder, static_cast<int>(model.config().blocks), recipe.include);
   together(world, [&] {
-    for (int block = world.rank(); block < static_cast<int>(model.config().blocks);
-         block += world.size()) {
+    for (int block = world.rank(); block < units.count(); block += world.size()) {
       const auto attributes = store.attributes(block_key(recipe.name, block));
       if (!attributes) {
         throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
                     " is not quantized yet");
       }
-      schemes_from_attributes(*attributes, decoder);  // so that a fault is that of this block
+      schemes_from_attributes(*attributes,
+                              units.of(block));  // so that a fault is that of this block
       schemes += scheme_line(block, *attributes);
       monitor.tick();
     }
@@ -545,31 +600,47 @@ std::vector<std::string> lines_of(const std::vector<std::vector<std::byte>>& ran
 
 }  // namespace
 
-std::vector<std::string> export_formats() { return format_names(); }
+namespace {
 
-void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
-                      const std::string& format) {
-  const std::unique_ptr<ExportFormat> layout = make_format(format);
-  layout->check_schemes(recipe);
+// Of the linears of units of one kind.
+void check_sizes(const ExportFormat& layout, const Recipe& recipe, const DecoderBlock& decoder,
+                 int begin, int end) {
   if (recipe.overrides.empty()) {
-    for (const LinearSpec& linear : decoder.linears()) layout->check_size(recipe, linear);
+    for (const LinearSpec& linear : decoder.linears()) layout.check_size(recipe, linear);
     return;
   }
   // Each linear by what becomes of it alone.
   const std::vector<LinearScheme> usual = own_schemes(recipe);
   for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
     std::vector<std::vector<LinearScheme>> seen;
-    for (int block = 0; block < blocks; ++block) {
+    for (int block = begin; block < end; ++block) {
       Recipe one = recipe;
       one.schemes = usual;
       if (is_overridden(recipe.overrides, decoder, block, i))
         one.schemes = {scheme_of(recipe.overrides, decoder, block, i, usual.front())};
       if (one.schemes.front().is_original() || std::ranges::find(seen, one.schemes) != seen.end())
         continue;
-      layout->check_size(one, decoder.linears()[i]);
+      layout.check_size(one, decoder.linears()[i]);
       seen.push_back(one.schemes);
     }
   }
+}
+
+}  // namespace
+
+std::vector<std::string> export_formats() { return format_names(); }
+
+void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
+                      const std::string& format) {
+  const std::unique_ptr<ExportFormat> layout = make_format(format);
+  layout->check_schemes(recipe);
+  for (const std::string& linear : recipe.include) {
+    if (const std::string why = layout->cannot_hold(linear); !why.empty())
+      throw not_exportable(format, recipe, why, "include");
+  }
+  check_sizes(*layout, recipe, decoder, 0, blocks);
+  const ModelUnits units(decoder, blocks, recipe.include);
+  if (units.outer() != nullptr) check_sizes(*layout, recipe, *units.outer(), blocks, blocks + 1);
 }
 
 void check_model_exportable(const CausalLM& model, const Recipe& recipe,

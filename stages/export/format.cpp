@@ -37,6 +37,13 @@ std::unique_ptr<Container> ExportFormat::container(const ExportedModel& exported
   return make_safetensors_container(exported);
 }
 
+std::string ExportFormat::cannot_hold(const std::string& outer_linear) const {
+  return "it has no place for a quantized " + outer_linear + "; " +
+         (outer_linear == kOuterLinears.back()
+              ? "the formats 'compressed-tensors', 'gptq', 'gguf' and 'dense' have"
+              : "the formats 'gguf' and 'dense' have");
+}
+
 std::vector<std::string> format_names() {
   std::vector<std::string> names;
   for (const Entry& entry : kFormats) names.emplace_back(entry.name);

@@ -42,6 +42,8 @@ class ExportFormat {
   virtual void check_schemes(const Recipe& recipe) const = 0;
   // The same for a linear's size. Precondition: check_schemes().
   virtual void check_size(const Recipe& recipe, const LinearSpec& linear) const = 0;
+  // Why it has no place for this one of kOuterLinears, as a quantized linear; "": it has.
+  virtual std::string cannot_hold(const std::string& outer_linear) const;
   // The same for the model: formats of Hugging Face directories take all that we read.
   virtual void check_model(const CausalLM& /*model*/, const Recipe& /*recipe*/) const {}
   // Whether quantization_config() speaks of the linears: one that the recipe does not announce is then an error.
@@ -59,7 +61,7 @@ class ExportFormat {
   virtual void round_row(const QuantizedLinear& /*linear*/, std::int64_t /*row*/, DType /*dtype*/,
                          std::span<float> /*values*/) const {}
   // "quantization_config" of config.json for these linears, in the model's order; `dense_modules` are linears that stay as they are,
-  // "lm_head" first, those of blocks that the recipe skips last. null: none.
+  // "lm_head" first if it does, those of blocks that the recipe skips last. null: none.
   virtual nlohmann::ordered_json quantization_config(
       const Recipe& recipe, const std::vector<ExportedLinear>& linears,
       const std::vector<std::string>& dense_modules) const = 0;

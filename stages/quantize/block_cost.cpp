@@ -86,6 +86,7 @@ double BlockSizes::stream_bytes() const {
 }
 
 double BlockSizes::attention() const {
+  if (!block.flows()) return 0;
   // Half of the scores are of tokens to come. All heads together are as wide as the input of the linear behind attention.
   return 2 * tokens * length * cols(block.shared_inputs()[1]);
 }

@@ -15,10 +15,6 @@
 namespace roundhouse {
 namespace {
 
-std::string module_of(const DecoderBlock& decoder, int block, std::size_t linear) {
-  return decoder.prefix(block) + "." + decoder.linears()[linear].name;
-}
-
 bool matches(const LinearOverride& each, const std::string& module) {
   return fnmatch(each.match.c_str(), module.c_str(), 0) == 0;
 }
@@ -33,12 +29,12 @@ std::vector<std::string> names_like(const std::string& pattern, const DecoderBlo
       known.push_back("*." + part);
       known.push_back("*" + part);
     }
-    for (int block = 0; block < blocks; ++block) known.push_back(module_of(decoder, block, i));
+    for (int block = 0; block < blocks; ++block) known.push_back(decoder.module(block, i));
   }
   std::vector<std::string> nearest = nearest_words(pattern, known, 3);
   if (nearest.empty()) {
     for (std::size_t i = 0; i < decoder.linears().size(); ++i)
-      nearest.push_back(module_of(decoder, 0, i));
+      nearest.push_back(decoder.module(0, i));
   }
   return nearest;
 }
@@ -72,14 +68,14 @@ const LinearOverride* find_override(std::span<const LinearOverride> overrides,
 LinearScheme scheme_of(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
                        int block, std::size_t linear, const LinearScheme& usual) {
   if (overrides.empty()) return usual;
-  const LinearOverride* const found = find_override(overrides, module_of(decoder, block, linear));
+  const LinearOverride* const found = find_override(overrides, decoder.module(block, linear));
   return found != nullptr ? found->scheme.value_or(usual) : usual;
 }
 
 bool is_overridden(std::span<const LinearOverride> overrides, const DecoderBlock& decoder,
                    int block, std::size_t linear) {
   if (overrides.empty()) return false;
-  const LinearOverride* const found = find_override(overrides, module_of(decoder, block, linear));
+  const LinearOverride* const found = find_override(overrides, decoder.module(block, linear));
   return found != nullptr && found->scheme.has_value();
 }
 
@@ -100,17 +96,19 @@ void check_overrides(const Recipe& recipe, const DecoderBlock& decoder, int bloc
   if (overrides.empty()) return;
   std::vector<bool> used(overrides.size());
   bool quantized = false;
-  for (int block = 0; block < blocks; ++block) {
-    for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
-      const std::string module = module_of(decoder, block, i);
+  const ModelUnits units(decoder, blocks, recipe.include);
+  for (int unit = 0; unit < units.count(); ++unit) {
+    const DecoderBlock& here = units.of(unit);
+    for (std::size_t i = 0; i < here.linears().size(); ++i) {
+      const std::string module = here.module(unit, i);
       for (std::size_t n = 0; n < overrides.size(); ++n)
         used[n] = used[n] || matches(overrides[n], module);
-      const LinearScheme scheme = scheme_of(overrides, decoder, block, i, recipe.schemes.front());
+      const LinearScheme scheme = scheme_of(overrides, here, unit, i, recipe.schemes.front());
       quantized = quantized || !scheme.is_original();
       const LinearOverride* const found = find_override(overrides, module);
       if (found == nullptr || scheme.is_original() || !found->given.contains("group_size"))
         continue;
-      const std::int64_t cols = decoder.linears()[i].cols;
+      const std::int64_t cols = here.linears()[i].cols;
       if (scheme.group_size != -1 && cols % scheme.group_size != 0) {
         refuse(recipe, static_cast<std::size_t>(found - overrides.data()), "group_size",
                fmt::format("{} does not divide the {} columns of {}", scheme.group_size, cols,
@@ -121,7 +119,7 @@ void check_overrides(const Recipe& recipe, const DecoderBlock& decoder, int bloc
   for (std::size_t n = 0; n < overrides.size(); ++n) {
     if (used[n]) continue;
     refuse(recipe, n, "match",
-           "no linear of this model's blocks is called " + in_quotes(overrides[n].match) +
+           "no linear that this recipe quantizes is called " + in_quotes(overrides[n].match) +
                "; like it are " + in_quotes(names_like(overrides[n].match, decoder, blocks)));
   }
   if (!quantized)

@@ -19,6 +19,7 @@ QuantizedBlock keep_block(BlockTask& task) {
   PhaseClock clock(task.backend);
   task.monitor.phase("block " + std::to_string(task.block) + ": left as it is");
   clock.measure("output", [&] {
+    if (!task.decoder.flows()) return;
     if (task.residual) run_forward(task, task.weights, *task.residual);
     if (task.makes_original())
       run_forward(task, task.weights, *task.original, task.output_of_original());
@@ -28,6 +29,11 @@ QuantizedBlock keep_block(BlockTask& task) {
   }
   clock.write(block.record);
   return block;
+}
+
+std::string Method::cannot_include(const std::string&) const {
+  return "this method makes linears of blocks only; rtn makes embed_tokens and lm_head, gptq "
+         "lm_head";
 }
 
 void Method::check(const DecoderBlock&, int, std::span<const LinearOverride>) const {}

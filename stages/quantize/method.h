@@ -82,6 +82,8 @@ class Method {
  public:
   virtual ~Method() = default;
   virtual Needs needs() const = 0;
+  // Why it does not make this one of kOuterLinears; "": it does.
+  virtual std::string cannot_include(const std::string& outer_linear) const;
   // Everything that a linear of the model may become: at least one.
   virtual std::vector<LinearScheme> schemes() const = 0;
   // Throws InputError if the method cannot do what is asked of it with these overrides of this model. Before any work.

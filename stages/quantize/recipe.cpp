@@ -129,6 +129,25 @@ LinearOverrides read_overrides(const std::string& method, const nlohmann::json& 
   return overrides;
 }
 
+// In the order of kOuterLinears.
+std::vector<std::string> read_include(const Method& method, const nlohmann::json& given) {
+  constexpr const char* kForm = "must be a list of lm_head and embed_tokens, as in [lm_head]";
+  if (!given.is_array()) throw RecipeError{"include", kForm};
+  for (const nlohmann::json& entry : given) {
+    const auto known = [&](const char* name) { return entry == name; };
+    if (std::ranges::none_of(kOuterLinears, known)) throw RecipeError{"include", kForm};
+    if (const std::string why = method.cannot_include(entry.get<std::string>()); !why.empty())
+      throw RecipeError{"include", in_quotes(entry.get<std::string>()) + ": " + why};
+  }
+  std::vector<std::string> include;
+  for (const char* name : kOuterLinears) {
+    const auto count = std::ranges::count(given, nlohmann::json(name));
+    if (count > 1) throw RecipeError{"include", "names " + std::string(name) + " twice"};
+    if (count == 1) include.emplace_back(name);
+  }
+  return include;
+}
+
 }  // namespace
 
 bool Recipe::skips() const {
@@ -147,12 +166,11 @@ Recipe parse_recipe(const nlohmann::json& object) {
   recipe.method = take_string(options, "method");
   recipe.name = take_string(options, "name");
   if (recipe.method.empty()) throw RecipeError{"method", "is missing"};
-  if (options.contains("include")) {
-    throw RecipeError{"include",
-                      "is not there: only the linears of the blocks are quantized, embeddings and "
-                      "the head stay as they are"};
+  nlohmann::json include = nlohmann::json::array();
+  if (const auto given = options.find("include"); given != options.end()) {
+    include = *given;
+    options.erase(given);
   }
-
   nlohmann::json entries = nlohmann::json::array();
   if (const auto given = options.find("overrides"); given != options.end()) {
     entries = *given;
@@ -166,19 +184,25 @@ Recipe parse_recipe(const nlohmann::json& object) {
   recipe.schemes = method->schemes();
   recipe.one_scheme_an_input = method->one_scheme_an_input();
   recipe.decides_schemes = recipe.schemes.size() > 1;
+  recipe.include = read_include(*method, include);
   recipe.overrides = read_overrides(recipe.method, options, recipe.schemes.front(), entries);
   for (const LinearOverride& each : recipe.overrides) {
     if (!each.scheme || each.scheme->is_original()) continue;
     if (std::ranges::find(recipe.schemes, *each.scheme) == recipe.schemes.end())
       recipe.schemes.push_back(*each.scheme);
   }
-  if (!named) recipe.name = recipe.method + reader.name_suffix() + name_suffix(recipe.overrides);
+  if (!named) {
+    recipe.name = recipe.method + reader.name_suffix();
+    for (const std::string& linear : recipe.include) recipe.name += "-" + linear;
+    recipe.name += name_suffix(recipe.overrides);
+  }
   check_name(recipe.name);
   return recipe;
 }
 
 nlohmann::json resolved(const Recipe& recipe) {
   nlohmann::json object = recipe.options.is_null() ? nlohmann::json::object() : recipe.options;
+  if (!recipe.include.empty()) object["include"] = recipe.include;
   for (const LinearOverride& each : recipe.overrides) object["overrides"].push_back(each.given);
   object["name"] = recipe.name;
   object["method"] = recipe.method;

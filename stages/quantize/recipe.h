@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "model/block/model_units.h"
 #include "model/quantized/linear_scheme.h"
 #include "stages/quantize/linear_overrides.h"
 #include "stages/quantize/needs.h"
@@ -27,13 +28,16 @@ struct Recipe {
   std::map<std::string, std::string> where = {};
   std::string calibration = kDefaultCalibration;  // which of the run's calibration sets it looks at
   LinearOverrides overrides = {};
-  bool decides_schemes = false;  // the method chooses among several schemes by itself
+  bool decides_schemes = false;           // the method chooses among several schemes by itself
+  std::vector<std::string> include = {};  // of kOuterLinears, in their order
 
+  int units(int blocks) const { return unit_count(blocks, include); }
   bool skips() const;  // some linears stay as they are
 };
 
-// From an object with `method`, `name`, `overrides` (linear_overrides.h) and the method's own keys. Completes the name: method, bits,
-// group ("w4g128", "w4" for a whole row), then each option that differs from its default, as "-key-value", then "-overrides-HASH".
+// From an object with `method`, `name`, `include` (a list of kOuterLinears), `overrides` (linear_overrides.h) and the method's own keys.
+// Completes the name: method, bits, group ("w4g128", "w4" for a whole row), then each option that differs from its default, as
+// "-key-value", what is included, as "-lm_head", then "-overrides-HASH".
 // Throws RecipeError for an unknown key or a value out of range.
 Recipe parse_recipe(const nlohmann::json& object);
 

@@ -11,8 +11,9 @@ namespace roundhouse {
 namespace {
 
 // In the order of a block, not of the alphabet: as far as these names say what they are.
-constexpr const char* kOrder[] = {"q_proj",    "k_proj",  "v_proj",    "o_proj", "out_proj",
-                                  "gate_proj", "up_proj", "down_proj", "fc1",    "fc2"};
+constexpr const char* kOrder[] = {"q_proj",   "k_proj",    "v_proj",       "o_proj",
+                                  "out_proj", "gate_proj", "up_proj",      "down_proj",
+                                  "fc1",      "fc2",       "embed_tokens", "lm_head"};
 
 std::size_t place_of(const std::string& linear) {
   const auto* found =

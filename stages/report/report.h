@@ -43,6 +43,8 @@ struct ReportRow {
   // Of the linears, 16 where one is left as it is, with scales and zero points or tables; 0: unknown. Their sparse parts come on top.
   double bits_per_weight = 0;
   double sparse_bits_per_weight = 0;
+  double outside_bits_per_weight =
+      0;                      // of those outside the blocks, apart; 0: they stay as they are
   double relative_error = 0;  // what the method minimised, over what it is relative to; 0: unknown
   std::map<std::string, double> perplexity = {};  // by text: of a token
   std::map<std::string, double> divergence = {};  // by text: mean of KL from the original, nats

@@ -33,7 +33,7 @@ Cell percent_cell(const Figure& figure) {
   return cell;
 }
 
-// "3.01", and "3.01 + 0.22" with a sparse part.
+// "3.01", "3.01 + 0.22" with a sparse part, and "3.01, outside the blocks 8.25" with a quantized head.
 Cell bits_cell(const ReportRow& row) {
   if (!(row.bits_per_weight > 0)) return {};
   Cell cell = number_cell(row.bits_per_weight, 2);
@@ -41,6 +41,8 @@ Cell bits_cell(const ReportRow& row) {
     cell.text += " + " + fixed(row.sparse_bits_per_weight, 2);
     cell.value = row.all_bits();
   }
+  if (row.outside_bits_per_weight > 0)
+    cell.text += ", outside the blocks " + fixed(row.outside_bits_per_weight, 2);
   return cell;
 }
 

@@ -5,6 +5,7 @@
 
 #include "model/block/decoder_block.h"
 #include "model/causal_lm.h"
+#include "model/quantized/outer_linears.h"
 #include "stages/store/run_store.h"
 
 namespace roundhouse {
@@ -13,5 +14,10 @@ namespace roundhouse {
 BlockWeights load_quantized_weights(const CausalLM& model, const DecoderBlock& decoder,
                                     RunStore& store, const std::string& recipe, int block,
                                     Backend& backend);
+
+// What the recipe has made of the linears outside the blocks; those that it left as they are do not come. `outer`: DecoderBlock::outer() of what it includes; `unit`: the number
+// of the model's blocks.
+OuterLinears load_outer_linears(const DecoderBlock& outer, RunStore& store,
+                                const std::string& recipe, int unit);
 
 }  // namespace roundhouse

@@ -28,6 +28,18 @@ def tensor(dtype, shape, begin, end):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+def gguf(keys, tensors, data=b"", version=3, counts=None):
+    """keys: (name, type, bytes); tensors: (name, sizes with the row's length first, type, offset)."""
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+    header = b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(tensors), len(keys))))
+    for name, kind, value in keys:
+        header += text(name) + struct.pack("<I", kind) + value
+    for name, sizes, kind, offset in tensors:
+        header += text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+    return header + bytes(-len(header) % 32) + data
+
+
 def string(text):
     return b"X" + struct.pack("<I", len(text)) + text.encode()
 
@@ -88,6 +100,26 @@ def main():
     put("safetensors", "nested", safetensors(b'{"a":' + b"[" * 100))
     put("safetensors", "huge-number", safetensors(b'{"a":{"dtype":"U8","shape":[1e999],"data_offsets":[0,1]}}', bytes(1)))
     put("safetensors", "many-names", safetensors({f"t{i}": tensor("U8", [0], 0, 0) for i in range(2000)}))
+
+    text = struct.pack("<Q", 5) + b"llama"
+    keys = [("general.architecture", 8, text), ("general.alignment", 4, struct.pack("<I", 32)), ("flag", 7, b"\1"),
+            ("scores", 9, struct.pack("<IQff", 6, 2, 0.5, -1)), ("tokens", 9, struct.pack("<IQ", 8, 2) + text + text)]
+    put("gguf", "empty", b"")
+    put("gguf", "no-tensors", gguf(keys, []))
+    put("gguf", "two", gguf(keys, [("norm", [3], 0, 0), ("w", [64, 2], 2, 32)], bytes(128)))
+    put("gguf", "types", gguf([], [("a", [32], 8, 0), ("b", [256], 12, 64), ("c", [2], 30, 224), ("d", [7], 99, 0)], bytes(256)))
+    put("gguf", "name-twice", gguf([], [("a", [1], 0, 0), ("a", [1], 0, 32)], bytes(64)))
+    put("gguf", "no-rows", gguf([], [("a", [32, 0], 2, 0), ("b", [0], 0, 0)]))
+    put("gguf", "huge-sizes", gguf([], [("a", [2**32, 2**32, 2**32], 0, 0)], bytes(64)))
+    put("gguf", "size-wraps", gguf([], [("a", [2**16, 2**16, 2**16, 2**14], 0, 0)], bytes(256)))
+    put("gguf", "many-sizes", gguf([], [("a", [1, 1, 1, 1, 1], 0, 0)], bytes(32)))
+    put("gguf", "many-keys", gguf([], [], counts=(0, 2**63)))
+    put("gguf", "many-tensors", gguf([], [], counts=(2**63, 0)))
+    put("gguf", "long-list", gguf([("a", 9, struct.pack("<IQ", 8, 2**63))], []))
+    put("gguf", "list-of-lists", gguf([("a", 9, struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 9, 1) * 100)], []))
+    put("gguf", "long-name", gguf([("a", 8, struct.pack("<Q", 2**64 - 1))], []))
+    put("gguf", "far-data", gguf([], [("a", [8], 0, 2**63)], bytes(32)))
+    put("gguf", "great-alignment", gguf([("general.alignment", 4, struct.pack("<I", 2**32 - 8))], [("a", [1], 0, 0)], bytes(32)))
 
     plain = pickled_tensors(["a", "b"])
     put("pickle", "two", plain)

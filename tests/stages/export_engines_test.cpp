@@ -192,7 +192,7 @@ TEST(EnginesTest, OverridesThatDoNotFitTheModelAreRefused) {
                                         "this model's blocks is called \"*.down_porj\""),
                     HasSubstr("\"*.down_proj\"")));
   EXPECT_THAT(said(R"([{"match": "model.layers.77.mlp.down_proj", "bits": 8}])"),
-              HasSubstr("no linear of this model's blocks"));
+              HasSubstr("no linear that this recipe quantizes"));
   EXPECT_THAT(said(R"([{"match": "lm_head", "bits": 8}])"),
               HasSubstr("model.layers.0.self_attn.q_proj"));
   EXPECT_THAT(said(R"([{"match": "*", "group_size": 48}])"),

@@ -318,14 +318,16 @@ SparsePart random_sparse_part(const QuantizedLinear& linear, double density, std
 
 void round_to_nearest(const CausalLM& model, const DecoderBlock& decoder, const Recipe& recipe,
                       Backend& backend, RunStore& store) {
-  for (int block = 0; block < static_cast<int>(model.config().blocks); ++block) {
-    const BlockWeights weights = decoder.load(model.checkpoint(), block, backend);
+  const ModelUnits units(decoder, static_cast<int>(model.config().blocks), recipe.include);
+  for (int block = 0; block < units.count(); ++block) {
+    const DecoderBlock& of_unit = units.of(block);
+    const BlockWeights weights = of_unit.load(model.checkpoint(), block, backend);
     QuantizedBlock quantized;
     quantized.block = block;
     quantized.record = nlohmann::json::object();
-    for (std::size_t i = 0; i < decoder.linears().size(); ++i) {
-      const LinearSpec& spec = decoder.linears()[i];
-      const LinearScheme& scheme = scheme_for(recipe, decoder, block, static_cast<int>(i));
+    for (std::size_t i = 0; i < of_unit.linears().size(); ++i) {
+      const LinearSpec& spec = of_unit.linears()[i];
+      const LinearScheme& scheme = scheme_for(recipe, of_unit, block, static_cast<int>(i));
       const HostTensor w = on_host(weights.linears[i], backend);
       QuantizedLinear linear =
           scheme.kind == LinearScheme::Kind::kTable

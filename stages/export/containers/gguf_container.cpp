@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/json_file.h"
+#include "model/rope.h"
 #include "stages/export/formats/gguf_blocks.h"
 
 namespace roundhouse {
@@ -93,7 +95,8 @@ void check_config(const fs::path& directory) {
     if (!rope.is_object()) continue;
     const nlohmann::json kind =
         rope.value("rope_type", rope.value("type", nlohmann::json("default")));
-    if (kind != "default") refuse(key + std::string(".rope_type"), kind);
+    if (kind != "default" && kind != "linear" && kind != "yarn" && kind != "llama3")
+      refuse(key + std::string(".rope_type"), kind);
   }
 }
 
@@ -122,6 +125,20 @@ class GgufContainer final : public Container {
     tensor.name = their_name(tensor.name);
     if (tensor.shape.size() == 1) tensor.type = DType::kF32;
     return tensor;
+  }
+  // What the frequencies of pairs are divided by.
+  std::vector<Own> own_tensors() const override {
+    std::vector<Own> own;
+    if (config_.rope.scaling != RopeConfig::Scaling::kLlama3) return own;
+    RopeConfig plain = config_.rope;
+    plain.scaling = RopeConfig::Scaling::kNone;
+    const std::vector<double> from = rotary_frequencies(plain, config_.max_positions);
+    const std::vector<double> to = rotary_frequencies(config_.rope, config_.max_positions);
+    HostTensor factors(DType::kF32, {static_cast<std::int64_t>(from.size())});
+    for (std::size_t j = 0; j < from.size(); ++j)
+      factors.as<float>()[j] = static_cast<float>(from[j] / to[j]);
+    own.push_back({"rope_freqs.weight", std::move(factors)});
+    return own;
   }
   // It turns neighbouring rows of a head together, Hugging Face row i and row i + half a head.
   std::vector<std::int64_t> row_order(const ExportedLinear& linear) const override {
@@ -175,10 +192,22 @@ class GgufContainer final : public Container {
     keys.add("llama.attention.layer_norm_rms_epsilon", config_.norm_epsilon);
     keys.add("llama.rope.dimension_count", count(config_.head_dim));
     keys.add("llama.rope.freq_base", static_cast<float>(config_.rope.theta));
+    add_rope_scaling(keys);
     add_tokenizer_keys(directory_, config_.vocabulary, keys);
   }
 
  private:
+  void add_rope_scaling(GgufKeys& keys) const {
+    const RopeConfig& rope = config_.rope;
+    const bool yarn = rope.scaling == RopeConfig::Scaling::kYarn;
+    if (!yarn && rope.scaling != RopeConfig::Scaling::kLinear) return;
+    keys.add("llama.rope.scaling.type", std::string_view(yarn ? "yarn" : "linear"));
+    keys.add("llama.rope.scaling.factor", static_cast<float>(rope.factor));
+    if (!yarn) return;
+    keys.add("llama.rope.scaling.original_context_length",
+             static_cast<std::uint32_t>(rope.original_positions));
+  }
+
   GgufKeys keys(const std::vector<ExportedFile>& files, std::size_t index) const {
     GgufKeys keys;
     if (index == 0) add_keys(keys);
@@ -230,8 +259,12 @@ std::string beyond_llama(const ModelConfig& config) {
   if (config.attention_scale != 0 || config.residual_multiplier != 1 ||
       config.embedding_multiplier != 1 || config.logits_divisor != 1)
     return "multipliers of its own (Granite)";
-  if (rope.scaling != RopeConfig::Scaling::kNone && rope.scaling != RopeConfig::Scaling::kDynamic)
-    return "a scaled rotation (rope_scaling)";
+  if (rope.scaling == RopeConfig::Scaling::kLongRope) return "a rotation of kind longrope";
+  // llama.cpp takes these as they usually are.
+  if (rope.scaling == RopeConfig::Scaling::kYarn &&
+      (rope.beta_fast != 32.0 || rope.beta_slow != 1.0 || !rope.ramp_of_whole_pairs ||
+       std::abs(rope.magnitude - (1.0 + 0.1 * std::log(rope.factor))) > 1e-6))
+    return "a rotation of kind yarn with settings of its own";
   if (rope.columns != config.head_dim) return "a rotation of part of each head";
   return "";
 }

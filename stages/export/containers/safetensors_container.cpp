@@ -1,4 +1,5 @@
 // A Hugging Face directory: tensors under the names of the model's checkpoint, config.json, and an index of several files.
+#include <algorithm>
 #include <map>
 
 #include "base/file.h"
@@ -11,10 +12,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;  // keeps the keys of config.json in their order
 
-// Linears outside the blocks stay as they are.
-std::vector<std::string> outer_modules(const ModelConfig& config) {
-  const OuterLayout outer = outer_layout(config);
-  std::vector<std::string> modules = {"lm_head"};  // also where it is the embedding
+// Linears outside the blocks that stay as they are.
+std::vector<std::string> outer_modules(const ExportedModel& exported) {
+  const OuterLayout outer = outer_layout(exported.model.config());
+  std::vector<std::string> modules;
+  const auto is_quantized_head = [](const ExportedLinear& linear) {
+    return linear.module == kOuterLinears.back() && !linear.scheme.is_original();
+  };
+  // Also where it is the embedding.
+  if (std::ranges::none_of(exported.linears, is_quantized_head))
+    modules.emplace_back(kOuterLinears.back());
   for (std::string name : {outer.project_in, outer.project_out}) {
     if (!name.empty()) modules.push_back(name.substr(0, name.rfind(".weight")));
   }
@@ -23,10 +30,10 @@ std::vector<std::string> outer_modules(const ModelConfig& config) {
 
 Json scheme_of(const ExportedModel& exported) {
   std::vector<ExportedLinear> quantized;
-  std::vector<std::string> dense = outer_modules(exported.model.config());
+  std::vector<std::string> dense = outer_modules(exported);
   for (const ExportedLinear& linear : exported.linears) {
     if (linear.scheme.is_original()) {
-      dense.push_back(linear.module);
+      if (std::ranges::find(dense, linear.module) == dense.end()) dense.push_back(linear.module);
     } else {
       quantized.push_back(linear);
     }
@@ -39,7 +46,8 @@ class SafetensorsContainer final : public Container {
   explicit SafetensorsContainer(const ExportedModel& exported)
       : format_(exported.format),
         source_(exported.model.checkpoint().directory()),
-        config_(scheme_of(exported)) {}
+        config_(scheme_of(exported)),
+        untied_(exported.untied) {}
 
   std::string ending() const override { return ".safetensors"; }
   TensorInfo of_linear(const ExportedLinear& linear, TensorInfo part) const override {
@@ -67,6 +75,7 @@ class SafetensorsContainer final : public Container {
     const std::string dtype(torch_name_of(type));
     config["torch_dtype"] = dtype;
     if (config.contains("dtype")) config["dtype"] = dtype;  // its name since transformers 5
+    if (untied_) config[kTied] = false;
     if (config_.is_null()) {
       config.erase(kScheme);
     } else {
@@ -80,12 +89,13 @@ class SafetensorsContainer final : public Container {
 
   nlohmann::json essence(const Text& text) const override {
     nlohmann::json whole = parse_json(text.text, text.name);
-    return text.name == "config.json" && whole.is_object() ? whole.value(kScheme, nlohmann::json())
-                                                           : whole;
+    if (text.name != "config.json" || !whole.is_object()) return whole;
+    return {whole.value(kScheme, nlohmann::json()), whole.value(kTied, nlohmann::json())};
   }
 
  private:
   static constexpr const char* kScheme = "quantization_config";
+  static constexpr const char* kTied = "tie_word_embeddings";
 
   static Json index_of(const std::vector<ExportedFile>& files) {
     std::map<std::string, std::string> file_of;
@@ -102,6 +112,7 @@ class SafetensorsContainer final : public Container {
   const ExportFormat& format_;
   std::filesystem::path source_;
   Json config_;  // quantization_config
+  bool untied_;
 };
 
 }  // namespace

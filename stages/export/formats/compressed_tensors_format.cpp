@@ -22,6 +22,9 @@ class CompressedTensors final : public ExportFormat {
  public:
   std::string name() const override { return "compressed-tensors"; }
   bool has_scheme() const override { return true; }
+  std::string cannot_hold(const std::string& outer_linear) const override {
+    return outer_linear == kOuterLinears.back() ? "" : ExportFormat::cannot_hold(outer_linear);
+  }
 
   void check_schemes(const Recipe& recipe) const override {
     check_packable_grids(name(), recipe, {2, 3, 4, 5, 6, 7, 8});
@@ -97,7 +100,12 @@ class CompressedTensors final : public ExportFormat {
       }
       targets[at].push_back(linear.module);
     }
-    if (schemes.size() == 1) targets = {nlohmann::ordered_json::array({"Linear"})};
+    if (schemes.size() == 1) {
+      // Engines have a class of their own for the head.
+      const bool head = targets[0].back() == kOuterLinears.back();
+      targets = {nlohmann::ordered_json::array({"Linear"})};
+      if (head) targets[0].push_back(kOuterLinears.back());
+    }
     nlohmann::ordered_json groups = nlohmann::ordered_json::object();
     for (std::size_t i = 0; i < schemes.size(); ++i) {
       groups["group_" + std::to_string(i)] = {{"targets", targets[i]},

@@ -10,6 +10,7 @@ class Dense final : public ExportFormat {
  public:
   std::string name() const override { return "dense"; }
   bool has_scheme() const override { return false; }
+  std::string cannot_hold(const std::string&) const override { return ""; }
   void check_schemes(const Recipe&) const override {}
   void check_size(const Recipe&, const LinearSpec&) const override {}
 

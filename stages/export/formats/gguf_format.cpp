@@ -16,6 +16,7 @@ class Gguf final : public ExportFormat {
  public:
   std::string name() const override { return "gguf"; }
   bool has_scheme() const override { return true; }
+  std::string cannot_hold(const std::string&) const override { return ""; }
 
   void check_schemes(const Recipe& recipe) const override {
     const auto refuse = [&](const std::string& why, const char* key = "") {

@@ -73,6 +73,9 @@ class Gptq final : public GptqTensors {
  public:
   std::string name() const override { return "gptq"; }
   bool has_groups() const override { return true; }
+  std::string cannot_hold(const std::string& outer_linear) const override {
+    return outer_linear == kOuterLinears.back() ? "" : ExportFormat::cannot_hold(outer_linear);
+  }
   std::string config_copy() const override { return "quantize_config.json"; }
 
   nlohmann::ordered_json quantization_config(
@@ -80,11 +83,19 @@ class Gptq final : public GptqTensors {
       const std::vector<std::string>& dense_modules) const override {
     const LinearScheme& common = most_frequent(linears);
     const bool symmetric = is_symmetric(common.grid);
+    const auto is_head = [](const ExportedLinear& linear) {
+      return linear.module == kOuterLinears.back();
+    };
     const char* version = symmetric ? "gptq" : "gptq_v2";
-    nlohmann::ordered_json config = {
-        {"quant_method", "gptq"},       {"bits", common.bits}, {"group_size", common.group_size},
-        {"desc_act", common.reordered}, {"sym", symmetric},    {"lm_head", false},
-        {"checkpoint_format", version}, {"format", version},   {"pack_dtype", "int32"}};
+    nlohmann::ordered_json config = {{"quant_method", "gptq"},
+                                     {"bits", common.bits},
+                                     {"group_size", common.group_size},
+                                     {"desc_act", common.reordered},
+                                     {"sym", symmetric},
+                                     {"lm_head", std::ranges::any_of(linears, is_head)},
+                                     {"checkpoint_format", version},
+                                     {"format", version},
+                                     {"pack_dtype", "int32"}};
     std::vector<std::string> skipped;
     for (const std::string& module : dense_modules) {
       const LinearOverride* const own = find_override(recipe.overrides, module);

@@ -129,6 +129,7 @@ class GptqQuantizer {
       HessianFactor factor = factor_of(g, collector->owner(), collector->finish(record_));
       quantize_group(g, std::move(factor), collector->owner());
     }
+    if (!task_.decoder.flows()) return;
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
     const int last = group_count() - 1;
     for_each_batch({}, sources_of(last), [&](const MicroBatch& batch, std::vector<Tensor> rows) {
@@ -210,6 +211,7 @@ class GptqQuantizer {
       const int owner = collectors[static_cast<std::size_t>(g)]->owner();
       quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
     }
+    if (!task_.decoder.flows()) return;
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
     clock_.measure("forward", [&] { run_forward(task_, task_.weights, *task_.residual); });
     for (int g = 0; g < group_count(); ++g) count_forward(g);
@@ -249,7 +251,7 @@ class GptqQuantizer {
         QuantizedLinear& linear = linears_[index];
         linear = solve_gptq(spec, task_.weights.linears[index], settings, factor, TeamSite(task_));
         report_rounded(linear);
-        task_.weights.linears[index] = dequantize(linear, task_.backend);
+        if (task_.decoder.flows()) task_.weights.linears[index] = dequantize(linear, task_.backend);
       });
       clock_.count("solve", static_cast<double>(spec.rows) * n * n);
       task_.monitor.tick();
@@ -311,7 +313,7 @@ BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
     cost.flops["gram"] += sizes.tokens * n * n;
     cost.flops["factor"] += 2 * n * n * n / 3;
     for (const int i : group.linears) {
-      cost.flops["forward"] += 2 * sizes.tokens * sizes.rows(i) * n;
+      if (sizes.block.flows()) cost.flops["forward"] += 2 * sizes.tokens * sizes.rows(i) * n;
       cost.flops["solve"] += sizes.rows(i) * n * n;
     }
     cost.bytes_up += sizes.stream_bytes() + (group.from_residual ? 0 : kept);
@@ -343,7 +345,7 @@ BlockCost gptq_cost(const BlockSizes& sizes, const GptqSettings& settings) {
       widest = 1e300;
     }
   }
-  if (!settings.true_sequential) {
+  if (!settings.true_sequential && sizes.block.flows()) {
     cost.flops["forward"] *= 2;
     for (const int i : sizes.block.shared_inputs().back().linears) {
       cost.flops["forward"] -=
@@ -370,6 +372,12 @@ class Gptq final : public Method {
  public:
   explicit Gptq(const GptqSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.quantized_stream = true}; }
+  std::string cannot_include(const std::string& outer_linear) const override {
+    if (outer_linear == kOuterLinears.back()) return "";
+    return "its inputs are one-hot, so that the Hessian is diagonal and gptq would do what "
+           "rounding "
+           "to nearest does: use method: rtn";
+  }
   std::vector<LinearScheme> schemes() const override { return {settings_.scheme}; }
   BlockCost cost(const DecoderBlock& decoder, int samples, int length, DType,
                  MadeBefore) const override {

@@ -17,6 +17,7 @@ class Rtn final : public Method {
         clip_(clip_search_steps(options.boolean("clip_search", false))) {}
 
   Needs needs() const override { return {}; }
+  std::string cannot_include(const std::string&) const override { return ""; }
   std::vector<LinearScheme> schemes() const override { return {scheme_}; }
   BlockCost cost(const DecoderBlock& decoder, int, int, DType, MadeBefore) const override {
     const BlockSizes sizes{decoder, 0};

@@ -106,6 +106,14 @@ TEST_F(GgufFileTest, LiesAreRefused) {
   EXPECT_THROW((void)GgufFile(file_).view("w"), InputError);
 }
 
+// 2^62 values of four bytes are none, modulo 2^64.
+TEST_F(GgufFileTest, ASizeThatWrapsAroundIsRefused) {
+  std::string bytes = "GGUF" + u32(3) + u64(1) + u64(0) + text("a") + u32(4);
+  bytes += u64(1 << 16) + u64(1 << 16) + u64(1 << 16) + u64(1 << 14) + u32(0) + u64(0);
+  EXPECT_THAT(read(bytes + std::string(256, '\0')),
+              HasSubstr("tensor \"a\": larger than the file"));
+}
+
 TEST_F(GgufFileTest, ANameThatReadersCannotHoldIsRefused) {
   EXPECT_THROW(gguf_header({}, {{std::string(64, 'x'), GgmlType::kF32, {1}}}), Error);
   EXPECT_THROW(gguf_header({}, {{"x", GgmlType::kF32, {1}}, {"x", GgmlType::kF32, {1}}}), Error);

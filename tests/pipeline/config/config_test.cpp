@@ -332,8 +332,10 @@ TEST_F(ConfigTest, RecipesNameTheirLine) {
             "config.yaml:6: recipes[0].overrides[0].match: is missing");
   EXPECT_THAT(of("  - {method: rtn, 'a[b].c': 1, a: [1]}\n"),
               HasSubstr("config.yaml:5: recipes[0]"));
-  EXPECT_THAT(of("  - {method: rtn, include: [lm_head]}\n"),
-              HasSubstr("config.yaml:5: recipes[0].include: is not there: only the linears"));
+  EXPECT_THAT(
+      of("  - {method: awq, include: [lm_head]}\n"),
+      HasSubstr("config.yaml:5: recipes[0].include: \"lm_head\": this method makes linears of "
+                "blocks only; rtn makes embed_tokens and lm_head, gptq lm_head"));
   EXPECT_THAT(of("  - {method: rtn, override: [{match: '*', bits: 4}]}\n"),
               HasSubstr("unknown key \"override\" (did you mean \"overrides\"?)"));
   EXPECT_THAT(of("  - {method: rtn, bits: '4'}\n"), HasSubstr("config.yaml:5: recipes[0].bits: "));

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "tests/base/packed.h"
 #include "tests/base/temporary_folder.h"
 
 namespace roundhouse {
@@ -63,6 +64,26 @@ TEST_F(TaskFileTest, TablesHaveQuotesAndColumns) {
   EXPECT_EQ(tabs[0].text("b"), "2");
 }
 
+// Its name says what is in it, without what stands for the packing.
+TEST_F(TaskFileTest, FilesMayBePacked) {
+  const std::string lines = "{\"a\": 1}\n{\"a\": 2}\n", table = "a,b\n1,2\n";
+  for (const auto& [name, bytes] :
+       {std::pair("a.jsonl.gz", gzip(lines)), {"a.jsonl", zstd(lines)}, {"a.zst", zstd(lines)}}) {
+    const auto records = read_task_file(write(name, bytes));
+    ASSERT_EQ(records.size(), 2u) << name;
+    EXPECT_EQ(records[1].fields["a"], 2);
+    EXPECT_TRUE(records[1].where.ends_with(std::string(name) + ":2"));
+  }
+  for (const auto& [name, bytes] :
+       {std::pair("a.csv.gz", gzip(table)), {"a.csv.zst", zstd(table)}, {"a.csv", gzip(table)}})
+    EXPECT_EQ(read_task_file(write(name, bytes))[0].text("b"), "2") << name;
+  EXPECT_EQ(error_of("a.jsonl.gz", gzip("{}\n{")), "a.jsonl.gz:2: not JSON (byte 2)");
+  EXPECT_EQ(error_of("a.jsonl.gz", gzip(lines).substr(0, gzip(lines).size() - 9)),
+            "a.jsonl.gz: a gzip file that is cut short");
+  EXPECT_EQ(error_of("a.jsonl", gzip(zstd(lines))),
+            "a.jsonl: is a zstd file, not JSON or a table in UTF-8");
+}
+
 TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
   EXPECT_EQ(error_of("a.jsonl", ""), "a.jsonl: there is no document in it");
   EXPECT_EQ(error_of("a.jsonl", "{}\n{"), "a.jsonl:2: not JSON (byte 2)");
@@ -83,8 +104,8 @@ TEST_F(TaskFileTest, WhatIsWrongIsNamedWithItsLine) {
   for (int i = 1; i <= 200000; ++i) many += ", \"k" + std::to_string(i) + "\": 0";
   EXPECT_EQ(error_of("a.jsonl", many + "}"), "a.jsonl:1: an object has more than 1000 keys");
   for (const char* name : {"a.jsonl", "a.csv", "a.tsv"}) {
-    EXPECT_EQ(error_of(name, "\x1f\x8b\x08"),
-              std::string(name) + ": is a gzip file, not JSON or a table in UTF-8");
+    EXPECT_EQ(error_of(name, std::string("\xfd\x37zXZ\0", 6)),
+              std::string(name) + ": is an xz file, not JSON or a table in UTF-8");
     EXPECT_EQ(error_of(name, std::string("\xff\xfe{\0}\0", 6)),
               std::string(name) + ": is UTF-16, not JSON or a table in UTF-8");
   }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -322,6 +323,81 @@ TEST_F(ExportTest, LeavesOutATiedHead) {
   const SafetensorsFile file(out() / "model.safetensors");
   EXPECT_FALSE(file.has("lm_head.weight"));
   EXPECT_TRUE(file.has("model.embed_tokens.weight"));
+}
+
+void write_tokenizer(const fs::path& directory);
+
+// Whatever is quantized of a tensor that was both, the export has two.
+TEST_F(ExportTest, TheHeadLeavesQuantizedAndUntied) {
+  for (const bool tied : {false, true}) {
+    for (const std::vector<std::string>& include :
+         {std::vector<std::string>{"lm_head"}, {"embed_tokens"}, {"embed_tokens", "lm_head"}}) {
+      const fs::path model = shared_.path() / (tied ? "tied" : "untied");
+      if (world_.rank() == 0) {
+        write_mini_model(model, {.blocks = 1, .hidden_size = 64, .tied = tied});
+        write_tokenizer(model);
+      }
+      world_.barrier();
+      model_ = std::make_unique<CausalLM>(model);
+      decoder_ = make_decoder_block(model_->config(), 16, *backend_);
+      recipe_ = rounding_recipe(4, 32, Grid::kSymGptq);
+      recipe_.include = include;
+      round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
+      const OuterLinears quantized =
+          load_outer_linears(*decoder_->outer(include), store_, recipe_.name, 1);
+      const ExportOptions dense{.format = "dense", .dtype = DType::kF32};
+      write(out() / "dense", dense);
+      const CausalLM exported(out() / "dense");
+      EXPECT_FALSE(exported.config().tied_embeddings);
+      const auto expect = [&](const std::string& name, const std::optional<QuantizedLinear>& is,
+                              const std::string& source) {
+        const HostView got = exported.checkpoint().view(name);
+        HostTensor expected(DType::kF32, {48, 64});
+        if (is) {
+          backend_->download(dequantize(*is, *backend_).f32(), expected.bytes());
+        } else {
+          std::ranges::copy(model_->checkpoint().view(source).bytes, expected.bytes().begin());
+        }
+        EXPECT_TRUE(std::ranges::equal(got.bytes, expected.bytes())) << name << " " << tied;
+      };
+      expect("model.embed_tokens.weight", quantized.embedding, "model.embed_tokens.weight");
+      expect("lm_head.weight", quantized.head,
+             tied ? "model.embed_tokens.weight" : "lm_head.weight");
+      for (const char* format : {"dense", "gguf"}) {
+        const ExportOptions options{.format = format, .dtype = DType::kF32};
+        write(out() / format, options);
+        EXPECT_THAT(compare_export(*model_, *decoder_, recipe_, store_, options, out() / format,
+                                   world_, *monitor_)
+                        .value(),
+                    IsEmpty());
+      }
+    }
+  }
+}
+
+TEST_F(ExportTest, FormatsSayWhetherTheyHoldAHead) {
+  prepare({.intermediate_size = 128, .tied = true}, 4, 32, Grid::kSymGptq);
+  recipe_.include = {"lm_head"};
+  recipe_.overrides = {{.match = "lm_head",
+                        .scheme = LinearScheme{.bits = 8, .group_size = 32, .grid = Grid::kSymGptq},
+                        .given = {{"match", "lm_head"}, {"bits", 8}}}};
+  recipe_.schemes.push_back(*recipe_.overrides[0].scheme);
+  const auto refusal = [&](const char* format) -> std::string {
+    try {
+      check_exportable(recipe_, *decoder_, 3, format);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(refusal("auto_round"),
+              HasSubstr("no place for a quantized lm_head; the formats 'compressed-tensors', "
+                        "'gptq', 'gguf' and 'dense' have"));
+  // 48 rows are no multiple of 32.
+  EXPECT_THAT(refusal("gptq"), HasSubstr("lm_head is 48 x 64"));
+  recipe_.include = {"embed_tokens"};
+  EXPECT_THAT(refusal("compressed-tensors"),
+              HasSubstr("quantized embed_tokens; the formats 'gguf' and 'dense' have"));
 }
 
 TEST_F(ExportTest, CutsFilesBySize) {
@@ -879,6 +955,66 @@ TEST_F(ExportTest, GgufRefusesWhatLlamaCppCannotBeTold) {
       refusal("tokenizer.json", "true},{\"type\":\"ByteLevel", "false},{\"type\":\"ByteLevel"),
       HasSubstr("tokenizer.json: no pre-tokenizer of llama.cpp"));
   EXPECT_THAT(refusal("tokenizer.json", "\"id\":30", "\"id\":48"), HasSubstr("48"));
+}
+
+// Linear and yarn are keys, llama3 is a tensor of what each pair's frequency is divided by.
+TEST_F(ExportTest, GgufSaysHowTheRotationIsScaled) {
+  if (world_.size() > 1) GTEST_SKIP() << "one rank writes it";
+  const auto write_scaled = [&](const std::string& scaling) {
+    write_mini_model(source(), {.blocks = 1});
+    write_tokenizer(source());
+    std::string config = read_text_file(source() / "config.json");
+    config.insert(config.find('{') + 1, "\"rope_scaling\": " + scaling + ",");
+    std::ofstream(source() / "config.json") << config;
+    model_ = std::make_unique<CausalLM>(source());
+    decoder_ = make_decoder_block(model_->config(), 16, *backend_);
+    recipe_ = rounding_recipe(4, 32, Grid::kSymGptq);
+    round_to_nearest(*model_, *decoder_, recipe_, *backend_, store_);
+    check_model_exportable(*model_, recipe_, "gguf");
+    const ExportOptions options{.format = "gguf"};
+    write(out(), options);
+    EXPECT_THAT(
+        compare_export(*model_, *decoder_, recipe_, store_, options, out(), world_, *monitor_)
+            .value(),
+        IsEmpty());
+  };
+  const auto holds = [&](GgufKeys keys) {
+    const GgufFile file(out() / "model.gguf");
+    return file.header().find(keys.bytes()) != file.header().npos;
+  };
+  write_scaled(R"({"rope_type": "linear", "factor": 4.0})");
+  GgufKeys keys;
+  keys.add("llama.rope.scaling.type", std::string_view("linear"));
+  keys.add("llama.rope.scaling.factor", 4.0f);
+  EXPECT_TRUE(holds(keys));
+  EXPECT_FALSE(GgufFile(out() / "model.gguf").has("rope_freqs.weight"));
+
+  write_scaled(R"({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16})");
+  keys = {};
+  keys.add("llama.rope.scaling.type", std::string_view("yarn"));
+  keys.add("llama.rope.scaling.factor", 4.0f);
+  keys.add("llama.rope.scaling.original_context_length", std::uint32_t{16});
+  EXPECT_TRUE(holds(keys));
+  EXPECT_THROW(
+      write_scaled(
+          R"({"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "original_max_position_embeddings": 16})"),
+      InputError);
+
+  write_scaled(R"({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                   "high_freq_factor": 4.0, "original_max_position_embeddings": 32})");
+  const GgufFile file(out() / "model.gguf");
+  const HostView factors = file.view("rope_freqs.weight");
+  ASSERT_EQ(factors.type, DType::kF32);
+  ASSERT_EQ(factors.shape, (Shape{16}));
+  std::vector<float> values(16);
+  std::memcpy(values.data(), factors.bytes.data(), factors.bytes.size());
+  // Pair 0 turns 32 / 2 pi = 5.09 times in 32 positions, which is more than 4; pair 1 10000^(-1/16) of it, 2.86 times: a third of the
+  // way between 8 and 1 is (2.864 - 1) / 3 of the frequency that stays.
+  EXPECT_EQ(values[0], 1.0f);
+  const double turns = 32 * std::pow(10000.0, -1.0 / 16) / (2 * 3.14159265358979),
+               share = (turns - 1) / 3;
+  EXPECT_NEAR(values[1], 1 / ((1 - share) / 8 + share), 1e-5);
+  EXPECT_EQ(values[15], 8.0f);
 }
 
 TEST_F(ExportTest, VerifyFindsWhatIsWrong) {

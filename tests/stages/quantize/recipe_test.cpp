@@ -183,8 +183,17 @@ TEST(OverridesTest, NamesAreShortAndFollowFromTheEntries) {
 }
 
 TEST(OverridesTest, TheHeadIsNoTarget) {
-  EXPECT_THAT(error_of(R"({"method": "rtn", "include": ["lm_head"]})"),
-              testing::StartsWith("include: is not there: only the linears of the blocks"));
+  EXPECT_EQ(error_of(R"({"method": "rtn", "include": "lm_head"})"),
+            "include: must be a list of lm_head and embed_tokens, as in [lm_head]");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "include": ["head"]})"),
+            "include: must be a list of lm_head and embed_tokens, as in [lm_head]");
+  EXPECT_EQ(error_of(R"({"method": "rtn", "include": ["lm_head", "lm_head"]})"),
+            "include: names lm_head twice");
+  EXPECT_THAT(error_of(R"({"method": "gptq", "include": ["embed_tokens"]})"),
+              testing::StartsWith("include: \"embed_tokens\": its inputs are one-hot"));
+  EXPECT_THAT(
+      error_of(R"({"method": "awq", "include": ["lm_head"]})"),
+      testing::StartsWith("include: \"lm_head\": this method makes linears of blocks only"));
 }
 
 TEST(OverridesTest, MistakesNameTheEntryAndTheKey) {
@@ -224,6 +233,24 @@ TEST(OptionReaderTest, IntegersAreWholeAndInRange) {
   EXPECT_THROW(options.integer("c", 1, 0, 10), RecipeError);
   EXPECT_EQ(options.name_suffix(), "-a-3");
   EXPECT_EQ(options.resolved(), json::parse(R"({"a": 3, "d": 1})"));
+}
+
+// In their order, in the name and in what is written out; without them nothing is.
+TEST(RecipeTest, WhatIsIncludedIsInNameAndIdentity) {
+  const Recipe both = parse_recipe({{"method", "rtn"}, {"include", {"lm_head", "embed_tokens"}}});
+  EXPECT_EQ(both.name, "rtn-w4g128-embed_tokens-lm_head");
+  EXPECT_EQ(resolved(both)["include"], (nlohmann::json{"embed_tokens", "lm_head"}));
+  EXPECT_EQ(resolved(parse_recipe(resolved(both))), resolved(both));
+  EXPECT_EQ(both.units(6), 7);
+  const Recipe head = parse_recipe(nlohmann::json::parse(
+      R"({"method": "gptq", "include": ["lm_head"], "overrides": [{"match": "lm_head", "bits": 8}]})"));
+  EXPECT_THAT(head.name, testing::StartsWith("gptq-w4g128-lm_head-overrides-"));
+  const Recipe none = parse_recipe({{"method", "gptq"}});
+  EXPECT_EQ(none.name, "gptq-w4g128");
+  EXPECT_FALSE(resolved(none).contains("include"));
+  EXPECT_EQ(resolved(parse_recipe({{"method", "gptq"}, {"include", nlohmann::json::array()}})),
+            resolved(none));
+  EXPECT_EQ(none.units(6), 6);
 }
 
 }  // namespace
