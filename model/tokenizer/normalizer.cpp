@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <iterator>
+#include <vector>
 
 #include "base/error.h"
 #include "base/json_file.h"
@@ -60,25 +62,22 @@ bool is_newer(char32_t c) {
 // A normalization form of Unicode (Unicode Standard Annex #15).
 class NormalizationForm : public NormalizerStep {
  public:
-  explicit NormalizationForm(int options) : options_(static_cast<utf8proc_option_t>(options)) {}
+  explicit NormalizationForm(int options) : options_(static_cast<utf8proc_option_t>(options)) {
+    note_quick_checks();
+  }
 
-  bool leaves(std::string_view text, PieceStart) const override { return is_ascii(text); }
+  bool leaves(std::string_view text, PieceStart) const override {
+    return is_ascii(text) || next_change(text, 0).begin == text.size();
+  }
 
   std::string apply(std::string_view text, PieceStart) const override {
-    const auto ascii = [&](std::size_t i) { return static_cast<unsigned char>(text[i]) < 0x80; };
     std::string out;
     out.reserve(text.size());
     for (std::size_t i = 0; i < text.size();) {
-      std::size_t end = i;
-      while (end < text.size() && ascii(end)) ++end;
-      // The last may become one with what follows.
-      if (end < text.size() && end > i) --end;
-      out.append(text.substr(i, end - i));
-      if (end == text.size()) break;
-      i = end++;
-      while (end < text.size() && !ascii(end)) ++end;
-      append_form(text.substr(i, end - i), out);
-      i = end;
+      const Stretch change = next_change(text, i);
+      out.append(text.substr(i, change.begin - i));
+      append_form(text.substr(change.begin, change.end - change.begin), out);
+      i = change.end;
     }
     return out;
   }
@@ -96,6 +95,79 @@ class NormalizationForm : public NormalizerStep {
   }
 
  private:
+  // The quick check of Annex #15: a text stays as it is if none of its characters is kMayChange, and the combining classes of those
+  // that follow each other do not fall but to 0. Before a character of class 0 what is left of it has no more to do with what is right.
+  static constexpr char32_t kChecked = 0x30000;  // characters beyond are rare
+  static constexpr std::uint8_t kMayChange = 255;
+  void note_quick_checks() {
+    const auto put = [&](char32_t c, std::uint8_t check) { checks_[c] = check; };
+    std::string text;
+    for (char32_t c = 0x80; c < kChecked; ++c) {
+      const utf8proc_property_t* const property =
+          utf8proc_get_property(static_cast<utf8proc_int32_t>(c));
+      if (is_newer(c)) continue;
+      if (c >= 0xd800 && c < 0xe000) {
+        put(c, kMayChange);
+        continue;
+      }
+      put(c, static_cast<std::uint8_t>(property->combining_class));
+      const bool hangul = c >= 0x1100 && c < 0x1200;
+      if (hangul) put(c, kMayChange);
+      if (property->decomp_seqindex == UINT16_MAX && !(c >= 0xac00 && c < 0xd7a4)) continue;
+      text.clear();
+      append_utf8(text, c);
+      if (form_of(text) != text) put(c, kMayChange);
+    }
+    // What a character ends with that is composed of several may become one with what is before it.
+    for (char32_t c = 0x80; c < kChecked; ++c) {
+      const utf8proc_property_t* const property =
+          utf8proc_get_property(static_cast<utf8proc_int32_t>(c));
+      if (property->decomp_seqindex == UINT16_MAX || property->decomp_type != 0) continue;
+      std::array<utf8proc_int32_t, 32> parts{};
+      int last_class = 0;
+      const auto count = utf8proc_decompose_char(
+          static_cast<utf8proc_int32_t>(c), parts.data(), parts.size(),
+          static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), &last_class);
+      if (count < 2 || count > std::ssize(parts)) continue;
+      const auto last = static_cast<char32_t>(parts[static_cast<std::size_t>(count) - 1]);
+      if (last < kChecked) put(last, kMayChange);
+    }
+  }
+  std::uint8_t check_of(char32_t c) const { return c < kChecked ? checks_[c] : kMayChange; }
+
+  // From a character on before which a form can be cut: the next characters that are not known to stay as they are; or the end, twice.
+  struct Stretch {
+    std::size_t begin, end;
+  };
+  Stretch next_change(std::string_view text, std::size_t i) const {
+    std::size_t start = i;  // of what may become one with what follows
+    for (std::uint8_t before = 0; i < text.size();) {
+      if (static_cast<unsigned char>(text[i]) < 0x80) {
+        start = i++;
+        before = 0;
+        continue;
+      }
+      const CodePoint c = code_point_at(text, i);
+      const std::uint8_t check = check_of(c.value);
+      if (check == 0) {
+        start = i;
+      } else if (check == kMayChange || check < before) {
+        return {start, end_of_change(text, i + c.bytes)};
+      }
+      before = check;
+      i += c.bytes;
+    }
+    return {text.size(), text.size()};
+  }
+  std::size_t end_of_change(std::string_view text, std::size_t i) const {
+    while (i < text.size() && static_cast<unsigned char>(text[i]) >= 0x80) {
+      const CodePoint c = code_point_at(text, i);
+      if (check_of(c.value) == 0) break;
+      i += c.bytes;
+    }
+    return i;
+  }
+
   void append_form(std::string_view text, std::string& out) const {
     std::size_t begin = 0;
     for (std::size_t i = 0; i < text.size();) {
@@ -144,6 +216,7 @@ class NormalizationForm : public NormalizerStep {
   }
 
   utf8proc_option_t options_;
+  std::vector<std::uint8_t> checks_ = std::vector<std::uint8_t>(kChecked);
 };
 
 class Prepend : public NormalizerStep {

@@ -1,6 +1,7 @@
 // Byte-level BPE: hand-worked words and merges, what follows from the configs, and hostile files.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <tuple>
@@ -14,6 +15,7 @@
 #include "model/tokenizer/byte_characters.h"
 #include "model/tokenizer/byte_pair_merges.h"
 #include "model/tokenizer/character_kinds.h"
+#include "model/tokenizer/normalizer.h"
 #include "model/tokenizer/regex.h"
 #include "model/tokenizer/tokenizer.h"
 #include "model/tokenizer/utf8.h"
@@ -525,6 +527,54 @@ TEST_F(TokenizerJsonTest, DamagedFileIsAnInputErrorOrWorks) {
     bytes[static_cast<std::size_t>(random.below(bytes.size()))] =
         static_cast<char>(random.below(256));
     (void)try_bytes(bytes);
+  }
+}
+
+// Texts of what normal forms change, of what changes with what is before it, and of letters between: utf8proc, of the whole text.
+TEST(NormalizerTest, OnlyWhatChangesIsLookedAtAndTheRestIsAsUnicodeSays) {
+  const auto newer =
+      [](char32_t c) {  // than the tables of Hugging Face's library, which leaves them alone
+        return c == 0x7fd || (c >= 0x898 && c <= 0x89f) || (c >= 0x8ca && c <= 0x8d3) ||
+               c == 0x9fe || c == 0xc3c || c == 0xd3b || c == 0xd3c || c == 0xeba || c == 0xece ||
+               c == 0x1715 || (c >= 0x1abf && c <= 0x1ace) || (c >= 0x1df6 && c <= 0x1dfa);
+      };
+  std::vector<char32_t> changing,
+      plain = {U'a', U'e', U' ', U'\u0915', U'\u05d0', U'\u4e00', U'\uac00'};
+  for (char32_t c = 0x80; c < 0x2100; ++c) {
+    const utf8proc_property_t* const property =
+        utf8proc_get_property(static_cast<utf8proc_int32_t>(c));
+    const bool mark = property->combining_class > 0 || property->category == UTF8PROC_CATEGORY_MC;
+    const bool jamo = c >= 0x1100 && c < 0x1200;
+    if (!newer(c) && (mark || jamo || property->decomp_seqindex != UINT16_MAX))
+      changing.push_back(c);
+  }
+  for (const char32_t c : {0x2126, 0x212b, 0x304b, 0x3099, 0xac01, 0xd7a3, 0xf900, 0xfb1f, 0xfb2a,
+                           0xffc2, 0x1109a, 0x110ba, 0x1d15e, 0x2f800})
+    changing.push_back(c);
+  for (const auto& [name, options] :
+       {std::pair("NFC", UTF8PROC_STABLE | UTF8PROC_COMPOSE),
+        {"NFD", UTF8PROC_STABLE | UTF8PROC_DECOMPOSE},
+        {"NFKC", UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT},
+        {"NFKD", UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT}}) {
+    const Normalizer normalizer(json{{"type", name}}, "");
+    Random random(5);
+    const auto one_of = [&](const std::vector<char32_t>& of) {
+      return of[random.below(of.size())];
+    };
+    for (int n = 0; n < 20000; ++n) {
+      std::string text, own;
+      for (std::uint64_t length = 1 + random.below(9); length > 0; --length)
+        append_utf8(text, one_of(random.below(3) == 0 ? plain : changing));
+      utf8proc_uint8_t* whole = nullptr;
+      const auto bytes = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                      static_cast<utf8proc_ssize_t>(text.size()), &whole,
+                                      static_cast<utf8proc_option_t>(options));
+      ASSERT_GE(bytes, 0);
+      const std::string expected(reinterpret_cast<const char*>(whole),
+                                 static_cast<std::size_t>(bytes));
+      std::free(whole);
+      ASSERT_EQ(normalizer.apply(text, PieceStart::kText, own), expected) << name << " of " << text;
+    }
   }
 }
 
