@@ -60,7 +60,7 @@ void check_cuda(cudaError_t status, const std::string& doing) {
 std::string seconds(std::chrono::seconds time) { return std::to_string(time.count()) + " s"; }
 
 std::string rank_name(const State& s, int rank) {
-  return "rank " + std::to_string(rank) + " (" + s.hosts[static_cast<std::size_t>(rank)] + ")";
+  return "rank " + std::to_string(rank) + " (" + s.hosts[rank] + ")";
 }
 
 // "rank 0 (node1), rank 2 (node2)"
@@ -180,7 +180,7 @@ ncclUniqueId meet(State& s, Communicator& host) {
   const auto deadline = Clock::now() + s.allowed;
   const auto size = static_cast<std::size_t>(host.size());
   std::vector<HostName> names(size);
-  HostName& mine = names[static_cast<std::size_t>(s.rank)];
+  HostName& mine = names[s.rank];
   gethostname(mine.data(), mine.size() - 1);
   ncclUniqueId id{};
   const auto bytes_of = [](auto& value) { return std::as_writable_bytes(std::span(&value, 1)); };
@@ -188,7 +188,7 @@ ncclUniqueId meet(State& s, Communicator& host) {
   if (s.rank == 0) {
     std::vector<std::unique_ptr<Ticket>> tickets;
     for (int from = 1; from < host.size(); ++from) {
-      const Receive receive{bytes_of(names[static_cast<std::size_t>(from)]), from};
+      const Receive receive{bytes_of(names[from]), from};
       tickets.push_back(host.start({}, {&receive, 1}));
     }
     std::string missing;

@@ -21,12 +21,10 @@ int first_query_norm(const ModelConfig& config) {
 // "q_proj, k_proj, v_proj" of linears [first, end).
 SharedInput group_of(const std::vector<LinearSpec>& linears, int first, int end,
                      bool from_residual) {
-  SharedInput group{.name = "",
-                    .linears = {},
-                    .cols = linears[static_cast<std::size_t>(first)].cols,
-                    .from_residual = from_residual};
+  SharedInput group{
+      .name = "", .linears = {}, .cols = linears[first].cols, .from_residual = from_residual};
   for (int i = first; i < end; ++i) {
-    const std::string& name = linears[static_cast<std::size_t>(i)].name;
+    const std::string& name = linears[i].name;
     group.name += (i > first ? ", " : "") + name.substr(name.rfind('.') + 1);
     group.linears.push_back(i);
   }

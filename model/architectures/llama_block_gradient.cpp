@@ -57,15 +57,15 @@ void LlamaBlock::mlp_backward(const BlockWeights& weights, SavedActivations::OfH
   {
     const Tensor n = input_of(Half::kMlp, weights, saved.input, backend);
     for (int linear = up_; linear >= gate_; --linear) {
-      take(linear, {gradients[static_cast<std::size_t>(linear - gate_)], n, length});
+      take(linear, {gradients[linear - gate_], n, length});
     }
   }
   add_half_gradient(
       Half::kMlp, weights, saved.input,
       [&](Matrix to, bool accumulate) {
         for (int linear = gate_; linear <= up_; ++linear) {
-          add_input_gradient(gradients[static_cast<std::size_t>(linear - gate_)],
-                             weights.linears[linear], to, accumulate || linear > gate_, backend);
+          add_input_gradient(gradients[linear - gate_], weights.linears[linear], to,
+                             accumulate || linear > gate_, backend);
         }
       },
       gradient, backend);

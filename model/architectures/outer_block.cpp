@@ -64,8 +64,7 @@ void OuterBlock::apply(int, const BlockWeights&, BlockState& state, Backend&) co
 
 Tensor OuterBlock::input_from_residual(int group, const BlockWeights& weights,
                                        const Tensor& residual, Backend& backend) const {
-  require(shared_inputs_[static_cast<std::size_t>(group)].name == kOuterLinears.back(),
-          "only the head reads activations");
+  require(shared_inputs_[group].name == kOuterLinears.back(), "only the head reads activations");
   const Head head{.norm = weights.norms[0].borrowed(),
                   .norm_bias = weights.norms[1].borrowed(),
                   .project_out = weights.norms[2].borrowed(),

@@ -18,7 +18,7 @@ RotaryTables::Tables tables_of(const std::vector<double>& frequencies, double ma
   HostTensor host_sin(DType::kF32, {positions, pairs});
   for (std::int64_t j = 0; j < pairs; ++j) {
     for (std::int64_t p = 0; p < positions; ++p) {
-      const double angle = static_cast<double>(p) * frequencies[static_cast<std::size_t>(j)];
+      const double angle = static_cast<double>(p) * frequencies[j];
       const auto at = static_cast<std::size_t>(p * pairs + j);
       host_cos.as<float>()[at] = static_cast<float>(magnitude * std::cos(angle));
       host_sin.as<float>()[at] = static_cast<float>(magnitude * std::sin(angle));

@@ -59,7 +59,7 @@ void note_and_check(const Checkpoint& checkpoint, const std::string& name, const
   on_host_threads(static_cast<std::int64_t>(1 + pieces), [&](std::int64_t piece) {
     if (piece == 0) return checkpoint.note_content(name);
     const std::size_t at = static_cast<std::size_t>(piece - 1) * kPieceBytes;
-    largest[static_cast<std::size_t>(piece - 1)] = largest_magnitude_of(
+    largest[piece - 1] = largest_magnitude_of(
         view.type, view.bytes.subspan(at, std::min(kPieceBytes, view.bytes.size() - at)));
   });
   check_largest(largest, type, checkpoint.where(name));

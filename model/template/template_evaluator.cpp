@@ -66,7 +66,7 @@ const Value* TemplateEvaluator::place_of(const TemplateExpression& e) {
   if (!whole->is_array() || !index.is_number_integer()) return nullptr;
   const auto size = static_cast<std::int64_t>(whole->size());
   const std::int64_t at = index.get<std::int64_t>() + (index < 0 ? size : 0);
-  return at >= 0 && at < size ? &(*whole)[static_cast<std::size_t>(at)] : nullptr;
+  return at >= 0 && at < size ? &(*whole)[at] : nullptr;
 }
 
 Value TemplateEvaluator::computed(const TemplateExpression& e) {

@@ -199,7 +199,7 @@ Value element(const Value& value, const Value& index) {
   if ((value.is_array() || value.is_string()) && index.is_number_integer()) {
     const Value list = list_of(value);
     const std::int64_t size = length_of(list), at = integer_of(index) + (index < 0 ? size : 0);
-    return at >= 0 && at < size ? list[static_cast<std::size_t>(at)] : undefined_value();
+    return at >= 0 && at < size ? list[at] : undefined_value();
   }
   return undefined_value();
 }
@@ -217,8 +217,7 @@ Value slice(const Value& value, const Value& begin, const Value& end, const Valu
   const std::int64_t first = bound(begin, by > 0 ? 0 : size - 1),
                      last = bound(end, by > 0 ? size : -1);
   Value result = Value::array();
-  for (std::int64_t i = first; by > 0 ? i < last : i > last; i += by)
-    result.push_back(list[static_cast<std::size_t>(i)]);
+  for (std::int64_t i = first; by > 0 ? i < last : i > last; i += by) result.push_back(list[i]);
   if (!value.is_string()) return result;
   std::string text;
   for (const Value& c : result) text += c.get_ref<const std::string&>();

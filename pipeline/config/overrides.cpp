@@ -48,7 +48,7 @@ void apply_override(YamlNode& root, const std::string& assignment) {
       at->items.emplace_back().where = where;
       found = at->keys.end() - 1;
     }
-    at = &at->items[static_cast<std::size_t>(found - at->keys.begin())];
+    at = &at->items[found - at->keys.begin()];
   }
   *at = std::move(value);
 }

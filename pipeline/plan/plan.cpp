@@ -30,8 +30,7 @@ std::vector<double> busy_over_time(const std::vector<Interval>& intervals, doubl
     for (int column = first; column <= last && length > 0; ++column) {
       const double overlap =
           std::min(interval.end, (column + 1) * width) - std::max(interval.begin, column * width);
-      busy[static_cast<std::size_t>(column)] +=
-          std::max(0.0, overlap) / width * interval.work / length;
+      busy[column] += std::max(0.0, overlap) / width * interval.work / length;
     }
   }
   return busy;

@@ -58,7 +58,7 @@ std::vector<RecipeState> states_on_disk(const RunConfig& config, int blocks) {
     const Recipe& recipe = config.recipes[r];
     states[r].failure = find_failure(recipe.name, store);
     for (int block = 0; block < recipe.units(blocks); ++block)
-      states[r].done[static_cast<std::size_t>(block)] = there(block_key(recipe.name, block));
+      states[r].done[block] = there(block_key(recipe.name, block));
     if (recipe.needs.decision && there(decision_key(recipe.name)))
       states[r].decision = json::object();
     if (!states[r].to_do() || !recipe.needs.streams()) continue;

@@ -73,12 +73,12 @@ void FinishedRecipes::tell(std::size_t recipe, bool whole) {
   }
   if (mesh_.team().rank() != 0) return;
   for (int block = mine.begin; block < mine.end; ++block) {
-    const std::int64_t length = bytes[static_cast<std::size_t>(block - mine.begin)];
+    const std::int64_t length = bytes[block - mine.begin];
     if (length > 0) told_[block_key(recipes_[recipe].name, block)] = length;
   }
   if (keeper == mesh_.stage()) {
     const auto kept = std::ranges::find(kept_, recipe, &Kept::recipe);
-    kept->notes[static_cast<std::size_t>(keeper)].bytes = std::move(bytes);
+    kept->notes[keeper].bytes = std::move(bytes);
     kept->told = true;
     return;
   }
@@ -106,8 +106,7 @@ std::vector<std::size_t> FinishedRecipes::take() {
     recipes.push_back(recipe);
     std::erase_if(kept_, [&](const Kept& kept) { return kept.recipe == recipe; });
     for (int block = 0; block < recipes_[recipe].units(blocks_); ++block) {
-      store_.expect(block_key(recipes_[recipe].name, block),
-                    each[1][static_cast<std::size_t>(block)].get<std::uint64_t>());
+      store_.expect(block_key(recipes_[recipe].name, block), each[1][block].get<std::uint64_t>());
     }
   }
   return recipes;

@@ -70,7 +70,7 @@ class Walk {
   void share_statistics(User& user) {
     nlohmann::json mine = nlohmann::json::object();
     for (const int block : taken_) {
-      const nlohmann::json& of_block = user.state.statistics[static_cast<std::size_t>(block)];
+      const nlohmann::json& of_block = user.state.statistics[block];
       if (s_.mesh.team().rank() == 0) mine[std::to_string(block)] = of_block;
     }
     const std::string text = mine.dump();
@@ -196,7 +196,7 @@ class Walk {
                        [&] { made[settings] = user.method->statistics(task); });
     }
     if (task.team.rank() != 0) return;
-    user.state.statistics[static_cast<std::size_t>(task.block)] = made[settings];
+    user.state.statistics[task.block] = made[settings];
     Record record;
     record.attributes = {{kStatistics, made[settings]},
                          {kMadeOf, contents_of_block(s_.model, task.block)},

@@ -152,7 +152,7 @@ class Stage {
         .blocks = {own_.begin, std::min(own_.end, end_)},
         .first_wanted = first_,
         .ends = ends(),
-        .summed = [&](int block) { return !done_[static_cast<std::size_t>(block)]; },
+        .summed = [&](int block) { return !done_[block]; },
         .take = s_.take,
         .block_done = [&](int block, Activations* gradient) { return leave(block, gradient); }};
     const bool finished = walk_gradients(walk);

@@ -21,8 +21,7 @@ void plan_gradients(const std::vector<Recipe>& recipes, const std::vector<std::s
     for (auto& steps : stages) steps.push_back(step);
   };
   const auto waits = [&](std::size_t r, int block) {
-    return !recipes[r].needs.makes_blocks_of_gradients() ||
-           !states[r].done[static_cast<std::size_t>(block)];
+    return !recipes[r].needs.makes_blocks_of_gradients() || !states[r].done[block];
   };
   for (const std::size_t r : users) {
     if (recipes[r].needs.makes_blocks_of_gradients() && recipes[r].needs.decision &&
@@ -38,7 +37,7 @@ void plan_gradients(const std::vector<Recipe>& recipes, const std::vector<std::s
   while (first < blocks && !anybody(first)) ++first;
   for (int stage = 0; first < blocks && stage < mesh.pipeline; ++stage) {
     const PartRange own = parts_of_rank(blocks, stage, mesh.pipeline);
-    auto& steps = stages[static_cast<std::size_t>(stage)];
+    auto& steps = stages[stage];
     for (int block = own.begin; block < own.end; ++block)
       steps.push_back({Kind::kForward, users.front(), block});
     for (int block = own.end - 1; block >= std::max(own.begin, first); --block) {
@@ -93,7 +92,7 @@ class WavePlan {
 
   bool works(const Member& m, int block) const { return m.way.through(block, states_[m.recipe]); }
   bool makes(const Member& m, int block) const {
-    return works(m, block) && !states_[m.recipe].done[static_cast<std::size_t>(block)];
+    return works(m, block) && !states_[m.recipe].done[block];
   }
   bool enters(const Member& m, int block) const {
     return m.way.in_order && !m.way.arrives && m.way.begin == block && works(m, block);
@@ -192,9 +191,7 @@ std::vector<std::vector<Step>> plan_steps(const std::vector<Recipe>& recipes,
     for (const Wave& wave : waves_of(numbers, waves)) {
       for (int stage = 0; stage < count; ++stage) {
         const PartRange own = own_units(recipes, wave, parts_of_rank(blocks, stage, count), blocks);
-        WavePlan(recipes, states, wave, number, own, blocks,
-                 stages[static_cast<std::size_t>(first_stage + stage)])
-            .plan();
+        WavePlan(recipes, states, wave, number, own, blocks, stages[first_stage + stage]).plan();
       }
       ++number;
     }

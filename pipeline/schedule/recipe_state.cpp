@@ -152,8 +152,7 @@ RecipeState inspect_recipe(const Recipe& recipe, int blocks, int shards, RunStor
     // What is run forward is read whole anyway: better now, where it can be made again, than in the middle.
     std::vector<std::string> forward;
     for (int block = state.snapshot; in_order && block < state.last_missing(); ++block) {
-      if (state.done[static_cast<std::size_t>(block)])
-        forward.push_back(block_key(recipe.name, block));
+      if (state.done[block]) forward.push_back(block_key(recipe.name, block));
     }
     if (remove_damaged(forward, store, world, tick) == 0) return state;
   }

@@ -96,7 +96,7 @@ bool all_whole(const std::vector<std::string>& keys, RunStore& store, Communicat
   nlohmann::json lengths = nlohmann::json::object();
   bool whole = true;
   for (int i = mine.begin; i < mine.end; ++i) {
-    const std::string& key = keys[static_cast<std::size_t>(i)];
+    const std::string& key = keys[i];
     const bool there = store.whole(key);
     if (!there) store.remove(key);  // a damaged one would stand in the way
     whole = whole && there;

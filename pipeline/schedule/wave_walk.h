@@ -46,7 +46,7 @@ class WaveWalk {
     std::unique_ptr<DecoderBlock> outer = nullptr;  // of what it includes outside the blocks
     bool failed = false;
 
-    bool done(int block) const { return state.done[static_cast<std::size_t>(block)]; }
+    bool done(int block) const { return state.done[block]; }
     bool at_work(int block) const { return !failed && way.through(block, state); }
     bool carries_original(int block) const { return way.original && at_work(block); }
   };

@@ -42,8 +42,7 @@ struct Way {
   bool finishes_at(int block) const { return in_order && !goes_on && block + 1 == end; }
   // Whether the recipe is at work on a block.
   bool through(int block, const RecipeState& state) const {
-    return begin <= block && block < end &&
-           (in_order || !state.done[static_cast<std::size_t>(block)]);
+    return begin <= block && block < end && (in_order || !state.done[block]);
   }
 };
 Way way_through(const Recipe& recipe, const RecipeState& state, PartRange own);

@@ -50,7 +50,7 @@ void throw_bad_nodes(const std::vector<std::string>& hosts,
                      const std::map<int, std::string>& why_by_rank) {
   std::map<std::pair<std::string, std::string>, std::vector<int>> ranks_by_fault;
   for (const auto& [rank, why] : why_by_rank) {
-    ranks_by_fault[{hosts[static_cast<std::size_t>(rank)], why}].push_back(rank);
+    ranks_by_fault[{hosts[rank], why}].push_back(rank);
   }
   std::vector<std::string> nodes;
   for (const auto& [fault, ranks] : ranks_by_fault) {

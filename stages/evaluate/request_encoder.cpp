@@ -79,7 +79,7 @@ void RequestEncoder::append_page(const TaskDocument& document,
     std::int64_t begin = done == 0 ? 0 : std::max<std::int64_t>(0, end - max_length_ - 1);
     TokenPair pair;
     if (done == 0) pair.context = {prefix_};
-    for (; begin < done; ++begin) pair.context.push_back(all[static_cast<std::size_t>(begin)]);
+    for (; begin < done; ++begin) pair.context.push_back(all[begin]);
     const auto predicted =
         all.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count));
     pair.continuation = {predicted.begin(), predicted.end()};

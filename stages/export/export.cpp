@@ -437,7 +437,7 @@ class Exporter {
       }
       for (std::size_t i = 0; i < n; ++i) {
         const std::int64_t at = begin + static_cast<std::int64_t>(i);
-        const std::int64_t row = order.empty() ? at : order[static_cast<std::size_t>(at)];
+        const std::int64_t row = order.empty() ? at : order[at];
         std::ranges::copy(rows.values(row), expected.begin());
         format_.round_row(linear, row, piece.type, expected);
         for (std::size_t col = 0; col < cols; ++col) {

@@ -53,8 +53,8 @@ TeamBytes team_bytes(const TeamTraffic& traffic, int team, int shards, double by
       const double summed = sum.times * tile * partial_sums_sent(pieces, owner, team);
       const double moved = sum.gathered && owner != first ? sum.times * tile : 0;
       bytes.sent += summed + moved;
-      received[static_cast<std::size_t>(owner)] += summed;
-      received[static_cast<std::size_t>(first)] += moved;
+      received[owner] += summed;
+      received[first] += moved;
       owner = (owner + 1) % team;
     }
     bytes.received_by_devices += *std::ranges::max_element(received);

@@ -128,7 +128,7 @@ void share_tiles(Communicator& team, std::int64_t rows,
   mine = {};
   std::vector<TileReader> readers(messages.begin(), messages.end());
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    take(tile * kTileRows, readers[static_cast<std::size_t>(tile % team.size())]);
+    take(tile * kTileRows, readers[tile % team.size()]);
   }
   for (const TileReader& reader : readers) {
     require(reader.at_end(), "a rank sent too much of its tiles");

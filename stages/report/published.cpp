@@ -69,8 +69,7 @@ std::optional<PublishedFigure> PublishedTables::find(const ReportRow& row,
     if (at == paper.columns.end()) continue;
     for (const Row& each : paper.rows) {
       if (!each.is_of(row)) continue;
-      return PublishedFigure{each.figures[static_cast<std::size_t>(at - paper.columns.begin())],
-                             paper.name, each.remark};
+      return PublishedFigure{each.figures[at - paper.columns.begin()], paper.name, each.remark};
     }
   }
   return std::nullopt;

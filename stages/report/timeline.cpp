@@ -90,7 +90,7 @@ void add_transfers(const ReportRun& run, double origin, int process, Json& event
           std::ranges::find_if(busy, [&](double until) { return until <= each->begin; });
       const auto lane = idle - busy.begin();
       if (idle == busy.end()) busy.push_back(0);
-      busy[static_cast<std::size_t>(lane)] = each->end;
+      busy[lane] = each->end;
       Json event = slice(each->what, "transfer", each->begin - origin, each->end - origin, process,
                          first + static_cast<int>(lane));
       event["args"] = {{"from", each->from},

@@ -69,7 +69,7 @@ void BlockGradients::add(int linear, const LinearGradient& gradient) {
     const std::int64_t end = std::min(spec.rows, begin + kBandRows);
     const Matrix of_sequence{scratch_.view().data, DType::kF32, end - begin, spec.cols, spec.cols};
     for (std::int64_t row = 0; row < tokens; row += length) {
-      if (finite[static_cast<std::size_t>(row / length)] == 0) continue;
+      if (finite[row / length] == 0) continue;
       weight_gradient(gradient.dy.view().row_range(row, row + length).col_range(begin, end),
                       gradient.x.view().row_range(row, row + length), of_sequence, site_.backend);
       site_.backend.add_gradient({.gradient = of_sequence,

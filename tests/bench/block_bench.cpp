@@ -100,7 +100,7 @@ Recipe recipe_of(const Options& options) {
 double weights_of(const DecoderBlock& decoder, std::span<const int> linears) {
   double sum = 0;
   for (const int i : linears) {
-    const LinearSpec& spec = decoder.linears()[static_cast<std::size_t>(i)];
+    const LinearSpec& spec = decoder.linears()[i];
     sum += static_cast<double>(spec.rows * spec.cols);
   }
   return sum;

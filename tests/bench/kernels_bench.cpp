@@ -296,8 +296,7 @@ void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
   std::vector<float> host(static_cast<std::size_t>(kGroup * kGroup), 0.0f);
   for (std::int64_t i = 0; i < kGroup; ++i) {
     for (std::int64_t j = i; j < kGroup; ++j) {
-      host[static_cast<std::size_t>(i * kGroup + j)] =
-          i == j ? 1.0f : 0.01f * static_cast<float>((i * 7 + j * 3) % 11 - 5);
+      host[i * kGroup + j] = i == j ? 1.0f : 0.01f * static_cast<float>((i * 7 + j * 3) % 11 - 5);
     }
   }
   backend.upload(std::as_bytes(std::span(host)), u.view().data);

@@ -88,8 +88,7 @@ TEST_P(CommunicatorTest, GatherGivesRootTheBytesOfEachRankInOrder) {
     }
     ASSERT_EQ(all.size(), static_cast<std::size_t>(size()));
     for (int r = 0; r < size(); ++r) {
-      EXPECT_EQ(ints_of(all[static_cast<std::size_t>(r)]),
-                std::vector<int>(static_cast<std::size_t>(3 * r), r));
+      EXPECT_EQ(ints_of(all[r]), std::vector<int>(static_cast<std::size_t>(3 * r), r));
     }
   }
 }
@@ -99,8 +98,7 @@ TEST_P(CommunicatorTest, AllGatherGivesEveryRankTheBytesOfEach) {
   const auto all = comm_->all_gather(in(mine));
   ASSERT_EQ(all.size(), static_cast<std::size_t>(size()));
   for (int r = 0; r < size(); ++r) {
-    EXPECT_EQ(ints_of(all[static_cast<std::size_t>(r)]),
-              std::vector<int>(static_cast<std::size_t>(size() - r), 10 + r));
+    EXPECT_EQ(ints_of(all[r]), std::vector<int>(static_cast<std::size_t>(size() - r), 10 + r));
   }
 }
 

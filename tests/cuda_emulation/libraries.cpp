@@ -55,7 +55,7 @@ std::vector<float> rows_of(const Columns& x, bool transposed, std::int64_t rows,
   std::vector<float> dense(static_cast<std::size_t>(rows * cols));
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < cols; ++j) {
-      dense[static_cast<std::size_t>(i * cols + j)] = transposed ? x.get(j, i) : x.get(i, j);
+      dense[i * cols + j] = transposed ? x.get(j, i) : x.get(i, j);
     }
   }
   return dense;
@@ -98,12 +98,12 @@ int invert(const Upper& a, std::int64_t n) {
     for (std::int64_t row = col; row >= 0; --row) {
       double sum = row == col ? 1.0 : 0.0;
       for (std::int64_t k = row + 1; k <= col; ++k) {
-        sum -= static_cast<double>(a(row, k)) * x[static_cast<std::size_t>(k)];
+        sum -= static_cast<double>(a(row, k)) * x[k];
       }
-      x[static_cast<std::size_t>(row)] = sum / static_cast<double>(a(row, row));
+      x[row] = sum / static_cast<double>(a(row, row));
     }
     for (std::int64_t row = 0; row <= col; ++row) {
-      a(row, col) = static_cast<float>(x[static_cast<std::size_t>(row)]);
+      a(row, col) = static_cast<float>(x[row]);
     }
   }
   return 0;
@@ -214,12 +214,12 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a,
     for (std::int64_t i = 0; i < m; ++i) {
       std::fill(row.begin(), row.end(), 0.0f);
       for (std::int64_t l = 0; l < k; ++l) {
-        const float factor = left[static_cast<std::size_t>(i * k + l)];
+        const float factor = left[i * k + l];
         const float* const from = right.data() + l * n;
-        for (std::int64_t j = 0; j < n; ++j) row[static_cast<std::size_t>(j)] += factor * from[j];
+        for (std::int64_t j = 0; j < n; ++j) row[j] += factor * from[j];
       }
       for (std::int64_t j = 0; j < n; ++j) {
-        const float sum = by * row[static_cast<std::size_t>(j)];
+        const float sum = by * row[j];
         z.set(i, j, keep == 0.0f ? sum : sum + keep * z.get(i, j));
       }
     }

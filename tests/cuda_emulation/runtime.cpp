@@ -240,7 +240,7 @@ cudaError_t begin_call(const char* call) {
 const Pinning& pinning() { return registered; }
 const Calls& calls() { return counted; }
 
-std::string current_gpu() { return visible_gpus()[static_cast<std::size_t>(current_device)]; }
+std::string current_gpu() { return visible_gpus()[current_device]; }
 
 bool on_device(const void* memory, std::size_t bytes) {
   if (bytes == 0) return true;
@@ -324,7 +324,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   EMULATION_CALL();
   if (!emulation::is_visible(device)) return report(cudaErrorInvalidDevice);
   *properties = {"emulation", {}, 9, 0, emulation::kDeviceBytes};
-  const std::string name = emulation::visible_gpus()[static_cast<std::size_t>(device)];
+  const std::string name = emulation::visible_gpus()[device];
   name.copy(properties->uuid.bytes, sizeof properties->uuid.bytes);
   return cudaSuccess;
 }

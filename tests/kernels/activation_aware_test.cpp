@@ -139,8 +139,8 @@ TEST_P(ActivationAwareTest, FoldScalesMultipliesColumnsThenDividesRows) {
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t j = 0; j < cols; ++j) {
             auto value = static_cast<float>(w(i, j));
-            if (columns) value *= factors[static_cast<std::size_t>(j)];
-            if (by_rows) value /= divisors[static_cast<std::size_t>(i)];
+            if (columns) value *= factors[j];
+            if (by_rows) value /= divisors[i];
             want(i, j) = static_cast<double>(value);
           }
         }
@@ -207,7 +207,7 @@ TEST_P(ActivationAwareTest, ClippingEqualsTheLiteralSearchOverTokens) {
     Matrix folded = x;  // the inputs of w
     for (std::int64_t t = 0; t < x.rows; ++t) {
       for (std::int64_t k = 0; k < cols; ++k) {
-        folded(t, k) /= static_cast<double>(s[static_cast<std::size_t>(k)]);
+        folded(t, k) /= static_cast<double>(s[k]);
       }
     }
     for (const std::int64_t group_size : {32, 64, 200}) {
@@ -224,7 +224,7 @@ TEST_P(ActivationAwareTest, ClippingEqualsTheLiteralSearchOverTokens) {
             const auto choice = static_cast<int>(got.choices(i, g));
             clipped += choice > 0;
             // Two candidates may be as near as float32's rounding of the products.
-            EXPECT_LE(errors[static_cast<std::size_t>(choice)], least * (1 + 1e-4));
+            EXPECT_LE(errors[choice], least * (1 + 1e-4));
             EXPECT_NEAR(got.errors(i, 2 * g), errors[0], 1e-4 * errors[0]);
             EXPECT_NEAR(got.errors(i, 2 * g + 1), least, 1e-4 * least);
             if (choice != want.best[at]) continue;

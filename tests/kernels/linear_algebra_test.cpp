@@ -216,8 +216,7 @@ TEST_P(LinearAlgebraTest, CholeskyHasASmallBackwardErrorForABadCondition) {
     size.push_back(std::pow(10.0, -5.0 * static_cast<double>(i) / kSize));
   for (std::int64_t i = 0; i < kSize; ++i) {
     for (std::int64_t j = 0; j < kSize; ++j) {
-      a(i, j) = static_cast<double>(static_cast<float>(a(i, j) * size[static_cast<std::size_t>(i)] *
-                                                       size[static_cast<std::size_t>(j)]));
+      a(i, j) = static_cast<double>(static_cast<float>(a(i, j) * size[i] * size[j]));
     }
   }
   Wide device(backend(), a);
@@ -302,7 +301,7 @@ TEST_P(LinearAlgebraTest, AddsUpAFewMatricesAtOnce) {
         Wide apart(backend(), before, {.extra = extra});
         Wide& into = accumulate ? apart : from.front();
         AddUp op{.from = {}, .count = count, .accumulate = accumulate, .into = into};
-        for (int i = 0; i < count; ++i) op.from[i] = from[static_cast<std::size_t>(i)];
+        for (int i = 0; i < count; ++i) op.from[i] = from[i];
         backend().add_up(op);
         const Matrix got = download(backend(), into);
         for (std::size_t at = 0; at < got.values.size(); ++at) {
@@ -356,8 +355,8 @@ TEST_P(LinearAlgebraTest, GathersRowsAndColumns) {
       const Matrix got = download(backend(), to);
       for (std::int64_t i = 0; i < height; ++i) {
         for (std::int64_t j = 0; j < width; ++j) {
-          const std::int64_t r = row_places.data ? rows[static_cast<std::size_t>(i)] : i;
-          const std::int64_t c = col_places.data ? cols[static_cast<std::size_t>(j)] : j;
+          const std::int64_t r = row_places.data ? rows[i] : i;
+          const std::int64_t c = col_places.data ? cols[j] : j;
           ASSERT_EQ(got(i, j), r < 0 || c < 0 ? 0.0 : values(r, c)) << i << ", " << j;
         }
       }

@@ -146,8 +146,8 @@ TEST_P(LookupTableTest, CodesAreTheNearestOfAnAscendingTableOfFloat16s) {
           for (int k = 0; k < 8; ++k)
             ASSERT_LE(distance, std::abs(w(i, j) - r.tables(i, k))) << cols << ", " << j;
         }
-        const double error = r.rows[static_cast<std::size_t>(i)].error;
-        ASSERT_NEAR(error, errors[static_cast<std::size_t>(i)], 1e-12 * error);
+        const double error = r.rows[i].error;
+        ASSERT_NEAR(error, errors[i], 1e-12 * error);
       }
     }
   }

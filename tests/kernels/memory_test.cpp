@@ -73,7 +73,7 @@ TEST(HostThreadsTest, DoAllPiecesAndThrowWhatTheLowestDoes) {
   for (const int threads : {1, 3}) {
     set_host_threads(threads);
     std::vector<int> done(100);
-    on_host_threads(100, [&](std::int64_t piece) { ++done[static_cast<std::size_t>(piece)]; });
+    on_host_threads(100, [&](std::int64_t piece) { ++done[piece]; });
     EXPECT_THAT(done, testing::Each(1));
     try {
       on_host_threads(100, [&](std::int64_t piece) {

@@ -282,7 +282,7 @@ TEST_P(QuantizationTest, GptqPanelEqualsTheReferenceUpToItsFirstTie) {
         // goes its own way from there: compare up to that column.
         bool apart = false;
         for (std::int64_t j = 0; j < width && !apart; ++j) {
-          apart = got.codes(i, j) != want.codes[static_cast<std::size_t>(i * width + j)];
+          apart = got.codes(i, j) != want.codes[i * width + j];
           if (!apart) {
             ASSERT_NEAR(got.errors(i, j), want.errors(i, j), 2e-5)
                 << i << ", " << j << " of " << rows << " x " << width;
@@ -290,8 +290,7 @@ TEST_P(QuantizationTest, GptqPanelEqualsTheReferenceUpToItsFirstTie) {
         }
         rows_apart += apart ? 1 : 0;
         if (!apart) {
-          ASSERT_NEAR(got.loss(i, 0), want.loss[static_cast<std::size_t>(i)],
-                      1e-3 * want.loss[static_cast<std::size_t>(i)]);
+          ASSERT_NEAR(got.loss(i, 0), want.loss[i], 1e-3 * want.loss[i]);
         }
       }
       EXPECT_LE(rows_apart, 1 + rows / 20) << rows << " x " << width << ", " << bits << " bits";

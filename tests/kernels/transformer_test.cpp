@@ -465,10 +465,10 @@ TEST_P(TransformerTest, TheFirstOfTheLargestLogitsCounts) {
     const double most = i % 2 == 0 ? 7.0 : -0.0;  // and 0 is no more than -0
     for (std::int64_t j = 0; most == 0.0 && j < kVocabulary; ++j)
       logits(i, j) = -std::abs(logits(i, j)) - 1;
-    for (std::int64_t j = first[static_cast<std::size_t>(i)]; j < kVocabulary; j += 7)
-      logits(i, j) = j == first[static_cast<std::size_t>(i)] ? most : std::abs(most);
+    for (std::int64_t j = first[i]; j < kVocabulary; j += 7)
+      logits(i, j) = j == first[i] ? most : std::abs(most);
     logits(i, kVocabulary - 1) = std::abs(most);
-    others(i, first[static_cast<std::size_t>(i)]) = -1e30;
+    others(i, first[i]) = -1e30;
   }
   const std::vector<std::int32_t> target(first.size(), 0);
   std::vector<float> loss(first.size());

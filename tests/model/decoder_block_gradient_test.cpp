@@ -116,7 +116,7 @@ class World {
         [&](int linear, const LinearGradient& of) {
           result.order.push_back(linear);
           EXPECT_EQ(of.length, state.length);
-          result.linears[block->linears()[static_cast<std::size_t>(linear)].name] =
+          result.linears[block->linears()[linear].name] =
               download(weight_gradient(of.dy.view(), of.x.view(), *backend), *backend);
         },
         input, *backend);

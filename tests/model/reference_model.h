@@ -58,7 +58,7 @@ inline Matrix llama_block(const ModelConfig& config, const Weights& weights,
   Matrix cos(length, std::ssize(frequencies)), sin(length, std::ssize(frequencies));
   for (std::int64_t p = 0; p < length; ++p) {
     for (std::int64_t j = 0; j < cos.cols; ++j) {
-      const double angle = static_cast<double>(p) * frequencies[static_cast<std::size_t>(j)];
+      const double angle = static_cast<double>(p) * frequencies[j];
       cos(p, j) = turn.magnitude * std::cos(angle);
       sin(p, j) = turn.magnitude * std::sin(angle);
     }
@@ -204,7 +204,7 @@ inline double model_loss(const ModelConfig& config, const Weights& weights,
   const Matrix& table = weights.at(outer.embedding);
   Matrix x(length, table.cols);
   for (std::int64_t i = 0; i < length; ++i) {
-    for (std::int64_t j = 0; j < x.cols; ++j) x(i, j) = table(ids[static_cast<std::size_t>(i)], j);
+    for (std::int64_t j = 0; j < x.cols; ++j) x(i, j) = table(ids[i], j);
   }
   x = times(std::move(x), static_cast<double>(config.embedding_multiplier));
   if (!outer.project_in.empty()) {

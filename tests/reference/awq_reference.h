@@ -44,14 +44,13 @@ inline Matrix scaled_rounding(const Matrix& w, const std::vector<float>& s, cons
   Matrix scaled = w;
   for (std::int64_t i = 0; i < w.rows; ++i) {
     for (std::int64_t j = 0; j < w.cols; ++j) {
-      scaled(i, j) =
-          static_cast<double>(static_cast<float>(w(i, j)) * s[static_cast<std::size_t>(j)]);
+      scaled(i, j) = static_cast<double>(static_cast<float>(w(i, j)) * s[j]);
     }
   }
   Matrix q = rounded(scaled, g);
   for (std::int64_t i = 0; i < w.rows; ++i) {
     for (std::int64_t j = 0; j < w.cols; ++j) {
-      q(i, j) = static_cast<double>(static_cast<float>(q(i, j)) / s[static_cast<std::size_t>(j)]);
+      q(i, j) = static_cast<double>(static_cast<float>(q(i, j)) / s[j]);
     }
   }
   return q;
@@ -61,8 +60,7 @@ inline Matrix scaled_rounding(const Matrix& w, const std::vector<float>& s, cons
 inline std::vector<double> magnitudes(const Matrix& x) {
   std::vector<double> mean(static_cast<std::size_t>(x.cols));
   for (std::int64_t t = 0; t < x.rows; ++t) {
-    for (std::int64_t k = 0; k < x.cols; ++k)
-      mean[static_cast<std::size_t>(k)] += std::abs(x(t, k));
+    for (std::int64_t k = 0; k < x.cols; ++k) mean[k] += std::abs(x(t, k));
   }
   for (double& m : mean) m /= static_cast<double>(x.rows);
   return mean;

@@ -22,12 +22,8 @@ struct Matrix64 {
   std::int64_t rows = 0, cols = 0;
   std::vector<double> values = std::vector<double>(static_cast<std::size_t>(rows * cols));
 
-  double& operator()(std::int64_t r, std::int64_t c) {
-    return values[static_cast<std::size_t>(r * cols + c)];
-  }
-  double operator()(std::int64_t r, std::int64_t c) const {
-    return values[static_cast<std::size_t>(r * cols + c)];
-  }
+  double& operator()(std::int64_t r, std::int64_t c) { return values[r * cols + c]; }
+  double operator()(std::int64_t r, std::int64_t c) const { return values[r * cols + c]; }
 };
 
 inline Matrix64 transposed(const Matrix64& a) {
@@ -138,7 +134,7 @@ inline GptqSolution gptq(Matrix64 w, Matrix64 h, const Gptq& settings) {
   const auto find_all = [&] {
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t i = 0; i < groups; ++i) {
-        grid[static_cast<std::size_t>(r * groups + i)] = group_point(w, r, i * g);
+        grid[r * groups + i] = group_point(w, r, i * g);
       }
     }
   };
@@ -162,9 +158,9 @@ inline GptqSolution gptq(Matrix64 w, Matrix64 h, const Gptq& settings) {
   Matrix64 wp{rows, cols}, hp{cols, cols};
   double mean = 0;
   for (std::int64_t i = 0; i < cols; ++i) {
-    const std::int64_t from = order[static_cast<std::size_t>(i)];
+    const std::int64_t from = order[i];
     for (std::int64_t r = 0; r < rows; ++r) wp(r, i) = w(r, from);
-    for (std::int64_t j = 0; j < cols; ++j) hp(i, j) = h(from, order[static_cast<std::size_t>(j)]);
+    for (std::int64_t j = 0; j < cols; ++j) hp(i, j) = h(from, order[j]);
     mean += hp(i, i) / static_cast<double>(cols);
   }
   for (std::int64_t i = 0; i < cols; ++i) hp(i, i) += settings.damping * mean;
@@ -177,12 +173,12 @@ inline GptqSolution gptq(Matrix64 w, Matrix64 h, const Gptq& settings) {
   solution.group_of_column.resize(static_cast<std::size_t>(cols));
   solution.row_loss.resize(static_cast<std::size_t>(rows));
   for (std::int64_t i = 0; i < cols; ++i) {
-    const std::int64_t column = order[static_cast<std::size_t>(i)];
+    const std::int64_t column = order[i];
     const bool fixed = whole_rows || settings.static_groups;
     const std::int64_t group = (fixed ? column : i) / g;
-    solution.group_of_column[static_cast<std::size_t>(column)] = group;
+    solution.group_of_column[column] = group;
     for (std::int64_t r = 0; r < rows; ++r) {
-      Point64& point = grid[static_cast<std::size_t>(r * groups + group)];
+      Point64& point = grid[r * groups + group];
       if (!fixed && i % g == 0) point = group_point(wp, r, i);
       const auto at = static_cast<std::size_t>(r * cols + column);
       solution.in_steps[at] = wp(r, i) / point.scale;
@@ -191,7 +187,7 @@ inline GptqSolution gptq(Matrix64 w, Matrix64 h, const Gptq& settings) {
       solution.codes[at] = static_cast<int>(code);
       solution.values[at] = point.scale * (code - point.zero);
       const double error = (wp(r, i) - solution.values[at]) / u(i, i);
-      solution.row_loss[static_cast<std::size_t>(r)] += error * error / 2;
+      solution.row_loss[r] += error * error / 2;
       for (std::int64_t j = i; j < cols; ++j) wp(r, j) -= error * u(i, j);
     }
   }

@@ -46,7 +46,7 @@ std::vector<double> table_errors(const Matrix& w, const Matrix& sensitivity, con
   for (std::int64_t i = 0; i < w.rows; ++i) {
     for (std::int64_t j = 0; j < w.cols; ++j) {
       const double d = w(i, j) - tables(i, static_cast<std::int64_t>(codes(i, j)));
-      errors[static_cast<std::size_t>(i)] += sensitivity(i, j) * d * d;
+      errors[i] += sensitivity(i, j) * d * d;
     }
   }
   return errors;

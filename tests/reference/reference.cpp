@@ -119,7 +119,7 @@ Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t
       for (std::int64_t key = first; key <= row; ++key) {
         for (std::int64_t i = 0; i < head_dim; ++i) {
           out(row, head * head_dim + i) +=
-              weight[static_cast<std::size_t>(key - first)] / sum * v(key, kv_head * head_dim + i);
+              weight[key - first] / sum * v(key, kv_head * head_dim + i);
         }
       }
     }
@@ -158,7 +158,7 @@ std::vector<double> cross_entropy(const Matrix& logits, const std::vector<std::i
     for (std::int64_t j = 0; j < logits.cols; ++j) largest = std::max(largest, logits(i, j));
     double sum = 0.0;
     for (std::int64_t j = 0; j < logits.cols; ++j) sum += std::exp(logits(i, j) - largest);
-    const std::int32_t t = target[static_cast<std::size_t>(i)];
+    const std::int32_t t = target[i];
     loss.push_back(t < 0 ? 0.0 : largest + std::log(sum) - logits(i, t));
   }
   return loss;
@@ -234,9 +234,9 @@ Panel gptq_panel(const Matrix& w, const Matrix& u, int bits, const Matrix& scale
       const double value = scales(row, i) * (code - zeros(row, i));
       const double error = (working(row, i) - value) / u(i, i);
       for (std::int64_t j = i + 1; j < w.cols; ++j) working(row, j) -= error * u(i, j);
-      panel.codes[static_cast<std::size_t>(row * w.cols + i)] = static_cast<std::uint8_t>(code);
+      panel.codes[row * w.cols + i] = static_cast<std::uint8_t>(code);
       panel.errors(row, i) = error;
-      panel.loss[static_cast<std::size_t>(row)] += error * error / 2.0;
+      panel.loss[row] += error * error / 2.0;
     }
   }
   return panel;

@@ -19,12 +19,8 @@ struct Matrix {
   Matrix() = default;
   Matrix(std::int64_t r, std::int64_t c)
       : rows(r), cols(c), values(static_cast<std::size_t>(r * c), 0.0) {}
-  double& operator()(std::int64_t i, std::int64_t j) {
-    return values[static_cast<std::size_t>(i * cols + j)];
-  }
-  double operator()(std::int64_t i, std::int64_t j) const {
-    return values[static_cast<std::size_t>(i * cols + j)];
-  }
+  double& operator()(std::int64_t i, std::int64_t j) { return values[i * cols + j]; }
+  double operator()(std::int64_t i, std::int64_t j) const { return values[i * cols + j]; }
 };
 
 Matrix transpose(const Matrix& a);

@@ -147,7 +147,7 @@ class GgufContainer final : public Container {
     std::vector<std::int64_t> order(static_cast<std::size_t>(linear.spec.rows));
     for (std::int64_t row = 0; row < linear.spec.rows; ++row) {
       const std::int64_t within = row % size;
-      order[static_cast<std::size_t>(row)] = row - within + within % 2 * half + within / 2;
+      order[row] = row - within + within % 2 * half + within / 2;
     }
     return order;
   }

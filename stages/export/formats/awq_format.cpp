@@ -80,7 +80,7 @@ class AwqGemm final : public ExportFormat {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const std::int64_t row = first + static_cast<std::int64_t>(i) / cols;
       const std::int64_t col = static_cast<std::int64_t>(i) % cols, group = col / size;
-      const int shift = 4 * kNibble[static_cast<std::size_t>(row % 8)];
+      const int shift = 4 * kNibble[row % 8];
       const auto nibble = [&](const HostView& view, std::int64_t line) {
         const auto word = stored_at<std::uint32_t>(view, line * (outputs / 8) + row / 8);
         return static_cast<int>(word >> shift & 15);

@@ -100,8 +100,7 @@ class SqueezeLlm final : public ExportFormat {
            ++entry) {
         const std::int64_t col = stored_at<std::int32_t>(stored[3], entry);
         if (col < 0 || col >= cols) continue;  // the sum is another then
-        rows[static_cast<std::size_t>((row - first) * cols + col)] +=
-            stored_at<float>(stored[4], entry);
+        rows[(row - first) * cols + col] += stored_at<float>(stored[4], entry);
       }
     }
   }

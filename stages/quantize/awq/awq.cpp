@@ -289,7 +289,7 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
   const std::vector<ScaleSet> sets =
       settings.scale_search ? sizes.block.scale_sets() : std::vector<ScaleSet>{};
   const auto by_gram = [&](const ScaleSet& set) {
-    const SharedInput& input = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
+    const SharedInput& input = sizes.block.shared_inputs()[set.group];
     return is_judged_by_gram(set, input.cols, sizes.tokens, activations);
   };
   const double passes = (std::ranges::all_of(sets, by_gram) ? 0 : 1) + (made.gathered ? 0 : 1);
@@ -322,7 +322,7 @@ BlockCost cost_of(const BlockSizes& sizes, DType activations, const AwqSettings&
   cost.traffic.rounds = 6.0 * static_cast<double>(sizes.block.linears().size());
   std::vector<Cut> tiles;
   for (const ScaleSet& set : sets) {
-    const SharedInput& group = sizes.block.shared_inputs()[static_cast<std::size_t>(set.group)];
+    const SharedInput& group = sizes.block.shared_inputs()[set.group];
     for (const int linear : by_gram(set) ? group.linears : std::vector<int>()) {
       const double work = 2 * points * sizes.rows(linear) * sizes.cols(group) * sizes.cols(group);
       const int pieces = static_cast<int>((sizes.rows(linear) + kTileRows - 1) / kTileRows);

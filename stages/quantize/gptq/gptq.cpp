@@ -53,13 +53,11 @@ class GptqQuantizer {
   }
 
  private:
-  const SharedInput& group(int g) const { return groups_[static_cast<std::size_t>(g)]; }
+  const SharedInput& group(int g) const { return groups_[g]; }
   int group_count() const { return static_cast<int>(groups_.size()); }
   // Whether any of its linears is to be quantized: else nobody asks for its Hessian.
   bool is_solved(int g) const {
-    return std::ranges::any_of(group(g).linears, [this](int i) {
-      return !linears_[static_cast<std::size_t>(i)].original;
-    });
+    return std::ranges::any_of(group(g).linears, [this](int i) { return !linears_[i].original; });
   }
   std::string text_of(int g) const {
     return "block " + std::to_string(task_.block) + ", " + group(g).name;
@@ -187,7 +185,7 @@ class GptqQuantizer {
           if (g > 0) task_.decoder.apply(g - 1, task_.weights, state, task_.backend);
           if (group(g).from_residual) task_.decoder.prepare(g, task_.weights, state, task_.backend);
         });
-        HessianCollector* const collector = collectors[static_cast<std::size_t>(g)].get();
+        HessianCollector* const collector = collectors[g].get();
         if (collector) clock_.measure("gram", [&] { collector->add(state.input.view(), batch); });
       }
     });
@@ -207,9 +205,9 @@ class GptqQuantizer {
       hessians[index] = {};
     }
     for (int g = 0; g < group_count(); ++g) {
-      if (!collectors[static_cast<std::size_t>(g)]) continue;
-      const int owner = collectors[static_cast<std::size_t>(g)]->owner();
-      quantize_group(g, std::move(factors[static_cast<std::size_t>(g)]), owner);
+      if (!collectors[g]) continue;
+      const int owner = collectors[g]->owner();
+      quantize_group(g, std::move(factors[g]), owner);
     }
     if (!task_.decoder.flows()) return;
     task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
@@ -285,7 +283,7 @@ class GptqQuantizer {
   void count_forward(int g) {
     const auto tokens = static_cast<double>(task_.samples->count() * task_.samples->length());
     for (const int i : group(g).linears) {
-      const LinearSpec& spec = task_.decoder.linears()[static_cast<std::size_t>(i)];
+      const LinearSpec& spec = task_.decoder.linears()[i];
       clock_.count("forward", 2.0 * tokens * static_cast<double>(spec.rows * spec.cols));
     }
   }

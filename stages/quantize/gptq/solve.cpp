@@ -63,8 +63,8 @@ TileSolver::TileSolver(const QuantizedLinear& linear, const GptqSettings& settin
   for (std::size_t i = 0; i < factor.order.size(); ++i) {
     const std::int64_t column = factor.order[i];
     alive.push_back(factor.dead[i] ? -1 : static_cast<std::int64_t>(i));
-    in_order.push_back(factor.dead[static_cast<std::size_t>(column)] ? -1 : column);
-    back[static_cast<std::size_t>(column)] = static_cast<std::int64_t>(i);
+    in_order.push_back(factor.dead[column] ? -1 : column);
+    back[column] = static_cast<std::int64_t>(i);
     group_of.push_back((fixed_grids_ ? column : static_cast<std::int64_t>(i)) / linear.group_size);
   }
   alive_ = upload_index(alive, backend);
@@ -264,7 +264,7 @@ HostTensor groups_of_columns(const QuantizedLinear& linear, const HessianFactor&
   HostTensor groups(DType::kI32, {linear.cols});
   const std::span<std::int32_t> of = groups.as<std::int32_t>();
   for (std::int64_t i = 0; i < linear.cols; ++i) {
-    of[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(i)])] =
+    of[factor.order[static_cast<std::size_t>(i)]] =
         static_cast<std::int32_t>(i / linear.group_size);
   }
   return groups;

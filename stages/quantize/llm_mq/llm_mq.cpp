@@ -205,7 +205,7 @@ class LlmMq final : public Method {
     for (std::size_t i = 0; i < tie.size(); ++i) tie[i] = static_cast<int>(i);
     for (const SharedInput& group : decoder.shared_inputs()) {
       for (const int i : group.linears) {
-        if (fused_) tie[static_cast<std::size_t>(i)] = group.linears.front();
+        if (fused_) tie[i] = group.linears.front();
       }
     }
     return tie;

@@ -86,7 +86,7 @@ void BatchLoader::fetch(const std::vector<int>& batch, int parts) {
     const PartRange slots = parts_of_rank(batch_size, part, parts);
     Waiting mine{.part = part, .slots = {}};
     for (int s = slots.begin; s < slots.end; ++s) {
-      const int sample = batch[static_cast<std::size_t>(s)];
+      const int sample = batch[s];
       const int holder = holder_of(sample);
       if (holder == rank && worker == rank) {
         mine.slots.push_back({rows_of(input_, sample), rows_of(target_, sample)});
@@ -116,7 +116,7 @@ void BatchLoader::load_ahead() {
                .target = Tensor(task_.backend, input_.type(), sequences * length, input_.cols())},
       .tickets = {}};
   for (std::int64_t s = 0; s < sequences; ++s) {
-    const Slot& slot = next.slots[static_cast<std::size_t>(s)];
+    const Slot& slot = next.slots[s];
     const auto copy = [&](Rows from, Tensor& to) {
       const Matrix rows = to.view().row_range(s * length, (s + 1) * length);
       loading.tickets.push_back(task_.backend.upload_ahead(from, rows.data));

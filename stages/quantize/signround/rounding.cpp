@@ -100,8 +100,7 @@ void LearnedBlock::round() {
   const int rank = task_.team.rank(), size = task_.team.size();
   const auto all_tiles = learned_tiles(task_);
   const auto rows_of = [&](const RowTile& at) {
-    return task_.weights.linears[static_cast<std::size_t>(at.linear)].view().row_range(
-        at.first, at.first + at.rows);
+    return task_.weights.linears[at.linear].view().row_range(at.first, at.first + at.rows);
   };
   for (const auto& tiles : tiles_) {
     for (const auto& tile : tiles) {
@@ -215,8 +214,7 @@ void LearnedBlock::restore(const RowTile& at, const Record& record) {
 }
 
 LearnedBlock::Tile& LearnedBlock::tile_at(const RowTile& at) const {
-  return *tiles_[static_cast<std::size_t>(at.linear)]
-                [static_cast<std::size_t>(at.first / kTileRows)];
+  return *tiles_[at.linear][at.first / kTileRows];
 }
 
 // What the next steps depend on, and what was kept so far. The rest of a tile follows from the weights.
@@ -250,7 +248,7 @@ std::vector<QuantizedLinear> LearnedBlock::finish() {
     task_.weights.linears[i] = {};
     const SolveError error =
         solve_in_tiles(TeamSite(task_), linear, [&](std::int64_t first, std::int64_t rows) {
-          Tile& tile = *tiles_[i][static_cast<std::size_t>(first / kTileRows)];
+          Tile& tile = *tiles_[i][first / kTileRows];
           require(!tile.codes.empty(), "nothing was kept of the rounding");
           return download_rounded_tile(tile_weights(original_[i], first, rows, backend),
                                        linear.group_size, tile.codes, tile.scales, tile.zeros,

@@ -271,7 +271,7 @@ class BlockTuner {
     const auto& groups = task_.decoder.shared_inputs();
     for (std::size_t g = 1; g < groups.size(); ++g) {
       for (const int i : groups[g].linears) {
-        const LinearSpec& linear = task_.decoder.linears()[static_cast<std::size_t>(i)];
+        const LinearSpec& linear = task_.decoder.linears()[i];
         inner += static_cast<double>(linear.rows * linear.cols);
       }
     }

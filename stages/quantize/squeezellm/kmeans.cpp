@@ -78,7 +78,7 @@ TableTile cluster_tile(const ConstMatrix& w, const ConstMatrix& sensitivity,
     for (std::int64_t column = 0; column < cols; ++column) {
       const auto at = static_cast<std::size_t>(row * cols + column);
       if (is_removed[at] == 0) continue;
-      const float dense = half_to_float(table[static_cast<std::size_t>(row * entries + code[at])]);
+      const float dense = half_to_float(table[row * entries + code[at]]);
       tile.columns.push_back(static_cast<std::int32_t>(column));
       tile.values.push_back(all[at] - dense);
     }

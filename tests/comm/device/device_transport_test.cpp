@@ -165,12 +165,12 @@ TEST_P(DeviceTransportTest, TransfersOfOneCallDoNotWaitForEachOther) {
   for (int step = 1; step < size(); ++step) {
     const int other = (rank() + size() - step) % size();
     sends.push_back({mine.bytes(), other});
-    receives.push_back({received[static_cast<std::size_t>(other)].bytes(), other});
+    receives.push_back({received[other].bytes(), other});
   }
   transport_->start(sends, receives)->wait();
   for (int other = 0; other < size(); ++other) {
     if (other == rank()) continue;
-    EXPECT_TRUE(received[static_cast<std::size_t>(other)].values() == pattern(300, other));
+    EXPECT_TRUE(received[other].values() == pattern(300, other));
   }
 }
 
@@ -184,7 +184,7 @@ TEST_P(DeviceTransportTest, CallsMayBeWaitedForInAnyOrder) {
     for (int from = 0; from < size(); ++from) {
       if (from == owner) continue;
       const Send send{mine.bytes(), owner};
-      const Receive receive{received[static_cast<std::size_t>(from)].bytes(), from};
+      const Receive receive{received[from].bytes(), from};
       if (rank() == from) tickets.push_back(transport_->start({&send, 1}, {}));
       if (rank() == owner) tickets.push_back(transport_->start({}, {&receive, 1}));
     }
@@ -192,7 +192,7 @@ TEST_P(DeviceTransportTest, CallsMayBeWaitedForInAnyOrder) {
   for (auto ticket = tickets.rbegin(); ticket != tickets.rend(); ++ticket) (*ticket)->wait();
   for (int from = 0; from < size(); ++from) {
     if (from == rank()) continue;
-    EXPECT_TRUE(received[static_cast<std::size_t>(from)].values() == pattern(300, from));
+    EXPECT_TRUE(received[from].values() == pattern(300, from));
   }
 }
 

@@ -100,8 +100,7 @@ TEST_P(DecoderBlockTest, DescribesItsLinears) {
   EXPECT_EQ(block_->hidden_size(), kHidden);
   ASSERT_EQ(block_->shared_inputs().size(), 4u);
   for (const SharedInput& group : block_->shared_inputs()) {
-    for (const int linear : group.linears)
-      EXPECT_EQ(block_->linears()[static_cast<std::size_t>(linear)].cols, group.cols);
+    for (const int linear : group.linears) EXPECT_EQ(block_->linears()[linear].cols, group.cols);
   }
   for (std::size_t i = 0; i < weights_.linears.size(); ++i) {
     EXPECT_EQ(weights_.linears[i].rows(), block_->linears()[i].rows);
@@ -118,7 +117,7 @@ TEST_P(DecoderBlockTest, StepsAreTheForwardPass) {
   const std::vector<float> expected = forward(ids, 2);
   BlockState state = start(ids, 2);
   for (int group = 0; group < 4; ++group) {
-    const SharedInput& spec = block_->shared_inputs()[static_cast<std::size_t>(group)];
+    const SharedInput& spec = block_->shared_inputs()[group];
     block_->prepare(group, weights_, state, *backend_);
     EXPECT_EQ(state.input.rows(), 2 * kLength);
     EXPECT_EQ(state.input.cols(), spec.cols);
@@ -149,8 +148,7 @@ TEST_P(DecoderBlockTest, GoesOnFromResidualAndInputAlone) {
       return to;
     };
     resumed.residual = copy_of(state.residual);
-    if (!block_->shared_inputs()[static_cast<std::size_t>(stop)].from_residual)
-      resumed.input = copy_of(state.input);
+    if (!block_->shared_inputs()[stop].from_residual) resumed.input = copy_of(state.input);
     for (int group = stop; group < 4; ++group) {
       block_->prepare(group, weights_, resumed, *backend_);
       block_->apply(group, weights_, resumed, *backend_);
@@ -190,7 +188,7 @@ TEST_P(DecoderBlockTest, TokensSeeEarlierTokensWithinTheWindow) {
   const std::vector<float> before = forward(ids, 1);
   for (std::int64_t changed = 0; changed < kLength; ++changed) {
     std::vector<std::int32_t> other = ids;
-    other[static_cast<std::size_t>(changed)] = (other[static_cast<std::size_t>(changed)] + 1) % 40;
+    other[changed] = (other[changed] + 1) % 40;
     const std::vector<float> after = forward(other, 1);
     for (std::int64_t row = 0; row < kLength; ++row) {
       const bool sees = row >= changed && (!has_window() || changed > row - kWindow);

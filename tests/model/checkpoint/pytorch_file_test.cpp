@@ -363,8 +363,7 @@ TEST_F(PytorchFileTest, ChangedBytesAreRefusedOrRead) {
     for (int i = 0; i < 1500; ++i) {
       std::string bytes = valid;
       for (std::uint64_t n = 1 + random.below(3); n > 0; --n) {
-        bytes[static_cast<std::size_t>(random.below(bytes.size()))] =
-            static_cast<char>(random.below(256));
+        bytes[random.below(bytes.size())] = static_cast<char>(random.below(256));
       }
       if (!survives(bytes)) ++refused;
     }

@@ -26,8 +26,7 @@ QuantizedLinear example() {
   q.codes = HostTensor(DType::kU8, {2, 5});
   q.scales = HostTensor(DType::kF16, {2, 3});
   q.zeros = HostTensor(DType::kU8, {2, 3});
-  for (int i = 0; i < 10; ++i)
-    q.codes.as<std::uint8_t>()[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i);
+  for (int i = 0; i < 10; ++i) q.codes.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(i);
   const float scales[] = {0.5f, 1.0f, 2.0f, 0.25f, -1.0f, 4.0f};
   const int zeros[] = {0, 1, 2, 15, 8, 3};
   for (std::size_t i = 0; i < 6; ++i) {

@@ -185,7 +185,7 @@ class BpeFilesTest : public testing::Test {
  protected:
   BpeFilesTest() {
     for (int byte = 0; byte < 256; ++byte) {
-      vocabulary_[characters_of_bytes()[static_cast<std::size_t>(byte)]] = byte;
+      vocabulary_[characters_of_bytes()[byte]] = byte;
     }
     vocabulary_["ab"] = 256;
     vocabulary_["abc"] = 257;
@@ -524,8 +524,7 @@ TEST_F(TokenizerJsonTest, DamagedFileIsAnInputErrorOrWorks) {
   }
   for (int i = 0; i < 500; ++i) {
     std::string bytes = valid;
-    bytes[static_cast<std::size_t>(random.below(bytes.size()))] =
-        static_cast<char>(random.below(256));
+    bytes[random.below(bytes.size())] = static_cast<char>(random.below(256));
     (void)try_bytes(bytes);
   }
 }

@@ -56,7 +56,7 @@ TEST(WholeRecordsTest, DamageThatTheStartDoesNotSeeIsFoundOnceAndRemoved) {
   world.barrier();
 
   if (world.rank() == world.size() - 1) {
-    for (const int block : {1, 4}) store.commit(keys[static_cast<std::size_t>(block)], record());
+    for (const int block : {1, 4}) store.commit(keys[block], record());
   }
   world.barrier();
   ticks = 0;

@@ -72,7 +72,7 @@ class Deciding final : public Method {
   nlohmann::json decide(ModelTask& task) const override {
     EXPECT_EQ(task.statistics.size(), std::size_t{kBlocks});
     for (int block = 0; block < kBlocks; ++block) {
-      EXPECT_EQ(task.statistics[static_cast<std::size_t>(block)].at("block"), block);
+      EXPECT_EQ(task.statistics[block].at("block"), block);
     }
     return {{"tiles", task.statistics[0].at("tiles")}};
   }
@@ -408,7 +408,7 @@ TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {
       EXPECT_LT(linear.record.at("weighted_error").get<double>(),
                 dense.linears[i].record.at("weighted_error").get<double>());
 
-      const float from = decided.at("large_from")[static_cast<std::size_t>(block)][i].get<float>();
+      const float from = decided.at("large_from")[block][i].get<float>();
       std::vector<float> w(static_cast<std::size_t>(linear.rows * linear.cols));
       walker.backend().download(original.linears[i].f32(), std::as_writable_bytes(std::span(w)));
       DequantizedRows rows(linear);
@@ -418,16 +418,13 @@ TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {
         const auto values = rows.values(row);
         const float* const of_row = w.data() + row * linear.cols;
         std::set<std::int32_t> beside;
-        for (auto k = offsets[static_cast<std::size_t>(row)];
-             k < offsets[static_cast<std::size_t>(row) + 1]; ++k) {
-          const std::int32_t column = columns[static_cast<std::size_t>(k)];
+        for (auto k = offsets[row]; k < offsets[static_cast<std::size_t>(row) + 1]; ++k) {
+          const std::int32_t column = columns[k];
           beside.insert(column);
           const float value = of_row[column];
           // Half a unit in the last place of a float16, of what is added to the table's value.
-          const float added =
-              half_to_float(linear.sparse.values.as<std::uint16_t>()[static_cast<std::size_t>(k)]);
-          EXPECT_NEAR(values[static_cast<std::size_t>(column)], value,
-                      std::abs(added) / 2048 + 1e-7f);
+          const float added = half_to_float(linear.sparse.values.as<std::uint16_t>()[k]);
+          EXPECT_NEAR(values[column], value, std::abs(added) / 2048 + 1e-7f);
           ++kept;
           if (std::abs(value) < from) ++sensitive;
         }

@@ -185,8 +185,7 @@ class Walker {
     steps = plan_steps(recipes_, states, shape, kBlocks, meshes.lane_of, waves);
     std::vector<std::string> units_expected, expected;
     for (const std::string& line :
-         expected_lines(steps[static_cast<std::size_t>(meshes.all.stage())], recipes_, meshes.all,
-                        hours_ > 0)) {
+         expected_lines(steps[meshes.all.stage()], recipes_, meshes.all, hours_ > 0)) {
       (is_unit(line) ? units_expected : expected).push_back(line);
     }
     const auto compare = [&](const auto& found, const auto& planned) {

@@ -112,7 +112,7 @@ TEST_F(LogLikelihoodTest, IsThatOfEachSequenceAlone) {
         const float most = *std::ranges::max_element(row);
         double sum = 0;
         for (const float value : row) sum += std::exp(static_cast<double>(value) - most);
-        const float own = row[static_cast<std::size_t>(scored.targets[i])];
+        const float own = row[scored.targets[i]];
         want += own - most - std::log(sum);
         greedy = greedy && std::ranges::max_element(row) - row.begin() == scored.targets[i];
       }

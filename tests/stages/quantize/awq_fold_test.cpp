@@ -48,8 +48,7 @@ class AwqFoldTest : public testing::Test {
     std::vector<ChosenScales> chosen;
     for (const ScaleSet& set : world.decoder().scale_sets()) {
       ChosenScales& scales = chosen.emplace_back();
-      const std::int64_t cols =
-          world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+      const std::int64_t cols = world.decoder().shared_inputs()[set.group].cols;
       for (std::int64_t k = 0; k < cols; ++k) {
         scales.s.push_back(static_cast<float>(std::exp(2 * random.normal())));
       }
@@ -146,8 +145,7 @@ TEST_F(AwqFoldTest, NormsWithAnOffsetAreDividedAsAWhole) {
   QuantizeWorld world(*team_, 1, 1, {}, kLength, model_of(folder_, "Gemma3", 2, DType::kBF16));
   std::vector<ChosenScales> chosen;
   for (const ScaleSet& set : world.decoder().scale_sets()) {
-    const std::int64_t cols =
-        world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+    const std::int64_t cols = world.decoder().shared_inputs()[set.group].cols;
     chosen.push_back({std::vector<float>(static_cast<std::size_t>(cols), 3.0f), json::object()});
   }
   chosen[0].s[0] = 1.0f;
@@ -170,8 +168,7 @@ TEST_F(AwqFoldTest, AChannelThatTheNormCannotHoldIsNotScaled) {
   QuantizeWorld world(*team_, 1, 1, {}, kLength);
   std::vector<ChosenScales> chosen;
   for (const ScaleSet& set : world.decoder().scale_sets()) {
-    const std::int64_t cols =
-        world.decoder().shared_inputs()[static_cast<std::size_t>(set.group)].cols;
+    const std::int64_t cols = world.decoder().shared_inputs()[set.group].cols;
     chosen.push_back({std::vector<float>(static_cast<std::size_t>(cols), 2.0f), json::object()});
   }
   chosen[0].s[0] = 1e-6f;  // a norm of about 1 would become 1e6: too large for float16

@@ -114,16 +114,15 @@ class AwqTest : public testing::Test {
     std::vector<ChosenScales> chosen;
     for (std::size_t i = 0; i < decoder.scale_sets().size(); ++i) {
       const ScaleSet& set = decoder.scale_sets()[i];
-      const Matrix& x = inputs[static_cast<std::size_t>(set.group)];
+      const Matrix& x = inputs[set.group];
       const Matrix want = module_output(world, set, x, w);
       std::vector<double> losses;
       for (int c = 0; c < points; ++c) {
         const std::vector<float> s =
             reference::scales(reference::magnitudes(x), static_cast<double>(c) / points);
         std::vector<Matrix> trial = w;
-        for (const int linear :
-             decoder.shared_inputs()[static_cast<std::size_t>(set.group)].linears) {
-          Matrix& weights = trial[static_cast<std::size_t>(linear)];
+        for (const int linear : decoder.shared_inputs()[set.group].linears) {
+          Matrix& weights = trial[linear];
           weights = reference::scaled_rounding(weights, s, grid);
         }
         const Matrix output = module_output(world, set, x, trial);
@@ -137,11 +136,9 @@ class AwqTest : public testing::Test {
       const json& record = got.record.at("scale_sets").at(i);
       // float32 activations against double; a weight at a tie may round the other way.
       EXPECT_NEAR(record.at("loss_before").get<double>(), losses[0], 1e-3 * losses[0]) << record;
-      EXPECT_NEAR(record.at("loss").get<double>(), losses[static_cast<std::size_t>(best)],
-                  1e-3 * losses[static_cast<std::size_t>(best)])
-          << record;
+      EXPECT_NEAR(record.at("loss").get<double>(), losses[best], 1e-3 * losses[best]) << record;
       EXPECT_EQ(record.at("ratio").get<double>(), static_cast<double>(best) / points) << record;
-      EXPECT_LT(losses[static_cast<std::size_t>(best)], losses[0]) << "a search worth its name";
+      EXPECT_LT(losses[best], losses[0]) << "a search worth its name";
       chosen.push_back(
           {reference::scales(reference::magnitudes(x), static_cast<double>(best) / points),
            json::object()});
@@ -155,7 +152,7 @@ class AwqTest : public testing::Test {
         const auto& factors = folding.column_factors[i];
         const auto& divisors = folding.row_divisors[i];
         for (std::int64_t c = 0; c < folded.cols && !factors.empty(); ++c) {
-          const float factor = factors[static_cast<std::size_t>(c)];
+          const float factor = factors[c];
           for (std::int64_t r = 0; r < folded.rows; ++r) {
             folded(r, c) = static_cast<double>(static_cast<float>(folded(r, c)) * factor);
           }
@@ -163,8 +160,7 @@ class AwqTest : public testing::Test {
         }
         for (std::int64_t r = 0; r < folded.rows && !divisors.empty(); ++r) {
           for (std::int64_t c = 0; c < folded.cols; ++c) {
-            folded(r, c) = static_cast<double>(static_cast<float>(folded(r, c)) /
-                                               divisors[static_cast<std::size_t>(r)]);
+            folded(r, c) = static_cast<double>(static_cast<float>(folded(r, c)) / divisors[r]);
           }
         }
         const bool clips = index != 0 && index != 1;

@@ -23,7 +23,7 @@ HostTensor to_host(const std::vector<float>& values, std::int64_t n) {
 
 HostTensor identity(std::int64_t n) {
   std::vector<float> values(static_cast<std::size_t>(n * n));
-  for (std::int64_t i = 0; i < n; ++i) values[static_cast<std::size_t>(i * n + i)] = 1;
+  for (std::int64_t i = 0; i < n; ++i) values[i * n + i] = 1;
   return to_host(values, n);
 }
 
@@ -41,7 +41,7 @@ HostTensor random_hessian(std::int64_t n, std::uint64_t seed, std::int64_t dead_
   for (std::int64_t t = 0; t < tokens; ++t) {
     const double common = random.normal();
     for (std::int64_t c = 0; c < n; ++c) {
-      x(t, c) = size[static_cast<std::size_t>(c)] * (random.normal() + 0.5 * common);
+      x(t, c) = size[c] * (random.normal() + 0.5 * common);
       if (c == dead_column) x(t, c) = 0;
     }
   }
@@ -102,9 +102,8 @@ TEST_F(GptqFactorTest, MatchesCholeskyInverseCholesky) {
     double mean = 0;
     for (std::int64_t i = 0; i < n; ++i) {
       for (std::int64_t j = 0; j < n; ++j) {
-        const std::int64_t at = factor.order[static_cast<std::size_t>(i)] * n +
-                                factor.order[static_cast<std::size_t>(j)];
-        permuted(i, j) = h.as<float>()[static_cast<std::size_t>(at)];
+        const std::int64_t at = factor.order[i] * n + factor.order[j];
+        permuted(i, j) = h.as<float>()[at];
       }
       mean += permuted(i, i) / static_cast<double>(n);
     }
@@ -114,7 +113,7 @@ TEST_F(GptqFactorTest, MatchesCholeskyInverseCholesky) {
     // Relative to the row's diagonal: the solver uses U_ij / U_ii. float32 loses about the condition number times 6e-8.
     for (std::int64_t i = 0; i < n; ++i) {
       for (std::int64_t j = 0; j < n; ++j) {
-        ASSERT_NEAR(got[static_cast<std::size_t>(i * n + j)], want(i, j), 1e-4 * want(i, i))
+        ASSERT_NEAR(got[i * n + j], want(i, j), 1e-4 * want(i, i))
             << "n = " << n << ", (" << i << ", " << j << ")";
       }
     }
@@ -330,7 +329,7 @@ TEST_P(GptqReferenceTest, MatchesThePaperInDoublePrecision) {
   int same = 0, different_rows = 0;
   for (std::int64_t r = 0; r < kRows; ++r) {
     for (std::int64_t i = 0; i < kCols; ++i, ++same) {
-      const auto at = static_cast<std::size_t>(r * kCols + want.order[static_cast<std::size_t>(i)]);
+      const auto at = static_cast<std::size_t>(r * kCols + want.order[i]);
       if (got[at] == want.codes[at]) continue;
       const double from_tie = std::fabs(want.in_steps[at] - std::floor(want.in_steps[at]) - 0.5);
       EXPECT_LT(from_tie, 2e-3) << "row " << r << ", step "
@@ -409,7 +408,7 @@ TEST_F(GptqSolveTest, DeadColumnsBecomeZero) {
       EXPECT_EQ(linear.record.at("dead_columns"), 1);
       const std::vector<float> q = download_f32(dequantize(linear, *backend_), *backend_);
       for (std::int64_t r = 0; r < kRows; ++r) {
-        EXPECT_EQ(q[static_cast<std::size_t>(r * kCols + 5)], 0.0f) << "row " << r;
+        EXPECT_EQ(q[r * kCols + 5], 0.0f) << "row " << r;
       }
     }
   }

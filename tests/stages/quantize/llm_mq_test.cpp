@@ -379,7 +379,7 @@ TEST_F(LlmMqDecisionTest, TiedLinearsHaveTheSameBits) {
     for (const SharedInput& group : world_.decoder().shared_inputs()) {
       for (const int i : group.linears) {
         const auto at = [&](const json& decision, int linear) {
-          return decision.at("bits")[block][static_cast<std::size_t>(linear)].get<int>();
+          return decision.at("bits")[block][linear].get<int>();
         };
         EXPECT_EQ(at(tied, i), at(tied, group.linears.front()));
         differs = differs || at(free, i) != at(free, group.linears.front());
@@ -476,9 +476,8 @@ TEST_F(LlmMqBlockTest, TheLargestWeightsOfTwoBitLinearsStandApart) {
     DequantizedRows rows(linear);
     for (std::int64_t row = 0; row < linear.rows; ++row) {
       const auto values = rows.values(row);
-      for (auto k = offsets[static_cast<std::size_t>(row)];
-           k < offsets[static_cast<std::size_t>(row) + 1]; ++k) {
-        const auto column = static_cast<std::size_t>(columns[static_cast<std::size_t>(k)]);
+      for (auto k = offsets[row]; k < offsets[static_cast<std::size_t>(row) + 1]; ++k) {
+        const auto column = static_cast<std::size_t>(columns[k]);
         const float value = w[static_cast<std::size_t>(row * linear.cols) + column];
         EXPECT_GE(std::abs(value), from);
         EXPECT_NEAR(values[column], value, std::abs(value) / 500) << "it is itself again";

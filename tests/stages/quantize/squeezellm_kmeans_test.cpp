@@ -30,9 +30,8 @@ class ClusterTileTest : public testing::Test {
   }
   float dense(const TableTile& tile, std::int64_t at) const {
     const auto entries = tile.tables.shape()[1];
-    const std::uint8_t code = tile.codes.as<std::uint8_t>()[static_cast<std::size_t>(at)];
-    return half_to_float(
-        tile.tables.as<std::uint16_t>()[static_cast<std::size_t>(at / kCols * entries + code)]);
+    const std::uint8_t code = tile.codes.as<std::uint8_t>()[at];
+    return half_to_float(tile.tables.as<std::uint16_t>()[at / kCols * entries + code]);
   }
 
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 2});
@@ -45,8 +44,8 @@ TEST_F(ClusterTileTest, WithoutASparsePartEveryWeightIsInTheTables) {
   EXPECT_TRUE(tile.values.empty());
   double error = 0.0;
   for (std::int64_t i = 0; i < kCols; ++i) {
-    const double d = static_cast<double>(w_[static_cast<std::size_t>(i)] - dense(tile, i));
-    error += static_cast<double>(sensitivity_[static_cast<std::size_t>(i)]) * d * d;
+    const double d = static_cast<double>(w_[i] - dense(tile, i));
+    error += static_cast<double>(sensitivity_[i]) * d * d;
   }
   EXPECT_NEAR(tile.rows[0].error, error, 1e-6 * error);
 }
@@ -86,8 +85,7 @@ TEST_F(ClusterTileTest, ARowOfWhichNothingIsLeftHasUnitWeights) {
   EXPECT_EQ(tile.columns.size(), static_cast<std::size_t>(kRows * kCols));
   EXPECT_EQ(tile.rows[0].unit_weights, 1);
   for (std::int64_t i = 0; i < kRows * kCols; ++i) {
-    EXPECT_EQ(dense(tile, i) + tile.values[static_cast<std::size_t>(i)],
-              w_[static_cast<std::size_t>(i)]);
+    EXPECT_EQ(dense(tile, i) + tile.values[i], w_[i]);
   }
 }
 

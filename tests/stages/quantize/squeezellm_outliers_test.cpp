@@ -61,8 +61,7 @@ TEST(KeySelectionTest, FindsTheSameValueAsSortingOnAnyNumberOfRanks) {
     std::ranges::sort(sorted, std::greater());
     for (const std::int64_t rank : {1, 2, 10, 500, 1000}) {
       for (const std::size_t ranks : {1, 3, 5}) {
-        EXPECT_EQ(select(values, magnitude, rank, ranks),
-                  sorted[static_cast<std::size_t>(rank - 1)])
+        EXPECT_EQ(select(values, magnitude, rank, ranks), sorted[rank - 1])
             << rank << " on " << ranks;
       }
     }
