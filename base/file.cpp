@@ -448,14 +448,23 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
     write(temp.path());
     sync_to_disk(temp.path(), 0);
   };
+  // Another process may remove the directory as long as it is empty, and a third make it again, before there is a file in it.
+  int tries = 0;
+  const auto try_again = [&] {
+    std::error_code ignored;
+    return !fs::exists(temp.path(), ignored) && ++tries < 10;
+  };
   try {
-    try {
-      write_whole();
-    } catch (const Error&) {
-      std::error_code ignored;
-      if (fs::exists(directory, ignored)) throw;
-      make();  // another process has removed it meanwhile, since it was empty
-      write_whole();
+    for (bool written = false; !written;) {
+      try {
+        write_whole();
+        written = true;
+      } catch (const InputError&) {
+        throw;
+      } catch (const Error&) {
+        if (!try_again()) throw;
+        make();
+      }
     }
   } catch (const InputError&) {
     throw;  // the content is at fault, not the disk

@@ -270,6 +270,24 @@ TEST_F(FileTest, WritersOfDifferentNamesDoNotMeet) {
   EXPECT_THAT(names(), testing::ElementsAre("file"));
 }
 
+// As where ranks remove the last records of a folder in which another is about to write.
+TEST_F(FileTest, AFolderThatGoesAndComesBackBeforeTheFileIsThereIsNoFault) {
+  const fs::path folder = folder_ / "at-0002";
+  int tries = 0;
+  write_atomically(folder / "shard", [&](const fs::path& temp) {
+    if (++tries <= 3) {
+      ASSERT_EQ(::rmdir(folder.c_str()), 0);
+      const bool opened = std::ofstream(temp).is_open();
+      fs::create_directory(folder);
+      ASSERT_FALSE(opened);
+      throw Error("No such file or directory");
+    }
+    std::ofstream(temp) << "content";
+  });
+  EXPECT_EQ(tries, 4);
+  EXPECT_EQ(read_text_file(folder / "shard"), "content");
+}
+
 TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
   fs::create_directory(folder_ / "taken");
   EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "taken", "x"); }),

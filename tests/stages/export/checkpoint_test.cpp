@@ -377,6 +377,7 @@ TEST_F(ExportTest, TheHeadLeavesQuantizedAndUntied) {
 
 TEST_F(ExportTest, FormatsSayWhetherTheyHoldAHead) {
   prepare({.intermediate_size = 128, .tied = true}, 4, 32, Grid::kSymGptq);
+  recipe_.options = {{"bits", 4}, {"group_size", 32}, {"symmetric", true}};
   recipe_.include = {"lm_head"};
   recipe_.overrides = {{.match = "lm_head",
                         .scheme = LinearScheme{.bits = 8, .group_size = 32, .grid = Grid::kSymGptq},
