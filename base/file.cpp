@@ -434,21 +434,15 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
                       const std::string& writer) {
   pass_write_guard();
   const fs::path directory = directory_of(path);
-  const auto make = [&] {
+  const auto make_directory = [&] {
     try {
       with_file_errors_named([&] { make_directories(directory); });
     } catch (const std::exception& e) {
-      fail_to_write(path, e.what(), false);
+      throw Error(e.what());  // whatever it is: the content is not at fault
     }
   };
-  make();
-
   TemporaryFile temp(fs::path(path.native() + (writer.empty() ? "" : "." + writer) + ".tmp"));
-  const auto write_whole = [&] {
-    write(temp.path());
-    sync_to_disk(temp.path(), 0);
-  };
-  // Another process may remove the directory as long as it is empty, and a third make it again, before there is a file in it.
+  // As long as there is no file in it, other processes may remove the directory, since it is empty, and those above it, and make them again.
   int tries = 0;
   const auto try_again = [&] {
     std::error_code ignored;
@@ -457,13 +451,14 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   try {
     for (bool written = false; !written;) {
       try {
-        write_whole();
+        make_directory();
+        write(temp.path());
+        sync_to_disk(temp.path(), 0);
         written = true;
       } catch (const InputError&) {
         throw;
       } catch (const Error&) {
         if (!try_again()) throw;
-        make();
       }
     }
   } catch (const InputError&) {

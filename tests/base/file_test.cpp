@@ -288,6 +288,25 @@ TEST_F(FileTest, AFolderThatGoesAndComesBackBeforeTheFileIsThereIsNoFault) {
   EXPECT_EQ(read_text_file(folder / "shard"), "content");
 }
 
+TEST_F(FileTest, WritersAndRemoversOfFoldersDoNotMeet) {
+  const fs::path inner = folder_ / "after-0001" / "stage";
+  const auto write_and_remove = [&](const char* name) {
+    return error_of([&] {
+      for (int i = 0; i < 100; ++i) {
+        write_text_atomically(inner / name, "content");
+        fs::remove(inner / name);
+        if (::rmdir(inner.c_str()) == 0) ::rmdir(inner.parent_path().c_str());
+      }
+    });
+  };
+  std::string other;
+  std::thread thread([&] { other = write_and_remove("one"); });
+  const std::string mine = write_and_remove("two");
+  thread.join();
+  EXPECT_EQ(mine, "no error");
+  EXPECT_EQ(other, "no error");
+}
+
 TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
   fs::create_directory(folder_ / "taken");
   EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "taken", "x"); }),
