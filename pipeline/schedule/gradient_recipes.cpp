@@ -8,6 +8,7 @@
 #include "comm/together.h"
 #include "pipeline/schedule/gradient_schedule.h"
 #include "pipeline/schedule/unit.h"
+#include "stages/flow/numerical_failures.h"
 
 namespace roundhouse {
 namespace {

@@ -50,22 +50,6 @@ nlohmann::json origin_of_block(const Schedule& schedule, int block) {
           {kComputedBy, schedule.backend.computes_as()}};
 }
 
-void with_place_named(const std::string& place, const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const InUseError&) {
-    throw;
-  } catch (const BadNodeError&) {
-    throw;
-  } catch (const UnquantizableError& error) {
-    throw UnquantizableError(place + ": " + error.what());
-  } catch (const InputError& error) {
-    throw InputError(place + ": " + error.what());
-  } catch (const Error& error) {
-    throw Error(place + ": " + error.what());
-  }
-}
-
 int committer_of(int block, int team_size) { return block % team_size; }
 
 void finish_writing(Schedule& schedule) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <chrono>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,9 +26,6 @@ std::string identity_of(const nlohmann::json& decision);
 nlohmann::json origin_of_block(const Schedule& schedule, int block);
 
 double seconds_since(std::chrono::steady_clock::time_point start);
-
-// Methods name the linear; which block of which recipe it is one of is said here: an Error of `work` begins with the place.
-void with_place_named(const std::string& place, const std::function<void()>& work);
 
 // The ranks of a team take turns: which of them packs and writes a block.
 int committer_of(int block, int team_size);

@@ -8,6 +8,24 @@
 
 namespace roundhouse {
 
+void with_place_named(const std::string& place, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const InUseError&) {
+    throw;
+  } catch (const BadNodeError&) {
+    throw;
+  } catch (const UnquantizableError& error) {
+    throw UnquantizableError(place + ": " + error.what());
+  } catch (const NumericalError& error) {
+    throw NumericalError(place + ": " + error.what());
+  } catch (const InputError& error) {
+    throw InputError(place + ": " + error.what());
+  } catch (const Error& error) {
+    throw Error(place + ": " + error.what());
+  }
+}
+
 void NumericalFailures::run(std::int64_t place, const std::function<void()>& work) {
   if (place_ >= 0) return;
   try {

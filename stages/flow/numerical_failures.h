@@ -9,6 +9,10 @@
 
 namespace roundhouse {
 
+// Runs `work`; an Error of it says `place` first, and stays of its kind. Who is in use, or which node is bad, has no place in the model.
+// Methods name linear and rows in this way, and the schedule recipe and block.
+void with_place_named(const std::string& place, const std::function<void()>& work);
+
 class NumericalFailures {
  public:
   // Does nothing once something has failed here. `place`: where in the whole work this piece is; a rank's pieces come in ascending order.

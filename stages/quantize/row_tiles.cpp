@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/numerical_error.h"
 #include "stages/flow/matrix_sum.h"
 #include "stages/flow/numerical_failures.h"
 
@@ -90,14 +89,7 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 
 void with_rows_named(const std::string& linear, std::int64_t first,
                      const std::function<void()>& work) {
-  const std::string place = linear + ", rows from " + std::to_string(first) + ": ";
-  try {
-    work();
-  } catch (const NumericalError& error) {
-    throw NumericalError(place + error.what());
-  } catch (const Error& error) {
-    throw Error(place + error.what());
-  }
+  with_place_named(linear + ", rows from " + std::to_string(first), work);
 }
 
 void share_tiles(Communicator& team, std::int64_t rows,

@@ -85,16 +85,9 @@ class Thresholds {
     const std::size_t linears = task_.decoder.linears().size();
     const std::size_t block = static_cast<std::size_t>(blocks_.begin) + n / linears;
     const std::string place =
-        "block " + std::to_string(block) + ", " + task_.decoder.linears()[n % linears].name + ": ";
-    failures_.run(static_cast<std::int64_t>(block * linears + n % linears), [&] {
-      try {
-        work();
-      } catch (const NumericalError& error) {
-        throw NumericalError(place + error.what());
-      } catch (const Error& error) {
-        throw Error(place + error.what());
-      }
-    });
+        "block " + std::to_string(block) + ", " + task_.decoder.linears()[n % linears].name;
+    failures_.run(static_cast<std::int64_t>(block * linears + n % linears),
+                  [&] { with_place_named(place, work); });
   }
   void for_each_tile(const Tensor& matrix, const std::function<void(const Tensor& w)>& visit) {
     for (std::int64_t first = 0; first < matrix.rows(); first += kTileRows) {
