@@ -188,8 +188,8 @@ TEST(EnginesTest, OverridesThatDoNotFitTheModelAreRefused) {
   };
   EXPECT_EQ(said(R"([{"match": "*.down_proj", "bits": 8, "group_size": 64}])"), "fits");
   EXPECT_THAT(said(R"([{"match": "*.down_porj", "bits": 8}])"),
-              AllOf(testing::StartsWith("run.yaml:7: recipes[0].overrides[0].match: no linear of "
-                                        "this model's blocks is called \"*.down_porj\""),
+              AllOf(testing::StartsWith("run.yaml:7: recipes[0].overrides[0].match: no linear that "
+                                        "this recipe quantizes is called \"*.down_porj\""),
                     HasSubstr("\"*.down_proj\"")));
   EXPECT_THAT(said(R"([{"match": "model.layers.77.mlp.down_proj", "bits": 8}])"),
               HasSubstr("no linear that this recipe quantizes"));
