@@ -20,8 +20,9 @@ DeviceRates rates_for(const PlanArguments& arguments, const RunConfig& config,
                       const ModelConfig& model) {
   if (arguments.measure) return measure_rates(config, model);
   if (!arguments.rates.empty()) return read_rates(arguments.rates);
-  if (!arguments.device.empty()) return rates_of_device(arguments.device);
-  return rates_of_device(config.device == "cpu" ? "cpu" : "h200");
+  std::string device = arguments.device;
+  if (device.empty()) device = config.device == "cpu" ? "cpu" : "h200";
+  return rates_of_device(device == "cpu" && config.cpu_bf16 ? "cpu-bf16" : device);
 }
 
 std::int64_t longest_sample(const RunConfig& config) {

@@ -77,6 +77,14 @@ DeviceRates cpu() {
   return rates;
 }
 
+// cpu_precision: bf16, on a processor that has such products: 1.7 to 1.9 times the operations a second (docs/results.md).
+DeviceRates cpu_bf16() {
+  DeviceRates rates = cpu();
+  rates.name = "cpu-bf16";
+  rates.matmul *= 1.8;
+  return rates;
+}
+
 struct Entry {
   const char* name;
   std::function<DeviceRates()> make;
@@ -86,7 +94,8 @@ const std::vector<Entry>& table() {
       {"h200", [] { return gpu("h200", 790e12, 50e12, 400e12, 4.8e12, 360e9, 45e9, 55e9, 139); }},
       {"h100", [] { return gpu("h100", 790e12, 50e12, 400e12, 3.35e12, 360e9, 45e9, 55e9, 78); }},
       {"a100", [] { return gpu("a100", 250e12, 14.6e12, 126e12, 2.04e12, 240e9, 22e9, 25e9, 78); }},
-      {"cpu", cpu}};
+      {"cpu", cpu},
+      {"cpu-bf16", cpu_bf16}};
   return devices;
 }
 
@@ -149,11 +158,11 @@ DeviceRates rates_of_device(const std::string& name) {
 }
 
 DeviceRates rates_like(const Backend& backend) {
-  if (backend.is_host_memory()) return cpu();
-  std::string gpu = backend.description();
-  std::ranges::transform(gpu, gpu.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::string device = backend.description();
+  if (backend.is_host_memory()) return device.ends_with("in BF16") ? cpu_bf16() : cpu();
+  std::ranges::transform(device, device.begin(), [](unsigned char c) { return std::tolower(c); });
   for (const Entry& entry : table()) {
-    if (gpu.find(entry.name) != gpu.npos) return entry.make();
+    if (device.find(entry.name) != device.npos) return entry.make();
   }
   return rates_of_device("h100");
 }

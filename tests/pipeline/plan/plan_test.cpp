@@ -156,6 +156,16 @@ TEST_F(PlanTest, SaysWhatDoesNotFitAndWhatWould) {
               HasSubstr("of device memory, and small has 5.0"));
 }
 
+TEST_F(PlanTest, ReckonsByTheProductsOfThePrecision) {
+  const auto seconds = [&](const std::string& more) {
+    return planned("configs/tiny-world.yaml --set device=cpu" + more)["seconds"].get<double>();
+  };
+  const double bf16 = seconds(" --set cpu_precision=bf16");
+  EXPECT_LT(bf16, 0.9 * seconds(""));
+  EXPECT_EQ(bf16, seconds(" --set cpu_precision=bf16 --device cpu"));
+  EXPECT_EQ(bf16, seconds(" --device cpu-bf16"));
+}
+
 // A device on which nothing but making a unit takes time, 1 s.
 DeviceRates second_a_unit() {
   DeviceRates rates = rates_of_device("cpu");
