@@ -186,6 +186,12 @@ StepTime CostModel::make(const Step& step) const {
   return time;
 }
 
+StepTime CostModel::make_outside(std::size_t r) const {
+  Step step = alone(Step::Kind::kMake, r);
+  step.block = static_cast<int>(job_.model.blocks);
+  return make(step);
+}
+
 double CostModel::forward_seconds(double tokens, int length) const {
   const BlockSizes sizes{job_.decoder, tokens, static_cast<double>(length)};
   return 2 * tokens * weights_ / job_.rates.rate_of("", "forward") +
@@ -318,19 +324,22 @@ StepTime CostModel::measure_original() const {
   return time;
 }
 
+double CostModel::export_seconds(std::size_t r, const std::string& format, int ranks) const {
+  const double bytes = export_bytes(r, format);
+  const double files = std::ceil(bytes / (job_.config.export_shard_gib * 0x1p30));
+  const double writers = std::min<double>(ranks, files);
+  const double nodes_writing =
+      std::min<double>(nodes(), std::ceil(writers / job_.rates.ranks_a_node));
+  const double rate = std::min(job_.rates.file_write * nodes_writing, job_.rates.file_system);
+  return static_cast<double>(job_.model.blocks) * weights_ / job_.rates.pack / writers +
+         2 * bytes / rate;  // written, and hashed as it is
+}
+
 StepTime CostModel::make_products(std::size_t r, int ranks) const {
   StepTime time;
-  const auto blocks = static_cast<double>(job_.model.blocks);
   for (const std::string& format : job_.config.export_formats) {
-    const double files =
-        std::ceil(export_bytes(r, format) / (job_.config.export_shard_gib * 0x1p30));
-    const double writers = std::min<double>(ranks, files);
-    const double nodes_writing =
-        std::min<double>(nodes(), std::ceil(writers / job_.rates.ranks_a_node));
-    const double rate = std::min(job_.rates.file_write * nodes_writing, job_.rates.file_system);
-    time.phases["export"] += blocks * weights_ / job_.rates.pack / writers +
-                             2 * export_bytes(r, format) / rate;  // written, and hashed as it is
-    time.work += blocks * weights_ / job_.rates.pack;
+    time.phases["export"] += export_seconds(r, format, ranks);
+    time.work += static_cast<double>(job_.model.blocks) * weights_ / job_.rates.pack;
   }
   const EvaluationCost cost = evaluation(Evaluated::kRecipe, ranks);
   if (cost.seconds > 0) time.phases["evaluate"] = cost.seconds;

@@ -59,6 +59,7 @@ class CostModel {
 
   // Of a recipe that goes alone.
   StepTime make(std::size_t recipe) const { return make(alone(Step::Kind::kMake, recipe)); }
+  StepTime make_outside(std::size_t recipe) const;  // what it includes outside the blocks
   StepTime replay(std::size_t recipe) const { return replay(alone(Step::Kind::kReplay, recipe)); }
   // Steps of their kinds; of what a wave shares it counts what is done at this one.
   StepTime make(const Step& step) const;
@@ -71,7 +72,8 @@ class CostModel {
   StepTime statistics(std::size_t recipe) const;
   StepTime decide(std::size_t recipe) const;                    // by all ranks
   StepTime make_products(std::size_t recipe, int ranks) const;  // exports, evaluations
-  StepTime measure_original() const;                            // by all ranks
+  double export_seconds(std::size_t recipe, const std::string& format, int ranks) const;
+  StepTime measure_original() const;  // by all ranks
   // Of a recipe, or of the original; all zeros where nothing is evaluated.
   enum class Evaluated { kRecipe, kOriginal };
   EvaluationCost evaluation(Evaluated what, int ranks) const;

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "pipeline/schedule/mesh.h"
-#include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/recipe_state.h"
+#include "pipeline/schedule/waves.h"
+#include "stages/quantize/recipe.h"
 
 namespace roundhouse {
 

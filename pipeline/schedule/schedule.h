@@ -25,6 +25,7 @@
 #include "model/quantized/quantized_linear.h"
 #include "pipeline/run/model_identity.h"
 #include "pipeline/schedule/lane.h"
+#include "pipeline/schedule/planner.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "pipeline/schedule/recipe_state.h"
 #include "pipeline/schedule/waves.h"
@@ -59,6 +60,8 @@ struct Schedule {
   // made of them; the others go on meanwhile. Each recipe comes once, to one team, but for those at the end, when all ranks are
   // free. False: asked to stop.
   std::function<bool(const std::vector<std::size_t>& recipes)> on_finished;
+  // Of making a unit: what running it forward takes. A resume does only that much again.
+  std::function<double(const Step&)> forward_share = [](const Step&) { return 1.0; };
   // Collective: the samples that gradients are of. Called where they are wanted.
   std::function<Samples(const Needs::Gradients&)> gradient_samples;
   std::function<std::unique_ptr<Method>(const Recipe&)> method_of = [](const Recipe& recipe) {

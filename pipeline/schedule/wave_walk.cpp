@@ -8,7 +8,6 @@
 #include "base/numerical_error.h"
 #include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
-#include "pipeline/watch/time_left.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/store/quantized_weights.h"
 
@@ -201,7 +200,7 @@ bool WaveWalk::pass(int block) {
       replay(*member, block);
     }
     const double seconds = seconds_since(start);
-    timing_.block_done(seconds, makes(member) ? seconds * forward_share(*member) : seconds);
+    timing_.block_done(seconds, makes(member) ? seconds * forward_share(*member, block) : seconds);
   }
   // Those who were to make it are gone.
   if (made_in_ == nullptr && !carriers(block).empty()) pass_original(block);
@@ -305,18 +304,16 @@ void WaveWalk::drop(Member& member, int block, const std::string& why) {
   if (mesh_.team().rank() == 0) member.snapshots.remove_all(samples_->shards());
 }
 
-double WaveWalk::forward_share(const Member& member) const {
+double WaveWalk::forward_share(const Member& member, int block) const {
   if (!member.way.in_order) return 0;
-  SampleOptions size;
-  size.samples = static_cast<int>(samples_->count());
-  size.sequence_length = static_cast<int>(samples_->length());
   // Whatever recipes carry the full-precision stream, it is run forward once.
   const auto carrier = std::ranges::find_if(
       members_, [](const Member& other) { return other.way.original && !other.failed; });
-  const bool first = carrier != members_.end() && &*carrier == &member;
-  const int streams = (member.quantized ? 1 : 0) + (first ? 1 : 0);
-  return streams * forward_cost(s_.decoder, size) /
-         block_cost(*member.method, s_.decoder, size, !s_.backend.is_host_memory());
+  return s_.forward_share({.kind = Step::Kind::kMake,
+                           .recipe = member.number,
+                           .block = block,
+                           .loads = true,
+                           .original = carrier != members_.end() && &*carrier == &member});
 }
 
 void WaveWalk::replay(Member& member, int block) {

@@ -94,7 +94,7 @@ class WaveWalk {
   void replay(Member& member, int block);
   void pass_original(int block);
   // Of making a unit: what only running it forward would take, by floating-point operations.
-  double forward_share(const Member& member) const;
+  double forward_share(const Member& member, int block) const;
   // The team's rank 0 decides for all of it.
   void write_snapshots(int blocks_done);
 

@@ -99,15 +99,21 @@ void settle_device(Job& job, const std::vector<RecipeState>& states) {
   job.monitor().event({{"event", "other_device"}, {"before", before}, {"now", now}});
 }
 
+// Of the device, and of the machine as this rank sees it.
+DeviceRates rates_here(Job& job) {
+  DeviceRates rates = rates_like(job.backend());
+  rates.ranks_a_node = job.ranks_a_node();
+  rates.host_bytes = static_cast<double>(available_host_memory());
+  return rates;
+}
+
 // Rank 0 chooses, by what it sees of the machine.
 MeshChoice agreed_mesh(Job& job, const std::vector<RecipeState>& states) {
   nlohmann::json chosen;
   const int ranks = job.world().size();
   agree(job.world(), [&] {
     if (!job.first()) return;
-    DeviceRates rates = rates_like(job.backend());
-    rates.ranks_a_node = job.ranks_a_node();
-    rates.host_bytes = static_cast<double>(available_host_memory());
+    const DeviceRates rates = rates_here(job);
     const PlanRequest request{job.config(), job.model().config(), job.decoder(), rates};
     const MeshChoice best = choose_mesh(request, ranks, states);
     chosen = {best.mesh.pipeline, best.mesh.data, best.mesh.lanes, best.lane_of, best.waves};
@@ -250,6 +256,9 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
     }
   }
 
+  const DeviceRates rates = rates_here(job);
+  const CostModel costs(
+      {config, job.model().config(), job.decoder(), rates, job.world().size(), shape});
   job.model_identity().note_outside_blocks();
   if (missing > 0) {
     evaluations.read(job);
@@ -258,7 +267,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
       if (states[r].missing() == 0) complete.push_back(config.recipes[r].name);
     }
     if (!make_products(job, job.world(), complete, evaluations)) return false;
-    const nlohmann::json plan = plan_work(job, states, evaluations);
+    const nlohmann::json plan = plan_work(job, costs, states, evaluations);
     job.monitor().plan_units(total, total - missing, plan);
     if (job.first()) job.monitor().event({{"event", "plan"}, {"work", plan}});
   }
@@ -286,6 +295,7 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
                           return make_products_meanwhile(job, mesh.team(), recipes, evaluations,
                                                          doubted);
                         },
+                    .forward_share = [&](const Step& step) { return costs.forward_share(step); },
                     .gradient_samples =
                         [&](const Needs::Gradients& gradients) {
                           return of_gradients.at({gradients.samples, gradients.sequence_length});

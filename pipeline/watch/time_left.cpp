@@ -7,20 +7,9 @@
 namespace roundhouse {
 namespace {
 
-// In place of reading, rounding, packing and writing a weight, which are bound by memory and disks: about what as many
-// operations of matrix products take.
-constexpr double kFlopsPerWeight = 1000;
-// Sorting and clustering one takes so much longer.
-constexpr double kFlopsPerClusteredWeight = 50 * kFlopsPerWeight;
-// Matrix products in F32 are slower on a device by about this.
-constexpr double kF32OnDevice = 10;
-
-double weights_of(const DecoderBlock& decoder) {
-  double weights = 0;
-  for (const LinearSpec& linear : decoder.linears())
-    weights += static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
-  return weights;
-}
+// A job that has hardly begun is believed to take what was reckoned for it: small pieces tell little of large ones. In seconds of all,
+// this share counts as done in the time reckoned.
+constexpr double kBelief = 0.01;
 
 }  // namespace
 
@@ -70,63 +59,20 @@ void TimeLeft::finished(const nlohmann::json& event) {
 
 std::optional<double> TimeLeft::seconds(double elapsed) const {
   double spent = 0, cost = 0;  // of what is done
+  double all = 0;              // reckoned
   for (const auto& [kind, work] : works_) {
     spent += work.rank_seconds;
     cost += work.cost * work.done;
+    all += work.cost * (work.done + work.left);
   }
   if (spent <= 0) return std::nullopt;
+  const double believed = kBelief * all;
+  const double slower = cost + believed > 0 ? (spent + believed) / (cost + believed) : 0;
   double left = 0;
-  for (const auto& [kind, work] : works_) {
-    const double each = work.done > 0 ? work.rank_seconds / work.done
-                        : cost > 0    ? work.cost * spent / cost
-                                      : 0;
-    left += each * work.left;
-  }
+  for (const auto& [kind, work] : works_)
+    left += work.left * (work.done > 0 ? work.rank_seconds / work.done : work.cost * slower);
   // By the clock: as many ranks at work, and as much waiting, as until now.
   return left * elapsed / spent;
-}
-
-double block_cost(const Method& method, const DecoderBlock& decoder, const SampleOptions& samples,
-                  bool on_device) {
-  const BlockCost cost = method.cost(decoder, samples.samples, samples.sequence_length,
-                                     on_device ? DType::kBF16 : DType::kF32);
-  double flops = kFlopsPerWeight * weights_of(decoder) + kFlopsPerClusteredWeight * cost.clustered;
-  for (const auto& [phase, count] : cost.flops) {
-    flops += count * (on_device && works_in_f32(phase) ? kF32OnDevice : 1);
-  }
-  return flops;
-}
-
-double forward_cost(const DecoderBlock& decoder, const SampleOptions& samples) {
-  return 2 * weights_of(decoder) * samples.samples * samples.sequence_length;
-}
-
-double gradient_forward_cost(const DecoderBlock& decoder, int samples, int length) {
-  return forward_cost(decoder, {.text = {}, .samples = samples, .sequence_length = length});
-}
-
-double gradient_cost(const DecoderBlock& decoder, int samples, int length) {
-  const BlockSizes sizes{decoder, static_cast<double>(samples) * length,
-                         static_cast<double>(length)};
-  double flops = 0;
-  for (const auto& [phase, count] : gradient_cost(sizes, 1).flops) flops += count;
-  return flops - gradient_forward_cost(decoder, samples, length);
-}
-
-double statistics_cost(const DecoderBlock& decoder) {
-  // A grid, rounding and products in double for each of three widths: about what as many operations of matrix products take.
-  return 6e4 * weights_of(decoder);
-}
-
-double export_cost(const ModelConfig& model, const DecoderBlock& decoder) {
-  return kFlopsPerWeight * weights_of(decoder) * static_cast<double>(model.blocks);
-}
-
-double perplexity_cost(const ModelConfig& model, const DecoderBlock& decoder, double tokens,
-                       std::size_t together) {
-  const double weights = weights_of(decoder) * static_cast<double>(model.blocks);
-  const double head = static_cast<double>(model.vocabulary * decoder.hidden_size());
-  return 2 * tokens * (weights + head) + kFlopsPerWeight * weights / static_cast<double>(together);
 }
 
 }  // namespace roundhouse

@@ -205,6 +205,25 @@ class SimulationTest : public testing::Test {
   const PlanRequest request_{config_, model_, *decoder_, rates_};
 };
 
+TEST(CostModelTest, MethodsCostWhatTheyCompute) {
+  RunConfig config;
+  config.calibration.samples = 128;
+  config.calibration.sequence_length = 2048;
+  for (const char* method : {"rtn", "gptq", "squeezellm", "signround"})
+    config.recipes.push_back(parse_recipe({{"method", method}}));
+  const ModelConfig model = shape_like("llama-2-7b");
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto decoder = make_decoder_block(model, 2048, *backend);
+  const DeviceRates rates = rates_of_device("cpu");
+  const CostModel costs({config, model, *decoder, rates, 1, {}});
+  const auto all = [&](std::size_t r) { return costs.make(r).seconds(); };
+  EXPECT_GT(all(0), 0);
+  EXPECT_GT(all(1), 5 * all(0));
+  EXPECT_GT(costs.make(2).phases["solve"], 50 * costs.make(0).phases["solve"])
+      << "sorting, and k-means in each row";
+  EXPECT_GT(all(3), 5 * all(1));
+}
+
 TEST_F(SimulationTest, APipelineIsFilledByRecipes) {
   EXPECT_NEAR(seconds(1), 4 * blocks_, 1e-3);
   EXPECT_NEAR(seconds(2), (4 + 1) * blocks_ / 2.0, 1e-3) << "J + P - 1 turns of a stage's blocks";
