@@ -4,6 +4,8 @@
 #include <chrono>
 #include <set>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "pipeline/schedule/gradient_schedule.h"
@@ -93,10 +95,9 @@ class Walk {
     };
     std::vector<std::string> names;
     for (const User& user : users_) names.push_back(user.recipe.name);
-    std::string line = "gradients of " + std::to_string(samples_) + " x " +
-                       std::to_string(length_) + " tokens: a walk through the model, for " +
-                       std::to_string(std::ranges::count(done, false)) + " blocks of " +
-                       joined(names);
+    std::string line =
+        fmt::format("gradients of {} x {} tokens: a walk through the model, for {} blocks of {}",
+                    samples_, length_, std::ranges::count(done, false), joined(names));
     if (!others_.empty()) line += " (" + joined(others_) + " had one before)";
     s_.monitor.say(line);
   }
@@ -193,7 +194,7 @@ class Walk {
     const auto start = std::chrono::steady_clock::now();
     const std::string settings = user.recipe.method + " " + user.method->statistics_settings();
     if (!made.contains(settings)) {
-      with_place_named(user.recipe.name + ", block " + std::to_string(task.block),
+      with_place_named(fmt::format("{}, block {}", user.recipe.name, task.block),
                        [&] { made[settings] = user.method->statistics(task); });
     }
     if (task.team.rank() != 0) return;
@@ -277,7 +278,7 @@ GradientUsers gradient_users(const std::vector<Recipe>& recipes,
 }
 
 std::string gradient_folder(int samples, int length) {
-  return "gradients/" + std::to_string(samples) + "x" + std::to_string(length);
+  return fmt::format("gradients/{}x{}", samples, length);
 }
 
 bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,

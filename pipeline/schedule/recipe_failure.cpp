@@ -23,7 +23,7 @@ std::vector<std::string> failure_keys(const std::string& recipe, RunStore& store
 }  // namespace
 
 std::string RecipeFailure::place() const {
-  return block == kWholeModel ? "the whole model" : "block " + std::to_string(block);
+  return block == kWholeModel ? "the whole model" : fmt::format("block {}", block);
 }
 
 std::string failure_key(const std::string& recipe, int block) {

@@ -3,6 +3,8 @@
 #include <memory>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/hash.h"
 #include "base/numerical_error.h"
 #include "comm/together.h"
@@ -62,7 +64,7 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   Record record;
   nlohmann::json phases;
   const auto at_place = [&](const std::function<void()>& work) {
-    with_place_named(recipe.name + ", block " + std::to_string(task.block), work);
+    with_place_named(fmt::format("{}, block {}", recipe.name, task.block), work);
   };
   task.committer = committer_of(task.block, task.team.size());
   task.overrides = recipe.overrides;
@@ -120,7 +122,8 @@ void check_decision(const Recipe& recipe, const RecipeState& state) {
 void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
                   const std::string& what) {
   RecipeFailure failure{.block = block, .reason = what};
-  const std::string place = name + (block >= 0 ? ", block " + std::to_string(block) : "") + ": ";
+  const std::string place =
+      block >= 0 ? fmt::format("{}, block {}: ", name, block) : fmt::format("{}: ", name);
   if (failure.reason.starts_with(place)) failure.reason.erase(0, place.size());
   if (block >= 0) failure.attributes[kMadeOf] = contents_of_block(schedule.model, block);
   failure.attributes[kComputedBy] = schedule.backend.computes_as();

@@ -316,18 +316,21 @@ class Exporter {
       block_.reset();
       const std::optional<Record> record = store_.load(block_key(recipe_.name, block));
       if (!record) {
-        throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) +
-                    " is not quantized yet (or was damaged): run the recipe to its end first");
+        throw Error(
+            fmt::format("recipe {}: block {} is not quantized yet (or was damaged): run the recipe "
+                        "to its end first",
+                        recipe_.name, block));
       }
       QuantizedBlock loaded = block_from_record(*record, units_.of(block));
       if (loaded.block != block) {
-        throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
-                    " holds block " + std::to_string(loaded.block));
+        throw Error(fmt::format("recipe {}: the record of block {} holds block {}", recipe_.name,
+                                block, loaded.block));
       }
       for (const auto& [name, tensor] : loaded.replaced) {
         if (!model_.checkpoint().has(decoder_.prefix(block) + "." + name)) {
-          throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) + " replaces " +
-                      name + ", which the original does not have");
+          throw Error(
+              fmt::format("recipe {}: block {} replaces {}, which the original does not have",
+                          recipe_.name, block, name));
         }
       }
       block_ = std::move(loaded);
@@ -572,8 +575,7 @@ void plan(Exporter& exporter, const CausalLM& model, const DecoderBlock& decoder
     for (int block = world.rank(); block < units.count(); block += world.size()) {
       const auto attributes = store.attributes(block_key(recipe.name, block));
       if (!attributes) {
-        throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
-                    " is not quantized yet");
+        throw Error(fmt::format("recipe {}: block {} is not quantized yet", recipe.name, block));
       }
       schemes_from_attributes(*attributes,
                               units.of(block));  // so that a fault is that of this block

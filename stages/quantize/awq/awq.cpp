@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
@@ -115,8 +117,8 @@ class AwqQuantizer {
     const bool clips =
         settings_.clip_search && std::ranges::find(task_.decoder.score_linears(), index) ==
                                      task_.decoder.score_linears().end();
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
-                        (clips ? "clipping and rounding " : "rounding ") + spec.name);
+    task_.monitor.phase(fmt::format("block {}: {}{}", task_.block,
+                                    clips ? "clipping and rounding " : "rounding ", spec.name));
     QuantizedLinear linear = unsolved_linear(spec, scheme);
     clock_.measure("solve", [&] {
       std::vector<float> ones;

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
@@ -56,7 +58,7 @@ class Search {
     return statistics_.inputs[set.group];
   }
   std::string text_of(const ScaleSet& set) const {
-    return "block " + std::to_string(task_.block) + ": scales of " + group(set.group).name;
+    return fmt::format("block {}: scales of {}", task_.block, group(set.group).name);
   }
 
   bool by_gram(const Candidates& candidates) const {

@@ -7,6 +7,8 @@
 #include <optional>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/largest.h"
 #include "stages/quantize/row_tiles.h"
@@ -187,8 +189,8 @@ class SqueezeLlm final : public Method {
         if (task.commits()) block.linears.push_back(kept_linear(task.decoder.linears()[i]));
         continue;
       }
-      task.monitor.phase("block " + std::to_string(task.block) + ": k-means of " +
-                         task.decoder.linears()[i].name);
+      task.monitor.phase(
+          fmt::format("block {}: k-means of {}", task.block, task.decoder.linears()[i].name));
       QuantizedLinear linear = solve(task, i, clock);
       if (task.commits()) block.linears.push_back(std::move(linear));
       task.monitor.tick();
