@@ -8,6 +8,7 @@
 
 #include "base/numerical_error.h"
 #include "comm/together.h"
+#include "model/block/model_units.h"
 #include "pipeline/schedule/gradient_schedule.h"
 #include "pipeline/schedule/unit.h"
 #include "stages/flow/numerical_failures.h"
@@ -168,7 +169,7 @@ class Walk {
   // Of the team alike.
   void fail(User& user, const BlockSite& site, const std::string& what) {
     user.state.failure = RecipeFailure{.block = site.block, .reason = what};
-    if (site.team.rank() == 0) note_failure(s_, user.number, user.recipe.name, site.block, what);
+    if (site.team.rank() == 0) note_failure(s_, user.number, user.recipe, site.block, what);
   }
 
   // Which samples the block's sums lack goes to the journal. False: too many, as too_many_dropped_ then says.
@@ -194,7 +195,7 @@ class Walk {
     const auto start = std::chrono::steady_clock::now();
     const std::string settings = user.recipe.method + " " + user.method->statistics_settings();
     if (!made.contains(settings)) {
-      with_place_named(fmt::format("{}, block {}", user.recipe.name, task.block),
+      with_place_named(fmt::format("{}, {}", user.recipe.name, unit_name(task.block, task.decoder)),
                        [&] { made[settings] = user.method->statistics(task); });
     }
     if (task.team.rank() != 0) return;

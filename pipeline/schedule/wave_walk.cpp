@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "base/numerical_error.h"
+#include "model/block/model_units.h"
 #include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
 #include "pipeline/watch/time_left.h"
@@ -256,9 +257,9 @@ std::optional<double> WaveWalk::load_weights(int block) {
 
 void WaveWalk::make_unit(Member& member, int block, bool others, bool last) {
   const auto start = std::chrono::steady_clock::now();
-  s_.monitor.phase(fmt::format("{} block {}", member.recipe.name, block));
   const bool outside = block >= blocks();
   const DecoderBlock& decoder = outside ? *member.outer : s_.decoder;
+  s_.monitor.phase(fmt::format("{} {}", member.recipe.name, unit_name(block, decoder)));
   std::optional<double> load_seconds;
   BlockWeights weights;
   if (outside) {
@@ -301,7 +302,7 @@ void WaveWalk::make_unit(Member& member, int block, bool others, bool last) {
 void WaveWalk::drop(Member& member, int block, const std::string& why) {
   member.failed = true;
   member.quantized.reset();
-  if (mesh_.team().rank() == 0) note_failure(s_, member.number, member.recipe.name, block, why);
+  if (mesh_.team().rank() == 0) note_failure(s_, member.number, member.recipe, block, why);
   if (!member.way.in_order) return;
   mesh_.team().barrier();
   if (mesh_.team().rank() == 0) member.snapshots.remove_all(samples_->shards());

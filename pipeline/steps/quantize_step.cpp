@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "comm/together.h"
 #include "kernels/host_memory.h"
+#include "model/block/model_units.h"
 #include "pipeline/plan/mesh_choice.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
@@ -66,7 +67,8 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   job.monitor().event(event);
 
   const std::string told = norm > 0 ? fmt::format(", error {:.2e}", error / norm) : "";
-  job.monitor().unit_done(fmt::format("{} block {}{}", recipe.name, block.block, told), seconds);
+  const std::string unit = unit_name(block.block, job.blocks(), recipe.include);
+  job.monitor().unit_done(fmt::format("{} {}{}", recipe.name, unit, told), seconds);
 }
 
 // Blocks are made on the same kind of device as those before: another computes other last bits.

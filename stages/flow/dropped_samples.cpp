@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/numerical_error.h"
+#include "model/block/model_units.h"
 
 namespace roundhouse {
 
@@ -30,7 +31,8 @@ std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
   block_record["dropped_samples"].push_back(
       {{"linears", linears}, {"count", count}, {"samples", dropped}});
   if (site.team.rank() == 0) {
-    site.monitor.say(fmt::format("block {}, {} and were left out", site.block, what));
+    site.monitor.say(
+        fmt::format("{}, {} and were left out", unit_name(site.block, site.decoder), what));
   }
   return samples - count;
 }

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/flow/shard_sum.h"
@@ -117,7 +118,7 @@ class AwqQuantizer {
     const bool clips =
         settings_.clip_search && std::ranges::find(task_.decoder.score_linears(), index) ==
                                      task_.decoder.score_linears().end();
-    task_.monitor.phase(fmt::format("block {}: {}{}", task_.block,
+    task_.monitor.phase(fmt::format("{}: {}{}", unit_name(task_.block, task_.decoder),
                                     clips ? "clipping and rounding " : "rounding ", spec.name));
     QuantizedLinear linear = unsolved_linear(spec, scheme);
     clock_.measure("solve", [&] {

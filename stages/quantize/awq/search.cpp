@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
 #include "stages/quantize/row_tiles.h"
@@ -58,7 +59,8 @@ class Search {
     return statistics_.inputs[set.group];
   }
   std::string text_of(const ScaleSet& set) const {
-    return fmt::format("block {}: scales of {}", task_.block, group(set.group).name);
+    return fmt::format("{}: scales of {}", unit_name(task_.block, task_.decoder),
+                       group(set.group).name);
   }
 
   bool by_gram(const Candidates& candidates) const {

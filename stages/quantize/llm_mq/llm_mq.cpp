@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/quantize/awq/awq.h"
 #include "stages/quantize/awq/settings.h"
 #include "stages/quantize/largest.h"
@@ -74,8 +75,8 @@ class LlmMq final : public Method {
   nlohmann::json statistics(BlockTask& task) const override {
     nlohmann::json linears = nlohmann::json::array();
     for (std::size_t i = 0; i < task.decoder.linears().size(); ++i) {
-      task.monitor.phase(
-          fmt::format("block {}: sensitivity of {}", task.block, task.decoder.linears()[i].name));
+      task.monitor.phase(fmt::format("{}: sensitivity of {}", unit_name(task.block, task.decoder),
+                                     task.decoder.linears()[i].name));
       linears.push_back(statistics_of(task, i));
     }
     return {{"linears", std::move(linears)}};

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "comm/together.h"
 #include "model/block/linear.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/batch.h"
@@ -85,8 +86,8 @@ class BlockTuner {
         if (!linear.original) linear.record["fallback"] = "rtn";
       }
       if (task_.team.rank() == 0) {
-        task_.monitor.say(
-            fmt::format("block {}: no loss is finite; rounded to nearest instead", task_.block));
+        task_.monitor.say(fmt::format("{}: no loss is finite; rounded to nearest instead",
+                                      unit_name(task_.block, task_.decoder)));
       }
     }
     if (task_.residual) {
@@ -290,7 +291,8 @@ class BlockTuner {
   }
   void count(const char* part, double flops) { clock_.count(part, flops); }
   void say(const std::string& what) {
-    task_.monitor.phase(fmt::format("block {}: SignRound, {}", task_.block, what));
+    task_.monitor.phase(
+        fmt::format("{}: SignRound, {}", unit_name(task_.block, task_.decoder), what));
   }
 
   BlockTask& task_;
