@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
@@ -27,7 +29,7 @@ const TypeFacts& facts(DType type) {
   for (const TypeFacts& f : kTypes) {
     if (f.type == type) return f;
   }
-  throw Error("internal error: not an element type: " + std::to_string(static_cast<int>(type)));
+  throw Error(fmt::format("internal error: not an element type: {}", static_cast<int>(type)));
 }
 
 // The four conversions are written without branches, so that the loops below become vector code.

@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/write_guard.h"
 
@@ -43,7 +45,7 @@ bool is_users_to_mend(int error) {
   if (is_users_to_mend(error)) throw InputError(what + reason(error));
   // What a socket answers, and a device that is not there.
   if (error == ENXIO || error == ENODEV) throw InputError(what + "it is not a regular file");
-  throw Error(what + reason(error) + " (errno " + std::to_string(error) + ")");
+  throw Error(fmt::format("{}{} (errno {})", what, reason(error), error));
 }
 
 // Calls a system call again where its failure may pass by itself: a server that starts anew, a lost connection to it, a file
@@ -224,13 +226,13 @@ void wait_until_visible(const fs::path& path, std::uint64_t bytes, milliseconds 
   for (Looking looking(patience); found != bytes; found = length_now(path)) {
     listed = is_listed(path);  // for its effect, too: it tells the file system to look
     if (looking.again()) continue;
-    throw Error("cannot see " + path.string() + " on " + this_host() +
-                ": another rank wrote it with " + std::to_string(bytes) + " bytes, and after " +
-                std::to_string(patience.count() / 1000) + " s " +
-                (found    ? "it has " + std::to_string(*found) + " bytes here"
-                 : listed ? std::string(kListedOnly)
-                          : std::string("it is not in its folder here")) +
-                kNfs);
+    throw Error(
+        fmt::format("cannot see {} on {}: another rank wrote it with {} bytes, and after {} s {}{}",
+                    path.string(), this_host(), bytes, patience.count() / 1000,
+                    found    ? fmt::format("it has {} bytes here", *found)
+                    : listed ? std::string(kListedOnly)
+                             : std::string("it is not in its folder here"),
+                    kNfs));
   }
 }
 
@@ -306,8 +308,8 @@ bool LineReader::next(std::string& line) {
 std::string read_text_file(const fs::path& path, std::size_t limit) {
   InputFile file(path);
   if (file.size() > limit) {
-    throw InputError("cannot read " + path.string() + ": it has " + std::to_string(file.size()) +
-                     " bytes, and at most " + std::to_string(limit) + " are expected");
+    throw InputError(fmt::format("cannot read {}: it has {} bytes, and at most {} are expected",
+                                 path.string(), file.size(), limit));
   }
   std::string text(file.size(), '\0');
   text.resize(file.read(std::as_writable_bytes(std::span(text))));
@@ -426,7 +428,7 @@ void with_file_errors_named(const std::function<void()>& work) {
     const int number = error.code().value();
     what += ": " + reason(number) + remedy(number);
     if (is_users_to_mend(number)) throw InputError(what);
-    throw Error(what + " (errno " + std::to_string(number) + ")");
+    throw Error(fmt::format("{} (errno {})", what, number));
   }
 }
 

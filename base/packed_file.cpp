@@ -1,6 +1,7 @@
 #include "base/packed_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -37,8 +38,7 @@ class Output {
   void give(std::size_t bytes) {
     total_ += bytes;
     if (total_ > most_) {
-      fail("holds more than " + std::to_string(most_) +
-           " bytes, which no text does: unpack it yourself");
+      fail(fmt::format("holds more than {} bytes, which no text does: unpack it yourself", most_));
     }
     if (bytes > 0) take_(std::span(part_).first(bytes));
   }

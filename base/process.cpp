@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include <fmt/format.h>
+
 namespace roundhouse {
 namespace {
 
@@ -27,7 +29,7 @@ std::string process_space() {
 
 // Field 22 of /proc/PID/stat (proc(5)); empty if there is no such process, or only its remains.
 std::string start_of(int pid) {
-  const std::string stat = first_line("/proc/" + std::to_string(pid) + "/stat");
+  const std::string stat = first_line(fmt::format("/proc/{}/stat", pid));
   const std::size_t name_end = stat.rfind(')');  // the name may hold anything
   if (name_end == std::string::npos) return "";
   std::istringstream fields(stat.substr(name_end + 1));

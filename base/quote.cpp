@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include <fmt/format.h>
+
 namespace roundhouse {
 namespace {
 
@@ -105,7 +107,7 @@ std::string printable(std::string_view text, std::size_t longest) {
   };
   if (tail.empty()) return joined(head.begin(), head.end());
 
-  const std::string middle = " ... " + std::to_string(text.size()) + " bytes ... ";
+  const std::string middle = fmt::format(" ... {} bytes ... ", text.size());
   const std::size_t room = longest > middle.size() ? (longest - middle.size()) / 2 : 0;
   auto last = head.begin();
   for (std::size_t n = 0; last != head.end() && n + last->size() <= room; ++last) n += last->size();
@@ -128,7 +130,7 @@ std::string in_quotes(const std::vector<std::string>& names) {
   std::string text;
   for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
     text += (i > 0 ? ", " : "") + in_quotes(std::string_view(names[i]));
-  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
+  if (names.size() > kShown) text += fmt::format(" and {} more", names.size() - kShown);
   return text;
 }
 

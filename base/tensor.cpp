@@ -1,7 +1,8 @@
 #include "base/tensor.h"
 
 #include <algorithm>
-#include <string>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 
@@ -10,7 +11,7 @@ namespace roundhouse {
 std::int64_t element_count(const Shape& shape) {
   std::int64_t count = 1;
   for (const std::int64_t size : shape) {
-    if (size < 0) throw Error("a tensor has a negative size: " + std::to_string(size));
+    if (size < 0) throw Error(fmt::format("a tensor has a negative size: {}", size));
     if (__builtin_mul_overflow(count, size, &count)) {
       throw Error("a tensor has more elements than 64 bits can count");
     }
@@ -30,8 +31,8 @@ HostTensor::HostTensor(DType type, Shape shape) : type_(type), shape_(std::move(
 HostTensor HostTensor::from(const HostView& view) {
   HostTensor tensor(view.type, view.shape);
   if (view.bytes.size() != tensor.bytes_.size()) {
-    throw Error("a tensor's shape wants " + std::to_string(tensor.bytes_.size()) +
-                " bytes, but there are " + std::to_string(view.bytes.size()));
+    throw Error(fmt::format("a tensor's shape wants {} bytes, but there are {}",
+                            tensor.bytes_.size(), view.bytes.size()));
   }
   std::ranges::copy(view.bytes, tensor.bytes_.begin());
   return tensor;

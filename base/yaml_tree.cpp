@@ -1,5 +1,6 @@
 #include "base/yaml_tree.h"
 
+#include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
@@ -79,7 +80,7 @@ class TreeBuilder final : public YAML::EventHandler {
     if (anchor != 0) fail(mark, "anchors and aliases (& and *) are not supported");
     if (!tag.empty() && tag != "?") fail(mark, "the tag " + in_quotes(tag) + " is not supported");
     if (++nodes_ > kMaxNodes) {
-      fail(mark, "more than " + std::to_string(kMaxNodes) + " values: this is no configuration");
+      fail(mark, fmt::format("more than {} values: this is no configuration", kMaxNodes));
     }
     YamlNode node;
     node.kind = kind;
@@ -89,7 +90,7 @@ class TreeBuilder final : public YAML::EventHandler {
 
   void open(YamlNode node, const YAML::Mark& mark) {
     if (open_.size() >= kMaxDepth) {
-      fail(mark, "nested more than " + std::to_string(kMaxDepth) + " levels deep");
+      fail(mark, fmt::format("nested more than {} levels deep", kMaxDepth));
     }
     open_.push_back({std::move(node), mark, std::nullopt, ""});
   }
@@ -140,8 +141,8 @@ bool is_utf8(const std::string& line) {
 
 void check_text(const std::string& text, const std::function<std::string(int)>& where) {
   if (text.size() > kMostYamlBytes) {
-    throw InputError(where(0) + ": longer than " + std::to_string(kMostYamlBytes) +
-                     " bytes: this is no configuration");
+    throw InputError(fmt::format("{}: longer than {} bytes: this is no configuration", where(0),
+                                 kMostYamlBytes));
   }
   const bool byte_order_mark = text.starts_with("\xEF\xBB\xBF");
   std::istringstream lines(byte_order_mark ? text.substr(3) : text);
@@ -155,8 +156,8 @@ void check_text(const std::string& text, const std::function<std::string(int)>& 
       throw InputError(where(number) + ": not UTF-8 text: this is no configuration");
     }
     if (line.size() > kMaxLineBytes) {
-      throw InputError(where(number) + ": a line of more than " + std::to_string(kMaxLineBytes) +
-                       " bytes: this is no configuration");
+      throw InputError(fmt::format("{}: a line of more than {} bytes: this is no configuration",
+                                   where(number), kMaxLineBytes));
     }
   }
 }

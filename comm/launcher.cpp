@@ -1,5 +1,6 @@
 #include "comm/launcher.h"
 
+#include <fmt/format.h>
 #include <mpi.h>
 #include <unistd.h>
 
@@ -83,9 +84,10 @@ LaunchSession::LaunchSession(int& argc, char**& argv) {
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size), "asking for the number of ranks");
   const int started = environment_number({"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}, size);
   if (size != started) {
-    throw Error("the launcher started " + std::to_string(started) +
-                " processes, but MPI connects " + std::to_string(size) +
-                ": launcher and MPI library do not fit together");
+    throw Error(
+        fmt::format("the launcher started {} processes, but MPI connects {}: launcher and MPI "
+                    "library do not fit together",
+                    started, size));
   }
 
   MPI_Comm node = node_communicator();
@@ -136,7 +138,7 @@ std::string message_libraries() {
       std::min(versions.find_first_of(",\n"), versions.size()));  // where it was built follows
 #ifdef ROUNDHOUSE_CUDA
   int number = 0;
-  if (ncclGetVersion(&number) == ncclSuccess) versions += ", NCCL " + std::to_string(number);
+  if (ncclGetVersion(&number) == ncclSuccess) versions += fmt::format(", NCCL {}", number);
 #endif
   return versions;
 }
@@ -160,7 +162,7 @@ void abort_job(int exit_code, const std::string& what) {
   const bool mpi = mpi_is_up();
   int rank = environment_number({"OMPI_COMM_WORLD_RANK", "PMIX_RANK"}, 0);
   if (mpi) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  const std::string line = "[rank " + std::to_string(rank) + "] " + printable_line(what) + "\n";
+  const std::string line = fmt::format("[rank {}] {}\n", rank, printable_line(what));
   std::fwrite(line.data(), 1, line.size(), stderr);  // one write: stderr has no buffer
   std::fflush(nullptr);
 

@@ -257,8 +257,7 @@ struct Watchdog::State {
 
   std::string name_of(int rank) const {
     const Identity& identity = identities[rank];
-    return "rank " + std::to_string(rank) + " (" + identity.host.data() + ", pid " +
-           std::to_string(identity.pid) + ")";
+    return fmt::format("rank {} ({}, pid {})", rank, identity.host.data(), identity.pid);
   }
 };
 

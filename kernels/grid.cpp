@@ -3,15 +3,15 @@
 #include <cmath>
 #include <string>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
 #include "kernels/grid_point.h"
 
 namespace roundhouse {
 namespace {
 
-std::string range_text(float lo, float hi) {
-  return "[" + std::to_string(lo) + ", " + std::to_string(hi) + "]";
-}
+std::string range_text(float lo, float hi) { return fmt::format("[{:f}, {:f}]", lo, hi); }
 
 }  // namespace
 
@@ -28,7 +28,7 @@ std::string_view name_of(Grid grid) {
     case Grid::kSymFull:
       return "S-full";
   }
-  throw Error("internal error: not a grid: " + std::to_string(static_cast<int>(grid)));
+  throw Error(fmt::format("internal error: not a grid: {}", static_cast<int>(grid)));
 }
 
 bool is_symmetric(Grid grid) { return grid == Grid::kSymGptq || grid == Grid::kSymFull; }
@@ -42,9 +42,10 @@ GridPoint make_grid_point(Grid grid, int bits, float lo, float hi) {
   require(lo <= hi, "a group of weights has its range upside down");
   const GridPoint point = grid_point_of(grid, bits, lo, hi);
   if (!is_usable(point.scale)) {
-    throw NumericalError("a group of weights has the range " + range_text(lo, hi) +
-                         ": its scale at " + std::to_string(bits) +
-                         " bits exceeds float16's largest value, 65504");
+    throw NumericalError(
+        fmt::format("a group of weights has the range {}: its scale at {} bits exceeds float16's "
+                    "largest value, 65504",
+                    range_text(lo, hi), bits));
   }
   return point;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "model/checkpoint/load_weight.h"
 
@@ -44,8 +46,8 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length, B
   std::vector<std::int64_t> indices(ids.begin(), ids.end());
   for (const std::int64_t id : indices) {
     if (id < 0 || id >= config_.vocabulary) {
-      throw Error("token id " + std::to_string(id) + " is outside the vocabulary of " +
-                  std::to_string(config_.vocabulary));
+      throw Error(
+          fmt::format("token id {} is outside the vocabulary of {}", id, config_.vocabulary));
     }
   }
   HostTensor rows;
@@ -67,8 +69,8 @@ Tensor CausalLM::embed(std::span<const std::int32_t> ids, std::int64_t length, B
   if (layout_.positions.empty()) return upload_rows(rows, backend);
 
   if (length > config_.max_positions) {
-    throw Error("a sequence of " + std::to_string(length) + " tokens, but the model has only " +
-                std::to_string(config_.max_positions) + " positions");
+    throw Error(fmt::format("a sequence of {} tokens, but the model has only {} positions", length,
+                            config_.max_positions));
   }
   for (std::size_t i = 0; i < indices.size(); ++i) {
     indices[i] = layout_.position_offset + static_cast<std::int64_t>(i) % length;

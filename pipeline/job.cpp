@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/json_file.h"
@@ -78,9 +80,10 @@ std::size_t default_activation_bytes(const LaunchSession& session) {
 
 void report_pin_failure(ActivationBudget& budget, Monitor& monitor) {
   budget.on_pin_failure = [&budget, &monitor](std::size_t bytes, const std::string& why) {
-    monitor.say("activations: " + std::to_string(bytes >> 20) + " MiB cannot be pinned after " +
-                std::to_string(budget.pinned_bytes() >> 20) +
-                " MiB were, so copies of the rest are slower: " + why);
+    monitor.say(
+        fmt::format("activations: {} MiB cannot be pinned after {} MiB were, so copies of the rest "
+                    "are slower: {}",
+                    bytes >> 20, budget.pinned_bytes() >> 20, why));
     monitor.event({{"event", "pin_failed"},
                    {"bytes", bytes},
                    {"pinned_bytes", budget.pinned_bytes()},
@@ -106,10 +109,9 @@ Job::Job(LaunchSession& session, RunConfig config, const Evaluations& evaluation
     if (needs_calibration(config_) || !evaluations.empty())
       tokenizer_ = load_tokenizer(config_.model);
     if (tokenizer_ && tokenizer_->vocabulary() > model_->config().vocabulary) {
-      throw InputError(config_.model.string() + ": the tokenizer has " +
-                       std::to_string(tokenizer_->vocabulary()) +
-                       " pieces, the model's vocabulary only " +
-                       std::to_string(model_->config().vocabulary));
+      throw InputError(fmt::format(
+          "{}: the tokenizer has {} pieces, the model's vocabulary only {}", config_.model.string(),
+          tokenizer_->vocabulary(), model_->config().vocabulary));
     }
     check_lengths(evaluations);
   });
@@ -238,12 +240,12 @@ Facts Job::facts() const {
   for (const auto& [key, value] : result_keys(config_)) settings += key + " " + value + "\n";
   std::uintmax_t bytes = 0;
   for (const TensorFile* file : model_->checkpoint().files()) bytes += file->facts().bytes;
-  Facts facts = {{"program", build_description()},
-                 {"messages by", message_libraries()},
-                 {"settings", xxh3_hex(settings).substr(0, 8)},
-                 {"model", model_fingerprint(config_.model).substr(0, 8) + " with " +
-                               tokenizer_content(config_.model).substr(0, 8) + ", " +
-                               std::to_string(bytes) + " bytes"}};
+  Facts facts = {
+      {"program", build_description()},
+      {"messages by", message_libraries()},
+      {"settings", xxh3_hex(settings).substr(0, 8)},
+      {"model", fmt::format("{} with {}, {} bytes", model_fingerprint(config_.model).substr(0, 8),
+                            tokenizer_content(config_.model).substr(0, 8), bytes)}};
   // With it the ranks may compute differently, as the records and the report then say.
   if (!config_.allow_other_device) facts["device"] = backend_->computes_as();
   return facts;
@@ -252,8 +254,8 @@ Facts Job::facts() const {
 void Job::check_lengths(const Evaluations& evaluations) const {
   const auto check = [&](const std::string& key, std::int64_t tokens) {
     if (tokens > model_->config().max_positions) {
-      throw InputError(key + ": " + std::to_string(tokens) + " tokens, but the model has only " +
-                       std::to_string(model_->config().max_positions) + " positions");
+      throw InputError(fmt::format("{}: {} tokens, but the model has only {} positions", key,
+                                   tokens, model_->config().max_positions));
     }
   };
   for (const std::string& name : calibration_sets_in_use(config_)) {
@@ -297,11 +299,12 @@ void Job::check_content(Communicator& group, const std::vector<std::string>& rec
                                                 : count_damaged(records, *store_, group, tick);
   if (damaged == 0) return;
   if (access_ == Access::kReads) {
-    throw Error(config_.run.string() + ": damaged blocks: " + std::to_string(damaged) +
-                "; `roundhouse run` makes them again");
+    throw Error(fmt::format("{}: damaged blocks: {}; `roundhouse run` makes them again",
+                            config_.run.string(), damaged));
   }
-  throw DamagedRecords(config_.run.string() + ": damaged blocks were found and removed: " +
-                       std::to_string(damaged) + "; `roundhouse run` makes them again");
+  throw DamagedRecords(fmt::format(
+      "{}: damaged blocks were found and removed: {}; `roundhouse run` makes them again",
+      config_.run.string(), damaged));
 }
 
 bool Job::stop_requested(Communicator& group) {
@@ -316,8 +319,7 @@ bool needs_calibration(const RunConfig& config) {
 }
 
 std::string gradient_windows_key(const Needs::Gradients& gradients) {
-  return "gradients/windows-" + std::to_string(gradients.samples) + "x" +
-         std::to_string(gradients.sequence_length);
+  return fmt::format("gradients/windows-{}x{}", gradients.samples, gradients.sequence_length);
 }
 
 std::vector<std::string> complete_recipes(Job& job) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,17 @@ namespace roundhouse {
 inline std::string text_in(const nlohmann::json& object, const char* key) {
   const auto found = object.is_object() ? object.find(key) : object.end();
   return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+// The texts of a list, other values left out; empty unless it is one.
+inline std::vector<std::string> texts_in(const nlohmann::json& object, const char* key) {
+  std::vector<std::string> texts;
+  const auto found = object.is_object() ? object.find(key) : object.end();
+  if (found == object.end() || !found->is_array()) return texts;
+  for (const nlohmann::json& value : *found) {
+    if (value.is_string()) texts.push_back(value.get<std::string>());
+  }
+  return texts;
 }
 
 // 0 where there is none, NaN where it is no number.

@@ -1,5 +1,6 @@
 #include "comm/host/mpi_communicator.h"
 
+#include <fmt/format.h>
 #include <mpi.h>
 
 #include <algorithm>
@@ -39,10 +40,9 @@ struct Transfer {
 };
 
 std::string describe(const Transfer& transfer, int rank) {
-  return "rank " + std::to_string(rank) + (transfer.receives ? " receives " : " sends ") +
-         std::to_string(transfer.bytes) +
-         (transfer.receives ? " bytes from rank " : " bytes to rank ") +
-         std::to_string(transfer.peer);
+  return fmt::format("rank {}{}{}{}{}", rank, transfer.receives ? " receives " : " sends ",
+                     transfer.bytes, transfer.receives ? " bytes from rank " : " bytes to rank ",
+                     transfer.peer);
 }
 
 class MpiTicket final : public Ticket {
@@ -135,8 +135,8 @@ class MpiTicket final : public Ticket {
       if (transfer.receives)
         check_mpi(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "reading a message's size");
       if (bytes != transfer.bytes) {
-        throw Error("a message of " + std::to_string(bytes) + " bytes came where " +
-                    describe(transfer, rank_));
+        throw Error(
+            fmt::format("a message of {} bytes came where {}", bytes, describe(transfer, rank_)));
       }
     }
     pending_ -= static_cast<std::size_t>(over);

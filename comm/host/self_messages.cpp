@@ -1,7 +1,8 @@
 #include "comm/host/self_messages.h"
 
 #include <algorithm>
-#include <string>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 
@@ -22,9 +23,9 @@ void SelfMessages::match() {
     const auto from = sends_.front().data;
     const auto to = receives_.front().data;
     if (from.size() != to.size()) {
-      throw Error("a message of " + std::to_string(from.size()) + " bytes came where rank " +
-                  std::to_string(rank_) + " receives " + std::to_string(to.size()) +
-                  " bytes from itself");
+      throw Error(
+          fmt::format("a message of {} bytes came where rank {} receives {} bytes from itself",
+                      from.size(), rank_, to.size()));
     }
     std::ranges::copy(from, to.begin());
     sends_.pop_front();
@@ -39,8 +40,8 @@ bool SelfMessages::done(std::uint64_t ticket) const {
 
 void SelfMessages::wait(std::uint64_t ticket) const {
   if (!done(ticket)) {
-    throw Error("rank " + std::to_string(rank_) +
-                " waits for a message to itself whose other half it has not started");
+    throw Error(fmt::format(
+        "rank {} waits for a message to itself whose other half it has not started", rank_));
   }
 }
 

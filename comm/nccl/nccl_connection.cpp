@@ -1,6 +1,7 @@
 #include "comm/nccl/nccl_connection.h"
 
 #include <cuda_runtime_api.h>
+#include <fmt/format.h>
 #include <nccl.h>
 #include <unistd.h>
 
@@ -57,10 +58,10 @@ void check_cuda(cudaError_t status, const std::string& doing) {
   throw Error("CUDA: " + std::string(cudaGetErrorString(status)) + ", while " + doing);
 }
 
-std::string seconds(std::chrono::seconds time) { return std::to_string(time.count()) + " s"; }
+std::string seconds(std::chrono::seconds time) { return fmt::format("{} s", time.count()); }
 
 std::string rank_name(const State& s, int rank) {
-  return "rank " + std::to_string(rank) + " (" + s.hosts[rank] + ")";
+  return fmt::format("rank {} ({})", rank, s.hosts[rank]);
 }
 
 // "rank 0 (node1), rank 2 (node2)"
@@ -194,7 +195,7 @@ ncclUniqueId meet(State& s, Communicator& host) {
     std::string missing;
     for (std::size_t i = 0; i < tickets.size(); ++i) {
       if (!wait_until(deadline, [&] { return tickets[i]->done(); }))
-        missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(i + 1);
+        missing += fmt::format("{}{}", missing.empty() ? "rank " : ", rank ", i + 1);
     }
     if (!missing.empty())
       throw Error("NCCL: connecting " + s.name + ": " + missing + " did not come in " +
@@ -223,8 +224,8 @@ ncclUniqueId meet(State& s, Communicator& host) {
 
 void connect(State& s, Communicator& host) {
   const ncclUniqueId id = meet(s, host);
-  const std::string doing = "connecting " + s.name + ", " + std::to_string(host.size()) +
-                            " ranks, at " + rank_name(s, s.rank);
+  const std::string doing =
+      fmt::format("connecting {}, {} ranks, at {}", s.name, host.size(), rank_name(s, s.rank));
   check_cuda(cudaStreamCreateWithFlags(&s.stream, cudaStreamNonBlocking), "making a stream");
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -350,8 +351,8 @@ std::string current_gpu() {
   // Names of hosts may repeat, and one host may have several, where there are containers.
   std::string host;
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), host);
-  return host + " " + std::to_string(properties.pciDomainID) + ":" +
-         std::to_string(properties.pciBusID) + ":" + std::to_string(properties.pciDeviceID);
+  return fmt::format("{} {}:{}:{}", host, properties.pciDomainID, properties.pciBusID,
+                     properties.pciDeviceID);
 }
 
 }  // namespace roundhouse

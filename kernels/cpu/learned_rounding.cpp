@@ -1,7 +1,8 @@
 #include "kernels/learned_rounding.h"
 
 #include <algorithm>
-#include <string>
+
+#include <fmt/format.h>
 
 #include "base/numerical_error.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -119,8 +120,8 @@ void CpuBackend::run(const FindRanges& op) {
                        try {
                          (void)make_grid_point(op.grid, op.bits, least, most);
                        } catch (const NumericalError& e) {
-                         throw NumericalError("row " + std::to_string(row) + ", columns from " +
-                                              std::to_string(first) + ": " + e.what());
+                         throw NumericalError(
+                             fmt::format("row {}, columns from {}: {}", row, first, e.what()));
                        }
                        lo[row * op.lo.stride + group] = std::min(least, 0.0f);
                        hi[row * op.hi.stride + group] = std::max(most, 0.0f);

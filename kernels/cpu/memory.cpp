@@ -6,6 +6,8 @@
 #include <cstring>
 #include <new>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -41,8 +43,8 @@ std::string CpuBackend::description() const {
                               : __builtin_cpu_supports("avx2")  ? ", AVX2"
                                                                 : "";
   const char* const precision = bf16_ ? ", products in BF16" : "";
-  return "CPU, " + std::to_string(threads_.size()) +
-         (threads_.size() == 1 ? " thread" : " threads") + vectors + precision;
+  return fmt::format("CPU, {}{}{}{}", threads_.size(),
+                     threads_.size() == 1 ? " thread" : " threads", vectors, precision);
 }
 
 // Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.
@@ -70,7 +72,7 @@ Buffer CpuBackend::allocate(std::size_t bytes) {
   const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   void* const memory =
       rounded < bytes ? nullptr : std::aligned_alloc(alignment, std::max(rounded, alignment));
-  if (memory == nullptr) throw Error("out of memory: " + std::to_string(bytes) + " bytes wanted");
+  if (memory == nullptr) throw Error(fmt::format("out of memory: {} bytes wanted", bytes));
   if (alignment == kHugePage) (void)::madvise(memory, rounded, MADV_HUGEPAGE);
   return {static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); }};
 }

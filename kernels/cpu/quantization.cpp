@@ -1,8 +1,9 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <string>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "base/numerical_error.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -146,8 +147,7 @@ void CpuBackend::run(const FindGrid& op) {
           scales[group] = point.scale;
           zeros[group] = static_cast<std::uint8_t>(point.zero);
         } catch (const NumericalError& e) {
-          throw NumericalError("row " + std::to_string(row) + ", columns from " +
-                               std::to_string(first) + ": " + e.what());
+          throw NumericalError(fmt::format("row {}, columns from {}: {}", row, first, e.what()));
         }
       }
     }

@@ -1,5 +1,6 @@
 #include "kernels/cpu/sgemm.h"
 
+#include <fmt/format.h>
 #include <oneapi/dnnl/dnnl.h>
 
 #include <algorithm>
@@ -21,7 +22,7 @@ void sgemm(const Sgemm& op) {
       dnnl_sgemm(op.transpose_a ? 'T' : 'N', op.transpose_b ? 'T' : 'N', op.m, op.n, op.k, op.alpha,
                  op.a, op.a_stride, op.b, op.b_stride, op.beta, op.c, op.c_stride);
   if (status != dnnl_success) {
-    throw Error("oneDNN's sgemm failed with status " + std::to_string(status));
+    throw Error(fmt::format("oneDNN's sgemm failed with status {}", static_cast<int>(status)));
   }
 }
 
@@ -32,12 +33,11 @@ std::string sgemm_library() {
   const auto knows = [vectors](dnnl_cpu_isa_t isa) {
     return (vectors & static_cast<unsigned>(isa)) == static_cast<unsigned>(isa);
   };
-  return "oneDNN " + std::to_string(version.major) + "." + std::to_string(version.minor) + "." +
-         std::to_string(version.patch) + " with " +
-         (knows(dnnl_cpu_isa_avx512_core) ? "AVX-512"
-          : knows(dnnl_cpu_isa_avx2)      ? "AVX2"
-          : knows(dnnl_cpu_isa_avx)       ? "AVX"
-                                          : "SSE4.1");
+  return fmt::format("oneDNN {}.{}.{} with {}", version.major, version.minor, version.patch,
+                     knows(dnnl_cpu_isa_avx512_core) ? "AVX-512"
+                     : knows(dnnl_cpu_isa_avx2)      ? "AVX2"
+                     : knows(dnnl_cpu_isa_avx)       ? "AVX"
+                                                     : "SSE4.1");
 }
 
 std::int64_t tile_edge(std::int64_t m, std::int64_t n) {

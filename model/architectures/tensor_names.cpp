@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
@@ -103,7 +105,7 @@ OuterLayout opt_outer(const ModelConfig& c) {
 }
 
 std::string block_prefix(const BlockLayout& layout, std::int64_t block) {
-  return layout.prefix + std::to_string(block) + ".";
+  return fmt::format("{}{}.", layout.prefix, block);
 }
 
 // "model.norm" of "model.norm.weight".

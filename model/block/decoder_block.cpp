@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "model/architectures/llama_block.h"
 #include "model/architectures/opt_block.h"
@@ -97,9 +99,11 @@ Tensor DecoderBlock::backward(const BlockWeights& weights, SavedActivations save
   return input_gradient == InputGradient::kYes ? std::move(dy) : Tensor();
 }
 
+std::string DecoderBlock::prefix(int block) const { return fmt::format("{}{}", prefix_, block); }
+
 std::string DecoderBlock::module(int block, std::size_t linear) const {
   const std::string& name = linears_[linear].name;
-  return prefix_.empty() ? name : prefix(block) + "." + name;
+  return prefix_.empty() ? name : fmt::format("{}{}.{}", prefix_, block, name);
 }
 
 std::unique_ptr<DecoderBlock> DecoderBlock::outer(const std::vector<std::string>& include) const {

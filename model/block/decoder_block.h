@@ -126,7 +126,7 @@ class DecoderBlock {
   const std::vector<int>& score_linears() const { return score_linears_; }
   std::int64_t hidden_size() const { return hidden_size_; }
   // The module path in the checkpoint: "model.layers.7" + "." + "self_attn.q_proj".
-  std::string prefix(int block) const { return prefix_ + std::to_string(block); }
+  std::string prefix(int block) const;
   std::string module(int block, std::size_t linear) const;
   // Whether activations go through it; else the residual stays as it is, and linears are not applied.
   virtual bool flows() const { return true; }

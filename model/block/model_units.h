@@ -15,6 +15,15 @@ inline int unit_count(int blocks, const std::vector<std::string>& include) {
   return blocks + (include.empty() ? 0 : 1);
 }
 
+// What people call a unit: "block 3"; or, where it is of some of kOuterLinears, `outside`, "embedding", "head" or "embedding and head".
+std::string unit_name(int unit, const std::vector<std::string>& outside);
+// The same, of a recipe's units, as unit_count() counts them.
+inline std::string unit_name(int unit, int blocks, const std::vector<std::string>& include) {
+  return unit_name(unit, unit < blocks ? std::vector<std::string>() : include);
+}
+// The same, of the block that is at work: ModelUnits::of(unit).
+std::string unit_name(int unit, const DecoderBlock& decoder);
+
 class ModelUnits {
  public:
   // `include`: some of kOuterLinears. `decoder` outlives it.

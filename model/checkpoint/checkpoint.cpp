@@ -4,6 +4,8 @@
 #include <string_view>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/json_file.h"
 #include "model/checkpoint/pytorch_file.h"
@@ -33,7 +35,7 @@ bool is_plain_file_name(std::string_view name) {
 std::string shape_text(const Shape& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i)
-    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+    text += fmt::format("{}{}", i > 0 ? ", " : "", shape[i]);
   return text + "]";
 }
 

@@ -5,6 +5,8 @@
 #include <set>
 #include <type_traits>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 
@@ -90,8 +92,8 @@ class Cursor {
     } else if (type < kBytes.size() && kBytes[type] != 0) {
       take(kBytes[type]);
     } else {
-      throw InputError(path_.string() + ": key " + in_quotes(key) + ": values of type " +
-                       std::to_string(type) + " are not supported");
+      throw InputError(fmt::format("{}: key {}: values of type {} are not supported",
+                                   path_.string(), in_quotes(key), type));
     }
   }
 
@@ -119,7 +121,7 @@ GgmlBlock block_of(GgmlType type) {
   for (const Type& known : kTypes) {
     if (known.type == type) return known.block;
   }
-  throw Error("no such type of GGUF: " + std::to_string(static_cast<std::uint32_t>(type)));
+  throw Error(fmt::format("no such type of GGUF: {}", static_cast<std::uint32_t>(type)));
 }
 
 void GgufKeys::begin(std::string_view name, std::uint32_t type) {
@@ -207,7 +209,7 @@ GgufFile::GgufFile(const std::filesystem::path& path) : TensorFile(path) {
   if (!bytes.starts_with(kMagic)) fail("not a GGUF file");
   Cursor cursor(bytes.substr(kMagic.size()), path);
   if (const auto version = cursor.number<std::uint32_t>(); version != kVersion)
-    fail("version " + std::to_string(version) + " of GGUF, not " + std::to_string(kVersion));
+    fail(fmt::format("version {} of GGUF, not {}", version, kVersion));
   const auto tensors = cursor.number<std::uint64_t>();
   const auto keys = cursor.number<std::uint64_t>();
   std::uint64_t alignment = kAlignment;
@@ -234,7 +236,7 @@ GgufFile::GgufFile(const std::filesystem::path& path) : TensorFile(path) {
     const std::string what = "tensor " + in_quotes(tensor.name) + ": ";
     const auto dimensions = cursor.number<std::uint32_t>();
     if (dimensions == 0 || dimensions > kMaxDimensions)
-      fail(what + std::to_string(dimensions) + " dimensions");
+      fail(fmt::format("{}{} dimensions", what, dimensions));
     for (std::uint32_t d = 0; d < dimensions; ++d) {
       const auto size = cursor.number<std::uint64_t>();
       if (size > bytes.size() * 256) fail(what + "larger than the file");
@@ -254,7 +256,7 @@ GgufFile::GgufFile(const std::filesystem::path& path) : TensorFile(path) {
     const auto type = static_cast<GgmlType>(tensor.type);
     const auto known = std::ranges::find(kTypes, type, &Type::type);
     if (known == kTypes.end()) {
-      unsupported_[tensor.name] = "the type " + std::to_string(tensor.type) + " is not supported";
+      unsupported_[tensor.name] = fmt::format("the type {} is not supported", tensor.type);
       continue;
     }
     std::int64_t weights = 0;

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
@@ -45,8 +47,8 @@ void check_largest(std::span<const float> magnitudes, DType type, const std::str
       (type == DType::kF16 && !std::isfinite(round_to_half(largest))) ||
       (type == DType::kBF16 && !std::isfinite(bfloat16_to_float(float_to_bfloat16(largest))));
   if (overflows) {
-    throw InputError(where + ": a value of " + std::to_string(largest) + " is too large for " +
-                     std::string(torch_name_of(type)));
+    throw InputError(fmt::format("{}: a value of {:f} is too large for {}", where, largest,
+                                 torch_name_of(type)));
   }
 }
 

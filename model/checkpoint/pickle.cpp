@@ -110,7 +110,7 @@ class Machine {
 
  private:
   [[noreturn]] void fail(const std::string& what) const {
-    throw InputError(where_ + ": byte " + std::to_string(start_) + ": " + what);
+    throw InputError(fmt::format("{}: byte {}: {}", where_, start_, what));
   }
 
   // The program's text.
@@ -173,13 +173,12 @@ class Machine {
   }
   void get(std::uint64_t key) {
     const auto found = memo_.find(key);
-    if (found == memo_.end()) fail("nothing was remembered as " + std::to_string(key));
+    if (found == memo_.end()) fail(fmt::format("nothing was remembered as {}", key));
     stack_.push_back(found->second);
   }
 
   void push_string(std::string_view text) {
-    if (text.size() > kMaxStringBytes)
-      fail("a string of " + std::to_string(text.size()) + " bytes");
+    if (text.size() > kMaxStringBytes) fail(fmt::format("a string of {} bytes", text.size()));
     if (!is_utf8(text)) fail("a string that is not UTF-8");
     push({.kind = Kind::kString, .integer = 0, .text = text, .items = {}});
   }
@@ -261,7 +260,7 @@ class Machine {
     switch (opcode) {
       case kProto:
         if (const auto version = unsigned_number(1); version < 2 || version > 4) {
-          fail("pickle protocol " + std::to_string(version) + " is not supported");
+          fail(fmt::format("pickle protocol {} is not supported", version));
         }
         return;
       case kFrame:

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string_view>
 
+#include <fmt/format.h>
+
 #include "model/checkpoint/pickle.h"
 #include "model/checkpoint/zip.h"
 
@@ -98,8 +100,8 @@ PytorchFile::PytorchFile(const std::filesystem::path& path) : TensorFile(path) {
     const auto size = static_cast<std::int64_t>(storage->second.size());
     if (tensor.storage_elements < 0 || size % type->bytes != 0 ||
         tensor.storage_elements != size / type->bytes) {
-      fail("its storage has " + std::to_string(size) + " bytes, which are not " +
-           std::to_string(tensor.storage_elements) + " elements of " + std::string(type->name));
+      fail(fmt::format("its storage has {} bytes, which are not {} elements of {}", size,
+                       tensor.storage_elements, type->name));
     }
     const auto count = count_of(tensor);
     if (!count) fail("its shape or its strides are none");

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/json_file.h"
 #include "model/checkpoint/tensor_writer.h"
@@ -92,8 +94,7 @@ Entry parse_entry(const std::string& name, const json& value) {
   if (entry.end < entry.begin) throw InputError("data_offsets end before they begin");
   const std::uint64_t bytes = entry.end - entry.begin;
   if (total_bits % 8 != 0 || total_bits / 8 != bytes) {
-    throw InputError("shape and dtype do not fill data_offsets (" + std::to_string(bytes) +
-                     " bytes)");
+    throw InputError(fmt::format("shape and dtype do not fill data_offsets ({} bytes)", bytes));
   }
   return entry;
 }
@@ -113,7 +114,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : TensorFile
   if (bytes.size() < kLengthBytes) fail("not a safetensors file: shorter than 8 bytes");
   const std::uint64_t header_bytes = load_u64(bytes.data());
   if (header_bytes > kMaxHeaderBytes) {
-    fail("not a safetensors file: a header of " + std::to_string(header_bytes) + " bytes");
+    fail(fmt::format("not a safetensors file: a header of {} bytes", header_bytes));
   }
   if (header_bytes > bytes.size() - kLengthBytes) fail("truncated within the header");
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
@@ -140,9 +141,10 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : TensorFile
   std::uint64_t end = 0;
   for (Entry& entry : entries) {
     if (entry.begin != end) {
-      fail("tensor " + in_quotes(entry.name) +
-           ": data_offsets leave a hole or overlap (begins at " + std::to_string(entry.begin) +
-           ", the tensor before ends at " + std::to_string(end) + ")");
+      fail(
+          fmt::format("tensor {}: data_offsets leave a hole or overlap (begins at {}, the tensor "
+                      "before ends at {})",
+                      in_quotes(entry.name), entry.begin, end));
     }
     end = entry.end;
     if (end > data.size())
@@ -155,7 +157,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : TensorFile
     }
   }
   if (end != data.size()) {
-    fail(std::to_string(data.size() - end) + " bytes after the last tensor");
+    fail(fmt::format("{} bytes after the last tensor", data.size() - end));
   }
 }
 
@@ -191,9 +193,9 @@ Writer::Writer(const std::filesystem::path& path, const std::vector<TensorInfo>&
       const std::uint64_t bytes =
           static_cast<std::uint64_t>(element_count(tensor.shape)) * size_of(tensor.type);
       const std::uint64_t end = offset + bytes;
-      header += ',' + json(tensor.name).dump() + ":{\"dtype\":\"" +
-                std::string(name_of(tensor.type)) + "\",\"shape\":" + json(tensor.shape).dump() +
-                ",\"data_offsets\":[" + std::to_string(offset) + ',' + std::to_string(end) + "]}";
+      header += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}",
+                            json(tensor.name).dump(), name_of(tensor.type),
+                            json(tensor.shape).dump(), offset, end);
       entries.push_back({tensor.name, bytes});
       offset = end;
     }

@@ -1,12 +1,14 @@
 #include "model/checkpoint/tensor_contents.h"
 
+#include <fmt/format.h>
+
 #include "base/hash.h"
 
 namespace roundhouse {
 
 std::string content_hash(const HostView& view) {
   std::string head(name_of(view.type));
-  for (const std::int64_t extent : view.shape) head += " " + std::to_string(extent);
+  for (const std::int64_t extent : view.shape) head += fmt::format(" {}", extent);
   head += "\n";
   Xxh3 hash;
   hash.update(std::as_bytes(std::span(head)));

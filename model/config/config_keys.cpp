@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 
@@ -43,8 +45,7 @@ std::int64_t ConfigKeys::integer(const std::string& key, const json& value, std:
                     (!value.is_number_unsigned() ||
                      value.get<std::uint64_t>() <= static_cast<std::uint64_t>(high)) &&
                     value.get<std::int64_t>() >= low && value.get<std::int64_t>() <= high;
-  if (!fits)
-    fail(key, "must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
+  if (!fits) fail(key, fmt::format("must be an integer from {} to {}", low, high));
   return value.get<std::int64_t>();
 }
 

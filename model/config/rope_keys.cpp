@@ -7,6 +7,8 @@
 #include <string_view>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/quote.h"
 
 namespace roundhouse {
@@ -65,8 +67,7 @@ std::vector<double> factors(const ConfigKeys& rope, const char* key, std::int64_
   const json* list = rope.find(key);
   const auto pairs = static_cast<std::size_t>(columns / 2);
   if (list == nullptr || !list->is_array() || list->size() != pairs)
-    rope.fail(key, "must be a list of " + std::to_string(pairs) +
-                       " numbers, half of the rotated columns");
+    rope.fail(key, fmt::format("must be a list of {} numbers, half of the rotated columns", pairs));
   std::vector<double> values;
   for (const json& value : *list) values.push_back(rope.number(key, value, 1e-6, kMostFactor));
   return values;
@@ -134,8 +135,7 @@ std::int64_t rotated_columns(const ConfigKeys& keys, std::int64_t head_dim, bool
   if (share != 1.0 && !may_be_partial) keys.refuse(kKey, "this architecture rotates whole heads");
   const auto columns = static_cast<std::int64_t>(static_cast<double>(head_dim) * share);
   if (columns < 2 || columns % 2 != 0)
-    keys.fail(kKey, "makes " + std::to_string(columns) + " of " + std::to_string(head_dim) +
-                        " columns, which are no pairs");
+    keys.fail(kKey, fmt::format("makes {} of {} columns, which are no pairs", columns, head_dim));
   return columns;
 }
 

@@ -5,6 +5,8 @@
 #include <span>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "model/quantized/validation.h"
 
@@ -69,8 +71,7 @@ void validate(const QuantizedLinear& q) {
 }
 
 void throw_code_out_of_range(const QuantizedLinear& q) {
-  throw Error("quantized linear " + q.name + ": a code of more than " + std::to_string(q.bits) +
-              " bits");
+  throw Error(fmt::format("quantized linear {}: a code of more than {} bits", q.name, q.bits));
 }
 
 void validate_beside_codes(const QuantizedLinear& q) {
@@ -122,7 +123,7 @@ void validate_beside_codes(const QuantizedLinear& q) {
   check_tensor(q.scales, DType::kF16, {q.rows, q.groups()}, "scales");
   check_tensor(q.zeros, DType::kU8, {q.rows, q.groups()}, "zeros");
   check(within(q.zeros.as<std::uint8_t>()),
-        "a zero point of more than " + std::to_string(q.bits) + " bits");
+        fmt::format("a zero point of more than {} bits", q.bits));
   if (is_symmetric(q.grid)) {
     const int middle = 1 << (q.bits - 1);
     check(std::ranges::all_of(q.zeros.as<std::uint8_t>(),

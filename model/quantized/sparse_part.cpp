@@ -5,6 +5,8 @@
 #include <functional>
 #include <string>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
@@ -50,7 +52,7 @@ void validate(const SparsePart& sparse, std::int64_t rows, std::int64_t cols) {
   check_tensor(sparse.values, DType::kF16, {offsets.back()}, "values");
   for (std::int64_t row = 0; row < rows; ++row) {
     const Row entries = row_of(sparse, row);
-    const auto fault = [&](const char* what) { return "row " + std::to_string(row) + what; };
+    const auto fault = [&](const char* what) { return fmt::format("row {}{}", row, what); };
     check(
         std::ranges::adjacent_find(entries.columns, std::greater_equal()) == entries.columns.end(),
         fault(": columns must ascend"));

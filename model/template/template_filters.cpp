@@ -4,6 +4,8 @@
 #include <cctype>
 #include <limits>
 
+#include <fmt/format.h>
+
 #include "model/template/white_space.h"
 #include "model/tokenizer/utf8.h"
 
@@ -126,8 +128,8 @@ Value prepend(const Value& value, Arguments arguments) {
   const Value& list = list_of_texts(value);
   const Value& fronts = list_of_texts(arguments[0]);
   if (list.size() != fronts.size()) {
-    throw TemplateError("there must be " + std::to_string(fronts.size()) + " of them, not " +
-                        std::to_string(list.size()));
+    throw TemplateError(
+        fmt::format("there must be {} of them, not {}", fronts.size(), list.size()));
   }
   Value result = Value::array();
   for (std::size_t i = 0; i < list.size(); ++i) {

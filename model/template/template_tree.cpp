@@ -6,6 +6,8 @@
 #include <charconv>
 #include <cstdint>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/tokenizer/utf8.h"
@@ -41,7 +43,7 @@ struct Source {
   bool has_blocks;    // {% %} and {# #}
 
   [[noreturn]] void fail(std::size_t line, const std::string& what) const {
-    throw InputError((where.empty() ? "" : where + ":" + std::to_string(line) + ": ") + what);
+    throw InputError(where.empty() ? what : fmt::format("{}:{}: {}", where, line, what));
   }
 };
 

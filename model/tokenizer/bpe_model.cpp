@@ -24,14 +24,14 @@ BpeModel::BpeModel(const json& vocabulary, const std::string& where) {
     const std::string& token = entry.key();
     const json& id = entry.value();
     if (!id.is_number_unsigned() || id.get<std::uint64_t>() > kMaxId) {
-      throw InputError(where + "token " + in_quotes(token) +
-                       ": its id is not an integer from 0 to " + std::to_string(kMaxId));
+      throw InputError(fmt::format("{}token {}: its id is not an integer from 0 to {}", where,
+                                   in_quotes(token), kMaxId));
     }
     const auto number = id.get<std::int32_t>();
     const auto [other, is_new] = names.emplace(number, &token);
     if (!is_new) {
-      throw InputError(where + "tokens " + in_quotes(*other->second) + " and " + in_quotes(token) +
-                       " have the same id " + std::to_string(number));
+      throw InputError(fmt::format("{}tokens {} and {} have the same id {}", where,
+                                   in_quotes(*other->second), in_quotes(token), number));
     }
     ids_.emplace(token, number);
     in_tokens_.add_all(token);

@@ -1,6 +1,8 @@
 // The tokenizer of GPT-2 and OPT in two files: byte-level BPE.
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
@@ -23,7 +25,7 @@ void add_merge_lines(BpeModel& model, const std::filesystem::path& path) {
     begin = end + 1;
     ++number;
     if (line.starts_with("#version")) continue;
-    add_merge_line(model, line, path.string() + ":" + std::to_string(number) + ": ");
+    add_merge_line(model, line, fmt::format("{}:{}: ", path.string(), number));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "model/tokenizer/normalizer.h"
 
+#include <fmt/format.h>
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -293,8 +294,8 @@ class ReplaceRegex : public NormalizerStep {
 std::string text_of(const json& object, const char* key, const std::string& where) {
   const json value = object.value(key, json());
   if (!value.is_string() || value.get_ref<const std::string&>().size() > kMaxContentBytes) {
-    throw InputError(where + key + ": not a string of at most " + std::to_string(kMaxContentBytes) +
-                     " bytes");
+    throw InputError(
+        fmt::format("{}{}: not a string of at most {} bytes", where, key, kMaxContentBytes));
   }
   return value.get<std::string>();
 }
@@ -357,8 +358,8 @@ std::string_view Normalizer::apply(std::string_view text, PieceStart start,
     if (each.step->leaves(text, start)) continue;
     std::string next = each.step->apply(text, start);
     if (next.size() > most)
-      throw InputError("normalizer: makes more than " + std::to_string(kMaxGrowth) +
-                       " times as much of a text");
+      throw InputError(
+          fmt::format("normalizer: makes more than {} times as much of a text", kMaxGrowth));
     own = std::move(next);
     text = own;
   }

@@ -28,8 +28,8 @@ std::optional<std::int32_t> PipelineTokenizer::id_of_token(const std::string& na
 void PipelineTokenizer::add_token(const std::string& token, const json& id,
                                   const std::string& where) {
   if (!id.is_number_unsigned() || id.get<std::uint64_t>() > kMaxId) {
-    throw InputError(where + "token " + in_quotes(token) + ": its id is not an integer from 0 to " +
-                     std::to_string(kMaxId));
+    throw InputError(fmt::format("{}token {}: its id is not an integer from 0 to {}", where,
+                                 in_quotes(token), kMaxId));
   }
   const auto number = id.get<std::int32_t>();
   const auto known = id_of_token(token);
@@ -39,8 +39,8 @@ void PipelineTokenizer::add_token(const std::string& token, const json& id,
   if (known) return;
   const auto [other, is_new] = names_of_added_.emplace(number, token);
   if (!is_new) {
-    throw InputError(where + "tokens " + in_quotes(other->second) + " and " + in_quotes(token) +
-                     " have the same id " + std::to_string(number));
+    throw InputError(fmt::format("{}tokens {} and {} have the same id {}", where,
+                                 in_quotes(other->second), in_quotes(token), number));
   }
   added_.emplace(token, number);
 }
@@ -74,10 +74,10 @@ std::vector<std::string> PipelineTokenizer::problems() const {
   for (std::size_t i = 0; i < std::min(missing.size(), kShown); ++i)
     names += fmt::format(" {:02x}", missing[i]);
   if (missing.size() > kShown) names += " ..";
-  return {std::to_string(missing.size()) +
-          " of the 256 bytes have no token and are dropped from texts, as by Hugging Face's "
-          "tokenizers:" +
-          names};
+  return {
+      fmt::format("{} of the 256 bytes have no token and are dropped from texts, as by Hugging "
+                  "Face's tokenizers:{}",
+                  missing.size(), names)};
 }
 
 void PipelineTokenizer::set_normalized_tokens(std::vector<SpecialToken> tokens) {

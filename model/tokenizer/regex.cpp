@@ -1,5 +1,7 @@
 #include "model/tokenizer/regex.h"
 
+#include <fmt/format.h>
+
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
@@ -244,9 +246,9 @@ std::optional<Regex::Match> Regex::Matches::search(std::size_t from) {
   if (result < 0) {
     std::array<PCRE2_UCHAR, 256> message{};
     pcre2_get_error_message(result, message.data(), message.size());
-    throw InputError(regex_.where_ + "regular expression " + in_quotes(regex_.pattern_) +
-                     " cannot be searched for in a text of " + std::to_string(text_.size()) +
-                     " bytes: " + reinterpret_cast<const char*>(message.data()));
+    throw InputError(fmt::format(
+        "{}regular expression {} cannot be searched for in a text of {} bytes: {}", regex_.where_,
+        in_quotes(regex_.pattern_), text_.size(), reinterpret_cast<const char*>(message.data())));
   }
   const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(buffers_->data);
   return Match{ends[0], std::max(ends[0], ends[1])};

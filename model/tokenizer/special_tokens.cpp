@@ -4,6 +4,8 @@
 #include <charconv>
 #include <map>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/json_file.h"
 #include "model/tokenizer/utf8.h"
@@ -63,8 +65,8 @@ SpecialToken described(const json& object, const std::string& where) {
 
 std::int32_t checked_id(std::int64_t id, const std::string& token, const std::string& where) {
   if (id < 0 || id > kMaxId) {
-    throw InputError(where + "token " + in_quotes(token) + ": its id is not an integer from 0 to " +
-                     std::to_string(kMaxId));
+    throw InputError(fmt::format("{}token {}: its id is not an integer from 0 to {}", where,
+                                 in_quotes(token), kMaxId));
   }
   return static_cast<std::int32_t>(id);
 }

@@ -5,6 +5,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/json_file.h"
@@ -36,10 +38,11 @@ void check_same(const Tokenizer& tokenizer, const std::filesystem::path& file,
                 const std::filesystem::path& other, const std::string& token, std::int32_t id) {
   const auto known = tokenizer.id_of_token(token);
   if (known == id) return;
-  throw InputError(file.string() + " and " + other.string() + " have other vocabularies: token " +
-                   in_quotes(token) + " is " + (known ? std::to_string(*known) : "not there") +
-                   " in the first and " + std::to_string(id) +
-                   " in the second. Remove the one that is not this model's");
+  throw InputError(
+      fmt::format("{} and {} have other vocabularies: token {} is {} in the first and {} in the "
+                  "second. Remove the one that is not this model's",
+                  file.string(), other.string(), in_quotes(token),
+                  known ? std::to_string(*known) : "not there", id));
 }
 
 // By the files that are there.
@@ -137,9 +140,9 @@ void Tokenizer::append(const TextPiece& piece, WordCache& cache,
 
 void Tokenizer::check_row(const SpecialToken& token) const {
   if (rows_ < 0 || token.id < rows_) return;
-  throw InputError("a text with the special token " + in_quotes(token.text) + ": its id is " +
-                   std::to_string(token.id) + ", and vocab_size in config.json is " +
-                   std::to_string(rows_));
+  throw InputError(fmt::format(
+      "a text with the special token {}: its id is {}, and vocab_size in config.json is {}",
+      in_quotes(token.text), token.id, rows_));
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
@@ -187,8 +190,9 @@ std::optional<TextPiece> PieceCutter::next() {
           tokenizer_.may_cut(left.value, right.value))
         break;
       if (end - at_ > kMaxPieceBytes) {
-        throw InputError("a text with more than " + std::to_string(kMaxPieceBytes >> 20) +
-                         " MiB in which no word ends cannot be tokenized");
+        throw InputError(
+            fmt::format("a text with more than {} MiB in which no word ends cannot be tokenized",
+                        kMaxPieceBytes >> 20));
       }
       left = right;
     }
@@ -269,8 +273,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   if (opt) found.defaults = {{"bos_token", "</s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"}};
   Tokenizer& tokenizer = *found.tokenizer;
   if (tokenizer.vocabulary() > rows) {
-    throw InputError(found.file.string() + ": " + std::to_string(tokenizer.vocabulary()) +
-                     " pieces, but vocab_size in config.json is " + std::to_string(rows));
+    throw InputError(fmt::format("{}: {} pieces, but vocab_size in config.json is {}",
+                                 found.file.string(), tokenizer.vocabulary(), rows));
   }
   sort_special_tokens(
       tokenizer,
@@ -280,8 +284,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   std::vector<std::string> warnings = std::move(found.warnings);
   for (const std::string& problem : tokenizer.problems())
     warnings.push_back(found.file.string() + ": " + problem);
-  tokenizer.set_source(found.file.string() + " (" + found.kind + ", " +
-                       std::to_string(tokenizer.vocabulary()) + " pieces)");
+  tokenizer.set_source(
+      fmt::format("{} ({}, {} pieces)", found.file.string(), found.kind, tokenizer.vocabulary()));
   const std::string instead = ", and texts are tokenized by " + found.file.filename().string();
   if (config.own_code) {
     warnings.push_back(config.file.string() +

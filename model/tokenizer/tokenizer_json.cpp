@@ -1,6 +1,8 @@
 // tokenizer.json, as Hugging Face's tokenizers write it.
 #include <string>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/json_file.h"
 #include "model/tokenizer/pipeline_tokenizer.h"
@@ -50,7 +52,7 @@ BpeModel read_model(const json& object, const std::string& file) {
   const auto merges = model.find("merges");
   if (merges == model.end() || !merges->is_array()) throw InputError(where + "merges: not a list");
   for (std::size_t i = 0; i < merges->size(); ++i) {
-    const std::string at = where + "merges[" + std::to_string(i) + "]: ";
+    const std::string at = fmt::format("{}merges[{}]: ", where, i);
     const json& merge = (*merges)[i];  // "LEFT RIGHT", or the two in a list
     if (merge.is_string()) {
       add_merge_line(bpe, merge.get<std::string>(), at);

@@ -1,5 +1,7 @@
 #include <cstdio>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/exit_code.h"
 #include "base/quote.h"
@@ -32,8 +34,8 @@ int evaluate_model(LaunchSession& session, const EvaluateArguments& arguments) {
   const auto backend = make_rank_backend(device, own.threads, /*cpu_bf16=*/false);
   const std::int64_t longest = longest_sequence(evaluations, model.config());
   if (longest > model.config().max_positions) {
-    throw InputError("--window " + std::to_string(longest) + ": the model has only " +
-                     std::to_string(model.config().max_positions) + " positions");
+    throw InputError(fmt::format("--window {}: the model has only {} positions", longest,
+                                 model.config().max_positions));
   }
   const auto decoder = make_decoder_block(model.config(), longest, *backend);
   ActivationBudget budget(default_activation_bytes(session),

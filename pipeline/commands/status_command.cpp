@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/quote.h"
+#include "model/block/model_units.h"
 #include "model/model_config.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/json_values.h"
@@ -144,7 +145,11 @@ std::string describe(const Json& event) {
   for (const char* key : {"recipe", "format", "name"}) {
     if (event.contains(key) && event[key].is_string()) text += " " + event[key].get<std::string>();
   }
-  if (event.contains("block") && event["block"].is_number()) text += " " + event["block"].dump();
+  if (const std::vector<std::string> outside = texts_in(event, "outside"); !outside.empty()) {
+    text += " " + unit_name(0, outside);
+  } else if (event.contains("block") && event["block"].is_number()) {
+    text += " " + event["block"].dump();
+  }
   return text;
 }
 
@@ -178,9 +183,10 @@ std::string describe(std::vector<RecipeProgress> recipes, const LastJob& job) {
   for (std::size_t stage = 0; stage < all.size(); ++stage) {
     const StageProgress& at = all[stage];
     if (at.recipe.empty()) continue;
-    text += (all.size() > 1 ? fmt::format("stage {}: ", stage) : "now: ") +
-            (at.waits ? "waits for " : "") + fmt::format("{} block {}", at.recipe, at.block) +
-            (at.next.empty() ? "" : ", next " + at.next) + "\n";
+    text +=
+        fmt::format("{}: {}{} {}{}{}\n", all.size() > 1 ? fmt::format("stage {}", stage) : "now",
+                    at.waits ? "waits for " : "", at.recipe, at.unit,
+                    at.next.empty() ? "" : ", next ", at.next);
   }
   return text;
 }
@@ -211,7 +217,7 @@ Picture look(const fs::path& run) {
         {.name = recipe.name,
          .in_order = recipe.needs.streams(),
          .done = blocks_done(run, recipe.name, blocks > 0 ? recipe.units(blocks) : 0),
-         .outside = blocks > 0 && !recipe.include.empty() ? 1 : 0});
+         .include = blocks > 0 ? recipe.include : std::vector<std::string>()});
     const auto done = std::ranges::count(progress.back().done, true);
     std::error_code ignored;
     const bool undecided =

@@ -78,7 +78,7 @@ RunConfig read_tree(const YamlNode& root, const std::string& file, InputFiles fi
 YamlNode read_file(const fs::path& file) {
   const std::string name = file.string();
   return parse_yaml(read_text_file(file, kMostYamlBytes),
-                    [&](int line) { return line > 0 ? name + ":" + std::to_string(line) : name; });
+                    [&](int line) { return line > 0 ? fmt::format("{}:{}", name, line) : name; });
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/section.h"
@@ -32,8 +34,8 @@ void apply_override(YamlNode& root, const std::string& assignment) {
       std::size_t index = 0;
       const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), index);
       if (error != std::errc{} || index >= at->items.size()) {
-        throw InputError(where + ": " + in_quotes(before) + " has " +
-                         std::to_string(at->items.size()) + " entries, the first of which is 0");
+        throw InputError(fmt::format("{}: {} has {} entries, the first of which is 0", where,
+                                     in_quotes(before), at->items.size()));
       }
       at = &at->items[index];
       continue;

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
@@ -42,7 +44,7 @@ double now() {
 class Scratch {
  public:
   explicit Scratch(const fs::path& within)
-      : path_(within / (".roundhouse-measure-" + std::to_string(getpid()))) {
+      : path_(within / fmt::format(".roundhouse-measure-{}", getpid())) {
     fs::create_directories(path_);
   }
   ~Scratch() {

@@ -4,6 +4,8 @@
 #include <optional>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "pipeline/plan/rank_memory.h"
 
@@ -17,8 +19,8 @@ MeshShape named_by(const RunConfig& config) {
 }
 
 [[noreturn]] void refuse_lanes(int lanes, int ranks, int blocks) {
-  throw InputError("mesh: " + std::to_string(lanes) + " lanes fit neither " +
-                   std::to_string(ranks) + " ranks nor " + std::to_string(blocks) + " blocks");
+  throw InputError(
+      fmt::format("mesh: {} lanes fit neither {} ranks nor {} blocks", lanes, ranks, blocks));
 }
 
 bool as_wanted(int number, int wanted) { return wanted == 0 || number == wanted; }

@@ -1,5 +1,6 @@
 #include "pipeline/run/hdf5_store.h"
 
+#include <fmt/format.h>
 #include <hdf5.h>
 #include <unistd.h>
 
@@ -47,8 +48,7 @@ struct Seal {
   std::string hash;
 
   std::string head() const {
-    return std::string(kMagic) + "\nkey " + key + "\nidentity " + identity + "\nbytes " +
-           std::to_string(bytes) + "\n";
+    return fmt::format("{}\nkey {}\nidentity {}\nbytes {}\n", kMagic, key, identity, bytes);
   }
   std::string text() const {
     std::string block = head() + "xxh3-128 " + hash + "\n";

@@ -4,8 +4,11 @@
 #include <chrono>
 #include <set>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
 #include "comm/together.h"
+#include "model/block/model_units.h"
 #include "pipeline/schedule/gradient_schedule.h"
 #include "pipeline/schedule/unit.h"
 #include "stages/flow/numerical_failures.h"
@@ -93,10 +96,9 @@ class Walk {
     };
     std::vector<std::string> names;
     for (const User& user : users_) names.push_back(user.recipe.name);
-    std::string line = "gradients of " + std::to_string(samples_) + " x " +
-                       std::to_string(length_) + " tokens: a walk through the model, for " +
-                       std::to_string(std::ranges::count(done, false)) + " blocks of " +
-                       joined(names);
+    std::string line =
+        fmt::format("gradients of {} x {} tokens: a walk through the model, for {} blocks of {}",
+                    samples_, length_, std::ranges::count(done, false), joined(names));
     if (!others_.empty()) line += " (" + joined(others_) + " had one before)";
     s_.monitor.say(line);
   }
@@ -167,7 +169,7 @@ class Walk {
   // Of the team alike.
   void fail(User& user, const BlockSite& site, const std::string& what) {
     user.state.failure = RecipeFailure{.block = site.block, .reason = what};
-    if (site.team.rank() == 0) note_failure(s_, user.number, user.recipe.name, site.block, what);
+    if (site.team.rank() == 0) note_failure(s_, user.number, user.recipe, site.block, what);
   }
 
   // Which samples the block's sums lack goes to the journal. False: too many, as too_many_dropped_ then says.
@@ -193,7 +195,7 @@ class Walk {
     const auto start = std::chrono::steady_clock::now();
     const std::string settings = user.recipe.method + " " + user.method->statistics_settings();
     if (!made.contains(settings)) {
-      with_place_named(user.recipe.name + ", block " + std::to_string(task.block),
+      with_place_named(fmt::format("{}, {}", user.recipe.name, unit_name(task.block, task.decoder)),
                        [&] { made[settings] = user.method->statistics(task); });
     }
     if (task.team.rank() != 0) return;
@@ -277,7 +279,7 @@ GradientUsers gradient_users(const std::vector<Recipe>& recipes,
 }
 
 std::string gradient_folder(int samples, int length) {
-  return "gradients/" + std::to_string(samples) + "x" + std::to_string(length);
+  return fmt::format("gradients/{}x{}", samples, length);
 }
 
 bool make_from_gradients(Schedule& schedule, const std::vector<Recipe>& recipes,

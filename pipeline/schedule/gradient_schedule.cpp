@@ -199,7 +199,7 @@ class Stage {
   // After a block. False: asked to stop; the team's rank 0 decides.
   bool leave(int block, Activations* gradient) {
     if (gradient && block > first_) {
-      s_.monitor.phase("gradients, snapshot before block " + std::to_string(block));
+      s_.monitor.phase(fmt::format("gradients, snapshot before block {}", block));
       for (int shard = shards_.begin; shard < shards_.end; ++shard) {
         s_.store.commit(snapshot_key(s_.folder, block, shard),
                         record_of_shard(kTensor, *gradient, shard));

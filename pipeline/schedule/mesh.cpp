@@ -3,13 +3,15 @@
 #include <algorithm>
 #include <span>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
 
 std::string describe(MeshShape shape) {
-  return (shape.lanes > 1 ? std::to_string(shape.lanes) + " lanes of " : "") +
-         std::to_string(shape.pipeline) + " x " + std::to_string(shape.data);
+  return fmt::format("{}{} x {}", shape.lanes > 1 ? fmt::format("{} lanes of ", shape.lanes) : "",
+                     shape.pipeline, shape.data);
 }
 
 MeshShape named_mesh(MeshShape named, int ranks, int blocks) {
@@ -18,12 +20,12 @@ MeshShape named_mesh(MeshShape named, int ranks, int blocks) {
   if (named.pipeline == 0) shape.pipeline = std::max(1, ranks / (shape.lanes * named.data));
   if (named.data == 0) shape.data = std::max(1, ranks / (shape.lanes * named.pipeline));
   if (shape.stages() * shape.data != ranks) {
-    throw InputError("mesh: " + describe(shape) + " (pipeline x data) does not fit " +
-                     std::to_string(ranks) + " ranks");
+    throw InputError(
+        fmt::format("mesh: {} (pipeline x data) does not fit {} ranks", describe(shape), ranks));
   }
   if (shape.stages() > blocks) {
-    throw InputError("mesh: " + describe(shape) + ": more pipeline stages than the model's " +
-                     std::to_string(blocks) + " blocks");
+    throw InputError(fmt::format("mesh: {}: more pipeline stages than the model's {} blocks",
+                                 describe(shape), blocks));
   }
   return shape;
 }
@@ -46,13 +48,13 @@ Mesh::Mesh(Communicator& world, MeshShape shape, int blocks, Memory& memory)
   const DeviceLink link = choose_device_link(world_);
   traffic_ = link.description;
   if (shape.data > 1) {
-    const DeviceGroup group{.name = "the team of pipeline stage " + std::to_string(stage()),
+    const DeviceGroup group{.name = fmt::format("the team of pipeline stage {}", stage()),
                             .peers = all_peers(*team_),
                             .broadcasts = true};
     device_team_ = make_device_transport(link, *team_, group, copies);
   }
   if (shape.pipeline > 1 && link.direct) {
-    DeviceGroup group{.name = "the stages' ranks " + std::to_string(team_->rank()), .peers = {}};
+    DeviceGroup group{.name = fmt::format("the stages' ranks {}", team_->rank()), .peers = {}};
     if (stage() > 0) group.peers.push_back(stage() - 1);
     if (stage() + 1 < shape.pipeline) group.peers.push_back(stage() + 1);
     device_chain_ = make_device_transport(link, *chain_, group, copies);

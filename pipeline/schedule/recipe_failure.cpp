@@ -7,10 +7,13 @@
 
 #include <fmt/format.h>
 
+#include "model/block/model_units.h"
+
 namespace roundhouse {
 namespace {
 
 constexpr const char* kFailed = "failed";
+constexpr const char* kOutside = "outside";  // only where it is no block
 
 std::string prefix_of(const std::string& recipe) { return "recipes/" + recipe + "/failed-"; }
 
@@ -23,7 +26,7 @@ std::vector<std::string> failure_keys(const std::string& recipe, RunStore& store
 }  // namespace
 
 std::string RecipeFailure::place() const {
-  return block == kWholeModel ? "the whole model" : "block " + std::to_string(block);
+  return block == kWholeModel ? "the whole model" : unit_name(block, outside);
 }
 
 std::string failure_key(const std::string& recipe, int block) {
@@ -39,8 +42,10 @@ std::optional<RecipeFailure> find_failure(const std::string& recipe, RunStore& s
     const nlohmann::json& failed = attributes->at(kFailed);
     const int block = failed.value("block", RecipeFailure::kWholeModel);
     if (first && first->block <= block) continue;
-    first = RecipeFailure{
-        .block = block, .reason = failed.value("reason", ""), .attributes = *attributes};
+    first = RecipeFailure{.block = block,
+                          .outside = failed.value(kOutside, std::vector<std::string>()),
+                          .reason = failed.value("reason", ""),
+                          .attributes = *attributes};
   }
   return first;
 }
@@ -55,9 +60,11 @@ void RecipeFailures::add(std::size_t recipe, const std::string& name, RecipeFail
                          RunStore& store) {
   Record record;
   record.attributes = std::move(failure.attributes);
-  record.attributes[kFailed] = {{"block", failure.block}, {"reason", failure.reason}};
+  nlohmann::json& failed = record.attributes[kFailed];
+  failed = {{"block", failure.block}, {"reason", failure.reason}};
+  if (!failure.outside.empty()) failed[kOutside] = failure.outside;
   store.commit(failure_key(name, failure.block), record);
-  found_.push_back({recipe, failure.block, failure.reason});
+  found_.push_back({recipe, failure.block, failure.outside, failure.reason});
 }
 
 std::vector<std::pair<std::size_t, RecipeFailure>> RecipeFailures::share(
@@ -67,7 +74,9 @@ std::vector<std::pair<std::size_t, RecipeFailure>> RecipeFailures::share(
   for (const auto& part : world.all_gather(std::as_bytes(std::span(text)))) {
     const char* const begin = reinterpret_cast<const char*>(part.data());
     for (const nlohmann::json& each : nlohmann::json::parse(begin, begin + part.size())) {
-      RecipeFailure failure{.block = each[1].get<int>(), .reason = each[2].get<std::string>()};
+      RecipeFailure failure{.block = each[1].get<int>(),
+                            .outside = each[2].get<std::vector<std::string>>(),
+                            .reason = each[3].get<std::string>()};
       const auto [at, added] = first.emplace(each[0].get<std::size_t>(), failure);
       if (!added && failure.block < at->second.block) at->second = failure;
     }

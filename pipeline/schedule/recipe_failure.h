@@ -19,11 +19,12 @@ namespace roundhouse {
 struct RecipeFailure {
   static constexpr int kWholeModel = -1;
   int block = kWholeModel;
+  std::vector<std::string> outside = {};  // what of kOuterLinears it is instead of a block
   std::string reason;  // "self_attn.o_proj, rows from 0: a group of weights has the range .."
   nlohmann::json attributes =
       nlohmann::json::object();  // of its record: what the model was, and by what it was computed
 
-  std::string place() const;  // "block 3", "the whole model"
+  std::string place() const;  // unit_name(), or "the whole model"
 };
 
 std::string failure_key(const std::string& recipe, int block);
@@ -41,7 +42,7 @@ class RecipeFailures {
   std::vector<std::pair<std::size_t, RecipeFailure>> share(Communicator& world) const;
 
  private:
-  nlohmann::json found_ = nlohmann::json::array();  // [recipe, block, reason]
+  nlohmann::json found_ = nlohmann::json::array();  // [recipe, block, outside, reason]
 };
 
 }  // namespace roundhouse

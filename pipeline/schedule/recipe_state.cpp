@@ -62,6 +62,7 @@ void look_at_failure(const Recipe& recipe, RunStore& store, Communicator& world,
     if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store)) {
       found = origin_of(failure->attributes);
       found["block"] = failure->block;
+      found["outside"] = failure->outside;
       found["reason"] = failure->reason;
     }
   }
@@ -69,6 +70,7 @@ void look_at_failure(const Recipe& recipe, RunStore& store, Communicator& world,
   if (found.is_null()) return;
   learn_origin(recipe, found, state);
   state.failure = RecipeFailure{.block = found["block"].get<int>(),
+                                .outside = found["outside"].get<std::vector<std::string>>(),
                                 .reason = found["reason"].get<std::string>()};
 }
 

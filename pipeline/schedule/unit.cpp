@@ -3,10 +3,13 @@
 #include <memory>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/hash.h"
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
+#include "model/block/model_units.h"
 #include "pipeline/schedule/stored_progress.h"
 #include "stages/flow/numerical_failures.h"
 #include "stages/store/block_record.h"
@@ -62,7 +65,7 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   Record record;
   nlohmann::json phases;
   const auto at_place = [&](const std::function<void()>& work) {
-    with_place_named(recipe.name + ", block " + std::to_string(task.block), work);
+    with_place_named(fmt::format("{}, {}", recipe.name, unit_name(task.block, task.decoder)), work);
   };
   task.committer = committer_of(task.block, task.team.size());
   task.overrides = recipe.overrides;
@@ -117,18 +120,24 @@ void check_decision(const Recipe& recipe, const RecipeState& state) {
   }
 }
 
-void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
+void note_failure(Schedule& schedule, std::size_t number, const Recipe& recipe, int block,
                   const std::string& what) {
   RecipeFailure failure{.block = block, .reason = what};
-  const std::string place = name + (block >= 0 ? ", block " + std::to_string(block) : "") + ": ";
+  if (block >= schedule.model.config().blocks) failure.outside = recipe.include;
+  const std::string place = block >= 0 ? fmt::format("{}, {}: ", recipe.name, failure.place())
+                                       : fmt::format("{}: ", recipe.name);
   if (failure.reason.starts_with(place)) failure.reason.erase(0, place.size());
   if (block >= 0) failure.attributes[kMadeOf] = contents_of_block(schedule.model, block);
   failure.attributes[kComputedBy] = schedule.backend.computes_as();
-  schedule.monitor.event(
-      {{"event", "recipe_failed"}, {"recipe", name}, {"block", block}, {"reason", failure.reason}});
-  schedule.monitor.say(name + " failed at " + failure.place() +
-                       " and is not gone on with: " + failure.reason);
-  schedule.failures.add(recipe, name, std::move(failure), schedule.store);
+  nlohmann::json event = {{"event", "recipe_failed"},
+                          {"recipe", recipe.name},
+                          {"block", block},
+                          {"reason", failure.reason}};
+  if (!failure.outside.empty()) event["outside"] = failure.outside;
+  schedule.monitor.event(event);
+  schedule.monitor.say(fmt::format("{} failed at {} and is not gone on with: {}", recipe.name,
+                                   failure.place(), failure.reason));
+  schedule.failures.add(number, recipe.name, std::move(failure), schedule.store);
 }
 
 bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,
@@ -139,7 +148,7 @@ bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe
   } catch (const UnquantizableError& error) {  // on all ranks alike
     state.failure = RecipeFailure{.reason = error.what()};
     if (schedule.mesh.world().rank() == 0) {
-      note_failure(schedule, number, recipe.name, RecipeFailure::kWholeModel, error.what());
+      note_failure(schedule, number, recipe, RecipeFailure::kWholeModel, error.what());
     }
     return false;
   }

@@ -39,9 +39,9 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
 // Collective over the team: what its ranks have committed is durable; or all throw what writing it has met.
 void finish_writing(Schedule& schedule);
 
-// On one rank: block `block` of a recipe (its number and name), or what it decides for the whole model, cannot be made, as an
+// On one rank: unit `block` of a recipe, the one of this number, or what it decides for the whole model, cannot be made, as an
 // UnquantizableError said. Goes to the store, the journal and Schedule::failures.
-void note_failure(Schedule& schedule, std::size_t recipe, const std::string& name, int block,
+void note_failure(Schedule& schedule, std::size_t number, const Recipe& recipe, int block,
                   const std::string& what);
 // Collective over the world: decide(); or the state's failure, and false.
 bool decide_or_fail(Schedule& schedule, std::size_t number, const Recipe& recipe,

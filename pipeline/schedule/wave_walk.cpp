@@ -5,7 +5,10 @@
 #include <iterator>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
+#include "model/block/model_units.h"
 #include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
 #include "stages/flow/micro_batch.h"
@@ -153,8 +156,8 @@ void WaveWalk::enter(int block) {
     const StreamActivations streams{.quantized = member->quantized.get(),
                                     .full_precision = brings_original ? original_.get() : nullptr};
     if (block > 0) {
-      s_.monitor.phase(member->recipe.name + ": reading the snapshot after block " +
-                       std::to_string(block - 1));
+      s_.monitor.phase(
+          fmt::format("{}: reading the snapshot after block {}", member->recipe.name, block - 1));
       member->snapshots.load(block, streams);
       continue;
     }
@@ -253,9 +256,9 @@ std::optional<double> WaveWalk::load_weights(int block) {
 
 void WaveWalk::make_unit(Member& member, int block, bool others, bool last) {
   const auto start = std::chrono::steady_clock::now();
-  s_.monitor.phase(member.recipe.name + " block " + std::to_string(block));
   const bool outside = block >= blocks();
   const DecoderBlock& decoder = outside ? *member.outer : s_.decoder;
+  s_.monitor.phase(fmt::format("{} {}", member.recipe.name, unit_name(block, decoder)));
   std::optional<double> load_seconds;
   BlockWeights weights;
   if (outside) {
@@ -298,7 +301,7 @@ void WaveWalk::make_unit(Member& member, int block, bool others, bool last) {
 void WaveWalk::drop(Member& member, int block, const std::string& why) {
   member.failed = true;
   member.quantized.reset();
-  if (mesh_.team().rank() == 0) note_failure(s_, member.number, member.recipe.name, block, why);
+  if (mesh_.team().rank() == 0) note_failure(s_, member.number, member.recipe, block, why);
   if (!member.way.in_order) return;
   mesh_.team().barrier();
   if (mesh_.team().rank() == 0) member.snapshots.remove_all(samples_->shards());
@@ -317,8 +320,8 @@ double WaveWalk::forward_share(const Member& member, int block) const {
 }
 
 void WaveWalk::replay(Member& member, int block) {
-  s_.monitor.phase(member.recipe.name + " block " + std::to_string(block) +
-                   " (done before: forward only)");
+  s_.monitor.phase(
+      fmt::format("{} block {} (done before: forward only)", member.recipe.name, block));
   if (!member.quantized) return;
   BlockWeights weights =
       load_quantized_weights(s_.model, s_.decoder, s_.store, member.recipe.name, block, s_.backend);
@@ -327,7 +330,7 @@ void WaveWalk::replay(Member& member, int block) {
 
 void WaveWalk::pass_original(int block) {
   const auto start = std::chrono::steady_clock::now();
-  s_.monitor.phase("block " + std::to_string(block) + ": forward in full precision");
+  s_.monitor.phase(fmt::format("block {}: forward in full precision", block));
   (void)load_weights(block);
   run_forward(site(block, s_.decoder), *weights_, *original_);
   made_in_ = original_.get();
@@ -359,8 +362,8 @@ void WaveWalk::write_snapshots(int blocks_done) {
   std::uint8_t due = timing_.due(bytes) ? 1 : 0;
   mesh_.team().broadcast(std::as_writable_bytes(std::span(&due, 1)), 0);
   if (due == 0) return;
-  s_.monitor.phase(writing.front()->recipe.name + ": snapshot after block " +
-                   std::to_string(blocks_done - 1));
+  s_.monitor.phase(
+      fmt::format("{}: snapshot after block {}", writing.front()->recipe.name, blocks_done - 1));
   const auto start = std::chrono::steady_clock::now();
   finish_writing(
       s_);  // older snapshots go, from which a block that is not there could be made again

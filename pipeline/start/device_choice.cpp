@@ -4,6 +4,8 @@
 #include <map>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/process.h"
 #include "pipeline/start/agreement.h"
@@ -67,7 +69,7 @@ std::vector<nlohmann::json> all_gather(const nlohmann::json& mine, Communicator&
 }
 
 std::string plural(std::size_t count, const std::string& what) {
-  return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
 }
 
 }  // namespace
@@ -92,8 +94,9 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     visible.push_back(all[rank].at("gpus").get<std::vector<std::string>>());
     if (!visible.back().empty() || ++have_none > 4) continue;
-    without += (without.empty() ? "" : ", ") + all[rank].at("node").get<std::string>() + " (rank " +
-               std::to_string(rank) + ": " + all[rank].at("why_none").get<std::string>() + ")";
+    without += fmt::format("{}{} (rank {}: {})", without.empty() ? "" : ", ",
+                           all[rank].at("node").get<std::string>(), rank,
+                           all[rank].at("why_none").get<std::string>());
   }
   if (have_none > 4) without += " and " + plural(have_none - 4, "more rank");
   if (have_none == all.size()) {
@@ -127,9 +130,9 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
   if (ranks_on.size() < all.size()) {
     const int most =
         std::ranges::max_element(ranks_on, {}, [](const auto& g) { return g.second; })->second;
-    choice.sharing = plural(all.size(), "rank") + " share " + plural(ranks_on.size(), "GPU") +
-                     ", up to " + std::to_string(most) +
-                     " on one; each takes its part of that one's memory";
+    choice.sharing =
+        fmt::format("{} share {}, up to {} on one; each takes its part of that one's memory",
+                    plural(all.size(), "rank"), plural(ranks_on.size(), "GPU"), most);
   }
   return choice;
 }

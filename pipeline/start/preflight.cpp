@@ -59,7 +59,7 @@ std::pair<std::uint64_t, std::uint64_t> least_codes(const Recipe& recipe,
   std::uint64_t bits = 0, quantized = 0;
   for (std::int64_t block = 0; block < model.blocks; ++block) {
     for (const LinearSpec& spec : layout.linears) {
-      const std::string module = layout.prefix + std::to_string(block) + "." + spec.name;
+      const std::string module = fmt::format("{}{}.{}", layout.prefix, block, spec.name);
       const LinearOverride* const asked = find_override(recipe.overrides, module);
       const LinearScheme scheme = asked != nullptr ? asked->scheme.value_or(least) : least;
       if (scheme.is_original()) continue;

@@ -175,7 +175,7 @@ EvaluationFigures figures_of(const Evaluation& evaluation, const Comparison& com
         fmt::format("{} {}, ", key,
                     value.is_null() ? "not finite" : fmt::format("{:.4f}", value.get<double>()));
   }
-  figures.summary += std::to_string(evaluation.documents.size()) + " documents";
+  figures.summary += fmt::format("{} documents", evaluation.documents.size());
   return figures;
 }
 

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include "base/hash.h"
 #include "base/quote.h"
 #include "comm/together.h"
@@ -58,9 +60,8 @@ bool is_exported_for_all(Job& job, Communicator& group, const Export& wanted, bo
 std::string export_settings(const RunConfig& config, const RunInputs& inputs, const Recipe& recipe,
                             const std::string& format) {
   const ExportOptions options = export_options(config, format);
-  return recipe_identity(config, inputs, recipe) + "\n" + options.format + "\n" +
-         std::string(options.dtype ? name_of(*options.dtype) : "source") + "\n" +
-         std::to_string(options.max_shard_bytes) + "\n";
+  return fmt::format("{}\n{}\n{}\n{}\n", recipe_identity(config, inputs, recipe), options.format,
+                     options.dtype ? name_of(*options.dtype) : "source", options.max_shard_bytes);
 }
 
 bool export_recipes(Job& job, Communicator& group, const std::vector<std::string>& recipes,

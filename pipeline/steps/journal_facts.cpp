@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "base/quote.h"
+#include "model/block/model_units.h"
 #include "pipeline/json_values.h"
 
 namespace roundhouse {
@@ -65,11 +66,15 @@ std::optional<Span> span_of(const Json& event, const std::string& kind, std::str
               .phases = phases_in(event)};
 }
 
+// The name of the unit that was made.
+std::string unit_of(const Json& event) {
+  return unit_name(integer_in(event, "block", 0), texts_in(event, "outside"));
+}
+
 std::optional<Span> span_of(const Json& event) {
   const std::string kind = text_in(event, "event"), recipe = word(event, "recipe");
   if (kind == "block")
-    return span_of(event, "quantize",
-                   fmt::format("{} block {}", recipe, integer_in(event, "block", 0)));
+    return span_of(event, "quantize", fmt::format("{} {}", recipe, unit_of(event)));
   if (kind == "gradients_block")
     return span_of(event, "gradients",
                    fmt::format("gradients of block {}", integer_in(event, "block", 0)));
@@ -130,7 +135,7 @@ void add_listed_transfers(const Json& event, JournalFacts& facts) {
   }
 }
 
-void add_linear(const Json& linear, int block, RecipeFacts& facts) {
+void add_linear(const Json& linear, int block, const std::string& unit, RecipeFacts& facts) {
   const std::string name = word(linear, "name");
   const auto error = linear.is_object() ? linear.find("relative_error") : linear.end();
   if (!name.empty() && error != linear.end())
@@ -147,7 +152,16 @@ void add_linear(const Json& linear, int block, RecipeFacts& facts) {
   }
   if (fallback) parts.push_back("made by " + word(linear, "fallback"));
   if (rounded > 0) parts.push_back(fmt::format("{} rows were rounded to nearest", rounded));
-  facts.lines.push_back(fmt::format("block {}, {}: {}", block, name, fmt::join(parts, "; ")));
+  facts.lines.push_back(fmt::format("{}, {}: {}", unit, name, fmt::join(parts, "; ")));
+}
+
+void add_linears(const Json& event, int block, RecipeFacts& facts) {
+  const std::string unit = unit_of(event);
+  for (const Json& linear : member(event, "linears")) add_linear(linear, block, unit, facts);
+  for (const Json& dropped : member(event, "dropped_samples")) {
+    facts.lines.push_back(fmt::format("{}, {}: {} samples are not finite and were left out", unit,
+                                      word(dropped, "linears"), integer_in(dropped, "count", 0)));
+  }
 }
 
 // Of the linears outside the blocks, in the unit behind the last of them.
@@ -155,7 +169,7 @@ void add_outside(const Json& event, int block, RecipeFacts& facts) {
   facts.seconds += number_in(event, "seconds");
   facts.outside_bits_per_weight = number_in(event, "bits_per_weight");
   for (const auto& [phase, seconds] : phases_in(event)) facts.phases[phase] += seconds;
-  for (const Json& linear : member(event, "linears")) add_linear(linear, block, facts);
+  add_linears(event, block, facts);
 }
 
 void add_block(const Json& event, int block, double blocks, RecipeFacts& facts) {
@@ -164,12 +178,7 @@ void add_block(const Json& event, int block, double blocks, RecipeFacts& facts) 
   facts.bits_per_weight += number_in(event, "bits_per_weight") / blocks;
   facts.sparse_bits_per_weight += number_in(event, "sparse_bits_per_weight") / blocks;
   for (const auto& [phase, seconds] : phases_in(event)) facts.phases[phase] += seconds;
-  for (const Json& linear : member(event, "linears")) add_linear(linear, block, facts);
-  for (const Json& dropped : member(event, "dropped_samples")) {
-    facts.lines.push_back(fmt::format("block {}, {}: {} samples are not finite and were left out",
-                                      block, word(dropped, "linears"),
-                                      integer_in(dropped, "count", 0)));
-  }
+  add_linears(event, block, facts);
 }
 
 void add_start(const Json& event, JournalFacts& facts) {

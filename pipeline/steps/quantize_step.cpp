@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "comm/together.h"
 #include "kernels/host_memory.h"
+#include "model/block/model_units.h"
 #include "pipeline/plan/mesh_choice.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/gradient_recipes.h"
@@ -59,14 +60,15 @@ void report_unit(Job& job, const Recipe& recipe, const QuantizedBlock& block, do
   const std::size_t spilled = job.budget().spilled_bytes();
   event["spilled_memory_mib"] = static_cast<double>(spilled) / 0x1p20;
   if (spilled > std::exchange(most_spilled, std::max(spilled, most_spilled))) {
-    job.monitor().say("activations: " + std::to_string(spilled >> 20) + " MiB of them are in " +
-                      scratch_folder(job.config()).string() +
-                      ", since memory.activations_gib has no more room");
+    job.monitor().say(fmt::format(
+        "activations: {} MiB of them are in {}, since memory.activations_gib has no more room",
+        spilled >> 20, scratch_folder(job.config()).string()));
   }
   job.monitor().event(event);
 
   const std::string told = norm > 0 ? fmt::format(", error {:.2e}", error / norm) : "";
-  job.monitor().unit_done(fmt::format("{} block {}{}", recipe.name, block.block, told), seconds);
+  const std::string unit = unit_name(block.block, job.blocks(), recipe.include);
+  job.monitor().unit_done(fmt::format("{} {}{}", recipe.name, unit, told), seconds);
 }
 
 // Blocks are made on the same kind of device as those before: another computes other last bits.
@@ -239,14 +241,13 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
                             {"units_done", total - missing}};
     if (!job.device().ranks.is_null()) event["gpus"] = job.device().ranks;
     job.monitor().event(event);
-    job.monitor().say(config.model.string() + ": " + std::to_string(blocks) + " blocks x " +
-                      std::to_string(config.recipes.size()) + " recipes, " +
-                      std::to_string(total - missing) + " of " + std::to_string(total) +
-                      " units done before; " + std::to_string(job.world().size()) +
-                      (job.world().size() == 1 ? " rank" : " ranks") + ", mesh " + describe(shape) +
-                      ", " + job.backend().description() +
-                      (job.threads_summary().empty() ? "" : " (" + job.threads_summary() + ")") +
-                      (job.world().size() > 1 ? ", messages by " + mesh.traffic() : ""));
+    job.monitor().say(fmt::format(
+        "{}: {} blocks x {} recipes, {} of {} units done before; {}{}, mesh {}, {}{}{}",
+        config.model.string(), blocks, config.recipes.size(), total - missing, total,
+        job.world().size(), job.world().size() == 1 ? " rank" : " ranks", describe(shape),
+        job.backend().description(),
+        job.threads_summary().empty() ? "" : fmt::format(" ({})", job.threads_summary()),
+        job.world().size() > 1 ? fmt::format(", messages by {}", mesh.traffic()) : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);
     for (const std::string& note : config.notes) job.monitor().say(note);
     for (const Recipe& recipe : config.recipes) {

@@ -118,6 +118,8 @@ class Reader {
     own.sparse_bits_per_weight = facts.sparse_bits_per_weight;
     own.outside_bits_per_weight = facts.outside_bits_per_weight;
     own.phases = std::move(facts.phases);
+    own.blocks = blocks_;
+    if (blocks_ > 0) own.include = recipe.include;
     own.errors = std::move(facts.errors);
     own.fallbacks = facts.fallbacks;
     for (std::size_t i = 0; i < std::min(facts.lines.size(), kMostLines); ++i)

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "pipeline/json_values.h"
 #include "pipeline/watch/progress_line.h"
@@ -98,7 +100,7 @@ struct JobMonitor::State {
       : rank(world.rank()),
         journal(journal_),
         draws(draws_on_terminal(rank)),
-        progress(draws, rank == 0 ? "" : "[rank " + std::to_string(rank) + "] "),
+        progress(draws, rank == 0 ? "" : fmt::format("[rank {}] ", rank)),
         watchdog(world, {.silence = milliseconds_of(silence_seconds),
                          .patience = milliseconds_of(stall_seconds)}),
         signals(watchdog) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "pipeline/json_values.h"
 
 namespace roundhouse {
@@ -21,9 +23,9 @@ std::string kind_of(const nlohmann::json& event) {
   if (kind == "perplexity" || kind == "task") return kind + " " + text_in(event, "name");
   if (kind == "statistics") return kind + " " + text_in(event, "recipe");
   if (kind == "gradients_forward" || kind == "gradients_block") {
-    return "gradients " + std::to_string(integer_in(event, "samples", 0)) + "x" +
-           std::to_string(integer_in(event, "length", 0)) +
-           (kind == "gradients_forward" ? " forward" : "");
+    return fmt::format("gradients {}x{}{}", integer_in(event, "samples", 0),
+                       integer_in(event, "length", 0),
+                       kind == "gradients_forward" ? " forward" : "");
   }
   return "";
 }

@@ -3,9 +3,14 @@
 #include <algorithm>
 
 #include "comm/tree_sum.h"
+#include "model/block/model_units.h"
 
 namespace roundhouse {
 namespace {
+
+int blocks_of(const RecipeProgress& recipe) {
+  return static_cast<int>(recipe.done.size()) - unit_count(0, recipe.include);
+}
 
 // What a stage has not done of a recipe.
 struct Left {
@@ -21,10 +26,10 @@ std::vector<Left> left_of(const std::vector<RecipeProgress>& recipes, int stage,
   for (const RecipeProgress& recipe : recipes) {
     const bool by_all = recipe.lane < 0 || lanes == 1;
     if (!by_all && recipe.lane != stage / pipeline) continue;
-    const int blocks = static_cast<int>(recipe.done.size()) - recipe.outside;
+    const int blocks = blocks_of(recipe);
     const int stages = by_all ? lanes * pipeline : pipeline;
     PartRange own = parts_of_rank(blocks, stage % stages, stages);
-    if (own.end == blocks) own.end += recipe.outside;
+    if (own.end == blocks) own.end = static_cast<int>(recipe.done.size());
     const auto begin = recipe.done.begin() + own.begin, end = recipe.done.begin() + own.end;
     const auto missing = std::find(begin, end, false);
     if (recipe.failed || missing == end) continue;
@@ -50,6 +55,7 @@ StageProgress progress_of(const std::vector<Left>& left) {
   if (left.empty()) return progress;
   progress.recipe = left[0].recipe->name;
   progress.block = left[0].block;
+  progress.unit = unit_name(left[0].block, blocks_of(*left[0].recipe), left[0].recipe->include);
   progress.waits = left[0].waits;
   if (left.size() > 1) progress.next = left[1].recipe->name;
   return progress;

@@ -13,12 +13,13 @@ struct RecipeProgress {
   int lane = -1;           // that takes it; -1: all do
   int wave = -1;           // recipes of one wave go block by block together; -1: it goes alone
   std::vector<bool> done;  // by block
-  int outside = 0;         // the last so many of `done` are outside the blocks
+  std::vector<std::string> include = {};  // not empty: the last of `done` is outside the blocks
 };
 
 struct StageProgress {
   std::string recipe;  // empty: this stage has done its part of all
   int block = 0;       // that it makes, or that it waits for
+  std::string unit;    // what that is called (unit_name())
   bool waits = false;  // for the stage before: blocks before its own are missing
   std::string next;    // the recipe after; empty: none
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
@@ -64,8 +66,7 @@ std::vector<std::string_view> DocumentTokens::texts_of(std::span<const std::size
 void DocumentTokens::show_progress(std::size_t bytes) {
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   bytes_done_ += bytes;
-  const std::string what =
-      "calibration: " + std::to_string(bytes_done_ / kMiB) + " MiB of text tokenized";
+  const std::string what = fmt::format("calibration: {} MiB of text tokenized", bytes_done_ / kMiB);
   monitor_.phase(what);
   monitor_.tick();
   const auto now = std::chrono::steady_clock::now();

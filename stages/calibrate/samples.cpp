@@ -6,6 +6,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/random.h"
 #include "stages/calibrate/document_tokens.h"
@@ -37,18 +39,17 @@ struct Draw {
   std::size_t total = 0;
   for (const std::size_t document : draw.order) total += draw.row_tokens(document);
   const auto number = [](std::size_t count, const char* what) {
-    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+    return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
   };
   const std::string& keys = draw.options.keys;
   const std::size_t in_a_row = total / draw.length();
-  std::string line =
-      draw.options.text.string() + ": " + number(draw.order.size(), "document") + " with " +
-      number(total, "token") + " (the longest has " + std::to_string(longest) + ") make " +
-      number(windows, "window") +
-      " by drawing: " + names_of_drawings()[static_cast<std::size_t>(draw.options.drawing)] +
-      ", and " + keys + ".samples: " + std::to_string(draw.samples()) + " of " + keys +
-      ".sequence_length: " + std::to_string(draw.length()) + " need " +
-      number(draw.samples(), "window") + ", " + number(draw.tokens(), "token") + ". ";
+  std::string line = fmt::format(
+      "{}: {} with {} (the longest has {}) make {} by drawing: {}, and {}.samples: {} of "
+      "{}.sequence_length: {} need {}, {}. ",
+      draw.options.text.string(), number(draw.order.size(), "document"), number(total, "token"),
+      longest, number(windows, "window"),
+      names_of_drawings()[static_cast<std::size_t>(draw.options.drawing)], keys, draw.samples(),
+      keys, draw.length(), number(draw.samples(), "window"), number(draw.tokens(), "token"));
   if (draw.options.drawing != Drawing::kConcatenated && in_a_row >= draw.samples()) {
     line += "Use drawing: concatenated";
   } else if (draw.options.drawing != Drawing::kConcatenated && in_a_row > windows) {
@@ -235,12 +236,12 @@ DrawnSamples draw_samples(const SampleOptions& options, const std::filesystem::p
       break;
   }
   const std::size_t used = different_documents(taken.spans);
-  std::string line = "calibration: " + std::to_string(options.samples) + " windows of " +
-                     std::to_string(options.sequence_length) + " tokens from " +
-                     std::to_string(used) + (used == 1 ? " document" : " documents");
+  std::string line =
+      fmt::format("calibration: {} windows of {} tokens from {}{}", options.samples,
+                  options.sequence_length, used, used == 1 ? " document" : " documents");
   if (taken.unfit > 0) {
-    line += "; " + std::to_string(taken.unfit) + " of " + std::to_string(taken.looked_at) +
-            " looked at were " + (options.drawing == Drawing::kPacked ? "longer" : "shorter");
+    line += fmt::format("; {} of {} looked at were {}", taken.unfit, taken.looked_at,
+                        options.drawing == Drawing::kPacked ? "longer" : "shorter");
     if (options.drawing == Drawing::kWindows && used < draw.samples())
       line += ", which shorter windows or another drawing would use";
   }

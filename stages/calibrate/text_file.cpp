@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -99,9 +100,9 @@ std::string TextFile::description() const {
                            : json_lines_ ? "JSON lines, "
                                          : "plain text, ";
   const std::string packing = name_of(file_.packing());
-  return path_.string() + ": " + packing + (packing.empty() ? "" : ", ") + kind +
-         std::to_string(documents()) + (documents() == 1 ? " document" : " documents") +
-         (template_ ? ", written down by " + template_->source() : "");
+  return fmt::format("{}: {}{}{}{}{}{}", path_.string(), packing, packing.empty() ? "" : ", ", kind,
+                     documents(), documents() == 1 ? " document" : " documents",
+                     template_ ? fmt::format(", written down by {}", template_->source()) : "");
 }
 
 std::string_view TextFile::line(std::size_t index) const {
@@ -142,7 +143,7 @@ std::string TextFile::text_of(std::size_t index) const {
 
 std::string TextFile::where(std::size_t begin) const {
   const std::string_view before = content().substr(0, begin);
-  return path_.string() + ":" + std::to_string(1 + std::ranges::count(before, '\n')) + ": ";
+  return fmt::format("{}:{}: ", path_.string(), 1 + std::ranges::count(before, '\n'));
 }
 
 void TextFile::refuse_other_formats() const {
@@ -227,8 +228,8 @@ void TextFile::check_utf8(ThreadPool& threads, const std::function<void()>& tick
       const std::size_t begin = begin_of(block), end = begin_of(block + 1);
       const std::size_t good = utf8_prefix(text.substr(begin, end - begin));
       if (begin + good < end)
-        throw InputError(where(begin + good) + "is not UTF-8 at byte " +
-                         std::to_string(begin + good));
+        throw InputError(
+            fmt::format("{}is not UTF-8 at byte {}", where(begin + good), begin + good));
     });
     release_pages();
     tick();

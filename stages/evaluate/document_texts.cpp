@@ -4,6 +4,8 @@
 #include <map>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/template/template_filters.h"
@@ -68,8 +70,7 @@ class Document {
     }
     if (value) bytes_ += bytes_of(*value);
     if (bytes_ > kMostTemplateBytes) {
-      fail(text,
-           "texts of more than " + std::to_string(kMostTemplateBytes) + " bytes are made of it");
+      fail(text, fmt::format("texts of more than {} bytes are made of it", kMostTemplateBytes));
     }
     return value;
   }
@@ -122,9 +123,9 @@ class Document {
       choices = texts_of(task_.choices[0]);
     }
     if (choices.size() < 2 || choices.size() > kMostChoices) {
-      fail(task_.choices[0],
-           "there must be 2 to " + std::to_string(kMostChoices) +
-               " choices (`template: greedy` is for texts that are to be continued)");
+      fail(task_.choices[0], fmt::format("there must be 2 to {} choices (`template: greedy` is for "
+                                         "texts that are to be continued)",
+                                         kMostChoices));
     }
     for (std::size_t i = 0; i < choices.size(); ++i) {
       append_request(contexts[contexts.size() > 1 ? i : 0], choices[i]);
@@ -158,9 +159,8 @@ class Document {
   std::size_t checked(std::size_t index, std::size_t choices,
                       const std::string& written = "") const {
     if (index < choices) return index;
-    fail(*task_.gold, "the right answer is number " +
-                          (written.empty() ? std::to_string(index) : written) +
-                          ", counted from 0, of " + std::to_string(choices) + " choices");
+    fail(*task_.gold, fmt::format("the right answer is number {}, counted from 0, of {} choices",
+                                  written.empty() ? std::to_string(index) : written, choices));
   }
 
   // Where the label stands among those of the choices.
@@ -174,8 +174,7 @@ class Document {
       labels.push_back(*one);
     }
     if (labels.size() != choices) {
-      fail(text, "there are " + std::to_string(labels.size()) + " labels for " +
-                     std::to_string(choices) + " choices");
+      fail(text, fmt::format("there are {} labels for {} choices", labels.size(), choices));
     }
     const auto count = std::ranges::count(labels, label);
     if (count != 1) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
@@ -11,8 +13,8 @@ Windows cut_windows(const std::vector<std::int32_t>& tokens, std::int64_t length
   std::int64_t count = static_cast<std::int64_t>(tokens.size()) / length;
   if (limit > 0) count = std::min(count, limit);
   if (count == 0) {
-    throw InputError(name + ": " + std::to_string(tokens.size()) +
-                     " tokens do not fill one window of " + std::to_string(length));
+    throw InputError(
+        fmt::format("{}: {} tokens do not fill one window of {}", name, tokens.size(), length));
   }
   return {{tokens.begin(), tokens.begin() + count * length}, length};
 }

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <map>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "model/template/white_space.h"
 #include "stages/evaluate/tasks.h"
@@ -44,9 +46,8 @@ TokenPair RequestEncoder::encode(const TextRequest& request) const {
   if (pair.continuation.empty())
     throw InputError("its tokens leave nothing of an answer to be scored");
   if (std::ssize(pair.continuation) > max_length_) {
-    throw InputError("an answer has " + std::to_string(pair.continuation.size()) +
-                     " tokens, but the model has only " + std::to_string(max_length_) +
-                     " positions");
+    throw InputError(fmt::format("an answer has {} tokens, but the model has only {} positions",
+                                 pair.continuation.size(), max_length_));
   }
   return pair;
 }

@@ -5,6 +5,8 @@
 #include <span>
 #include <string_view>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_file.h"
@@ -20,7 +22,7 @@ using Json = nlohmann::ordered_json;
 constexpr std::size_t kMostBytes = std::size_t{1} << 30;
 
 std::string at_line(const std::filesystem::path& path, std::size_t line) {
-  return path.string() + ":" + std::to_string(line);
+  return fmt::format("{}:{}", path.string(), line);
 }
 
 TaskRecord object(Json fields, std::string where) {
@@ -35,7 +37,7 @@ std::vector<TaskRecord> read_json(std::string_view text, const std::filesystem::
     Json list = parse_ordered_json(text, path.string());
     for (std::size_t i = 0; i < list.size(); ++i) {
       records.push_back(
-          object(std::move(list[i]), path.string() + ": entry " + std::to_string(i + 1)));
+          object(std::move(list[i]), fmt::format("{}: entry {}", path.string(), i + 1)));
     }
     return records;
   }
@@ -118,8 +120,8 @@ std::vector<TaskRecord> records_of(std::vector<Row> rows, const std::filesystem:
   for (Row& row : rows) {
     const std::string where = at_line(path, row.line);
     if (row.cells.size() != columns.size()) {
-      throw InputError(where + ": has " + std::to_string(row.cells.size()) + " fields instead of " +
-                       std::to_string(columns.size()));
+      throw InputError(
+          fmt::format("{}: has {} fields instead of {}", where, row.cells.size(), columns.size()));
     }
     Json fields = Json::object();
     for (std::size_t i = 0; i < columns.size(); ++i) fields[columns[i]] = std::move(row.cells[i]);
@@ -147,7 +149,7 @@ std::vector<TaskRecord> read_task_file(const std::filesystem::path& path,
   std::string content;
   read_content(path, [&](std::span<const std::byte> part) {
     if (content.size() + part.size() > kMostBytes)
-      throw InputError(path.string() + ": more than " + std::to_string(kMostBytes >> 20) + " MiB");
+      throw InputError(fmt::format("{}: more than {} MiB", path.string(), kMostBytes >> 20));
     content.append(reinterpret_cast<const char*>(part.data()), part.size());
   });
   std::string_view text = content;

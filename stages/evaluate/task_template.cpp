@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -42,7 +44,7 @@ const std::map<std::string, std::string>& first_contents() {
 
 YamlNode parse(const std::string& yaml, const std::string& file) {
   YamlNode root = parse_yaml(
-      yaml, [&](int line) { return line > 0 ? file + ":" + std::to_string(line) : file; });
+      yaml, [&](int line) { return line > 0 ? fmt::format("{}:{}", file, line) : file; });
   if (root.kind != YamlNode::Kind::kMap)
     throw InputError(file + ": must be a group of keys and values, as docs/tasks.md has them");
   const YamlNode* included = root.find("include");
@@ -159,7 +161,7 @@ class Reader {
     const std::vector<YamlNode>* nodes = top_.sequence(key);
     std::vector<TaskText> made;
     for (std::size_t i = 0; i < nodes->size(); ++i)
-      made.push_back(parsed((*nodes)[i], key + "[" + std::to_string(i) + "]"));
+      made.push_back(parsed((*nodes)[i], fmt::format("{}[{}]", key, i)));
     if (made.size() < 2) fail(top_.where(key), key, "must be a list of two or more texts");
     return made;
   }
@@ -184,7 +186,7 @@ class Reader {
     for (const std::string& name : section.keys())
       made.names.emplace_back(name, parsed(*section.node(name), section.path_of(name)));
     if (made.names.size() > kMostNames) {
-      fail(top_.where("let"), "let", "has more than " + std::to_string(kMostNames) + " names");
+      fail(top_.where("let"), "let", fmt::format("has more than {} names", kMostNames));
     }
   }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/quote.h"
@@ -33,8 +35,8 @@ void add_labels(std::vector<TaskRecord>& records, const fs::path& file, const st
     ++count;
   }
   if (count != records.size()) {
-    throw InputError(labels.string() + ": " + std::to_string(count) + " labels for " +
-                     std::to_string(records.size()) + " documents of " + file.string());
+    throw InputError(fmt::format("{}: {} labels for {} documents of {}", labels.string(), count,
+                                 records.size(), file.string()));
   }
 }
 
@@ -59,7 +61,7 @@ std::vector<TaskRecord> read_pages(const fs::path& file) {
   std::vector<TaskRecord> records;
   for (std::string& page : wikitext_pages(text)) {
     TaskRecord& record = records.emplace_back();
-    record.where = file.string() + ": page " + std::to_string(records.size());
+    record.where = fmt::format("{}: page {}", file.string(), records.size());
     record.fields["page"] = std::move(page);
   }
   if (records.empty()) throw InputError(file.string() + ": there is no text in it");

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/template/template_evaluator.h"
@@ -28,7 +30,7 @@ const TemplateFilter* find_filter(const std::string& name) {
 }
 
 std::string plural(std::size_t count) {
-  return std::to_string(count) + (count == 1 ? " argument" : " arguments");
+  return fmt::format("{}{}", count, count == 1 ? " argument" : " arguments");
 }
 
 void check_filter(const TemplateExpression& e) {
@@ -42,9 +44,9 @@ void check_filter(const TemplateExpression& e) {
   }
   const std::size_t given = e.operands.size() - 1 + e.named.size();
   if (given < filter->least || given > filter->most) {
-    throw InputError(e.name + " takes " +
-                     plural(given < filter->least ? filter->least : filter->most) + ", not " +
-                     std::to_string(given));
+    throw InputError(fmt::format("{} takes {}, not {}", e.name,
+                                 plural(given < filter->least ? filter->least : filter->most),
+                                 given));
   }
 }
 
@@ -67,8 +69,8 @@ void settle(Tree& tree, const Chains& chains) {
   const auto own = tree->kind == Kind::kFilter ? chains.find(tree->name) : chains.end();
   if (own != chains.end()) {
     if (tree->operands.size() + tree->named.size() > 1)
-      throw InputError(tree->name + " takes " + plural(0) + ", not " +
-                       std::to_string(tree->operands.size() + tree->named.size() - 1));
+      throw InputError(fmt::format("{} takes {}, not {}", tree->name, plural(0),
+                                   tree->operands.size() + tree->named.size() - 1));
     tree = applied(own->second, std::move(tree->operands[0]));
   }
   if (tree->kind == Kind::kFilter) check_filter(*tree);
@@ -89,7 +91,7 @@ class Evaluator final : public TemplateEvaluator {
   void check(const Json& value) override {
     bytes_ += bytes_of(value);
     if (bytes_ > kMostTemplateBytes) {
-      throw TemplateError("a text of more than " + std::to_string(kMostTemplateBytes) + " bytes");
+      throw TemplateError(fmt::format("a text of more than {} bytes", kMostTemplateBytes));
     }
   }
 

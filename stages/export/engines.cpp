@@ -81,7 +81,7 @@ std::string joined(const std::vector<std::string>& words) {
 std::string groups_text(const Served& row) {
   if (row.group_sizes.empty()) return "any";
   std::string text;
-  for (const std::int64_t size : row.group_sizes) text += std::to_string(size) + ", ";
+  for (const std::int64_t size : row.group_sizes) text += fmt::format("{}, ", size);
   return text.substr(0, text.size() - 2) + " or a row";
 }
 

@@ -18,6 +18,7 @@
 #include "base/write_guard.h"
 #include "comm/together.h"
 #include "model/architectures/tensor_names.h"
+#include "model/block/model_units.h"
 #include "stages/export/compare.h"
 #include "stages/export/container.h"
 #include "stages/export/output_folder.h"
@@ -310,24 +311,30 @@ class Exporter {
     }
   }
 
+  std::string unit_called(int block) const {
+    return unit_name(block, units_.blocks(), recipe_.include);
+  }
+
   // Keeps the last block: pieces come block by block.
   const QuantizedBlock& load_block(int block) {
     if (!block_ || block_->block != block) {
       block_.reset();
       const std::optional<Record> record = store_.load(block_key(recipe_.name, block));
       if (!record) {
-        throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) +
-                    " is not quantized yet (or was damaged): run the recipe to its end first");
+        throw Error(
+            fmt::format("recipe {}: {} is not quantized yet (or was damaged): run the recipe "
+                        "to its end first",
+                        recipe_.name, unit_called(block)));
       }
       QuantizedBlock loaded = block_from_record(*record, units_.of(block));
       if (loaded.block != block) {
-        throw Error("recipe " + recipe_.name + ": the record of block " + std::to_string(block) +
-                    " holds block " + std::to_string(loaded.block));
+        throw Error(fmt::format("recipe {}: the record of {} holds {}", recipe_.name,
+                                unit_called(block), unit_called(loaded.block)));
       }
       for (const auto& [name, tensor] : loaded.replaced) {
         if (!model_.checkpoint().has(decoder_.prefix(block) + "." + name)) {
-          throw Error("recipe " + recipe_.name + ": block " + std::to_string(block) + " replaces " +
-                      name + ", which the original does not have");
+          throw Error(fmt::format("recipe {}: {} replaces {}, which the original does not have",
+                                  recipe_.name, unit_called(block), name));
         }
       }
       block_ = std::move(loaded);
@@ -572,8 +579,8 @@ void plan(Exporter& exporter, const CausalLM& model, const DecoderBlock& decoder
     for (int block = world.rank(); block < units.count(); block += world.size()) {
       const auto attributes = store.attributes(block_key(recipe.name, block));
       if (!attributes) {
-        throw Error("recipe " + recipe.name + ": block " + std::to_string(block) +
-                    " is not quantized yet");
+        throw Error(fmt::format("recipe {}: {} is not quantized yet", recipe.name,
+                                unit_name(block, units.blocks(), recipe.include)));
       }
       schemes_from_attributes(*attributes,
                               units.of(block));  // so that a fault is that of this block

@@ -158,9 +158,9 @@ void convert_finite(const std::string& tensor, DType from_type, const void* from
     convert(DType::kF32, values.data(), to_type, out + done, count);
     for (std::size_t i = 0; i < count; ++i) {
       if ((out[done + i] & 0x7fff) == infinity && std::isfinite(values[i])) {
-        throw Error(tensor + ": " + std::to_string(values[i]) + " is too large for " +
-                    std::string(torch_name_of(to_type)) +
-                    "; set export.dtype to a type that holds it");
+        throw Error(
+            fmt::format("{}: {:f} is too large for {}; set export.dtype to a type that holds it",
+                        tensor, values[i], torch_name_of(to_type)));
       }
     }
   }

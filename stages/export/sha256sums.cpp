@@ -55,13 +55,12 @@ std::vector<std::string> verify_checkpoint(const fs::path& directory,
     if (well_formed) {
       sums[std::string(line.substr(66))] = digits;
     } else if (++bad_lines <= kMostBadLines) {
-      faults.push_back(std::string(kSums) + ":" + std::to_string(number) +
-                       ": not a line of sha256sum");
+      faults.push_back(fmt::format("{}:{}: not a line of sha256sum", kSums, number));
     }
   }
   if (bad_lines > kMostBadLines) {
-    faults.push_back(std::string(kSums) + ": " + std::to_string(bad_lines - kMostBadLines) +
-                     " more lines that are none of sha256sum");
+    faults.push_back(fmt::format("{}: {} more lines that are none of sha256sum", kSums,
+                                 bad_lines - kMostBadLines));
   }
   for (const auto& [name, digits] : sums) {
     std::error_code error;  // a name that is too long for a file is that of none

@@ -4,6 +4,8 @@
 #include <array>
 #include <string_view>
 
+#include <fmt/format.h>
+
 #include "base/file.h"
 
 namespace roundhouse {
@@ -66,7 +68,7 @@ void collect(const fs::path& folder, const std::string& prefix, int depth, SideF
                fs::exists(fs::path(entry.path()).replace_extension() / "SHA256SUMS")) {
       files.left.push_back(path + " (the note of an export)");
     } else if (entry.file_size() > kMaxBytes) {
-      files.left.push_back(path + " (" + std::to_string(entry.file_size() >> 20) + " MiB)");
+      files.left.push_back(fmt::format("{} ({} MiB)", path, entry.file_size() >> 20));
     } else {
       files.carried.push_back(path);
     }

@@ -12,6 +12,8 @@
 #include <string>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace roundhouse {
@@ -34,8 +36,8 @@ int make_scratch_file(const std::filesystem::path& folder, std::size_t bytes) {
   const int failure = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
   if (failure != 0) {
     close(fd);
-    throw Error("scratch folder " + folder.string() + ": no room for " +
-                std::to_string(bytes >> 20) + " MiB of activations: " + std::strerror(failure));
+    throw Error(fmt::format("scratch folder {}: no room for {} MiB of activations: {}",
+                            folder.string(), bytes >> 20, std::strerror(failure)));
   }
   return fd;
 }
@@ -52,8 +54,9 @@ ActivationBudget::ActivationBudget(std::size_t bytes, std::filesystem::path scra
   void* const data =
       mmap(nullptr, capacity_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) {
-    throw Error("memory.activations_gib: no addresses for " + std::to_string(capacity_ >> 20) +
-                " MiB of activations: " + std::strerror(errno) + " (ulimit -v)");
+    throw Error(fmt::format(
+        "memory.activations_gib: no addresses for {} MiB of activations: {} (ulimit -v)",
+        capacity_ >> 20, std::strerror(errno)));
   }
   arena_ = static_cast<std::byte*>(data);
   free_.emplace(0, capacity_);
@@ -80,8 +83,8 @@ void ActivationBudget::open_to(std::size_t end) {
   const std::size_t bytes = std::min(rounded_up(end - opened_, kOpenedAtOnce), capacity_ - opened_);
   const std::span<std::byte> piece(arena_ + opened_, bytes);
   if (mprotect(piece.data(), bytes, PROT_READ | PROT_WRITE) != 0) {
-    throw Error("no memory for " + std::to_string(bytes >> 20) +
-                " MiB of activations: " + std::strerror(errno));
+    throw Error(
+        fmt::format("no memory for {} MiB of activations: {}", bytes >> 20, std::strerror(errno)));
   }
   opened_ += bytes;
   if (!pins_) return;
@@ -106,8 +109,8 @@ ActivationBudget::Region ActivationBudget::take(std::size_t bytes) {
   const int failure = errno;
   close(fd);
   if (data == MAP_FAILED) {
-    throw Error("no memory for " + std::to_string(bytes >> 20) +
-                " MiB of activations: " + std::strerror(failure));
+    throw Error(fmt::format("no memory for {} MiB of activations: {}", bytes >> 20,
+                            std::strerror(failure)));
   }
   spilled_ += bytes;
   return {{static_cast<std::byte*>(data), bytes}, false};

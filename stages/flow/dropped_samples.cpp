@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
+#include "model/block/model_units.h"
 
 namespace roundhouse {
 
@@ -20,15 +23,16 @@ std::int64_t settle_dropped(const BlockSite& site, const std::string& linears,
   const auto count = static_cast<std::int64_t>(dropped.size());
   if (count == 0) return samples;
 
-  const std::string what = linears + ": " + std::to_string(count) + " of " +
-                           std::to_string(samples) + " samples are not finite";
+  const std::string what =
+      fmt::format("{}: {} of {} samples are not finite", linears, count, samples);
   if (10 * count > samples)
     throw UnquantizableError(what + "; more than a tenth cannot be left out");
   std::ranges::sort(dropped);
   block_record["dropped_samples"].push_back(
       {{"linears", linears}, {"count", count}, {"samples", dropped}});
   if (site.team.rank() == 0) {
-    site.monitor.say("block " + std::to_string(site.block) + ", " + what + " and were left out");
+    site.monitor.say(
+        fmt::format("{}, {} and were left out", unit_name(site.block, site.decoder), what));
   }
   return samples - count;
 }

@@ -1,6 +1,9 @@
 #include "stages/quantize/method.h"
 
+#include <fmt/format.h>
+
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/row_tiles.h"
@@ -17,7 +20,7 @@ bool skips_all(const BlockTask& task) {
 QuantizedBlock keep_block(BlockTask& task) {
   QuantizedBlock block{.block = task.block, .linears = {}, .record = nlohmann::json::object()};
   PhaseClock clock(task.backend);
-  task.monitor.phase("block " + std::to_string(task.block) + ": left as it is");
+  task.monitor.phase(fmt::format("{}: left as it is", unit_name(task.block, task.decoder)));
   clock.measure("output", [&] {
     if (!task.decoder.flows()) return;
     if (task.residual) run_forward(task, task.weights, *task.residual);

@@ -80,8 +80,7 @@ int OptionReader::integer(const std::string& key, int fallback, int least, int m
   // Compared as a double, which orders any integer that JSON can hold; exact for every int.
   const double value = given->is_number_integer() ? given->get<double>() : std::nan("");
   if (!(value >= least && value <= most)) {
-    throw RecipeError{key, "must be a whole number from " + std::to_string(least) + " to " +
-                               std::to_string(most)};
+    throw RecipeError{key, fmt::format("must be a whole number from {} to {}", least, most)};
   }
   return keep(key, static_cast<int>(value), fallback);
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <memory>
 
+#include <fmt/format.h>
+
 #include "base/file_name.h"
 #include "base/quote.h"
 #include "stages/quantize/methods.h"
@@ -64,7 +66,7 @@ LinearScheme scheme_with(const std::string& name, const nlohmann::json& options,
   std::string widths;
   for (const LinearScheme& scheme : schemes) {
     if (entry["bits"] == scheme.bits) return scheme;
-    widths += (widths.empty() ? "" : ", ") + std::to_string(scheme.bits);
+    widths += fmt::format("{}{}", widths.empty() ? "" : ", ", scheme.bits);
   }
   throw RecipeError{"bits", "must be one of " + widths};
 }
@@ -119,7 +121,7 @@ LinearOverrides read_overrides(const std::string& method, const nlohmann::json& 
   }
   LinearOverrides overrides;
   for (const nlohmann::json& entry : entries) {
-    const std::string place = "overrides[" + std::to_string(overrides.size()) + "]";
+    const std::string place = fmt::format("overrides[{}]", overrides.size());
     try {
       overrides.push_back(read_override(method, options, usual, entry));
     } catch (const RecipeError& error) {

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "stages/flow/matrix_sum.h"
 #include "stages/flow/numerical_failures.h"
@@ -89,7 +91,7 @@ Tensor tile_weights(const Tensor& weights, std::int64_t first, std::int64_t rows
 
 void with_rows_named(const std::string& linear, std::int64_t first,
                      const std::function<void()>& work) {
-  with_place_named(linear + ", rows from " + std::to_string(first), work);
+  with_place_named(fmt::format("{}, rows from {}", linear, first), work);
 }
 
 void share_tiles(Communicator& team, std::int64_t rows,

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "model/block/model_units.h"
 #include "stages/report/figure_text.h"
 
 namespace roundhouse {
@@ -85,7 +86,7 @@ nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels, int
       run_end = block + 1;
       if (!(found->second > largest)) continue;
       largest = found->second;
-      where = fmt::format("block {}, {}", block, linears[l]);
+      where = fmt::format("{}, {}", unit_name(block, row.blocks, row.include), linears[l]);
     }
     end_run();
   }

@@ -51,7 +51,9 @@ struct ReportRow {
   std::map<std::string, TaskFigures> tasks = {};
   double seconds = 0;                         // of quantization, all blocks
   std::map<std::string, double> phases = {};  // what of them went where
-  BlockErrors errors = {};                    // relative
+  int blocks = 0;                             // of the model; 0: unknown, and `include` is empty
+  std::vector<std::string> include = {};      // of kOuterLinears: what is quantized behind them
+  BlockErrors errors = {};                    // relative; behind the blocks: of what is included
   int fallbacks = 0;  // linears that needed more damping, a diagonal floor or plain rounding
 
   double all_bits() const { return bits_per_weight + sparse_bits_per_weight; }

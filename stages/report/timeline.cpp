@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 namespace roundhouse {
@@ -55,7 +56,7 @@ int add_spans(const ReportRun& run, double origin, Json& events) {
   }
   for (auto& [rank, spans] : by_rank) {
     const int track = track_of(rank);
-    events.push_back(name_of("thread_name", "rank " + std::to_string(rank), kWork, track));
+    events.push_back(name_of("thread_name", fmt::format("rank {}", rank), kWork, track));
     std::ranges::stable_sort(spans, {}, [](const Span* span) { return span->begin; });
     double free =
         -INFINITY;  // a rank does one thing after the other, and the journal's clock counts milliseconds
@@ -100,10 +101,9 @@ void add_transfers(const ReportRun& run, double origin, int process, Json& event
       events.push_back(std::move(event));
     }
     for (std::size_t lane = 0; lane < busy.size(); ++lane, ++track) {
-      events.push_back(
-          name_of("thread_name",
-                  "rank " + std::to_string(link.first) + " to rank " + std::to_string(link.second),
-                  process, track));
+      events.push_back(name_of("thread_name",
+                               fmt::format("rank {} to rank {}", link.first, link.second), process,
+                               track));
     }
   }
 }

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "model/checkpoint/weight_prefetch.h"
 #include "stages/flow/micro_batch.h"
@@ -64,7 +66,7 @@ class Walk {
             .monitor = w_.monitor};
   }
   void say(int block, const std::string& what) {
-    w_.monitor.phase("gradients, block " + std::to_string(block) + ": " + what);
+    w_.monitor.phase(fmt::format("gradients, block {}: {}", block, what));
   }
   void load(int block) {
     clock_.measure("load", [&] {

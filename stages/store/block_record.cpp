@@ -34,6 +34,8 @@
 #include <optional>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "kernels/host_threads.h"
 #include "model/quantized/bitstream.h"
@@ -90,8 +92,7 @@ HostTensor unpack_codes(const HostTensor& packed, const QuantizedLinear& linear)
   for_each_row(linear, [&](std::size_t row) {
     const std::uint32_t* stream = in.data() + row * words;
     if (used_bits != 0 && stream[words - 1] >> used_bits != 0) {
-      throw Error(linear.name + ": codes of row " + std::to_string(row) +
-                  " run past the last column");
+      throw Error(fmt::format("{}: codes of row {} run past the last column", linear.name, row));
     }
     unpack_bits(stream, cols, linear.bits, out.data() + row * cols);
   });
@@ -137,8 +138,8 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
   const auto rows = attributes.at("rows").get<std::int64_t>();
   const auto cols = attributes.at("cols").get<std::int64_t>();
   if (rows != spec.rows || cols != spec.cols) {
-    throw fault(std::to_string(rows) + " x " + std::to_string(cols) + " where the model has " +
-                std::to_string(spec.rows) + " x " + std::to_string(spec.cols));
+    throw fault(
+        fmt::format("{} x {} where the model has {} x {}", rows, cols, spec.rows, spec.cols));
   }
   RecordedScheme recorded;
   LinearScheme& scheme = recorded.scheme;
@@ -148,7 +149,7 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
     return recorded;
   }
   scheme.bits = attributes.at("bits").get<int>();
-  if (scheme.bits < 2 || scheme.bits > 8) throw fault(std::to_string(scheme.bits) + " bits");
+  if (scheme.bits < 2 || scheme.bits > 8) throw fault(fmt::format("{} bits", scheme.bits));
   if (grid_name == kTable) {
     scheme.kind = LinearScheme::Kind::kTable;
     scheme.group_size = cols;
@@ -158,14 +159,14 @@ RecordedScheme read_scheme(const nlohmann::json& attributes, const LinearSpec& s
     scheme.grid = *grid;
     scheme.group_size = attributes.at("group_size").get<std::int64_t>();
     if (scheme.group_size < 1 || scheme.group_size > cols) {
-      throw fault("group size " + std::to_string(scheme.group_size));
+      throw fault(fmt::format("group size {}", scheme.group_size));
     }
   }
   scheme.sparse = attributes.contains("sparse");
   if (scheme.sparse) {
     recorded.sparse_entries = attributes.at("sparse").get<std::int64_t>();
     if (recorded.sparse_entries < 0 || recorded.sparse_entries > rows * cols) {
-      throw fault("a sparse part of " + std::to_string(recorded.sparse_entries) + " entries");
+      throw fault(fmt::format("a sparse part of {} entries", recorded.sparse_entries));
     }
   }
   return recorded;
@@ -250,11 +251,11 @@ const nlohmann::json& attributes_of_linears(const nlohmann::json& attributes,
                                             const DecoderBlock& decoder) {
   const int version = attributes.at("version").get<int>();
   if (version < 1 || version > kVersion)
-    throw Error("written in version " + std::to_string(version) + " of the record");
+    throw Error(fmt::format("written in version {} of the record", version));
   const nlohmann::json& linears = attributes.at("linears");
   if (!linears.is_array() || linears.size() != decoder.linears().size()) {
-    throw Error("has " + std::to_string(linears.size()) + " linears where the model has " +
-                std::to_string(decoder.linears().size()));
+    throw Error(fmt::format("has {} linears where the model has {}", linears.size(),
+                            decoder.linears().size()));
   }
   return linears;
 }
@@ -264,7 +265,7 @@ QuantizedBlock read_block(const Record& record, const DecoderBlock& decoder) {
   const nlohmann::json& linears = attributes_of_linears(attributes, decoder);
   QuantizedBlock block;
   block.block = attributes.at("block").get<int>();
-  if (block.block < 0) throw Error("block " + std::to_string(block.block));
+  if (block.block < 0) throw Error(fmt::format("block {}", block.block));
   block.record = attributes.at("record");
   RecordReader reader(record);
   for (std::size_t i = 0; i < linears.size(); ++i) {

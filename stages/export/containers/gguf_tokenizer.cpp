@@ -2,6 +2,8 @@
 #include <array>
 #include <optional>
 
+#include <fmt/format.h>
+
 #include "base/file.h"
 #include "base/json_file.h"
 #include "model/tokenizer/sentencepiece_vocabulary.h"
@@ -29,14 +31,15 @@ struct Vocabulary {
   explicit Vocabulary(std::int64_t rows)
       : scores(static_cast<std::size_t>(rows), kNoScore),
         types(static_cast<std::size_t>(rows), kUnused) {
-    for (std::int64_t id = 0; id < rows; ++id) tokens.push_back("[PAD" + std::to_string(id) + "]");
+    for (std::int64_t id = 0; id < rows; ++id) tokens.push_back(fmt::format("[PAD{}]", id));
   }
   void set(std::int64_t id, const std::string& text, std::int32_t type, float score,
            const std::string& where) {
     if (id < 0 || id >= std::ssize(tokens)) {
-      throw InputError(where + ": token " + in_quotes(text) + " has the id " + std::to_string(id) +
-                       ", and the model " + std::to_string(tokens.size()) +
-                       " rows; GGUF has a token for each row and no other");
+      throw InputError(
+          fmt::format("{}: token {} has the id {}, and the model {} rows; GGUF has a token for "
+                      "each row and no other",
+                      where, in_quotes(text), id, tokens.size()));
     }
     const auto at = static_cast<std::size_t>(id);
     tokens[at] = text;

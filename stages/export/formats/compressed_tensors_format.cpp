@@ -8,6 +8,8 @@
 // The library computes with signed codes; it stores code + 2^(bits-1), which is our code.
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "model/quantized/bitstream.h"
 #include "stages/export/format.h"
 #include "stages/export/stored.h"
@@ -108,10 +110,10 @@ class CompressedTensors final : public ExportFormat {
     }
     nlohmann::ordered_json groups = nlohmann::ordered_json::object();
     for (std::size_t i = 0; i < schemes.size(); ++i) {
-      groups["group_" + std::to_string(i)] = {{"targets", targets[i]},
-                                              {"weights", schemes[i]},
-                                              {"input_activations", nullptr},
-                                              {"output_activations", nullptr}};
+      groups[fmt::format("group_{}", i)] = {{"targets", targets[i]},
+                                            {"weights", schemes[i]},
+                                            {"input_activations", nullptr},
+                                            {"output_activations", nullptr}};
     }
     return {{"quant_method", "compressed-tensors"},
             {"format", "pack-quantized"},

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "model/quantized/bitstream.h"
 #include "stages/export/stored.h"
 #include "stages/export/transposed.h"
@@ -98,8 +100,7 @@ void GptqTensors::read(const ExportedLinear& linear, std::span<const HostView> s
     std::int64_t group = col / size;
     if (has_groups()) group = stored_at<std::int32_t>(stored[3], col);
     if (group < 0 || group >= groups)
-      throw Error("g_idx: column " + std::to_string(col) + " is in group " + std::to_string(group) +
-                  " of " + std::to_string(groups));
+      throw Error(fmt::format("g_idx: column {} is in group {} of {}", col, group, groups));
     const int code = stored_field(stored[0], row, outputs, col, bits);
     const int zero = (stored_field(stored[1], group * words, 1, row, bits) + less) % levels;
     rows[i] = stored_half(stored[2], group * outputs + row) * static_cast<float>(code - zero);

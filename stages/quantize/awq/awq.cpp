@@ -8,7 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/flow/shard_sum.h"
@@ -115,8 +118,8 @@ class AwqQuantizer {
     const bool clips =
         settings_.clip_search && std::ranges::find(task_.decoder.score_linears(), index) ==
                                      task_.decoder.score_linears().end();
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": " +
-                        (clips ? "clipping and rounding " : "rounding ") + spec.name);
+    task_.monitor.phase(fmt::format("{}: {}{}", unit_name(task_.block, task_.decoder),
+                                    clips ? "clipping and rounding " : "rounding ", spec.name));
     QuantizedLinear linear = unsolved_linear(spec, scheme);
     clock_.measure("solve", [&] {
       std::vector<float> ones;

@@ -5,7 +5,10 @@
 #include <limits>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
 #include "stages/quantize/row_tiles.h"
@@ -56,7 +59,8 @@ class Search {
     return statistics_.inputs[set.group];
   }
   std::string text_of(const ScaleSet& set) const {
-    return "block " + std::to_string(task_.block) + ": scales of " + group(set.group).name;
+    return fmt::format("{}: scales of {}", unit_name(task_.block, task_.decoder),
+                       group(set.group).name);
   }
 
   bool by_gram(const Candidates& candidates) const {

@@ -5,6 +5,9 @@
 #include <set>
 #include <utility>
 
+#include <fmt/format.h>
+
+#include "model/block/model_units.h"
 #include "stages/flow/dropped_samples.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/shard_sum.h"
@@ -114,7 +117,8 @@ class InputSums {
 
 BlockStatistics collect_statistics(const BlockTask& task, const AwqSettings& settings,
                                    bool store_output, PhaseClock& clock) {
-  task.monitor.phase("block " + std::to_string(task.block) + ": statistics of the inputs");
+  task.monitor.phase(
+      fmt::format("{}: statistics of the inputs", unit_name(task.block, task.decoder)));
   const int groups = static_cast<int>(task.decoder.shared_inputs().size());
   std::vector<std::unique_ptr<InputSums>> sums;
   for (int g = 0; g < groups; ++g) {

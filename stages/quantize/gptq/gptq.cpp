@@ -7,7 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/flow/block_sum.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
@@ -60,7 +63,7 @@ class GptqQuantizer {
     return std::ranges::any_of(group(g).linears, [this](int i) { return !linears_[i].original; });
   }
   std::string text_of(int g) const {
-    return "block " + std::to_string(task_.block) + ", " + group(g).name;
+    return fmt::format("{}, {}", unit_name(task_.block, task_.decoder), group(g).name);
   }
 
   // Every micro-batch of this rank, with its rows of `from`; before and after each shard the collectors are told.
@@ -128,7 +131,7 @@ class GptqQuantizer {
       quantize_group(g, std::move(factor), collector->owner());
     }
     if (!task_.decoder.flows()) return;
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    task_.monitor.phase(fmt::format("{}: output", unit_name(task_.block, task_.decoder)));
     const int last = group_count() - 1;
     for_each_batch({}, sources_of(last), [&](const MicroBatch& batch, std::vector<Tensor> rows) {
       clock_.measure("forward", [&] {
@@ -177,7 +180,7 @@ class GptqQuantizer {
                                         : nullptr);
       if (collectors.back()) all.push_back(collectors.back().get());
     }
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": Hessians");
+    task_.monitor.phase(fmt::format("{}: Hessians", unit_name(task_.block, task_.decoder)));
     for_each_batch(all, {task_.residual}, [&](const MicroBatch& batch, std::vector<Tensor> rows) {
       BlockState state = state_of(batch, std::move(rows.front()));
       for (int g = 0; g < group_count(); ++g) {
@@ -210,7 +213,7 @@ class GptqQuantizer {
       quantize_group(g, std::move(factors[g]), owner);
     }
     if (!task_.decoder.flows()) return;
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": output");
+    task_.monitor.phase(fmt::format("{}: output", unit_name(task_.block, task_.decoder)));
     clock_.measure("forward", [&] { run_forward(task_, task_.weights, *task_.residual); });
     for (int g = 0; g < group_count(); ++g) count_forward(g);
   }
@@ -244,7 +247,8 @@ class GptqQuantizer {
       GptqSettings settings = settings_;
       settings.scheme = task_.scheme_of(index, settings_.scheme);
       if (settings.scheme.is_original()) continue;
-      task_.monitor.phase("block " + std::to_string(task_.block) + ": solving " + spec.name);
+      task_.monitor.phase(
+          fmt::format("{}: solving {}", unit_name(task_.block, task_.decoder), spec.name));
       clock_.measure("solve", [&] {
         QuantizedLinear& linear = linears_[index];
         linear = solve_gptq(spec, task_.weights.linears[index], settings, factor, TeamSite(task_));
@@ -275,9 +279,9 @@ class GptqQuantizer {
   void report_rounded(const QuantizedLinear& linear) {
     const auto rows = linear.record.value("rounded_rows", std::int64_t{0});
     if (task_.team.rank() != 0 || rows == 0) return;
-    task_.monitor.say("block " + std::to_string(task_.block) + ", " + linear.name + ": " +
-                      std::to_string(rows) + " of " + std::to_string(linear.rows) +
-                      " rows would be further off than zeros: rounded to nearest instead");
+    task_.monitor.say(fmt::format(
+        "{}, {}: {} of {} rows would be further off than zeros: rounded to nearest instead",
+        unit_name(task_.block, task_.decoder), linear.name, rows, linear.rows));
   }
 
   void count_forward(int g) {

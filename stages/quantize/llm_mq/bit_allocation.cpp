@@ -5,6 +5,8 @@
 #include <limits>
 #include <map>
 
+#include <fmt/format.h>
+
 #include "base/numerical_error.h"
 
 namespace roundhouse {
@@ -110,8 +112,8 @@ std::vector<Item> items_of(const std::vector<WidthCosts>& linears,
     items.resize(std::max(items.size(), item_of[i] + 1));
     for (std::size_t choice = 0; choice < kChoices; ++choice) {
       if (!std::isfinite(linears[i].sensitivity[choice])) {
-        throw UnquantizableError(linears[i].name + ": its sensitivity at " +
-                                 std::to_string(kWidths[choice]) + " bits is not finite");
+        throw UnquantizableError(fmt::format("{}: its sensitivity at {} bits is not finite",
+                                             linears[i].name, kWidths[choice]));
       }
       require(linears[i].memory[choice] >= 0, "memory is not negative");
       items[item_of[i]].sensitivity[choice] += linears[i].sensitivity[choice];
@@ -188,8 +190,8 @@ BitAllocation allocate_bits(const std::vector<WidthCosts>& linears, const std::v
   std::int64_t least_rest = 0;  // memory of the items still to come
   for (const Item& item : items) least_rest += item.least_memory();
   if (least_rest > budget) {
-    throw UnquantizableError("the linears take at least " + std::to_string(least_rest) +
-                             " bits of memory, and the budget is " + std::to_string(budget));
+    throw UnquantizableError(fmt::format(
+        "the linears take at least {} bits of memory, and the budget is {}", least_rest, budget));
   }
   const LagrangianBound bound(items, budget);
   std::vector<std::vector<Sum>> sums(items.size() + 1);

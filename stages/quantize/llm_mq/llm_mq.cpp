@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/quantize/awq/awq.h"
 #include "stages/quantize/awq/settings.h"
 #include "stages/quantize/largest.h"
@@ -74,8 +75,8 @@ class LlmMq final : public Method {
   nlohmann::json statistics(BlockTask& task) const override {
     nlohmann::json linears = nlohmann::json::array();
     for (std::size_t i = 0; i < task.decoder.linears().size(); ++i) {
-      task.monitor.phase("block " + std::to_string(task.block) + ": sensitivity of " +
-                         task.decoder.linears()[i].name);
+      task.monitor.phase(fmt::format("{}: sensitivity of {}", unit_name(task.block, task.decoder),
+                                     task.decoder.linears()[i].name));
       linears.push_back(statistics_of(task, i));
     }
     return {{"linears", std::move(linears)}};
@@ -94,7 +95,7 @@ class LlmMq final : public Method {
       for (std::size_t i = 0; i < specs.size(); ++i) {
         if (is_overridden(task.overrides, task.decoder, static_cast<int>(block), i)) continue;
         const nlohmann::json& sums = task.statistics[block].at("linears").at(i);
-        WidthCosts cost{.name = "block " + std::to_string(block) + ", " + specs[i].name,
+        WidthCosts cost{.name = fmt::format("block {}, {}", block, specs[i].name),
                         .sensitivity = sensitivities(sums.at(key_of_score()))};
         for (std::size_t b = 0; b < kWidthCount; ++b)
           cost.memory[b] = memory_of_codes(specs[i].rows, specs[i].cols, kWidths[b]);

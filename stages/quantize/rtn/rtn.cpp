@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include <fmt/format.h>
+
+#include "model/block/model_units.h"
 #include "stages/flow/phase_clock.h"
 
 namespace roundhouse {
@@ -39,7 +42,8 @@ class Rtn final : public Method {
         if (task.commits()) block.linears.push_back(kept_linear(specs[i]));
         continue;
       }
-      task.monitor.phase("block " + std::to_string(task.block) + ": rounding " + specs[i].name);
+      task.monitor.phase(
+          fmt::format("{}: rounding {}", unit_name(task.block, task.decoder), specs[i].name));
       QuantizedLinear linear = unsolved_linear(specs[i], scheme);
       clock.measure("solve", [&] {
         const SolveError error =

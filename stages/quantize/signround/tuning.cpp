@@ -6,9 +6,12 @@
 #include <optional>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "comm/together.h"
 #include "model/block/linear.h"
+#include "model/block/model_units.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/signround/batch.h"
@@ -83,8 +86,8 @@ class BlockTuner {
         if (!linear.original) linear.record["fallback"] = "rtn";
       }
       if (task_.team.rank() == 0) {
-        task_.monitor.say("block " + std::to_string(task_.block) +
-                          ": no loss is finite; rounded to nearest instead");
+        task_.monitor.say(fmt::format("{}: no loss is finite; rounded to nearest instead",
+                                      unit_name(task_.block, task_.decoder)));
       }
     }
     if (task_.residual) {
@@ -113,7 +116,7 @@ class BlockTuner {
     };
     if (begin < settings_.iterations) fetch();
     for (int i = begin; i < settings_.iterations; ++i) {
-      say("step " + std::to_string(i + 1) + " of " + std::to_string(settings_.iterations));
+      say(fmt::format("step {} of {}", i + 1, settings_.iterations));
       if (i + 1 < settings_.iterations) fetch();  // the next one, ahead
       clock_.measure("round", [&] { learned.round(); });
       BlockSum gradient(task_, parts_);
@@ -149,11 +152,11 @@ class BlockTuner {
 
   // One part a tile, whoever has it.
   static std::string part_of(const RowTile& at) {
-    return "linear-" + std::to_string(at.linear) + "-row-" + std::to_string(at.first);
+    return fmt::format("linear-{}-row-{}", at.linear, at.first);
   }
 
   void save(int step, const LearnedBlock& learned) {
-    say("saving step " + std::to_string(step));
+    say(fmt::format("saving step {}", step));
     const std::vector<RowTile> own = learned.own_tiles();
     std::vector<std::string> names;
     for (const RowTile& at : own) names.push_back(part_of(at));
@@ -176,7 +179,7 @@ class BlockTuner {
     }
     const std::optional<int> step = task_.progress->newest(names);
     if (!step) return 0;
-    say("reading step " + std::to_string(*step));
+    say(fmt::format("reading step {}", *step));
     std::string tuning;  // the team's rank 0 has the first tile
     for (const RowTile& at : learned.own_tiles()) {
       const Record record = task_.progress->load(*step, part_of(at));
@@ -288,7 +291,8 @@ class BlockTuner {
   }
   void count(const char* part, double flops) { clock_.count(part, flops); }
   void say(const std::string& what) {
-    task_.monitor.phase("block " + std::to_string(task_.block) + ": SignRound, " + what);
+    task_.monitor.phase(
+        fmt::format("{}: SignRound, {}", unit_name(task_.block, task_.decoder), what));
   }
 
   BlockTask& task_;

@@ -1,7 +1,8 @@
 #include "stages/quantize/squeezellm/kmeans.h"
 
 #include <cmath>
-#include <string>
+
+#include <fmt/format.h>
 
 #include "base/numerical_error.h"
 
@@ -21,7 +22,7 @@ void check_finite(const Tensor& m, const char* what, Backend& backend) {
   backend.check_finite({.x = m.view(), .rows_each = 1, .finite = finite});
   for (std::size_t row = 0; row < finite.size(); ++row) {
     if (finite[row] != 0) continue;
-    throw NumericalError("row " + std::to_string(row) + ": a " + what + " is not finite");
+    throw NumericalError(fmt::format("row {}: a {} is not finite", row, what));
   }
 }
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/numerical_error.h"
 #include "comm/tree_sum.h"
@@ -69,7 +71,7 @@ class Thresholds {
                                                 std::size_t n)>& visit) {
     std::size_t n = 0;
     for (int block = blocks_.begin; block < blocks_.end; ++block) {
-      task_.monitor.phase("block " + std::to_string(block) + ": " + what);
+      task_.monitor.phase(fmt::format("block {}: {}", block, what));
       const BlockWeights weights =
           task_.decoder.load(task_.model.checkpoint(), block, task_.backend);
       for (std::size_t i = 0; i < weights.linears.size(); ++i) {
@@ -85,7 +87,7 @@ class Thresholds {
     const std::size_t linears = task_.decoder.linears().size();
     const std::size_t block = static_cast<std::size_t>(blocks_.begin) + n / linears;
     const std::string place =
-        "block " + std::to_string(block) + ", " + task_.decoder.linears()[n % linears].name;
+        fmt::format("block {}, {}", block, task_.decoder.linears()[n % linears].name);
     failures_.run(static_cast<std::int64_t>(block * linears + n % linears),
                   [&] { with_place_named(place, work); });
   }

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
+
+#include <fmt/format.h>
 
 #include "base/error.h"
 #include "base/numerical_error.h"
@@ -37,7 +38,7 @@ void KeySelection::end_round() {
   std::size_t value = counts_.size();
   do {
     if (value == 0) {
-      throw Error("a selection ran out of values: " + std::to_string(rank_) + " more were wanted");
+      throw Error(fmt::format("a selection ran out of values: {} more were wanted", rank_));
     }
     --value;
     rank_ -= counts_[value];
@@ -100,9 +101,9 @@ void OutlierFactor::end_round() {
   while (first < kMostThresholds && counts_[first] > target_) ++first;
   if (first == kMostThresholds) {
     throw UnquantizableError(
-        "more than " + std::to_string(target_) +
-        " weights lie further outside their matrices' quartiles than 16 times the distance "
-        "between those: raise sparse: outliers, or set it to 0");
+        fmt::format("more than {} weights lie further outside their matrices' quartiles than 16 "
+                    "times the distance between those: raise sparse: outliers, or set it to 0",
+                    target_));
   }
   const double low = first == 0 ? low_ : candidate(first - 1);
   high_ = candidate(first);

@@ -7,6 +7,9 @@
 #include <optional>
 #include <utility>
 
+#include <fmt/format.h>
+
+#include "model/block/model_units.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/quantize/largest.h"
 #include "stages/quantize/row_tiles.h"
@@ -187,8 +190,8 @@ class SqueezeLlm final : public Method {
         if (task.commits()) block.linears.push_back(kept_linear(task.decoder.linears()[i]));
         continue;
       }
-      task.monitor.phase("block " + std::to_string(task.block) + ": k-means of " +
-                         task.decoder.linears()[i].name);
+      task.monitor.phase(fmt::format("{}: k-means of {}", unit_name(task.block, task.decoder),
+                                     task.decoder.linears()[i].name));
       QuantizedLinear linear = solve(task, i, clock);
       if (task.commits()) block.linears.push_back(std::move(linear));
       task.monitor.tick();

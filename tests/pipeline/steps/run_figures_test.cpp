@@ -193,6 +193,28 @@ TEST_F(RunFiguresTest, ReadsTheJournal) {
               Contains(std::pair<std::string, std::string>("hosts", "node-7")));
 }
 
+TEST_F(RunFiguresTest, NamesWhatIsOutsideTheBlocks) {
+  const Json linear = {
+      {"name", "lm_head"}, {"relative_error", 0.25}, {"damping_tries", 3}, {"damping", 0.04}};
+  const Json head = {{"event", "block"},
+                     {"recipe", "rtn-w4g128"},
+                     {"block", 3},
+                     {"outside", {"lm_head"}},
+                     {"rank", 0},
+                     {"ranks", 1},
+                     {"time", "1970-01-02T00:00:10.500Z"},
+                     {"seconds", 4.5},
+                     {"linears", {linear}},
+                     {"dropped_samples", {{{"linears", "lm_head"}, {"count", 2}}}}};
+  write("journal.jsonl", head.dump() + "\n");
+  const RunFigures figures = read_run_figures(run_);
+  EXPECT_THAT(figures.run.fallbacks,
+              ElementsAre("rtn-w4g128, head, lm_head: damping was raised 2 times, to 0.04",
+                          "rtn-w4g128, head, lm_head: 2 samples are not finite and were left out"));
+  ASSERT_THAT(figures.run.spans, SizeIs(1));
+  EXPECT_EQ(figures.run.spans[0].what, "rtn-w4g128 head");
+}
+
 TEST_F(RunFiguresTest, DoesNotTrustTheJournal) {
   const Json good = {{"event", "block"},
                      {"recipe", "rtn-w4g128"},
@@ -209,7 +231,7 @@ TEST_F(RunFiguresTest, DoesNotTrustTheJournal) {
   };
   for (const char* key : {"event", "recipe", "block", "rank", "first_rank", "told_after", "ranks",
                           "seconds", "time", "phases", "linears", "dropped_samples", "mesh", "host",
-                          "bits_per_weight", "relative_error"}) {
+                          "bits_per_weight", "relative_error", "outside"}) {
     for (const Json& value : std::vector<Json>{nullptr,
                                                -1,
                                                1e300,

@@ -33,6 +33,17 @@ TEST(WhereaboutsTest, AStageWaitsForBlocksBeforeItsOwn) {
   EXPECT_FALSE(whereabouts({recipe("a", 2, false)}, 2)[1].waits) << "its blocks stand alone";
 }
 
+TEST(WhereaboutsTest, TheLastStageHasWhatIsOutsideTheBlocks) {
+  RecipeProgress with_head = recipe("a", 3);
+  EXPECT_EQ(whereabouts({with_head}, 2)[1].unit, "block 3");
+  with_head.include = {"lm_head"};
+  std::fill_n(with_head.done.begin(), 5, true);
+  const auto stages = whereabouts({with_head}, 2);
+  EXPECT_EQ(stages[0].recipe, "");
+  EXPECT_EQ(stages[1].block, 5);
+  EXPECT_EQ(stages[1].unit, "head");
+}
+
 TEST(WhereaboutsTest, WhatFailedIsPassedOver) {
   RecipeProgress failed = recipe("a", 2);
   failed.failed = true;

@@ -113,6 +113,10 @@ TEST(HeatMapTest, LevelsAreEqualStepsOfTheLogarithm) {
   EXPECT_THAT(map["linears"], ElementsAre("self_attn.q_proj", "mlp.up_proj"));
   EXPECT_EQ(map["blocks"], "8") << "the model's";
   EXPECT_EQ(map["largest"], "1.00e-01, block 0, self_attn.q_proj");
+  row.blocks = 3;
+  row.include = {"lm_head"};
+  row.errors[3] = {{"lm_head", 2e-1}};
+  EXPECT_EQ(draw_heat_map(row, levels, 4)["largest"], "2.00e-01, head, lm_head");
   std::map<std::string, std::string> paths;
   for (const Json& path : map["paths"]) paths[path["level"]] = path["path"];
   // Neighbours of one level are one stroke: of row 1, blocks 0 and 1.
