@@ -17,7 +17,7 @@
 namespace roundhouse {
 
 // A tensor is hashed in pieces of so many values, the last one shorter: so threads share it, and so do ranks that read a part each.
-inline constexpr std::int64_t kPieceValues = std::int64_t{1} << 21;
+inline constexpr std::int64_t kPieceValues = std::int64_t{1} << 19;
 struct Pieces {
   std::int64_t begin = 0, end = 0;
   std::int64_t count() const { return end - begin; }

@@ -219,6 +219,32 @@ TEST_F(SimulationTest, AWaveLoadsABlockOnce) {
   EXPECT_EQ(choose_mesh(request_, 1, states()).waves, (std::vector<Wave>{{0}, {1}, {2}, {3}}));
 }
 
+// On devices its ranks read a part each and tell it to the others; on CPUs each reads all.
+TEST_F(SimulationTest, ATeamOfDevicesLoadsABlockInParts) {
+  rates_.ranks_a_node = 2;
+  const double block = simulate_job(request_, 4, {1, 4}, states()).costs.block_bytes();
+  rates_.load = block;  // a second
+  const Step make{Step::Kind::kMake, 0, 0, 0, /*loads=*/true};
+  const auto of = [&](bool is_host) {
+    rates_.is_host = is_host;
+    return simulate_job(request_, 4, {1, 4}, states());
+  };
+  const SimulatedJob hosts = of(true);
+  EXPECT_NEAR(hosts.costs.make(make).phases.at("load"), 1, 1e-9);
+  EXPECT_EQ(hosts.costs.load_sent(make), 0);
+  EXPECT_EQ(hosts.costs.block_bytes_read(), 2 * block) << "by each of two nodes";
+  const SimulatedJob devices = of(false);
+  EXPECT_NEAR(devices.costs.make(make).phases.at("load"), 0.25, 0.02) << "in whole pieces";
+  const LoadTraffic traffic = load_traffic(decoder_->linears(), 4, 2);
+  EXPECT_EQ(devices.costs.load_sent(make), traffic.sent);
+  EXPECT_EQ(devices.costs.load_sent({Step::Kind::kMake, 0, 0, 0, /*loads=*/false}), 0);
+  EXPECT_NEAR(devices.costs.block_bytes_read(), block, 1e-3 * block) << "of norms twice";
+  const auto messages = [&] { return of(false).costs.make(make).phases.at("messages"); };
+  const double fast = messages();
+  rates_.team_link = rates_.node_link = traffic.received;  // a second
+  EXPECT_GT(messages() - fast, 1);
+}
+
 // What one recipe of a wave has made of a block the others do not make again.
 TEST_F(SimulationTest, AWavePassesAndGathersOnce) {
   config_.recipes.clear();
