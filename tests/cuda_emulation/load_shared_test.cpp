@@ -125,7 +125,7 @@ TEST_P(LoadSharedTest, EachRankReadsItsPartAndAllHaveTheBitsOfALoadByOne) {
   Tensors spoiled = tensors_;
   for (int i = 0; i < static_cast<int>(linears().size()); ++i) {
     HostTensor& tensor = tensor_of(spoiled, i);
-    std::vector<std::byte> nothing(tensor.bytes().size());
+    std::vector<std::byte> nothing(tensor.bytes().size(), std::byte{0xff});  // NaN
     for (const auto& [linear, pieces] : pieces_of_part(linears(), mine())) {
       if (linear != i) continue;
       const auto kept = bytes_of_pieces(tensor.bytes(), size_of(tensor.type()), pieces);
