@@ -63,7 +63,7 @@ json wire_of(const SimulatedJob& of) {
           {"between_stages", activations},
           {"gradients", gradients},
           {"evaluations", of.simulation.evaluation_sent},
-          {"all", sums + activations + gradients + of.simulation.evaluation_sent}};
+          {"all", sums + loads + activations + gradients + of.simulation.evaluation_sent}};
 }
 
 json files_of(const SimulatedJob& of, const RunConfig& config) {

@@ -94,6 +94,10 @@ TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
   EXPECT_EQ(plan["mesh"]["pipeline"], plan["best_mesh"]["pipeline"]);
   EXPECT_GT(plan["mesh"]["lanes"], 2) << "recipes of a sweep go side by side";
   EXPECT_EQ(plan["nodes"], 4);
+  double parts = 0;
+  for (const auto& [name, bytes] : plan["wire"].items())
+    if (name != "all") parts += bytes.get<double>();
+  EXPECT_DOUBLE_EQ(plan["wire"]["all"], parts);
   EXPECT_THAT(plan["sbatch"].get<std::string>(),
               testing::AllOf(HasSubstr("--nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --time="),
                              HasSubstr("slurm/quantize_70b.sh")));
