@@ -93,15 +93,26 @@ Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
   Tensor tensor(memory, type, rows, cols);
   require(host.bytes.size() == static_cast<std::size_t>(rows * cols) * size_of(host.type),
           "a tensor's bytes do not match its shape");
-  if (host.type == type) {
-    memory.upload(host.bytes, tensor.buffer_.get());
-    memory.sync();  // `host` need not outlive this call
-    return tensor;
+  upload_values(host.bytes, host.type, memory, type, tensor.buffer_.get());
+  return tensor;
+}
+
+std::span<std::byte> bytes_of(Tensor& tensor) {
+  return {static_cast<std::byte*>(tensor.view().data), tensor.bytes()};
+}
+
+void upload_values(std::span<const std::byte> from, DType from_type, Memory& memory, DType to_type,
+                   void* to) {
+  if (from_type == to_type) {
+    memory.upload(from, to);
+    memory.sync();  // `from` need not outlive this call
+    return;
   }
-  const std::size_t count = static_cast<std::size_t>(rows * cols), each = size_of(type);
+  const std::size_t count = from.size() / size_of(from_type), each = size_of(to_type);
+  std::byte* const target = static_cast<std::byte*>(to);
   if (memory.is_host_memory()) {
-    convert_on_host_threads(host.type, host.bytes.data(), type, tensor.buffer_.get(), count);
-    return tensor;
+    convert_on_host_threads(from_type, from.data(), to_type, target, count);
+    return;
   }
   // By way of a buffer that is kept, since new memory takes as long as the work.
   constexpr std::size_t kAtATime = std::size_t{8} << 20;  // elements
@@ -109,12 +120,11 @@ Tensor Tensor::upload(Memory& memory, const HostView& host, DType type) {
   kept.resize(std::max(kept.size(), std::min(count, kAtATime) * each));
   for (std::size_t begin = 0; begin < count; begin += kAtATime) {
     const std::size_t n = std::min(count - begin, kAtATime);
-    convert_on_host_threads(host.type, host.bytes.data() + begin * size_of(host.type), type,
+    convert_on_host_threads(from_type, from.data() + begin * size_of(from_type), to_type,
                             kept.data(), n);
-    memory.upload(std::span(kept).first(n * each), tensor.buffer_.get() + begin * each);
+    memory.upload(std::span(kept).first(n * each), target + begin * each);
     memory.sync();  // before the buffer is written again
   }
-  return tensor;
 }
 
 Memory::UploadTicket Memory::upload_ahead(std::span<const std::byte> from, void* to) {

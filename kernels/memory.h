@@ -112,6 +112,13 @@ class Tensor {
   std::int64_t cols_ = 0;
 };
 
+// Values of the host, converted there, to `to` in the memory; they need not outlive the call.
+void upload_values(std::span<const std::byte> from, DType from_type, Memory& memory, DType to_type,
+                   void* to);
+
+// All of it, in that memory.
+std::span<std::byte> bytes_of(Tensor& tensor);
+
 // Indices for kernels that gather: [1, n] I32. Precondition: each fits.
 Tensor upload_index(std::span<const std::int64_t> indices, Memory& memory);
 

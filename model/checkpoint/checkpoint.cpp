@@ -137,7 +137,11 @@ HostView Checkpoint::weight(const std::string& name, const Shape& shape) const {
 }
 
 void Checkpoint::note_content(const std::string& name) const {
-  if (contents_->add(name, content_hash(view(name)))) return;
+  note_content(name, content_hash(view(name)));
+}
+
+void Checkpoint::note_content(const std::string& name, const std::string& hash) const {
+  if (contents_->add(name, hash)) return;
   throw InputError(where(name) +
                    ": does not hold what it held when it was read before: the file has changed. "
                    "Put the old file back, or begin again in another run folder");

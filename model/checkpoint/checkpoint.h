@@ -34,6 +34,8 @@ class Checkpoint {
   // Hashes a tensor that is about to be used, and keeps the hash. Throws InputError naming file and tensor if it held
   // something else when it was read before, in this job or, as contents() was told, in an earlier one.
   void note_content(const std::string& name) const;
+  // The same where its content_hash() is known already.
+  void note_content(const std::string& name, const std::string& hash) const;
   TensorContents& contents() const { return *contents_; }
   // Those that tensors are read from, by their names in the directory, sorted.
   std::vector<const TensorFile*> files() const;

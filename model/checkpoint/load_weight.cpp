@@ -52,21 +52,6 @@ void check_largest(std::span<const float> magnitudes, DType type, const std::str
   }
 }
 
-// One thread hashes, which is in order, while the others look for the largest value.
-void note_and_check(const Checkpoint& checkpoint, const std::string& name, const HostView& view,
-                    DType type) {
-  constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
-  const std::size_t pieces = (view.bytes.size() + kPieceBytes - 1) / kPieceBytes;
-  std::vector<float> largest(pieces);
-  on_host_threads(static_cast<std::int64_t>(1 + pieces), [&](std::int64_t piece) {
-    if (piece == 0) return checkpoint.note_content(name);
-    const std::size_t at = static_cast<std::size_t>(piece - 1) * kPieceBytes;
-    largest[piece - 1] = largest_magnitude_of(
-        view.type, view.bytes.subspan(at, std::min(kPieceBytes, view.bytes.size() - at)));
-  });
-  check_largest(largest, type, checkpoint.where(name));
-}
-
 }  // namespace
 
 void check_values(const HostView& view, DType type, const std::string& where) {
@@ -74,13 +59,33 @@ void check_values(const HostView& view, DType type, const std::string& where) {
   check_largest({&largest, 1}, type, where);
 }
 
-Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
-                   Backend& backend) {
+std::vector<std::string> load_pieces(const Checkpoint& checkpoint, const std::string& name,
+                                     const Shape& shape, Pieces pieces, Tensor& weight,
+                                     Backend& backend) {
   const HostView view = checkpoint.weight(name, shape);
-  note_and_check(checkpoint, name, view, backend.activation_type());
-  Tensor weight = Tensor::upload(backend, view, backend.activation_type());
+  const std::size_t each = size_of(view.type);
+  std::vector<std::string> hashes(static_cast<std::size_t>(pieces.count()));
+  std::vector<float> largest(hashes.size());
+  on_host_threads(pieces.count(), [&](std::int64_t i) {
+    const std::int64_t piece = pieces.begin + i;
+    hashes[i] = hash_of_piece(view, piece);
+    largest[i] =
+        largest_magnitude_of(view.type, bytes_of_pieces(view.bytes, each, {piece, piece + 1}));
+  });
+  check_largest(largest, weight.type(), checkpoint.where(name));
+  upload_values(bytes_of_pieces(view.bytes, each, pieces), view.type, backend, weight.type(),
+                bytes_of_pieces(bytes_of(weight), size_of(weight.type()), pieces).data());
   backend.sync();
   release_mapped_pages(view.bytes);  // or the process would seem to grow with every block
+  return hashes;
+}
+
+Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
+                   Backend& backend) {
+  Tensor weight(backend, backend.activation_type(), shape.size() == 2 ? shape[0] : 1, shape.back());
+  const std::vector<std::string> hashes =
+      load_pieces(checkpoint, name, shape, pieces_of(element_count(shape)), weight, backend);
+  checkpoint.note_content(name, hash_of_pieces(hashes));
   return weight;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/tensor.h"
 #include "kernels/backend.h"
@@ -13,7 +14,13 @@ namespace roundhouse {
 // Precondition: view.type is F32, F16 or BF16.
 void check_values(const HostView& view, DType type, const std::string& name);
 
-// Checkpoint::weight(), checked and noted (note_content()), in the backend's activation type.
+// Some pieces of a weight: Checkpoint::weight(), of these the values checked, in the type of `weight`, to their place in it. Returns
+// their hashes (tensor_contents.h); noting the content is left to who has those of all pieces.
+std::vector<std::string> load_pieces(const Checkpoint& checkpoint, const std::string& name,
+                                     const Shape& shape, Pieces pieces, Tensor& weight,
+                                     Backend& backend);
+
+// A whole weight, noted (note_content()), in the backend's activation type.
 Tensor load_weight(const Checkpoint& checkpoint, const std::string& name, const Shape& shape,
                    Backend& backend);
 

@@ -6,14 +6,33 @@
 
 namespace roundhouse {
 
-std::string content_hash(const HostView& view) {
+Pieces pieces_of(std::int64_t values) {
+  return {0, std::max<std::int64_t>(1, (values + kPieceValues - 1) / kPieceValues)};
+}
+
+std::string hash_of_piece(const HostView& view, std::int64_t piece) {
   std::string head(name_of(view.type));
   for (const std::int64_t extent : view.shape) head += fmt::format(" {}", extent);
   head += "\n";
   Xxh3 hash;
   hash.update(std::as_bytes(std::span(head)));
-  hash.update(view.bytes);
+  hash.update(bytes_of_pieces(view.bytes, size_of(view.type), {piece, piece + 1}));
   return hash.hex();
+}
+
+std::string hash_of_pieces(std::span<const std::string> hashes) {
+  if (hashes.size() == 1) return hashes.front();
+  Xxh3 hash;
+  for (const std::string& piece : hashes) hash.update(std::as_bytes(std::span(piece)));
+  return hash.hex();
+}
+
+std::string content_hash(const HostView& view) {
+  std::vector<std::string> hashes;
+  const Pieces all = pieces_of(element_count(view.shape));
+  for (std::int64_t piece = all.begin; piece < all.end; ++piece)
+    hashes.push_back(hash_of_piece(view, piece));
+  return hash_of_pieces(hashes);
 }
 
 void TensorContents::expect(const std::vector<std::string>& tensors) {

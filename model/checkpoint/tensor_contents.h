@@ -2,9 +2,13 @@
 // are read again, so that a file that changes under a run is noticed.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,7 +16,26 @@
 
 namespace roundhouse {
 
-// XXH3-128 of type, shape and bytes.
+// A tensor is hashed in pieces of so many values, the last one shorter: so threads share it, and so do ranks that read a part each.
+inline constexpr std::int64_t kPieceValues = std::int64_t{1} << 19;
+struct Pieces {
+  std::int64_t begin = 0, end = 0;
+  std::int64_t count() const { return end - begin; }
+};
+Pieces pieces_of(std::int64_t values);  // one at least
+// Of a tensor whose values take `each` bytes, in whatever memory.
+template <class Byte>
+std::span<Byte> bytes_of_pieces(std::span<Byte> tensor, std::size_t each, Pieces pieces) {
+  const auto at = [&](std::int64_t piece) {
+    return std::min(static_cast<std::size_t>(piece * kPieceValues) * each, tensor.size());
+  };
+  return tensor.subspan(at(pieces.begin), at(pieces.end) - at(pieces.begin));
+}
+
+// XXH3-128 of the tensor's type and shape and of the piece's bytes.
+std::string hash_of_piece(const HostView& view, std::int64_t piece);
+// A tensor's, by those of all its pieces: of a single one the same, of several the XXH3-128 of their digits.
+std::string hash_of_pieces(std::span<const std::string> hashes);
 std::string content_hash(const HostView& view);
 
 // By tensor name. Threads may share it.

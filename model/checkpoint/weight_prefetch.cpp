@@ -28,11 +28,13 @@ void read_pages(std::span<const std::byte> bytes) {
 
 }  // namespace
 
-void WeightPrefetch::start(const DecoderBlock& decoder, int block) {
+void WeightPrefetch::start(const DecoderBlock& decoder, int block, WeightPart part) {
   std::vector<std::span<const std::byte>> tensors;
-  for (const LinearSpec& linear : decoder.linears()) {
-    const std::string name = decoder.prefix(block) + "." + linear.name + ".weight";
-    if (checkpoint_.has(name)) tensors.push_back(checkpoint_.view(name).bytes);
+  for (const auto& [linear, pieces] : pieces_of_part(decoder.linears(), part)) {
+    const std::string name = decoder.module(block, linear) + ".weight";
+    if (!checkpoint_.has(name)) continue;
+    const HostView view = checkpoint_.view(name);
+    tensors.push_back(bytes_of_pieces(view.bytes, size_of(view.type), pieces));
   }
   thread_ = std::jthread([tensors = std::move(tensors)](const std::stop_token& stop) {
     for (const std::span<const std::byte> bytes : tensors) {

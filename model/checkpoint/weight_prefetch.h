@@ -5,6 +5,7 @@
 
 #include "model/block/decoder_block.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/weight_parts.h"
 
 namespace roundhouse {
 
@@ -13,8 +14,8 @@ class WeightPrefetch {
  public:
   explicit WeightPrefetch(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  // In a thread of its own; a block that is still being read is given up.
-  void start(const DecoderBlock& decoder, int block);
+  // In a thread of its own, of the linears' weights what this rank is to read; a block that is still being read is given up.
+  void start(const DecoderBlock& decoder, int block, WeightPart part);
 
  private:
   const Checkpoint& checkpoint_;

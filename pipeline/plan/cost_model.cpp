@@ -60,6 +60,7 @@ CostModel::CostModel(const PlannedJob& job) : job_(job) {
   const auto each = static_cast<double>(size_of(job.model.dtype));
   for (const LinearSpec& linear : job.decoder.linears())
     weights_ += static_cast<double>(linear.rows * linear.cols);
+  largest_part_ = static_cast<double>(largest_part(job.decoder.linears(), team()));
   block_bytes_ = bytes_of(tensors_of_block(job.model, 0), each);
   outside_bytes_ = bytes_of(tensors_before_blocks(job.model), each) +
                    bytes_of(tensors_after_blocks(job.model), each);
@@ -121,15 +122,55 @@ double CostModel::team_link() const {
                                           : job_.rates.team_link;
 }
 
-// Of a file's bytes, to the device of each of these ranks, from the page cache; a file system that cannot follow is waited for.
-void CostModel::add_load(StepTime& time, double bytes, int ranks) const {
-  const double load = bytes / job_.rates.load;
-  const double rate = std::min(job_.rates.file_read, job_.rates.file_system / nodes());
+// Of a file's bytes, to the device of each rank of the team, from the page cache; a file system that cannot follow is waited for.
+// `shared`: those that the ranks tell to each other where they load in parts.
+void CostModel::add_load(StepTime& time, double bytes, double shared) const {
+  const int ranks = team();
+  const bool parts = loads_in_parts() && shared > 0;
+  const double largest = parts ? largest_part_ / weights_ : 1, own = parts ? 1.0 / ranks : 1;
+  const double load = (bytes - shared * (1 - largest)) / job_.rates.load;
   const double others = time.seconds();
   time.phases["load"] += load;
-  time.work += load * ranks;
-  const double late = bytes / rate - load - others;  // it is read while the unit before is made
+  time.work += (bytes - shared * (1 - own)) / job_.rates.load * ranks;
+  if (parts) {
+    // The words by which they agree, the hashes, and the parts.
+    time.phases["messages"] +=
+        load_traffic().received / team_link() + 4 * job_.rates.message_seconds * std::log2(ranks);
+  }
+  const double rate = std::min(job_.rates.file_read, job_.rates.file_system / nodes());
+  const double of_node = bytes - shared * (1 - file_share_of_node());
+  const double late = of_node / rate - load - others;  // it is read while the unit before is made
   if (late > 0) time.phases["read"] += late;
+}
+
+void CostModel::add_block_load(StepTime& time) const {
+  add_load(time, block_bytes_, weights_ * static_cast<double>(size_of(job_.model.dtype)));
+}
+
+bool CostModel::loads_in_parts() const { return !job_.rates.is_host && team() > 1; }
+
+LoadTraffic CostModel::load_traffic() const {
+  if (!loads_in_parts()) return {};
+  return roundhouse::load_traffic(job_.decoder.linears(), team(), job_.rates.bytes_of_activation());
+}
+
+double CostModel::load_sent(const Step& step) const {
+  const bool loads = step.kind == Step::Kind::kForward || step.kind == Step::Kind::kBackward ||
+                     (step.loads && !recipe(step.recipe).needs.makes_blocks_of_gradients());
+  return loads && step.block < job_.model.blocks ? load_traffic().sent : 0;
+}
+
+// Of the weights that a team loads in parts, what the ranks of one node read.
+double CostModel::file_share_of_node() const {
+  if (!loads_in_parts()) return 1;
+  return std::min(1.0, static_cast<double>(job_.rates.ranks_a_node) / team());
+}
+
+double CostModel::block_bytes_read() const {
+  const double nodes_of_team = std::ceil(static_cast<double>(team()) / job_.rates.ranks_a_node);
+  const double shared = weights_ * static_cast<double>(size_of(job_.model.dtype));
+  return loads_in_parts() ? shared + (block_bytes_ - shared) * nodes_of_team
+                          : block_bytes_ * nodes_of_team;
 }
 
 StepTime CostModel::timed(const std::string& method, const BlockCost& cost) const {
@@ -173,8 +214,11 @@ StepTime CostModel::make(const Step& step) const {
   const bool outside = step.block >= job_.model.blocks;
   const double weights = outside ? outer_weights(r) : weights_;
   if (step.loads && !recipe(r).needs.makes_blocks_of_gradients()) {
-    const auto each = static_cast<double>(size_of(job_.model.dtype));
-    add_load(time, outside ? weights * each : block_bytes_, team());
+    if (outside) {  // every rank all of it
+      add_load(time, weights * static_cast<double>(size_of(job_.model.dtype)), 0);
+    } else {
+      add_block_load(time);
+    }
   }
   time.phases["other"] = job_.rates.unit_seconds;
   // One rank packs while its team waits; what it has packed is written while the next unit is made.
@@ -203,14 +247,16 @@ StepTime CostModel::replay(const Step& step) const {
   const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
   StepTime time;
   const double busiest = BlockCost{}.busiest("forward", team(), shards());
-  const auto pass = [&](bool goes, bool loads) {
+  const auto pass = [&](bool goes) {
     if (!goes) return;
     time.phases["forward"] += forward_seconds(tokens, samples.sequence_length) * busiest;
     time.work += forward_seconds(tokens, samples.sequence_length);
-    if (loads) add_load(time, block_bytes_, team());
   };
-  pass(recipe(step.recipe).needs.quantized_stream, true);
-  pass(step.original, step.loads);
+  const bool quantized = recipe(step.recipe).needs.quantized_stream;
+  pass(quantized);
+  if (quantized) add_load(time, block_bytes_, 0);  // of the record, by every rank
+  pass(step.original);
+  if (step.original && step.loads) add_block_load(time);
   return time;
 }
 
@@ -257,7 +303,7 @@ StepTime CostModel::gradient_forward(std::size_t r) const {
   for (auto* phases : {&cost.flops, &cost.attention}) phases->erase("backward");
   cost.traffic = {};
   StepTime time = timed("gradients", cost);
-  add_load(time, block_bytes_, team());
+  add_block_load(time);
   return time;
 }
 
@@ -265,7 +311,7 @@ StepTime CostModel::gradient_backward(std::size_t r) const {
   BlockCost cost = gradient_block(r);
   for (auto* phases : {&cost.flops, &cost.attention}) phases->erase("forward");
   StepTime time = timed("gradients", cost);
-  add_load(time, block_bytes_, team());
+  add_block_load(time);
   // The gradient at the block's input is written down.
   time.phases["snapshots"] = gradient_stream_bytes(r) / job_.rates.file_write;
   return time;
@@ -599,7 +645,7 @@ MemoryUse CostModel::memory(const Wave& wave) const {
   // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
   use.host += rates.program_bytes + use.activations + weights + 2 * record;
   // The next block's weights are read ahead: pages of the model's file, which the system may take back.
-  if (most_blocks_of_stage() > 1) use.host += block_bytes_;
+  if (most_blocks_of_stage() > 1) use.host += block_bytes_ / (loads_in_parts() ? team() : 1);
   return use;
 }
 

@@ -15,6 +15,7 @@
 #include "pipeline/plan/device_rates.h"
 #include "pipeline/plan/evaluation_cost.h"
 #include "pipeline/schedule/planner.h"
+#include "stages/flow/load_shared.h"
 #include "stages/quantize/methods.h"
 
 namespace roundhouse {
@@ -85,8 +86,10 @@ class CostModel {
   double gradient_stream_bytes(std::size_t recipe) const;  // of one stream
   TeamBytes unit_traffic(const Step& step) const;          // of making a block
   TeamBytes gradient_traffic(std::size_t recipe) const;    // of a block's sums
+  double load_sent(const Step& step) const;  // by a team that loads the block's weights in parts
 
   double block_bytes() const { return block_bytes_; }      // of the checkpoint
+  double block_bytes_read() const;                         // of these, by all nodes of a team
   double outside_bytes() const { return outside_bytes_; }  // embedding, head, final norm
   double record_bytes(std::size_t recipe) const;           // of a block
   double outer_record_bytes(
@@ -124,7 +127,11 @@ class CostModel {
   InsideBlock inside_block(std::size_t recipe, bool beside_others) const;
   int most_blocks_of_stage() const;
   StepTime timed(const std::string& method, const BlockCost& cost) const;
-  void add_load(StepTime& time, double bytes, int ranks) const;
+  void add_load(StepTime& time, double bytes, double shared) const;
+  void add_block_load(StepTime& time) const;
+  bool loads_in_parts() const;
+  LoadTraffic load_traffic() const;  // of a block
+  double file_share_of_node() const;
   double team_link() const;
   double forward_seconds(double tokens, int length) const;  // of a block, one device
   BlockCost gradient_block(std::size_t recipe) const;
@@ -147,7 +154,8 @@ class CostModel {
   std::vector<BlockCost> outer_costs_;
   // Where others have made something before.
   mutable std::map<std::pair<std::size_t, int>, BlockCost> beside_;
-  double weights_ = 0;  // of a block's linears
+  double weights_ = 0;       // of a block's linears
+  double largest_part_ = 0;  // of these, that a rank of a team reads
   double block_bytes_ = 0, outside_bytes_ = 0;
 };
 

@@ -37,7 +37,7 @@ std::vector<double> busy_over_time(const std::vector<Interval>& intervals, doubl
 }
 
 json wire_of(const SimulatedJob& of) {
-  double sums = 0, activations = 0, gradients = 0;
+  double sums = 0, loads = 0, activations = 0, gradients = 0;
   for (const auto& steps : of.steps) {
     for (const Step& step : steps) {
       if (step.kind == Kind::kMake) sums += of.costs.unit_traffic(step).sent;
@@ -45,22 +45,25 @@ json wire_of(const SimulatedJob& of) {
       if (step.kind == Kind::kHandOver) activations += of.costs.stream_bytes(step);
     }
   }
-  // Forward and back over each border between stages that a walk passes: those of all lanes.
-  for (std::size_t s = 0; s + 1 < of.steps.size(); ++s) {
+  for (std::size_t s = 0; s < of.steps.size(); ++s) {
     for (const Step& step : of.steps[s]) {
       const bool last =
           step.block + 1 == parts_of_rank(static_cast<int>(of.costs.job().model.blocks),
                                           static_cast<int>(s), of.costs.job().mesh.stages())
                                 .end;
-      if (last && (step.kind == Kind::kForward || step.kind == Kind::kBackward))
+      // The way back begins with the weights with which the way forward ends.
+      if (!(last && step.kind == Kind::kBackward)) loads += of.costs.load_sent(step);
+      // Forward and back over each border between stages that a walk passes: those of all lanes.
+      if (last && s + 1 < of.steps.size() &&
+          (step.kind == Kind::kForward || step.kind == Kind::kBackward))
         gradients += of.costs.gradient_stream_bytes(step.recipe);
     }
   }
-  return {{"within_teams", sums},
+  return {{"within_teams", sums + loads},
           {"between_stages", activations},
           {"gradients", gradients},
           {"evaluations", of.simulation.evaluation_sent},
-          {"all", sums + activations + gradients + of.simulation.evaluation_sent}};
+          {"all", sums + loads + activations + gradients + of.simulation.evaluation_sent}};
 }
 
 json files_of(const SimulatedJob& of, const RunConfig& config) {
@@ -71,8 +74,7 @@ json files_of(const SimulatedJob& of, const RunConfig& config) {
     for (const Step& step : steps) {
       const bool weights =
           step.loads || step.kind == Kind::kForward || step.kind == Kind::kBackward;
-      if (weights && step.block < of.costs.job().model.blocks)
-        read += of.costs.block_bytes() * nodes_of_team;
+      if (weights && step.block < of.costs.job().model.blocks) read += of.costs.block_bytes_read();
       if (step.kind == Kind::kReplay && config.recipes[step.recipe].needs.quantized_stream)
         read += nodes_of_team * of.costs.record_bytes(step.recipe);
       if (step.kind == Kind::kLoad) read += of.costs.stream_bytes(step);

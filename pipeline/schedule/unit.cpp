@@ -11,6 +11,7 @@
 #include "model/architectures/tensor_names.h"
 #include "model/block/model_units.h"
 #include "pipeline/schedule/stored_progress.h"
+#include "stages/flow/load_shared.h"
 #include "stages/flow/numerical_failures.h"
 #include "stages/store/block_record.h"
 
@@ -18,8 +19,9 @@ namespace roundhouse {
 
 namespace {
 
-// Of the model's files, for one rank.
-std::int64_t bytes_of_unit(const CausalLM& model, const DecoderBlock& decoder, int block) {
+// Of the model's files, for one rank, which reads `part` of a block.
+std::int64_t bytes_of_unit(const CausalLM& model, const DecoderBlock& decoder, int block,
+                           WeightPart part) {
   std::int64_t bytes = 0;
   if (block >= model.config().blocks) {
     for (const LinearSpec& linear : decoder.linears())
@@ -27,8 +29,12 @@ std::int64_t bytes_of_unit(const CausalLM& model, const DecoderBlock& decoder, i
     return bytes;
   }
   for (const TensorInfo& tensor : tensors_of_block(model.config(), block)) {
-    if (model.checkpoint().has(tensor.name))
+    if (tensor.shape.size() == 1 && model.checkpoint().has(tensor.name))  // a norm or a bias
       bytes += std::ssize(model.checkpoint().view(tensor.name).bytes);
+  }
+  for (const auto& [linear, pieces] : pieces_of_part(decoder.linears(), part)) {
+    const HostView view = model.checkpoint().view(decoder.module(block, linear) + ".weight");
+    bytes += std::ssize(bytes_of_pieces(view.bytes, size_of(view.type), pieces));
   }
   return bytes;
 }
@@ -89,8 +95,10 @@ void make_unit(Schedule& schedule, const Recipe& recipe, const Method& method, B
   phases["load"] = load_seconds.value_or(0.0);
   phases["commit"] = seconds_since(commit_start);
   result->record["phases"] = std::move(phases);
-  result->record["read_bytes"] =
-      load_seconds ? bytes_of_unit(schedule.model, task.decoder, task.block) : 0;
+  result->record["read_bytes"] = load_seconds
+                                     ? bytes_of_unit(schedule.model, task.decoder, task.block,
+                                                     part_read_by_rank(task.team, task.backend))
+                                     : 0;
   // It is told of when it is written; which ranks made it, and when they were done, is told too.
   result->record["first_rank"] = schedule.mesh.stage() * schedule.mesh.shape().data;
   const bool keeps_progress = task.progress != nullptr;

@@ -11,6 +11,7 @@
 #include "model/block/model_units.h"
 #include "pipeline/schedule/stored_progress.h"
 #include "pipeline/schedule/unit.h"
+#include "stages/flow/load_shared.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/store/quantized_weights.h"
 
@@ -249,8 +250,10 @@ BlockSite WaveWalk::site(int block, const DecoderBlock& decoder) const {
 std::optional<double> WaveWalk::load_weights(int block) {
   if (weights_) return std::nullopt;
   const auto start = std::chrono::steady_clock::now();
-  weights_ = s_.decoder.load(s_.model.checkpoint(), block, s_.backend);
-  if (block + 1 < std::min(own().end, blocks())) prefetch_.start(s_.decoder, block + 1);
+  weights_ = load_shared(s_.model.checkpoint(), site(block, s_.decoder));
+  if (block + 1 < std::min(own().end, blocks())) {
+    prefetch_.start(s_.decoder, block + 1, part_read_by_rank(mesh_.team(), s_.backend));
+  }
   return seconds_since(start);
 }
 

@@ -85,7 +85,7 @@ class WaveWalk {
 
   int blocks() const { return static_cast<int>(s_.model.config().blocks); }
   BlockSite site(int block, const DecoderBlock& decoder) const;
-  // Seconds that it took; nothing: they are there.
+  // By all ranks of the team together. Seconds that it took; nothing: they are there.
   std::optional<double> load_weights(int block);
   // `others`: of the method make the block, too. `last`: nobody needs the weights after it. A recipe that cannot be made leaves the wave, which is noted.
   void make_unit(Member& member, int block, bool others, bool last);

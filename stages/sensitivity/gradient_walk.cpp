@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "model/checkpoint/weight_prefetch.h"
+#include "stages/flow/load_shared.h"
 #include "stages/flow/micro_batch.h"
 #include "stages/flow/phase_clock.h"
 #include "stages/flow/shard_sum.h"
@@ -42,7 +43,7 @@ class Walk {
     bool finished = true;
     for (int block = w_.blocks.end - 1; finished && block >= back_to(); --block) {
       if (block + 1 < w_.blocks.end) load(block);
-      if (block > back_to()) prefetch_.start(w_.decoder, block - 1);
+      if (block > back_to()) prefetch(block - 1);
       finished = backward(block);
     }
     if (w_.ends.finish) w_.ends.finish();
@@ -71,8 +72,11 @@ class Walk {
   void load(int block) {
     clock_.measure("load", [&] {
       weights_ = {};  // before the next ones
-      weights_ = w_.decoder.load(w_.model.checkpoint(), block, w_.backend);
+      weights_ = load_shared(w_.model.checkpoint(), site(block));
     });
+  }
+  void prefetch(int block) {
+    prefetch_.start(w_.decoder, block, part_read_by_rank(w_.team, w_.backend));
   }
   std::unique_ptr<Activations> make_activations() {
     return std::make_unique<Activations>(w_.budget, w_.backend.activation_type(),
@@ -119,7 +123,7 @@ class Walk {
       const Timer timer(*this);
       const bool first = block == w_.blocks.begin, last = block + 1 == w_.blocks.end;
       load(block);
-      if (!last) prefetch_.start(w_.decoder, block + 1);
+      if (!last) prefetch(block + 1);
       Activations& input = *inputs_.back();
       std::unique_ptr<Activations> output = make_activations();
       for (int shard = shards_.begin; shard < shards_.end; ++shard) {

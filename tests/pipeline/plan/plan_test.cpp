@@ -94,6 +94,10 @@ TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
   EXPECT_EQ(plan["mesh"]["pipeline"], plan["best_mesh"]["pipeline"]);
   EXPECT_GT(plan["mesh"]["lanes"], 2) << "recipes of a sweep go side by side";
   EXPECT_EQ(plan["nodes"], 4);
+  double parts = 0;
+  for (const auto& [name, bytes] : plan["wire"].items())
+    if (name != "all") parts += bytes.get<double>();
+  EXPECT_DOUBLE_EQ(plan["wire"]["all"], parts);
   EXPECT_THAT(plan["sbatch"].get<std::string>(),
               testing::AllOf(HasSubstr("--nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --time="),
                              HasSubstr("slurm/quantize_70b.sh")));
@@ -246,6 +250,32 @@ TEST_F(SimulationTest, AWaveLoadsABlockOnce) {
   EXPECT_EQ(choose_mesh(request_, 1, states()).waves, (std::vector<Wave>{{0, 1}, {2, 3}}));
   config_.wave = 1;
   EXPECT_EQ(choose_mesh(request_, 1, states()).waves, (std::vector<Wave>{{0}, {1}, {2}, {3}}));
+}
+
+// On devices its ranks read a part each and tell it to the others; on CPUs each reads all.
+TEST_F(SimulationTest, ATeamOfDevicesLoadsABlockInParts) {
+  rates_.ranks_a_node = 2;
+  const double block = simulate_job(request_, 4, {1, 4}, states()).costs.block_bytes();
+  rates_.load = block;  // a second
+  const Step make{Step::Kind::kMake, 0, 0, 0, /*loads=*/true};
+  const auto of = [&](bool is_host) {
+    rates_.is_host = is_host;
+    return simulate_job(request_, 4, {1, 4}, states());
+  };
+  const SimulatedJob hosts = of(true);
+  EXPECT_NEAR(hosts.costs.make(make).phases.at("load"), 1, 1e-9);
+  EXPECT_EQ(hosts.costs.load_sent(make), 0);
+  EXPECT_EQ(hosts.costs.block_bytes_read(), 2 * block) << "by each of two nodes";
+  const SimulatedJob devices = of(false);
+  EXPECT_NEAR(devices.costs.make(make).phases.at("load"), 0.25, 0.02) << "in whole pieces";
+  const LoadTraffic traffic = load_traffic(decoder_->linears(), 4, 2);
+  EXPECT_EQ(devices.costs.load_sent(make), traffic.sent);
+  EXPECT_EQ(devices.costs.load_sent({Step::Kind::kMake, 0, 0, 0, /*loads=*/false}), 0);
+  EXPECT_NEAR(devices.costs.block_bytes_read(), block, 1e-3 * block) << "of norms twice";
+  const auto messages = [&] { return of(false).costs.make(make).phases.at("messages"); };
+  const double fast = messages();
+  rates_.team_link = rates_.node_link = traffic.received;  // a second
+  EXPECT_GT(messages() - fast, 1);
 }
 
 // What one recipe of a wave has made of a block the others do not make again.
