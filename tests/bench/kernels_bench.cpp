@@ -120,7 +120,7 @@ constexpr std::int64_t kHeadDim = 128;
 constexpr std::int64_t kGroup = 128;
 
 double real(std::int64_t n) { return static_cast<double>(n); }
-double bytes_of(const Tensor& t) { return static_cast<double>(t.bytes()); }
+double moved(const Tensor& t) { return static_cast<double>(t.bytes()); }
 
 std::string shape(const char* name, std::int64_t a, std::int64_t b, std::int64_t c = 0) {
   return std::string(name) + " " + std::to_string(a) + " x " + std::to_string(b) +
@@ -131,7 +131,7 @@ double copy_rate(Backend& backend, std::int64_t n) {
   const Tensor from = random_tensor(backend, DType::kF32, n, n);
   Tensor to(backend, DType::kF32, n, n);
   Bench bench(backend, {});
-  return 2 * bytes_of(to) / bench.seconds([&] { backend.copy(from.view(), to.view()); });
+  return 2 * moved(to) / bench.seconds([&] { backend.copy(from.view(), to.view()); });
 }
 
 void time_linear(Backend& backend, Bench& bench, std::int64_t tokens, std::int64_t in,
@@ -175,11 +175,11 @@ void time_hessian(Backend& backend, Bench& bench, std::int64_t tokens, std::int6
                                 [&] { backend.triangular_inverse({.l = inverse.view()}); }),
                   cube / 3);
   bench.add_bytes(shape("symmetrize", n, n), bench.seconds([&] { backend.symmetrize(h.view()); }),
-                  bytes_of(h));
+                  moved(h));
   bench.add_bytes(shape("reverse", n, n),
-                  bench.seconds([&] { backend.reverse(h.view(), work.view()); }), 2 * bytes_of(h));
+                  bench.seconds([&] { backend.reverse(h.view(), work.view()); }), 2 * moved(h));
   bench.add_bytes(shape("add", n, n), bench.seconds([&] { backend.add(h.view(), inverse.view()); }),
-                  3 * bytes_of(h));
+                  3 * moved(h));
 }
 
 void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
@@ -208,7 +208,7 @@ void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
   bench.add_bytes(shape("rms_norm", s.tokens, s.hidden), bench.seconds([&] {
     backend.rms_norm({.x = x.view(), .weight = weight.view(), .y = y.view(), .epsilon = 1e-5f});
   }),
-                  2 * bytes_of(y));
+                  2 * moved(y));
   // Heads as rows, as the norms of queries have them.
   Matrix of_heads = y.view();
   of_heads.rows *= heads;
@@ -219,11 +219,11 @@ void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
                       .y = of_heads,
                       .epsilon = 1e-5f});
   }),
-                  2 * bytes_of(y));
+                  2 * moved(y));
   bench.add_bytes(shape("scaled_sum", s.tokens, s.hidden), bench.seconds([&] {
     backend.scaled_sum({.x = x.view(), .scale = 0.5f, .y = y.view()});
   }),
-                  3 * bytes_of(y));
+                  3 * moved(y));
   const Tensor table = random_tensor(backend, DType::kF32, s.tokens, kHeadDim / 2, 0.5);
   bench.add_bytes(shape("rope", s.tokens, s.hidden), bench.seconds([&] {
     backend.rope({.x = y.view(),
@@ -233,25 +233,25 @@ void time_transformer(Backend& backend, Bench& bench, const Shapes& s) {
                   .head_dim = kHeadDim,
                   .length = s.tokens});
   }),
-                  2 * bytes_of(y));
+                  2 * moved(y));
   const Tensor gate = random_tensor(backend, type, s.tokens, s.inner);
   Tensor gated(backend, type, s.tokens, s.inner);
   bench.add_bytes(shape("gated_product", s.tokens, s.inner), bench.seconds([&] {
     backend.gated_product({.gate = gate.view(), .up = gate.view(), .y = gated.view()});
   }),
-                  2 * bytes_of(gated));
+                  2 * moved(gated));
   const Tensor logits = random_tensor(backend, type, s.tokens / 4, s.vocabulary);
   const std::vector<std::int32_t> target(static_cast<std::size_t>(s.tokens / 4), 1);
   std::vector<float> loss(target.size());
   bench.add_bytes(shape("cross_entropy", s.tokens / 4, s.vocabulary), bench.seconds([&] {
     backend.cross_entropy({.logits = logits.view(), .target = target, .loss = loss});
   }),
-                  bytes_of(logits));
+                  moved(logits));
   std::vector<std::uint8_t> finite(4);
   bench.add_bytes(shape("check_finite", s.tokens, s.inner), bench.seconds([&] {
     backend.check_finite({.x = gate.view(), .rows_each = s.tokens / 4, .finite = finite});
   }),
-                  bytes_of(gate));
+                  moved(gate));
 }
 
 void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
@@ -269,10 +269,10 @@ void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
                 .scales = scales.view(),
                 .zeros = zeros.view()};
   bench.add_bytes(shape("find_grid, 80 clip steps", s.inner, s.hidden),
-                  bench.seconds([&] { backend.find_grid(find); }), bytes_of(w));
+                  bench.seconds([&] { backend.find_grid(find); }), moved(w));
   find.clip.steps = 0;
   bench.add_bytes(shape("find_grid", s.inner, s.hidden),
-                  bench.seconds([&] { backend.find_grid(find); }), bytes_of(w));
+                  bench.seconds([&] { backend.find_grid(find); }), moved(w));
   bench.add_bytes(shape("round_to_grid", s.inner, s.hidden), bench.seconds([&] {
     backend.round_to_grid({.w = w.view(),
                            .group_size = kGroup,
@@ -281,7 +281,7 @@ void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
                            .zeros = zeros.view(),
                            .codes = codes.view()});
   }),
-                  bytes_of(w) + bytes_of(codes));
+                  moved(w) + moved(codes));
   bench.add_bytes(shape("dequantize", s.inner, s.hidden), bench.seconds([&] {
     backend.dequantize({.codes = codes.view(),
                         .group_size = kGroup,
@@ -290,7 +290,7 @@ void time_quantization(Backend& backend, Bench& bench, const Shapes& s) {
                         .group_of_column = {},
                         .w = values.view()});
   }),
-                  bytes_of(w) + bytes_of(codes));
+                  moved(w) + moved(codes));
 
   Tensor u(backend, DType::kF32, kGroup, kGroup);  // upper triangle: 1 and small numbers beside it
   std::vector<float> host(static_cast<std::size_t>(kGroup * kGroup), 0.0f);
@@ -344,17 +344,17 @@ void time_clusters(Backend& backend, Bench& bench, const Shapes& s) {
                             .codes = codes.view(),
                             .rows = report});
     }),
-                   real(rows), 2 * bytes_of(w) + bytes_of(codes));
+                   real(rows), 2 * moved(w) + moved(codes));
     Tensor values(backend, backend.activation_type(), rows, cols);
     bench.add_bytes(shape("dequantize_table", rows, cols), bench.seconds([&] {
       backend.dequantize_table(
           {.codes = codes.view(), .tables = tables.view(), .sparse = {}, .w = values.view()});
     }),
-                    bytes_of(codes) + bytes_of(values));
+                    moved(codes) + moved(values));
     bench.add_bytes(shape("add_gradient, squares", rows, cols), bench.seconds([&] {
       backend.add_gradient({.gradient = gradient.view(), .sum = {}, .squares = sensitivity.view()});
     }),
-                    3 * bytes_of(gradient));
+                    3 * moved(gradient));
   }
 }
 
@@ -375,7 +375,7 @@ void time_quantized_products(Backend& backend, Bench& bench, const Shapes& s) {
   const double plain =
       repeated([&] { backend.linear({.x = x.view(), .w = w.view(), .bias = {}, .y = y.view()}); });
   bench.add_bytes(shape((std::string(name_of(type)) + " vector x matrix").c_str(), cols, rows),
-                  plain, bytes_of(w));
+                  plain, moved(w));
 
   std::vector<std::uint8_t> host_codes(static_cast<std::size_t>(rows * cols));
   for (const int bits : {2, 3, 4}) {
@@ -414,7 +414,7 @@ void time_quantized_products(Backend& backend, Bench& bench, const Shapes& s) {
                                     .zeros = zeros.view(),
                                     .y = y.view()});
         }),
-        bytes_of(packed) + bytes_of(scales) + bytes_of(zeros));
+        moved(packed) + moved(scales) + moved(zeros));
     for (const bool sparse : {false, true}) {
       add(sparse ? "table + 0.45 % sparse vector x matrix" : "table vector x matrix", repeated([&] {
             backend.multiply_table(
@@ -427,9 +427,8 @@ void time_quantized_products(Backend& backend, Bench& bench, const Shapes& s) {
                             : SparseRows{},
                  .y = y.view()});
           }),
-          bytes_of(packed) + bytes_of(tables) +
-              (sparse ? bytes_of(values) + bytes_of(device_columns) + bytes_of(device_starts)
-                      : 0.0));
+          moved(packed) + moved(tables) +
+              (sparse ? moved(values) + moved(device_columns) + moved(device_starts) : 0.0));
     }
   }
 }
