@@ -50,11 +50,12 @@ class PlanTest : public testing::Test {
   TemporaryFolder folder_;
 };
 
-// On every method and format of the bundled model: what lies on the disk in the end, and the memory that it took.
+// On every method and format of the bundled model: what lies on the disk in the end, and the memory that it took. Of so many tokens
+// that streams are most of it: what the program itself and oneDNN take differs by 10 MiB between processors.
 TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
   const std::string settings =
       " configs/tiny-world.yaml --set run=" + (folder_.path() / "run").string() +
-      " --set calibration.samples=16 --set calibration.sequence_length=256 --set threads=1"
+      " --set calibration.samples=32 --set calibration.sequence_length=256 --set threads=1"
       " --set device=cpu --set evaluate.perplexity=[] --set evaluate.original=false"
       " --set 'recipes=[{method: rtn}, {method: gptq, bits: 3}, "
       "{method: awq, bits: 4, grid_points: 2, overrides: [{match: \"*.down_proj\", bits: 8}, "
