@@ -268,7 +268,8 @@ void Job::check_lengths(const Evaluations& evaluations) const {
           recipe.needs.gradients->sequence_length);
   }
   for (const PerplexityTask& task : evaluations.perplexity)
-    check("evaluate.perplexity window of " + task.name, task.window);
+    check("evaluate.perplexity window of " + task.name + " (`window`; of `evaluate`: --window)",
+          task.window);
 }
 
 void Job::report_damage(const std::string& what, const std::string& why) {
@@ -332,6 +333,16 @@ std::vector<std::string> complete_recipes(Job& job) {
     made_of.push_back(std::move(state.made_of));
   }
   job.model_identity().settle(made_of);
+  return complete;
+}
+
+std::vector<std::string> complete_recipes_said(Job& job) {
+  const std::vector<std::string> complete = complete_recipes(job);
+  for (const Recipe& recipe : job.config().recipes) {
+    if (!job.first() || std::ranges::find(complete, recipe.name) != complete.end()) continue;
+    job.monitor().say(recipe.name +
+                      " is not complete and is left out: `roundhouse run` goes on with it");
+  }
   return complete;
 }
 

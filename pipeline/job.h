@@ -129,5 +129,7 @@ std::string gradient_windows_key(const Needs::Gradients& gradients);
 // Settles the model's identity by the records of all recipes; returns the recipes of which every block is in the store.
 // Collective; once a job.
 std::vector<std::string> complete_recipes(Job& job);
+// The same; rank 0 says of each other one that it is left out.
+std::vector<std::string> complete_recipes_said(Job& job);
 
 }  // namespace roundhouse

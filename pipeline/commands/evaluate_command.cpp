@@ -121,6 +121,8 @@ void check_names(const Evaluations& asked, const Evaluations& of_run) {
 }  // namespace
 
 int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments) {
+  if (!std::filesystem::is_directory(arguments.target))
+    throw InputError("evaluate: there is no folder " + in_quotes(arguments.target.string()));
   if (!std::filesystem::exists(arguments.target / "journal.jsonl"))
     return evaluate_model(session, arguments);
   const RunConfig config =
@@ -129,10 +131,9 @@ int evaluate_command(LaunchSession& session, const EvaluateArguments& arguments)
       arguments.evaluations.empty() ? config.evaluations : arguments.evaluations;
   check_names(arguments.evaluations, config.evaluations);
   Job job(session, config, what);
-  const std::vector<std::string> complete = complete_recipes(job);
   std::vector<std::string> recipes = arguments.recipes;
   if (recipes.empty()) {
-    recipes = complete;
+    recipes = complete_recipes_said(job);
     if (config.evaluate_original) recipes.insert(recipes.begin(), kOriginal);
   }
   if (job.first()) {

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/exit_code.h"
+#include "base/quote.h"
 #include "pipeline/commands/commands.h"
 #include "pipeline/job.h"
 #include "pipeline/steps/export_step.h"
@@ -18,8 +19,10 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
   std::vector<std::string> formats = arguments.formats;
   if (formats.empty()) formats = config.export_formats;
   if (formats.empty()) formats = {"compressed-tensors"};
-  const std::vector<std::string> complete = complete_recipes(job);
-  std::vector<std::string> recipes = arguments.recipes.empty() ? complete : arguments.recipes;
+  const bool all = arguments.recipes.empty();
+  const std::vector<std::string> complete =
+      all ? complete_recipes_said(job) : complete_recipes(job);
+  const std::vector<std::string> recipes = all ? complete : arguments.recipes;
   for (const std::string& name : recipes) {
     (void)job.recipe(name);
     if (std::find(complete.begin(), complete.end(), name) == complete.end()) {
@@ -38,12 +41,22 @@ int export_command(LaunchSession& session, const ExportArguments& arguments) {
   if (recipes.empty()) throw InputError(arguments.run.string() + ": no recipe is complete yet");
   const std::filesystem::path output =
       arguments.output.empty() ? arguments.run / "export" : arguments.output;
+  std::error_code ignored;
+  if (std::filesystem::equivalent(output, config.model, ignored)) {
+    throw InputError("--output " + in_quotes(output.string()) +
+                     " is the folder of the model: choose another one");
+  }
   if (!arguments.check) {
     return export_recipes(job, job.world(), recipes, formats, output) ? kExitDone : kExitStopped;
   }
   const std::optional<int> wrong = check_exports(job, job.world(), recipes, formats, output);
   if (!wrong) return kExitStopped;
-  return *wrong == 0 ? kExitDone : kExitFailed;
+  // An export whose recipe is not whole any more was not checked, and is not fine for that.
+  const bool unchecked = std::ranges::any_of(job.recipe_names(), [&](const std::string& name) {
+    return all && std::ranges::find(complete, name) == complete.end() &&
+           std::filesystem::exists(output / name, ignored);
+  });
+  return *wrong == 0 && !unchecked ? kExitDone : kExitFailed;
 }
 
 }  // namespace roundhouse

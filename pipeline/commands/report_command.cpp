@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/quote.h"
 #include "pipeline/commands/commands.h"
+#include "pipeline/run/run_folder.h"
 #include "pipeline/steps/report_step.h"
 #include "pipeline/steps/run_figures.h"
 #include "stages/report/page.h"
@@ -14,6 +15,7 @@ namespace roundhouse {
 int report_command(const ReportArguments& arguments) {
   const StandardErrors errors = arguments.errors ? StandardErrors::kShown : StandardErrors::kHidden;
   const std::vector<std::filesystem::path>& runs = arguments.runs;
+  for (const std::filesystem::path& run : runs) require_run_folder(run);
   if (!arguments.table.empty()) {
     const std::string text =
         print_tables(read_report(runs), arguments.table, arguments.form, errors);
@@ -29,6 +31,7 @@ int report_command(const ReportArguments& arguments) {
 }
 
 int timeline_command(const TimelineArguments& arguments) {
+  require_run_folder(arguments.run);
   const ReportRun run = read_run_figures(arguments.run).run;
   if (run.spans.empty())
     throw InputError(arguments.run.string() + ": the journal has no finished work yet");

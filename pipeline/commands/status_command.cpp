@@ -18,6 +18,7 @@
 #include "pipeline/commands/commands.h"
 #include "pipeline/json_values.h"
 #include "pipeline/run/hdf5_store.h"
+#include "pipeline/run/lease.h"
 #include "pipeline/run/results.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/run_folder.h"
@@ -228,23 +229,28 @@ Picture look(const fs::path& run) {
         failure     ? "failed at " + failure->place() + ": " + printable_line(failure->reason)
         : undecided ? "not decided yet  "
                     : "";
-    text += fmt::format("  {:<{}}  {:>3}/{} blocks  {}{}\n", recipe.name, width, done,
-                        blocks > 0 ? std::to_string(recipe.units(blocks)) : "?", note,
+    text += fmt::format("  {:<{}}  {:>3}/{} {}  {}{}\n", recipe.name, width, done,
+                        blocks > 0 ? std::to_string(recipe.units(blocks)) : "?",
+                        recipe.include.empty() ? "blocks" : "units ", note,
                         failure ? "" : figures_of(results_of(run, recipe.name)));
   }
   if (const std::string original = figures_of(results_of(run, kOriginal)); !original.empty()) {
     text += fmt::format("  {:<{}}  {:14}  {}\n", kOriginal, width, "", original);
   }
   const std::string last = text_in(job.last_event, "event");
+  const bool at_work = is_held(run);
   if (job.units > 0) {
     text += fmt::format("{} a block", format_duration(job.unit_seconds));
-    if (last != "done" && job.left && *job.left > 0) {
+    if (at_work && last != "done" && job.left && *job.left > 0) {
       text += fmt::format(", {} left, done about {}", format_duration(*job.left),
                           clock_time(seconds_of(text_in(job.last_event, "time")) + *job.left));
     }
     text += "\n";
   }
-  if (job.ranks > 0 && last != "done" && last != "stopped") text += describe(progress, job);
+  if (at_work && job.ranks > 0 && last != "done" && last != "stopped")
+    text += describe(progress, job);
+  if (!at_work && last != "done")
+    text += "no job is at work here: `roundhouse run CONFIG` goes on\n";
   if (!job.last_event.is_null()) text += "last: " + printable_line(describe(job.last_event)) + "\n";
   return {text, last == "done"};
 }
@@ -252,9 +258,7 @@ Picture look(const fs::path& run) {
 }  // namespace
 
 int status_command(const fs::path& run, bool follow) {
-  if (!fs::is_regular_file(run / "config.yaml")) {
-    throw InputError(run.string() + " is not the folder of a run: it has no config.yaml");
-  }
+  require_run_folder(run);
   for (;;) {
     const Picture picture = look(run);
     const bool redraw = follow && ::isatty(STDOUT_FILENO) == 1;

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "pipeline/plan/rank_memory.h"
+#include "pipeline/run/run_folder.h"
 
 namespace roundhouse {
 
@@ -67,6 +68,10 @@ json problems_of(const PlanRequest& request, const SimulatedJob& of) {
         "disk: {:.1f} GB at most, and {} has {:.1f} free: put `run` elsewhere, or export fewer "
         "formats",
         needed / 1e9, place.string(), static_cast<double>(space.available) / 1e9));
+  }
+  if (const std::vector<std::string> other = other_settings(config); !other.empty()) {
+    say(fmt::format("run: {} holds a run with other settings, which will be refused: {}",
+                    config.run.string(), fmt::join(other, "; ")));
   }
   const auto check_length = [&](const std::string& key, std::int64_t tokens) {
     if (tokens > request.model.max_positions)

@@ -10,6 +10,7 @@
 #include "base/quote.h"
 #include "model/synthetic.h"
 #include "pipeline/run/hdf5_store.h"
+#include "pipeline/run/run_folder.h"
 #include "pipeline/schedule/planner.h"
 #include "pipeline/schedule/recipe_failure.h"
 #include "stages/store/run_store.h"
@@ -52,7 +53,7 @@ std::vector<RecipeState> states_on_disk(const RunConfig& config, int blocks) {
     std::error_code error;
     return fs::exists(config.run / (key + ".h5"), error);
   };
-  if (!fs::is_directory(config.run)) return states;
+  if (!fs::is_directory(config.run) || !other_settings(config).empty()) return states;
   Hdf5Store store(config.run);
   for (std::size_t r = 0; r < states.size(); ++r) {
     const Recipe& recipe = config.recipes[r];

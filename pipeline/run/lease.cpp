@@ -336,6 +336,13 @@ Lease::~Lease() {
 
 const std::string& Lease::token() const { return state_->content.token; }
 
+bool is_held(const fs::path& run) {
+  const std::optional<Found> found = read_lease(run / kLease);
+  if (!found) return false;
+  return !found->content ||
+         (!found->content->ended && life_of(found->content->process) != Life::kDead);
+}
+
 LeaseGuard::LeaseGuard(fs::path run, std::string token)
     : run_(std::move(run)), token_(std::move(token)) {
   struct stat facts {};

@@ -44,6 +44,10 @@ class Lease {
   std::unique_ptr<State> state_;
 };
 
+// Whether a job has the run, as far as its lease says: not where its holder has said that it ended, or is a process of this machine that is
+// gone. Of another machine's process nothing more is known.
+bool is_held(const std::filesystem::path& run);
+
 // Does a lease still hold? On any rank, also such as only know the token.
 class LeaseGuard {
  public:

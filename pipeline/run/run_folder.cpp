@@ -224,6 +224,18 @@ FoundIdentity read_identity(const fs::path& run) {
   }
 }
 
+void require_run_folder(const fs::path& run) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(run / "config.yaml", ignored))
+    throw InputError(run.string() + " is not the folder of a run: it has no config.yaml");
+}
+
+std::vector<std::string> other_settings(const RunConfig& config) {
+  const FoundIdentity before = read_identity(config.run);
+  if (!before.identity || !has_products(config.run)) return {};
+  return differences(before.identity->keys, result_keys(config));
+}
+
 Settled compare_with_run(const RunConfig& config, RunInputs inputs) {
   std::vector<Damaged> damaged;
   const FoundIdentity before = read_identity(config.run);

@@ -39,6 +39,12 @@ struct FoundIdentity {
 };
 FoundIdentity read_identity(const std::filesystem::path& run);
 
+// By which settings the run that is there differs from this config, in words; none, where nothing is made yet.
+std::vector<std::string> other_settings(const RunConfig& config);
+
+// Throws InputError where that is no folder of a run: before anything looks into it, or writes.
+void require_run_folder(const std::filesystem::path& run);
+
 struct Damaged {
   std::string file, why;
 };

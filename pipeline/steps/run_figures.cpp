@@ -107,7 +107,8 @@ class Reader {
     if (const std::optional<RecipeFailure> failure = find_failure(recipe.name, store_)) {
       unfinished = "failed at " + failure->place() + ": " + printable(failure->reason, kLongest);
     } else if (done < units)
-      unfinished = fmt::format("{} of {} blocks are quantized", done, units);
+      unfinished = fmt::format("{} of {} {} are quantized", done, units,
+                               recipe.include.empty() ? "blocks" : "units");
     note_missing(recipe.name, &own, unfinished);
     const auto found = journal_.recipes.find(recipe.name);
     if (found == journal_.recipes.end()) return;

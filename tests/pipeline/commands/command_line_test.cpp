@@ -347,6 +347,56 @@ TEST_F(CommandLineTest, TheLastLineOfTheJournalSaysHowTheLaunchOfThatNameEnded) 
   EXPECT_EQ(run("verify " + at("run")).exit_code, 0);
 }
 
+// Of a run that was cut off, and of one whose record is damaged since.
+TEST_F(CommandLineTest, WhatIsNotCompleteIsSaidAndNotPassedOverInSilence) {
+  const std::string two =
+      "--set 'recipes=[{method: rtn}, {method: rtn, bits: 3}]' "
+      "--set 'export={formats: [dense]}'";
+  ASSERT_EQ(quantize(two).exit_code, 0);
+  EXPECT_EQ(run("export --check " + at("run")).exit_code, 0);
+  fs::resize_file(folder_.path() / "run/recipes/rtn-w3g128/block-0002.h5", 1000);
+  const char* const left_out =
+      "rtn-w3g128 is not complete and is left out: `roundhouse run` goes on with it";
+  const Outcome checked = run("export --check " + at("run"));
+  EXPECT_EQ(checked.exit_code, 1) << "an export was not checked";
+  EXPECT_THAT(checked.err, AllOf(HasSubstr("block-0002 is damaged"), HasSubstr(left_out)));
+  EXPECT_THAT(run("export --format gptq " + at("run")).err, HasSubstr(left_out));
+  EXPECT_THAT(
+      run("evaluate --limit 1 --window 64 --text tests/data/tiny-world/test.txt " + at("run")).err,
+      HasSubstr(left_out));
+  // Somebody stopped it: nothing is forecast.
+  std::ofstream(folder_.path() / "run/journal.jsonl", std::ios::app)
+      << R"({"event": "block", "recipe": "rtn-w3g128", "block": 1, "seconds": 1})"
+         "\n";
+  const Outcome status = run("status " + at("run"));
+  EXPECT_THAT(status.out, HasSubstr("no job is at work here: `roundhouse run CONFIG` goes on\n"));
+  EXPECT_THAT(status.out, testing::Not(AnyOf(HasSubstr("left, done about"), HasSubstr("now: "))));
+}
+
+TEST_F(CommandLineTest, FoldersThatAreNoneOfItsBusinessStayAsTheyAre) {
+  for (const char* command : {"report", "timeline", "status"}) {
+    EXPECT_THAT(refusal(std::string(command) + " " + at("typo")),
+                HasSubstr("typo is not the folder of a run: it has no config.yaml"));
+  }
+  EXPECT_THAT(refusal("evaluate " + at("typo")), HasSubstr("there is no folder"));
+  EXPECT_FALSE(fs::exists(at("typo")));
+  fs::copy(source_folder() / "tests/data/tiny-world", at("model"));
+  ASSERT_EQ(quantize("--set model=" + at("model")).exit_code, 0);
+  EXPECT_THAT(refusal("export " + at("run") + " --output " + at("model")),
+              HasSubstr("is the folder of the model: choose another one"));
+}
+
+// They would be refused: no unit of them is done.
+TEST_F(CommandLineTest, PlanDoesNotTakeARunOfOtherSettingsForItsOwn) {
+  ASSERT_EQ(quantize().exit_code, 0);
+  const std::string plan = "plan --device cpu " + at("config.yaml");
+  EXPECT_THAT(run(plan).out, HasSubstr("6 units of which 0 are to be made"));
+  const std::string other = run(plan + " --set cpu_precision=bf16").out;
+  EXPECT_THAT(other, AllOf(HasSubstr("6 units of which 6 are to be made"),
+                           HasSubstr("holds a run with other settings, which will be refused: "
+                                     "cpu_precision")));
+}
+
 // A number that is not finite is null in JSON.
 TEST_F(CommandLineTest, AJournalWithNullsAndOtherTypesIsReported) {
   ASSERT_EQ(quantize().exit_code, 0);
