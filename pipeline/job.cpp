@@ -273,8 +273,9 @@ void Job::check_lengths(const Evaluations& evaluations) const {
 }
 
 void Job::report_damage(const std::string& what, const std::string& why) {
-  monitor_->say(what + " is damaged (" + why +
-                (access_ == Access::kHolds ? "): it is made again" : ")"));
+  monitor_->say(
+      what + " is damaged (" + why +
+      (access_ == Access::kHolds ? "): it is removed, and `roundhouse run` makes it again" : ")"));
   monitor_->event({{"event", "damaged"}, {"record", what}, {"why", why}});
 }
 

@@ -65,7 +65,7 @@ class Job {
   const Recipe& recipe(const std::string& name) const;  // throws InputError
   std::vector<std::string> recipe_names() const;
 
-  // Says and journals that a file of the run is not what was written, and is made again.
+  // Says and journals that a file of the run is not what was written.
   void report_damage(const std::string& what, const std::string& why);
 
   // Collective over `group`: reads those of these records that were not read or made by this job. Throws DamagedRecords, the same

@@ -201,7 +201,7 @@ void add_remark(const Json& event, JournalFacts& facts) {
                             dump(member(event, "before")) + ", then " + dump(member(event, "now")));
   } else if (kind == "damaged") {
     facts.remarks.push_back(word(event, "record") + " was damaged (" + word(event, "why") +
-                            ") and was made again");
+                            ") and was removed; `roundhouse run` makes it again");
   } else if (kind == "pin_failed") {
     facts.remarks.push_back("some activations could not be pinned, so copies were slower: " +
                             word(event, "why"));
