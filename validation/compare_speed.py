@@ -90,6 +90,8 @@ def main():
     for library in ("auto-round", "llm-compressor", "gptqmodel"):
         parser.add_argument(f"--{library}", help="interpreter with it")
     parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--precisions", nargs="+", choices=("f32", "bf16"), default=["f32", "bf16"],
+                        help="ours; bf16 wants a processor that has such products")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--bits", type=int, default=4)
@@ -106,11 +108,12 @@ def main():
 
     print(f"{arguments.samples} x {arguments.length} tokens, {arguments.bits} bits, symmetric, groups of {arguments.group_size}, "
           f"{arguments.threads} threads; original: {perplexity(arguments.model, arguments):.4f}\n")
-    print("| method | program | wall, s | CPU, s | perplexity | time of Roundhouse, F32 | of bf16 |\n|---|---|---:|---:|---:|---:|---:|")
+    shares = "".join(f" time of Roundhouse, {precision} |" for precision in arguments.precisions)
+    print(f"| method | program | wall, s | CPU, s | perplexity |{shares}\n|---|---|---:|---:|---:|{'---:|' * len(arguments.precisions)}")
     with open(arguments.work / "log", "a") as log:
         for method in arguments.methods:
             rows = []
-            for precision in ("f32", "bf16"):
+            for precision in arguments.precisions:
                 say(f"{method}: Roundhouse, {precision}")
                 facts, dense, run = ours(method, precision, arguments, log)
                 rows.append((facts, perplexity(dense, arguments)))
@@ -123,9 +126,9 @@ def main():
                 facts, dense = theirs(library, method, windows, arguments, log)
                 rows.append((facts, perplexity(dense, arguments)))
             for facts, value in rows:
-                ratios = [f"{facts['seconds'] / rows[i][0]['seconds']:.2f}" for i in (0, 1)]
-                print(f"| {method} | {facts['program']} | {facts['seconds']:.1f} | {facts['cpu_seconds']:.1f} | {value:.4f} | "
-                      f"{ratios[0]} | {ratios[1]} |", flush=True)
+                ratios = "".join(f" {facts['seconds'] / own['seconds']:.2f} |" for own, _ in rows[:len(arguments.precisions)])
+                print(f"| {method} | {facts['program']} | {facts['seconds']:.1f} | {facts['cpu_seconds']:.1f} | {value:.4f} |{ratios}",
+                      flush=True)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def with_llm_compressor(job, method):
 
         recipe = [AWQModifier(), QuantizationModifier(config_groups=scheme, ignore=["lm_head"])]
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job["windows"]]
-    model = load(job, "auto")
+    # Where the bundled model's outliers go through AWQ's trial scales, float16 overflows: it finds no finite loss.
+    model = load(job, "float32" if method == "awq" else "auto")
     oneshot(model=model, tokenizer=Tokenizer(), dataset=Dataset.from_list(rows), recipe=recipe,
             num_calibration_samples=len(rows), max_seq_length=len(rows[0]["input_ids"]), batch_size=1)
 
