@@ -225,8 +225,10 @@ FoundIdentity read_identity(const fs::path& run) {
 }
 
 void require_run_folder(const fs::path& run) {
+  // Only what is not there: a pipe, a folder or a file without permission in its place is named by
+  // what reads it.
   std::error_code ignored;
-  if (!fs::is_regular_file(run / "config.yaml", ignored))
+  if (fs::symlink_status(run / "config.yaml", ignored).type() == fs::file_type::not_found)
     throw InputError(run.string() + " is not the folder of a run: it has no config.yaml");
 }
 
