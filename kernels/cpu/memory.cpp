@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -43,8 +44,7 @@ std::string CpuBackend::description() const {
                               : __builtin_cpu_supports("avx2")  ? ", AVX2"
                                                                 : "";
   const char* const precision = bf16_ ? ", products in BF16" : "";
-  return fmt::format("CPU, {}{}{}{}", threads_.size(),
-                     threads_.size() == 1 ? " thread" : " threads", vectors, precision);
+  return fmt::format("CPU, {}{}{}", counted(threads_.size(), "thread"), vectors, precision);
 }
 
 // Our own kernels are cloned for these levels (target_clones); the compiler decides what it fuses in each.

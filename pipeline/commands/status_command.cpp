@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/block/model_units.h"
@@ -205,8 +206,7 @@ Picture look(const fs::path& run) {
 
   std::string text = printable_line(run.string() + ": " + config.model.string());
   if (job.ranks > 0)
-    text += fmt::format(", {} {}, {}", job.ranks, job.ranks == 1 ? "rank" : "ranks",
-                        printable_line(job.device));
+    text += fmt::format(", {}, {}", counted(job.ranks, "rank"), printable_line(job.device));
   text += "\n";
 
   Hdf5Store store(run);

@@ -33,9 +33,9 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMostFaults = 100;  // of one file or folder
 // A start takes exports by lengths and times, without hashing them.
-constexpr const char* kWrittenAgain =
-    " (the next `roundhouse run` writes it again; if it does not, remove the folder first)";
-constexpr const char* kMadeAgain = " (the next `roundhouse run` makes it again)";
+constexpr const char* kWrittenByRun =
+    " (the next `roundhouse run` writes it; if it does not, remove the folder first)";
+constexpr const char* kMadeByRun = " (the next `roundhouse run` makes it)";
 
 // Whether a figure was measured by what `task`, a name or a file, is now. A file that is gone cannot speak against it.
 bool is_template_of(const std::string& measured, const std::string& task) {
@@ -97,22 +97,22 @@ class RunCheck {
       verdict_.look(run_, "", [&] { return Faults{error.what()}; });
     }
     for (const std::string& key : records_) {
-      verdict_.look(run_ / (key + ".h5"), records.contains(key) ? kMadeAgain : "",
+      verdict_.look(run_ / (key + ".h5"), records.contains(key) ? kMadeByRun : "",
                     [&] { return one_fault(store_.check(key)); });
     }
     for (const std::string& key : exports_) {
-      verdict_.look(run_ / key, exports.contains(key) ? kWrittenAgain : "",
+      verdict_.look(run_ / key, exports.contains(key) ? kWrittenByRun : "",
                     [&] { return check_run_export(key); });
     }
     for (const std::string& name : results_) {
-      verdict_.look(run_ / results_key(name), measured_.contains(name) ? kMadeAgain : "",
+      verdict_.look(run_ / results_key(name), measured_.contains(name) ? kMadeByRun : "",
                     [&] { return check_results(name); });
     }
   }
 
  private:
   void look(const std::string& what, const std::function<Faults()>& faults) {
-    verdict_.look(run_ / what, kMadeAgain, faults);
+    verdict_.look(run_ / what, kMadeByRun, faults);
   }
 
   // Those of which each run has one.

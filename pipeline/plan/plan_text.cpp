@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "pipeline/config/config.h"
 #include "pipeline/plan/plan.h"
 #include "pipeline/plan/quantities.h"
@@ -28,21 +29,21 @@ std::string plan_text(const json& plan) {
     return object.at(key).get<std::string>();
   };
   const json& mesh = plan["mesh"];
-  line("{}: {} blocks, {}; {} recipes, {} units of which {} are to be made",
-       word(plan["model"], "name"), plan["model"]["blocks"].get<int>(),
-       size(number(plan["model"], "bytes")), plan["recipes"].size(),
-       plan["units"]["all"].get<int>(), plan["units"]["missing"].get<int>());
+  line("{}: {}, {}; {}, {} of which {} are to be made", word(plan["model"], "name"),
+       counted(plan["model"]["blocks"].get<int>(), "block"), size(number(plan["model"], "bytes")),
+       counted(plan["recipes"].size(), "recipe"), counted(plan["units"]["all"].get<int>(), "unit"),
+       plan["units"]["missing"].get<int>());
   const MeshShape shape{mesh["pipeline"].get<int>(), mesh["data"].get<int>(),
                         mesh["lanes"].get<int>()};
-  line("{} ranks on {} ({}): {} nodes, mesh {} (pipeline x data)", plan["ranks"].get<int>(),
-       word(plan["device"], "name"), word(plan["device"], "source"), plan["nodes"].get<int>(),
-       describe(shape));
+  line("{} on {} ({}): {}, mesh {} (pipeline x data)", counted(plan["ranks"].get<int>(), "rank"),
+       word(plan["device"], "name"), word(plan["device"], "source"),
+       counted(plan["nodes"].get<int>(), "node"), describe(shape));
   if (const int most = mesh["wave"].get<int>(); most > 1)
     line("up to {} recipes go through the model together (mesh.wave)", most);
   for (const auto& [set, samples] : plan["calibration"].items()) {
-    line("calibration{}: {} x {} tokens in {} shards", set == kDefaultCalibration ? "" : " " + set,
-         samples["samples"].get<int>(), samples["sequence_length"].get<int>(),
-         samples["shards"].get<int>());
+    line("calibration{}: {} x {} in {}", set == kDefaultCalibration ? "" : " " + set,
+         samples["samples"].get<int>(), counted(samples["sequence_length"].get<int>(), "token"),
+         counted(samples["shards"].get<int>(), "shard"));
   }
   line("");
   line("{} in all, {:.0f} % of the ranks' time at work. Reckoned, not measured.",
@@ -86,9 +87,9 @@ std::string plan_text(const json& plan) {
       size(number(wire, "evaluations")));
   if (const json& evaluation = plan["evaluation"]; number(evaluation, "seconds") > 0) {
     line(
-        "evaluation of a recipe by all ranks: {}, {} rings, each block loaded {:.0f} times, {:.0f} "
-        "messages",
-        clock(number(evaluation, "seconds")), evaluation["rings"].get<int>(),
+        "evaluation of a recipe by all ranks: {}, {}, loads of each block: {:.0f}, messages: "
+        "{:.0f}",
+        clock(number(evaluation, "seconds")), counted(evaluation["rings"].get<int>(), "ring"),
         number(evaluation, "block_reads"), number(evaluation, "messages"));
   }
   line("");

@@ -14,6 +14,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/process.h"
@@ -126,9 +127,9 @@ std::string describe_agreement(Communicator& world, const Facts& facts) {
   }
   std::vector<std::string> agreed;
   for (const auto& [name, value] : facts) agreed.push_back(name + " " + value);
-  return fmt::format("{} rank{} on {} node{}: {}; free memory {}, open files {}", world.size(),
-                     world.size() == 1 ? "" : "s", hosts.size(), hosts.size() == 1 ? "" : "s",
-                     fmt::join(agreed, "; "), bounds(memory, " MiB"), bounds(open_files, ""));
+  return fmt::format("{} on {}: {}; free memory {}, open files {}", counted(world.size(), "rank"),
+                     counted(hosts.size(), "node"), fmt::join(agreed, "; "), bounds(memory, " MiB"),
+                     bounds(open_files, ""));
 }
 
 void raise_open_files() {

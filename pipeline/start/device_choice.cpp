@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/process.h"
 #include "pipeline/start/agreement.h"
@@ -68,10 +69,6 @@ std::vector<nlohmann::json> all_gather(const nlohmann::json& mine, Communicator&
   return all;
 }
 
-std::string plural(std::size_t count, const std::string& what) {
-  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
-}
-
 }  // namespace
 
 std::vector<int> choose_gpus(const std::vector<std::vector<std::string>>& visible) {
@@ -98,7 +95,7 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
                            all[rank].at("node").get<std::string>(), rank,
                            all[rank].at("why_none").get<std::string>());
   }
-  if (have_none > 4) without += " and " + plural(have_none - 4, "more rank");
+  if (have_none > 4) without += " and " + counted(have_none - 4, "more rank");
   if (have_none == all.size()) {
     if (wish == "auto") return cpu;
     throw InputError("device: cuda: there is no GPU on " + without);
@@ -132,7 +129,7 @@ DeviceChoice choose_device(const std::string& wish, int local_size, Communicator
         std::ranges::max_element(ranks_on, {}, [](const auto& g) { return g.second; })->second;
     choice.sharing =
         fmt::format("{} share {}, up to {} on one; each takes its part of that one's memory",
-                    plural(all.size(), "rank"), plural(ranks_on.size(), "GPU"), most);
+                    counted(all.size(), "rank"), counted(ranks_on.size(), "GPU"), most);
   }
   return choice;
 }

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "pipeline/run/export_note.h"
@@ -72,8 +73,10 @@ std::pair<std::uint64_t, std::uint64_t> least_codes(const Recipe& recipe,
   return {bits / 8, quantized};
 }
 
-std::string gib(std::uint64_t bytes) {
-  return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / kGiB);
+std::string size_text(std::uint64_t bytes) {
+  const auto size = static_cast<double>(bytes);
+  return size < kGiB ? fmt::format("{:.1f} MiB", size / 0x1p20)
+                     : fmt::format("{:.1f} GiB", size / kGiB);
 }
 
 }  // namespace
@@ -112,8 +115,8 @@ std::vector<std::string> check_evaluation(const Evaluations& evaluations,
     for (const TaskOptions& task : evaluations.tasks) {
       const std::size_t documents =
           read_task(read_task_template(task.task), task.file, task.limit).size();
-      lines.push_back(fmt::format("task {}: {}: {} {}", task.name, task.file.string(), documents,
-                                  documents == 1 ? "document" : "documents"));
+      lines.push_back(fmt::format("task {}: {}: {}", task.name, task.file.string(),
+                                  counted(documents, "document")));
       tick();
     }
   });
@@ -164,8 +167,8 @@ void check_disk(const fs::path& run, std::uint64_t needed, std::uint64_t there,
                 std::uint64_t available) {
   if (needed <= there || needed - there <= available) return;
   throw Error("not enough room on the disk of " + run.string() +
-              ": records and exports will take " + gib(needed) + " and more, " + gib(there) +
-              " are there, and " + gib(available) + " are free");
+              ": records and exports will take " + size_text(needed) + " and more, " +
+              size_text(there) + " are there, and " + size_text(available) + " are free");
 }
 
 void check_memory(const ModelConfig& model, const Backend& backend) {
@@ -175,8 +178,8 @@ void check_memory(const ModelConfig& model, const Backend& backend) {
 
 void check_memory(std::uint64_t needed, std::uint64_t available) {
   if (needed <= available) return;
-  throw Error("not enough memory: the weights of one block take " + gib(needed) + ", and " +
-              gib(available) + " are free");
+  throw Error("not enough memory: the weights of one block take " + size_text(needed) + ", and " +
+              size_text(available) + " are free");
 }
 
 }  // namespace roundhouse

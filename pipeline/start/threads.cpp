@@ -14,6 +14,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "base/counted.h"
+
 namespace roundhouse {
 namespace {
 
@@ -62,10 +64,6 @@ std::vector<int> from_text(const std::string& text) {
   }
 }
 
-std::string count(std::size_t number, const char* what) {
-  return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
-}
-
 }  // namespace
 
 ThreadPlan plan_threads(const NodeBinding& given) {
@@ -98,10 +96,10 @@ ThreadPlan plan_threads(const NodeBinding& given) {
   std::set<int> used;
   for (const auto& [processor, ranks] : users) used.insert(processor);
   const auto [least, most] = std::ranges::minmax(plan.threads);
-  plan.summary = fmt::format("{} x {} on {} ({})", count(plan.threads.size(), "rank"),
-                             least == most ? count(static_cast<std::size_t>(least), "thread")
-                                           : fmt::format("{} to {} threads", least, most),
-                             count(used.size(), "processor"), count(cores(used), "core"));
+  plan.summary = fmt::format(
+      "{} x {} on {} ({})", counted(plan.threads.size(), "rank"),
+      least == most ? counted(least, "thread") : fmt::format("{} to {} threads", least, most),
+      counted(used.size(), "processor"), counted(cores(used), "core"));
 
   // Ranks share what all may use without a binding; with one, it is a mistake or leaves something idle.
   const bool bound =
@@ -118,11 +116,11 @@ ThreadPlan plan_threads(const NodeBinding& given) {
         "it",
         one_core ? "each rank is bound to one core" : "ranks are bound to some processors",
         shared ? ", which several share" : "", idle.size(),
-        count(binding.launcher.size(), "processor")));
+        counted(binding.launcher.size(), "processor")));
   } else if (used.size() < binding.ranks.size() && !used.empty()) {
     plan.warnings.push_back(fmt::format("{} share {}: fewer are as fast",
-                                        count(binding.ranks.size(), "rank"),
-                                        count(used.size(), "processor")));
+                                        counted(binding.ranks.size(), "rank"),
+                                        counted(used.size(), "processor")));
   }
   return plan;
 }

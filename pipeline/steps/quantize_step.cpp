@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "comm/together.h"
 #include "kernels/host_memory.h"
@@ -242,10 +243,9 @@ bool quantize(Job& job, RunEvaluations& evaluations, Failures& failures) {
     if (!job.device().ranks.is_null()) event["gpus"] = job.device().ranks;
     job.monitor().event(event);
     job.monitor().say(fmt::format(
-        "{}: {} blocks x {} recipes, {} of {} units done before; {}{}, mesh {}, {}{}{}",
-        config.model.string(), blocks, config.recipes.size(), total - missing, total,
-        job.world().size(), job.world().size() == 1 ? " rank" : " ranks", describe(shape),
-        job.backend().description(),
+        "{}: {} x {}, {} of {} units done before; {}, mesh {}, {}{}{}", config.model.string(),
+        counted(blocks, "block"), counted(config.recipes.size(), "recipe"), total - missing, total,
+        counted(job.world().size(), "rank"), describe(shape), job.backend().description(),
         job.threads_summary().empty() ? "" : fmt::format(" ({})", job.threads_summary()),
         job.world().size() > 1 ? fmt::format(", messages by {}", mesh.traffic()) : ""));
     if (!job.device().sharing.empty()) job.monitor().say(job.device().sharing);

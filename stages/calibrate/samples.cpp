@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "stages/calibrate/document_tokens.h"
@@ -38,26 +39,23 @@ struct Draw {
                                         std::size_t longest) {
   std::size_t total = 0;
   for (const std::size_t document : draw.order) total += draw.row_tokens(document);
-  const auto number = [](std::size_t count, const char* what) {
-    return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
-  };
   const std::string& keys = draw.options.keys;
   const std::size_t in_a_row = total / draw.length();
   std::string line = fmt::format(
       "{}: {} with {} (the longest has {}) make {} by drawing: {}, and {}.samples: {} of "
       "{}.sequence_length: {} need {}, {}. ",
-      draw.options.text.string(), number(draw.order.size(), "document"), number(total, "token"),
-      longest, number(windows, "window"),
+      draw.options.text.string(), counted(draw.order.size(), "document"), counted(total, "token"),
+      longest, counted(windows, "window"),
       names_of_drawings()[static_cast<std::size_t>(draw.options.drawing)], keys, draw.samples(),
-      keys, draw.length(), number(draw.samples(), "window"), number(draw.tokens(), "token"));
+      keys, draw.length(), counted(draw.samples(), "window"), counted(draw.tokens(), "token"));
   if (draw.options.drawing != Drawing::kConcatenated && in_a_row >= draw.samples()) {
     line += "Use drawing: concatenated";
   } else if (draw.options.drawing != Drawing::kConcatenated && in_a_row > windows) {
-    line += "Use drawing: concatenated with at most " + number(in_a_row, "sample") +
+    line += "Use drawing: concatenated with at most " + counted(in_a_row, "sample") +
             ", a shorter sequence_length, or more text";
   } else if (windows > 0) {
     line +=
-        "Use at most " + number(windows, "sample") + ", a shorter sequence_length, or more text";
+        "Use at most " + counted(windows, "sample") + ", a shorter sequence_length, or more text";
   } else {
     line += "Use a shorter sequence_length, or more text";
   }
@@ -236,9 +234,8 @@ DrawnSamples draw_samples(const SampleOptions& options, const std::filesystem::p
       break;
   }
   const std::size_t used = different_documents(taken.spans);
-  std::string line =
-      fmt::format("calibration: {} windows of {} tokens from {}{}", options.samples,
-                  options.sequence_length, used, used == 1 ? " document" : " documents");
+  std::string line = fmt::format("calibration: {} windows of {} tokens from {}", options.samples,
+                                 options.sequence_length, counted(used, "document"));
   if (taken.unfit > 0) {
     line += fmt::format("; {} of {} looked at were {}", taken.unfit, taken.looked_at,
                         options.drawing == Drawing::kPacked ? "longer" : "shorter");

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "model/tokenizer/utf8.h"
 
@@ -100,8 +101,8 @@ std::string TextFile::description() const {
                            : json_lines_ ? "JSON lines, "
                                          : "plain text, ";
   const std::string packing = name_of(file_.packing());
-  return fmt::format("{}: {}{}{}{}{}{}", path_.string(), packing, packing.empty() ? "" : ", ", kind,
-                     documents(), documents() == 1 ? " document" : " documents",
+  return fmt::format("{}: {}{}{}{}{}", path_.string(), packing, packing.empty() ? "" : ", ", kind,
+                     counted(documents(), "document"),
                      template_ ? fmt::format(", written down by {}", template_->source()) : "");
 }
 

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/quote.h"
 #include "model/template/template_evaluator.h"
@@ -29,10 +30,6 @@ const TemplateFilter* find_filter(const std::string& name) {
   return name == kDetokenize.name ? &kDetokenize : find_template_filter(name);
 }
 
-std::string plural(std::size_t count) {
-  return fmt::format("{}{}", count, count == 1 ? " argument" : " arguments");
-}
-
 void check_filter(const TemplateExpression& e) {
   const TemplateFilter* filter = find_filter(e.name);
   if (filter == nullptr) {
@@ -44,9 +41,9 @@ void check_filter(const TemplateExpression& e) {
   }
   const std::size_t given = e.operands.size() - 1 + e.named.size();
   if (given < filter->least || given > filter->most) {
-    throw InputError(fmt::format("{} takes {}, not {}", e.name,
-                                 plural(given < filter->least ? filter->least : filter->most),
-                                 given));
+    throw InputError(fmt::format(
+        "{} takes {}, not {}", e.name,
+        counted(given < filter->least ? filter->least : filter->most, "argument"), given));
   }
 }
 
@@ -69,7 +66,7 @@ void settle(Tree& tree, const Chains& chains) {
   const auto own = tree->kind == Kind::kFilter ? chains.find(tree->name) : chains.end();
   if (own != chains.end()) {
     if (tree->operands.size() + tree->named.size() > 1)
-      throw InputError(fmt::format("{} takes {}, not {}", tree->name, plural(0),
+      throw InputError(fmt::format("{} takes {}, not {}", tree->name, counted(0, "argument"),
                                    tree->operands.size() + tree->named.size() - 1));
     tree = applied(own->second, std::move(tree->operands[0]));
   }

@@ -93,7 +93,6 @@ nlohmann::json draw_heat_map(const ReportRow& row, const HeatLevels& levels, int
   blocks = std::max(blocks, row.errors.rbegin()->first + 1);
   nlohmann::json map = {{"name", row.name},
                         {"blocks", std::to_string(blocks)},
-                        {"last_block", std::to_string(blocks - 1)},
                         {"rows", std::to_string(linears.size())},
                         {"linears", linears},
                         {"paths", nlohmann::json::array()},

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "model/block/model_units.h"
 #include "stages/report/busy.h"
 #include "stages/report/figure_text.h"
 #include "stages/report/heat_map.h"
@@ -91,14 +92,17 @@ Json heat_maps_of(const Report& report) {
   for (const auto& [model, rows] : rows_by_model(report)) {
     Json maps = Json::array();
     int blocks = 0;
+    std::string last_unit;
     for (const ReportRow* row : rows) {
-      if (!row->errors.empty()) blocks = std::max(blocks, row->errors.rbegin()->first + 1);
+      if (row->errors.empty() || row->errors.rbegin()->first < blocks) continue;
+      blocks = row->errors.rbegin()->first + 1;
+      last_unit = unit_name(blocks - 1, row->blocks, row->include);
     }
     for (const ReportRow* row : rows) {
       Json map = draw_heat_map(*row, levels, blocks);
       if (!map.is_null()) maps.push_back(std::move(map));
     }
-    if (!maps.empty()) models.push_back({{"model", model}, {"maps", maps}});
+    if (!maps.empty()) models.push_back({{"model", model}, {"last_unit", last_unit}, {"maps", maps}});
   }
   if (models.empty()) return nullptr;
   for (int level = 0; level < HeatLevels::kLevels; ++level) {

@@ -115,6 +115,22 @@ TEST(PageTest, HasTheSameTablesInEveryForm) {
   EXPECT_EQ(print_tables(Report(), "figures", "latex", StandardErrors::kHidden), "");
 }
 
+// What lies outside the blocks is no block, neither where a recipe includes it nor beside such a recipe.
+TEST(PageTest, MapsOfErrorsEndWithTheNameOfTheLastUnit) {
+  Report report = example_report();
+  report.rows = {report_row("rtn", "rtn", 4, 2), report_row("with-head", "rtn", 4, 2)};
+  for (ReportRow& row : report.rows) {
+    row.blocks = 2;
+    row.errors = {{0, {{"q_proj", 0.1}}}, {1, {{"q_proj", 0.2}}}};
+  }
+  EXPECT_THAT(to_html(report), HasSubstr("<span>block 0</span><span>block 1</span>"));
+  report.rows[1].include = {"lm_head"};
+  report.rows[1].errors[2] = {{"lm_head", 0.1}};
+  const std::string html = to_html(report);
+  EXPECT_THAT(html, HasSubstr("<span>block 0</span><span>head</span>"));
+  EXPECT_THAT(html, Not(HasSubstr("<span>block 0</span><span>block")));
+}
+
 // 60 recipes of 80 blocks of 7 linears, on 8 ranks.
 TEST(PageTest, IsBelowAMegabyteForSixtyRecipes) {
   Report report = example_report();
