@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/numerical_error.h"
 #include "comm/together.h"
 #include "model/block/model_units.h"
@@ -97,8 +98,8 @@ class Walk {
     std::vector<std::string> names;
     for (const User& user : users_) names.push_back(user.recipe.name);
     std::string line =
-        fmt::format("gradients of {} x {} tokens: a walk through the model, for {} blocks of {}",
-                    samples_, length_, std::ranges::count(done, false), joined(names));
+        fmt::format("gradients of {} x {} tokens: a walk through the model, for {} of {}", samples_,
+                    length_, counted(std::ranges::count(done, false), "block"), joined(names));
     if (!others_.empty()) line += " (" + joined(others_) + " had one before)";
     s_.monitor.say(line);
   }

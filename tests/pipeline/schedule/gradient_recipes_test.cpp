@@ -10,7 +10,6 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/random.h"
 #include "comm/launcher.h"
 #include "pipeline/run/hdf5_store.h"
@@ -22,13 +21,12 @@
 #include "tests/comm/shared_folder.h"
 #include "tests/model/model_files.h"
 #include "tests/pipeline/schedule/meshes.h"
-#include "tests/source_folder.h"
+#include "tests/pipeline/schedule/narrow_model.h"
 #include "tests/support/memory_store.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 constexpr int kBlocks = 6, kShards = 4, kLinears = 7;
 
 Recipe squeezellm(const std::string& name, nlohmann::json options) {
@@ -95,7 +93,7 @@ std::vector<Recipe> recipes() {
 
 class Walker {
  public:
-  explicit Walker(Communicator& world, const std::filesystem::path& model = kModel)
+  explicit Walker(Communicator& world, const std::filesystem::path& model = narrow_model())
       : world_(world), model_(model) {
     identity_.note_outside_blocks();
   }
@@ -240,7 +238,7 @@ class NoOutliersTest : public testing::Test {
     Communicator& world = test_world();
     const SharedFolder model(world), folder(world);
     if (world.rank() == 0) {
-      const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+      const auto config = narrow_config();
       Tensors tensors = formula_tensors(config, DType::kF32);
       const auto values = tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>();
       for (std::size_t i = 0; i < values.size(); ++i) values[i] = weight(i);
@@ -383,15 +381,17 @@ TEST(GradientRecipesTest, StatisticsSayWhatTheyWereMadeOfAndBy) {
 
 TEST(SqueezeLlmTest, KeepsWhatIsFarOutsideAndHasTheRestInTables) {
   if (test_world().size() > 1) GTEST_SKIP() << "one rank sees it all";
-  Whole& whole = undisturbed();
-  Walker walker(test_world());
-  const auto decision = whole.store.load(decision_key("squeezellm-w4-sparse"));
+  MemoryStore store;
+  Walker walker(test_world(), tiny_world());  // which has outliers
+  walker.make({recipes()[0], recipes()[2]});
+  ASSERT_TRUE(walker.run(store, {1, 1}));
+  const auto decision = store.load(decision_key("squeezellm-w4-sparse"));
   ASSERT_TRUE(decision);
   const nlohmann::json& decided = decision->attributes.at("decision");
   std::int64_t weights = 0, large = 0, kept = 0, sensitive = 0;
   for (int block = 0; block < kBlocks; ++block) {
     const auto load = [&](const char* recipe) {
-      return block_from_record(*whole.store.load(block_key(recipe, block)), walker.decoder());
+      return block_from_record(*store.load(block_key(recipe, block)), walker.decoder());
     };
     const QuantizedBlock sparse = load("squeezellm-w4-sparse"), dense = load("squeezellm-w3");
     const BlockWeights original =

@@ -11,13 +11,12 @@
 #include "tests/base/temporary_folder.h"
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
-#include "tests/source_folder.h"
+#include "tests/pipeline/schedule/narrow_model.h"
 #include "tests/support/memory_store.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 constexpr int kBlocks = 6;
 constexpr const char* kFolder = "gradients/6x24";
 constexpr const char* kMade = "sums";  // the recipe whose blocks are made of gradients
@@ -100,7 +99,7 @@ class Walker {
 
   Communicator& world_;
   TemporaryFolder folder_;
-  CausalLM model_{kModel};
+  CausalLM model_{narrow_model()};
   Samples samples_;
   std::unique_ptr<Backend> backend_ = make_backend("cpu", {.threads = 1});
   std::unique_ptr<DecoderBlock> decoder_ = make_decoder_block(model_.config(), 24, *backend_);

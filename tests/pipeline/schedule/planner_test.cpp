@@ -17,13 +17,12 @@
 #include "tests/comm/mpi_world.h"
 #include "tests/comm/shared_folder.h"
 #include "tests/pipeline/schedule/meshes.h"
-#include "tests/source_folder.h"
+#include "tests/pipeline/schedule/narrow_model.h"
 #include "tests/support/passing_store.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 constexpr int kBlocks = 6, kShards = 4, kLength = 64;
 constexpr double kAlwaysInterrupted = 1e-12;  // hours: a snapshot after each block
 constexpr double kNever = 0;
@@ -215,7 +214,7 @@ class Walker {
   double hours_;
   int most_;
   TemporaryFolder folder_;
-  CausalLM model_{kModel};
+  CausalLM model_{narrow_model()};
   NullMonitor quiet_;
   ModelIdentity identity_{model_, folder_.path(), *world_, quiet_, true};
   Samples samples_ = few_samples();

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <thread>
 
-#include "base/file.h"
 #include "base/numerical_error.h"
 #include "base/random.h"
 #include "comm/launcher.h"
@@ -22,21 +21,20 @@
 #include "tests/comm/shared_folder.h"
 #include "tests/model/model_files.h"
 #include "tests/pipeline/schedule/meshes.h"
-#include "tests/source_folder.h"
+#include "tests/pipeline/schedule/narrow_model.h"
 #include "tests/support/memory_store.h"
 #include "tests/support/passing_store.h"
 
 namespace roundhouse {
 namespace {
 
-const std::filesystem::path kModel = source_folder() / "tests/data/tiny-world";
 constexpr int kBlocks = 6, kShards = 4;
 constexpr double kAlwaysInterrupted = 1e-12;  // hours: a snapshot after each block
 
 std::vector<Recipe> recipes() {
-  return {parse_recipe({{"method", "gptq"}, {"bits", 4}, {"group_size", 128}}),
-          parse_recipe({{"method", "rtn"}, {"bits", 3}, {"group_size", 128}}),
-          parse_recipe({{"method", "gptq"}, {"bits", 2}, {"group_size", 128}})};
+  return {parse_recipe({{"method", "gptq"}, {"bits", 4}, {"group_size", 32}}),
+          parse_recipe({{"method", "rtn"}, {"bits", 3}, {"group_size", 32}}),
+          parse_recipe({{"method", "gptq"}, {"bits", 2}, {"group_size", 32}})};
 }
 
 Samples few_samples() {
@@ -49,7 +47,7 @@ Samples few_samples() {
 class Walker {
  public:
   explicit Walker(Communicator& world, double interruption_hours = kAlwaysInterrupted,
-                  const std::filesystem::path& model = kModel)
+                  const std::filesystem::path& model = narrow_model())
       : world_(world), hours_(interruption_hours), model_(model) {
     identity_.note_outside_blocks();
   }
@@ -325,7 +323,7 @@ TEST(FailureTest, WhatCannotBeQuantizedIsNamed) {
   Communicator& world = test_world();
   const SharedFolder model(world);
   if (world.rank() == 0) {
-    const auto config = nlohmann::json::parse(read_text_file(kModel / "config.json"));
+    const auto config = narrow_config();
     Tensors tensors = formula_tensors(config, DType::kF32);
     tensors.at("model.layers.3.self_attn.o_proj.weight").as<float>()[0] = 1e30f;
     write_model(model.path(), config, tensors);
@@ -349,7 +347,7 @@ TEST(FailureTest, WhatCannotBeQuantizedIsNamed) {
 class FailingMethod final : public Method {
  public:
   static Recipe recipe() {
-    Recipe recipe = parse_recipe({{"method", "gptq"}, {"bits", 3}, {"group_size", 128}});
+    Recipe recipe = parse_recipe({{"method", "gptq"}, {"bits", 3}, {"group_size", 32}});
     recipe.name = "failing";
     return recipe;
   }
