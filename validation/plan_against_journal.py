@@ -4,7 +4,7 @@
     validation/plan_against_journal.py [--ranks N] [--program build/bin/roundhouse] [--rates FILE] [--synthesize SHAPE] [--recipe YAML ...]
         CONFIG [--set KEY=VALUE ...]
 
-Measures this machine for some seconds (roundhouse plan --measure), unless there is a file of --rates, plans the run with what it found, runs it in a new folder, and prints
+Measures this machine, a block by each method (roundhouse plan --measure), unless there is a file of --rates, plans the run with what it found, runs it in a new folder, and prints
 a table. The machine should have nothing else to do meanwhile: seconds are those of a clock on the wall. --synthesize makes the model
 first, three blocks of a published shape with random weights and the bundled model's tokenizer. Each --recipe '{method: rtn}' has a run of
 its own, without the configuration's recipes, so that there is a memory of each.
@@ -39,7 +39,8 @@ class Comparison:
         if given.rates:
             self.rates = given.rates
         else:
-            output_of(given.program, "plan", given.config, *self.settings, "--measure", "--write-rates", self.rates)
+            measured = ["--set", f"recipes=[{', '.join(given.recipe)}]"] if given.recipe else []
+            output_of(given.program, "plan", given.config, *self.settings, *measured, "--measure", "--write-rates", self.rates)
 
     def plan(self, *more):
         return json.loads(output_of(self.given.program, "plan", self.given.config, *self.settings, *more,
@@ -87,7 +88,8 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
 
-    with tempfile.TemporaryDirectory(dir=os.getcwd(), prefix="plan-") as folder:
+    os.makedirs("runs", exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.abspath("runs"), prefix="plan-") as folder:
         comparison = Comparison(given, folder)
         print(f"| {given.config}, {given.ranks} rank{'s' if given.ranks > 1 else ''} | planned | found | planned / found |")
         print("|---|---|---|---|")
