@@ -46,6 +46,7 @@ struct BlockMemory {
   double summed = 0;  // on the device: sums of one piece that are open at the same time
   int pieces = Cut::kShards;
   int added_at_once = 1;  // of `summed`, as in tree_sum.h
+  double arriving = 0;    // of the piece that comes last, what is there at once; 0: all of `summed`
   double whole = 0;       // on the device, when nothing is summed
   double gathered = 0;  // on the device, of the sums that are put together at one rank, the largest
   double band = 0;      // and its largest band (stages/flow/shard_sum.h)

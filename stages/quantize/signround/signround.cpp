@@ -105,12 +105,16 @@ BlockCost signround_cost(const BlockSizes& sizes, const SignRoundSettings& setti
   sizes.share_codes(cost.traffic, settings.scheme.group_size);
   cost.traffic.gathered += 8 * iterations * parts;
   cost.traffic.rounds = iterations * 2 * static_cast<double>(sizes.block.linears().size());
-  // A part's gradients; the original weights; and of each weight its float32, offset, sum, code and kept code.
+  // A part's gradients, each linear's added up as it comes; the original weights; and of each weight its offset and kept code.
   cost.memory.summed = 4 * sizes.all_weights();
+  for (const LinearSpec& linear : sizes.block.linears()) {
+    cost.memory.arriving =
+        std::max(cost.memory.arriving, 4.0 * static_cast<double>(linear.rows * linear.cols));
+  }
   cost.memory.added_at_once = BlockSum::kAddedAtOnce;
   cost.memory.pieces = parts;
   cost.memory.weights = sizes.all_weights();
-  cost.memory.by_tiles = (4 + 4 + 1) * sizes.all_weights();
+  cost.memory.by_tiles = (4 + 1) * sizes.all_weights();
   cost.memory.streams = settings.quantized_input ? 0 : 1;
   cost.memory.saved_sequences = (batch + parts - 1) / parts;
   return cost;
