@@ -111,11 +111,11 @@ class Measurement {
     bool gradients = false;
     for (const auto& [method, recipe] : methods) {
       gradients = gradients || recipe.needs.gradients.has_value();
-      if (recipe.needs.gradients) {
-        if (recipe.needs.makes_blocks_of_gradients()) table = &recipe;
-        continue;
+      if (recipe.needs.makes_blocks_of_gradients()) {
+        table = &recipe;
+      } else {
+        measure_method(recipe);
       }
-      measure_method(recipe);
     }
     if (gradients) measure_gradients(table);
     measure_files();
@@ -166,7 +166,9 @@ class Measurement {
     if (recipe.needs.full_precision_stream) original = embed();
     (void)load();  // what is slow the first time only
     BlockWeights weights = load();
-    const nlohmann::json nothing_decided;
+    // What LLM-MQ would have decided; others do not look.
+    const nlohmann::json decided = {
+        {"bits", nlohmann::json::array({std::vector<int>(decoder_->linears().size(), 3)})}};
     BlockTask task{site(monitor),
                    model_->checkpoint(),
                    weights,
@@ -174,7 +176,7 @@ class Measurement {
                    original.get(),
                    *budget_,
                    backend_->available_bytes() / 4,
-                   nothing_decided};
+                   decided};
     const QuantizedBlock block = method->quantize(task);
     for (const auto& [phase, flops] : block.record["flops"].items()) {
       const double seconds = block.record["phases"].value(phase, 0.0);

@@ -37,6 +37,8 @@ Cell percent_cell(const Figure& figure) {
 Cell bits_cell(const ReportRow& row) {
   if (!(row.bits_per_weight > 0)) return {};
   Cell cell = number_cell(row.bits_per_weight, 2);
+  cell.text =
+      fixed(std::round(100 * row.bits_per_weight) / 100, 2);  // 4.125 is 4.13, as 3.125 is 3.13
   if (row.sparse_bits_per_weight > 0) {
     cell.text += " + " + fixed(row.sparse_bits_per_weight, 2);
     cell.value = row.all_bits();
