@@ -102,7 +102,8 @@ Json heat_maps_of(const Report& report) {
       Json map = draw_heat_map(*row, levels, blocks);
       if (!map.is_null()) maps.push_back(std::move(map));
     }
-    if (!maps.empty()) models.push_back({{"model", model}, {"last_unit", last_unit}, {"maps", maps}});
+    if (!maps.empty())
+      models.push_back({{"model", model}, {"last_unit", last_unit}, {"maps", maps}});
   }
   if (models.empty()) return nullptr;
   for (int level = 0; level < HeatLevels::kLevels; ++level) {
