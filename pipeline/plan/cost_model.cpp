@@ -663,6 +663,9 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
   use.kept = (costs_[r].memory.kept_cols +
               costs_[r].memory.streams * static_cast<double>(job_.model.hidden_size)) *
              tokens * activation;
+  const auto sequences = [&](std::int64_t count, std::int64_t length) {  // of a micro-batch
+    return std::min(micro_batch_sequences(length), (count + shards() - 1) / shards());
+  };
   const auto working = [&](const BlockMemory& memory, std::int64_t count, std::int64_t length) {
     const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
     const int alive = most_partial_sums(pieces, 0, team(), memory.added_at_once);
@@ -682,15 +685,13 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
     if (!needs.calibration()) return bytes;
     if (rates.is_host) bytes += kProductBytes;
     // What a micro-batch has on its way through a block, or what is saved of one for the way back.
-    const std::int64_t most = (count + shards() - 1) / shards();  // of a shard
-    const auto batch = static_cast<double>(std::min(micro_batch_sequences(length), most) * length);
+    const auto batch = static_cast<double>(sequences(count, length) * length);
     double passing =
         batch * activation *
         static_cast<double>(3 * job_.model.hidden_size + 2 * job_.model.intermediate_size);
     if (memory.saved_sequences > 0) {
-      const auto saved = static_cast<double>(
-          job_.decoder.saved_bytes(std::min(memory.saved_sequences, most) * length,
-                                   rates.is_host ? DType::kF32 : DType::kBF16));
+      const auto saved = static_cast<double>(job_.decoder.saved_bytes(
+          memory.saved_sequences * length, rates.is_host ? DType::kF32 : DType::kBF16));
       const double budget = job_.config.saved_activation_gib > 0
                                 ? job_.config.saved_activation_gib * 0x1p30
                                 : (rates.is_host ? rates.host_bytes : rates.device_bytes) / 4;
@@ -703,7 +704,7 @@ CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others
   if (needs.gradients) {
     const Needs::Gradients& of = *needs.gradients;
     BlockMemory memory = gradient_block(r).memory;
-    memory.saved_sequences = micro_batch_sequences(of.sequence_length);
+    memory.saved_sequences = sequences(of.samples, of.sequence_length);
     // The head is there as long as the last block's gradients are made.
     const double head =
         static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) * activation;
