@@ -17,8 +17,8 @@
 #include "pipeline/schedule/schedule.h"
 #include "pipeline/start/scratch.h"
 #include "pipeline/steps/evaluate_step.h"
-#include "stages/export/compare.h"
 #include "stages/export/engines.h"
+#include "stages/export/export.h"
 
 namespace roundhouse {
 namespace {

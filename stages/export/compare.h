@@ -10,10 +10,6 @@
 
 namespace roundhouse {
 
-// Throws InputError if this format cannot hold this model, whatever its recipe: its architecture, or its tokenizer where the format has
-// a place for that. Reads no weights.
-void check_model_exportable(const CausalLM& model, const Recipe& recipe, const std::string& format);
-
 // Collective over `world`. Reads an export back, through the format and not through what wrote it, and compares every weight with the
 // records of the run, and every other tensor with the model's: what is not equal (where the format rounds: to the rounded value) is
 // a line on rank 0, with file and tensor. Empty: all is right. Nothing: it was asked to stop. File i is compared by rank i % size.

@@ -30,6 +30,10 @@ std::vector<std::string> export_formats();
 void check_exportable(const Recipe& recipe, const DecoderBlock& decoder, int blocks,
                       const std::string& format);
 
+// The same of the model, whatever its recipe: its architecture, or its tokenizer where the format has a place for that. Reads no
+// weights.
+void check_model_exportable(const CausalLM& model, const Recipe& recipe, const std::string& format);
+
 // Throws InputError naming the tensor if a value outside the blocks, or of a norm or bias, is too large for the type in which it
 // would leave. Reads those tensors only where the type narrows.
 void check_kept_values(const CausalLM& model, const ExportOptions& options);
