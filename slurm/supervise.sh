@@ -116,11 +116,15 @@ put_back_for_more() {
 }
 
 # srun takes SIGTERM as an order to kill every task at once, and mpirun does, too, so both signals go on as SIGUSR1, which the program
-# treats alike. Again and again: a program that just starts does not listen yet.
+# treats alike. Again and again: a program that just starts does not listen yet. And not at once: a task that srun has just started
+# does not ignore the signal yet (check_node), and would be ended by it.
 ask_to_stop() {
-  local pid=$step
+  local pid=$step rest=$((began + 3 - SECONDS))
   if [[ $pid ]]; then
-    (while kill -USR1 "$pid"; do sleep 5; done) >/dev/null 2>&1 &
+    (
+      if ((rest > 0)); then sleep "$rest"; fi
+      while kill -USR1 "$pid"; do sleep 5; done
+    ) >/dev/null 2>&1 &
   fi
 }
 
@@ -185,6 +189,7 @@ find_bad_nodes() {
 run_step() {
   local watcher i
   launches=$((launches + 1))
+  began=$SECONDS
   ROUNDHOUSE_LAUNCH=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$launches-$(date +%s.%N)
   export ROUNDHOUSE_LAUNCH
   watcher=''
@@ -229,7 +234,7 @@ exit 76'
 on_each_node="sh -c $check_node roundhouse"
 
 supervise() {
-  local run=$1 status='' said='' nodes step launches=0 warned='' terminated='' failures=0 marked='' unwritten='' notes bad_nodes at_start command
+  local run=$1 status='' said='' nodes step began=0 launches=0 warned='' terminated='' failures=0 marked='' unwritten='' notes bad_nodes at_start command
   shift
   step=''
   trap on_warning USR1
