@@ -59,7 +59,7 @@ test: ## installs what tests need, builds everything and runs all tests
 	@scripts/install_dependencies.sh --tests
 	@$(MAKE) --no-print-directory configure
 	@cmake --build --preset cpu --parallel $(JOBS)
-	@ctest --preset cpu
+	@ctest --preset cpu --output-junit Testing/results.xml || { status=$$?; scripts/failed_tests.py build/Testing/results.xml; exit $$status; }
 
 PREFIX ?= /usr/local
 install: build ## installs under PREFIX (/usr/local): bin/roundhouse, and share/roundhouse with configurations and batch scripts

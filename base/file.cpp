@@ -174,6 +174,10 @@ const char* remedy(int error) {
   }
 }
 
+bool has_gone(const std::error_code& error) {
+  return error == std::errc::no_such_file_or_directory || error.value() == ESTALE;
+}
+
 // Libraries that write for us do not always pass on why a write failed.
 bool is_disk_full(const fs::path& directory) {
   std::error_code ignored;
@@ -432,6 +436,16 @@ void with_file_errors_named(const std::function<void()>& work) {
   }
 }
 
+void visit_below(const fs::path& folder,
+                 const std::function<bool(const fs::directory_entry&)>& visit) {
+  std::error_code error, gone;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const bool inside = visit(*at);
+    if (inside && at->is_directory(gone) && !at->is_symlink(gone)) visit_below(at->path(), visit);
+  }
+  if (error && !has_gone(error)) throw fs::filesystem_error("cannot list", folder, error);
+}
+
 void write_atomically(const fs::path& path, const std::function<void(const fs::path&)>& write,
                       const std::string& writer) {
   pass_write_guard();
@@ -476,7 +490,9 @@ void write_atomically(const fs::path& path, const std::function<void(const fs::p
   try {
     sync_to_disk(directory, O_DIRECTORY);
   } catch (const std::exception& e) {
-    fail_to_write(path, e.what(), false);
+    // Whoever saw the file first may have removed it, and the directory, which was empty then.
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) fail_to_write(path, e.what(), false);
   }
 }
 

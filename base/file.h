@@ -103,6 +103,12 @@ void release_mapped_pages(std::span<const std::byte> bytes);
 // Runs `work`. What std::filesystem throws becomes one of the errors above, naming what failed, the path, why and what to do.
 void with_file_errors_named(const std::function<void()>& work);
 
+// Calls visit() for all that is below a folder, a folder before what is in it; where visit() says false of a folder, not for that.
+// Links are not followed. What other processes remove meanwhile is passed over. Throws std::filesystem::filesystem_error
+// where a folder cannot be listed.
+void visit_below(const std::filesystem::path& folder,
+                 const std::function<bool(const std::filesystem::directory_entry&)>& visit);
+
 // Calls write(temp) for a temporary name beside `path`, then fsyncs that file, renames it to `path` and fsyncs the
 // directory. Makes the directory where needed. If anything fails the temporary file is removed, `path` is as it was,
 // and Error says why (a full disk says so). `writer` becomes part of the temporary name. Concurrent writers must use different paths, or names: the last one to end counts. What write_guard.h throws passes through.

@@ -215,7 +215,7 @@ void Job::settle() {
     lease_ =
         std::make_unique<Lease>(config_.run, LeaseOptions{.tick = [this] { monitor_->tick(); }});
     guard_writes(config_.run, lease_->token());
-    Hdf5Store(config_.run).remove_unfinished();
+    Hdf5Store(config_.run).remove_unfinished(record_folders());
     const RunInputs inputs = read_inputs(config_);
     check_records_without_identity(config_, inputs);
     Settled settled = settle_config(config_, inputs);

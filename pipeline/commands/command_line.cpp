@@ -64,9 +64,14 @@ void print_failure(const Failure& failure) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
+// What all ranks find alike (a wrong config) should be said once, so the first goes first, and the job is over before the others
+// wake up. The other way round a launcher would end it before it has spoken.
+void let_first_rank_speak() {
+  if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(3));
+}
+
 // With several ranks a failure must end the job, from inside the session: the others may be waiting
-// for this rank. What all ranks find alike (a wrong config) should be said once, so rank 0 goes
-// first and the job is over before the others wake up.
+// for this rank.
 int run_in_session(int& argc, char**& argv, const Command& command) {
   const bool several = started_by_launcher();
   LaunchSession session(argc, argv);
@@ -75,7 +80,7 @@ int run_in_session(int& argc, char**& argv, const Command& command) {
     return command(session);
   } catch (...) {
     const Failure failure = current_failure();
-    if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(1));
+    let_first_rank_speak();
     abort_job(failure.exit_code, failure.what);
   }
 }
@@ -478,6 +483,7 @@ int main_command(int argc, char** argv) {
         if (is_first_rank()) app.exit(error);
         return 0;
       }
+      let_first_rank_speak();
       if (is_first_rank())
         print_failure({std::string(error.what()) + " (see roundhouse --help)", kExitWrongInput});
       return kExitWrongInput;

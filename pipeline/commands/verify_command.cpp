@@ -186,13 +186,8 @@ class RunCheck {
 
   // Whatever else the run has: of recipes that were taken out, snapshots, further formats.
   void list_what_is_there() {
-    for (fs::recursive_directory_iterator at(run_), end; at != end; ++at) {
-      // What a job that was killed had begun to write is no part of the run.
-      const std::string ending = at->path().extension().string();
-      if (at->path() == run_ / "scratch" || ending == ".partial" || ending == ".old") {
-        at.disable_recursion_pending();
-      }
-      const fs::path path = at->path().lexically_relative(run_);
+    visit_below(run_, [&](const fs::directory_entry& entry) {
+      const fs::path path = entry.path().lexically_relative(run_);
       const std::string key = fs::path(path).replace_extension().generic_string();
       if (path.extension() == ".h5") records_.insert(key);
       const std::string folder = path.begin()->string();
@@ -204,7 +199,10 @@ class RunCheck {
         exports_.insert(key);
       }
       if (folder == "results" && path.extension() == ".json") results_.insert(path.stem().string());
-    }
+      // What a job that was killed had begun to write is no part of the run.
+      const std::string ending = path.extension().string();
+      return path != "scratch" && ending != ".partial" && ending != ".old";
+    });
   }
 
   // What was made of the run has to be made of what the run is of. What neither of them says (earlier versions did not) is not

@@ -598,13 +598,12 @@ std::string Hdf5Store::check(const std::string& key) {
 
 std::vector<std::string> Hdf5Store::keys(const std::string& folder) {
   std::vector<std::string> keys;
-  std::error_code error;
-  for (fs::recursive_directory_iterator at(root_ / folder, error), end; !error && at != end;
-       at.increment(error)) {
-    const fs::path path = at->path().lexically_relative(root_);
+  visit_below(root_ / folder, [&](const fs::directory_entry& entry) {
+    const fs::path path = entry.path().lexically_relative(root_);
     std::string key = fs::path(path).replace_extension().generic_string();
     if (path.extension() == ".h5" && is_plain_key(key)) keys.push_back(std::move(key));
-  }
+    return true;
+  });
   std::ranges::sort(keys);
   return keys;
 }
@@ -645,19 +644,29 @@ void Hdf5Store::remove_empty_folders(fs::path folder) {
   }
 }
 
-void Hdf5Store::remove_unfinished() {
-  std::vector<fs::path> unfinished;
+void Hdf5Store::remove_unfinished(const std::vector<std::string>& folders) {
+  std::vector<fs::path> unfinished, emptied;
+  visit_below(root_, [&](const fs::directory_entry& entry) {
+    const std::string name = entry.path().filename().string();
+    if (name.find(".h5.") != name.npos && name.ends_with(".tmp"))
+      unfinished.push_back(entry.path());
+    return true;
+  });
   std::error_code error;
-  for (fs::recursive_directory_iterator at(root_, error), end; !error && at != end;
-       at.increment(error)) {
-    const std::string name = at->path().filename().string();
-    if (name.find(".h5.") != name.npos && name.ends_with(".tmp")) unfinished.push_back(at->path());
-  }
   for (const fs::path& path : unfinished) {
     if (!fs::remove(path, error) && error)
       throw Error("cannot remove " + path.string() + ": " + error.message());
-    remove_empty_folders(path.parent_path());
+    emptied.push_back(path.parent_path());
   }
+  // Also where a writer was killed before its file was there.
+  for (const std::string& folder : folders) {
+    emptied.push_back(root_ / folder);
+    visit_below(root_ / folder, [&](const fs::directory_entry& entry) {
+      if (entry.is_directory() && !entry.is_symlink()) emptied.push_back(entry.path());
+      return true;
+    });
+  }
+  for (const fs::path& folder : emptied) remove_empty_folders(folder);
 }
 
 }  // namespace roundhouse

@@ -48,8 +48,9 @@ class Hdf5Store final : public RunStore {
   void doubt(const std::string& key) override;
   void remove(const std::string& key) override;  // and folders that it leaves empty
   std::vector<std::string> keys(const std::string& folder) override;
-  // What processes that were killed while they wrote have left, and folders that are empty then. Nobody else may be writing.
-  void remove_unfinished();
+  // What processes that were killed while they wrote have left, and folders that are empty then, of these and below them. Nobody else
+  // may be writing.
+  void remove_unfinished(const std::vector<std::string>& folders);
   std::uint64_t bytes(const std::string& key) override;
   void expect(const std::string& key, std::uint64_t bytes) override;
 

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace roundhouse {
 
@@ -19,6 +20,8 @@ inline std::filesystem::path answers_path(const std::filesystem::path& run,
 inline std::string calibration_key(const std::string& set) {
   return set == "default" ? "calibration" : "calibration-" + set;
 }
+// Of all records but those of calibration sets.
+inline std::vector<std::string> record_folders() { return {"recipes", "activations", "gradients"}; }
 inline constexpr const char* kReportFile = "report.json";  // hashes of the files in RUN/report
 inline constexpr const char* kOriginal = "original";  // the unquantized model among the results
 

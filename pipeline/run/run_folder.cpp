@@ -124,14 +124,14 @@ std::string precision_line(const RunConfig& config) {
 
 // Has anything been made with the run's settings? What every start writes does not count.
 bool has_products(const fs::path& run) {
-  std::error_code ignored;
-  for (fs::recursive_directory_iterator at(run, ignored), end; !ignored && at != end;
-       at.increment(ignored)) {
-    const fs::path path = at->path().lexically_relative(run);
-    if (path.extension() == ".h5" || *path.begin() == "export" || *path.begin() == "results")
-      return true;
-  }
-  return false;
+  bool found = false;
+  visit_below(run, [&](const fs::directory_entry& entry) {
+    const fs::path path = entry.path().lexically_relative(run);
+    found = found || path.extension() == ".h5" || *path.begin() == "export" ||
+            *path.begin() == "results";
+    return !found;
+  });
+  return found;
 }
 
 // What differs, in words.

@@ -307,6 +307,46 @@ TEST_F(FileTest, WritersAndRemoversOfFoldersDoNotMeet) {
   EXPECT_EQ(other, "no error");
 }
 
+// As where lanes share a record that none of them needs any longer.
+TEST_F(FileTest, AFileThatIsRemovedAtOnceWithItsFolderIsNoFault) {
+  const fs::path folder = folder_ / "after-0001";
+  std::atomic<bool> done = false;
+  std::thread remover([&] {
+    std::error_code ignored;
+    while (!done) {
+      if (fs::remove(folder / "shard", ignored)) ::rmdir(folder.c_str());
+    }
+  });
+  const std::string mine = error_of([&] {
+    for (int i = 0; i < 300; ++i) write_text_atomically(folder / "shard", "content");
+  });
+  done = true;
+  remover.join();
+  EXPECT_EQ(mine, "no error");
+}
+
+TEST_F(FileTest, WhatIsBelowAFolderIsVisitedOnceAndAFolderBeforeWhatIsInIt) {
+  for (const char* folder : {"a/b", "a/c", "empty"}) fs::create_directories(folder_ / folder);
+  for (const char* file : {"a/b/1", "a/c/2", "3"}) std::ofstream(folder_ / file) << "x";
+  fs::create_directory_symlink(folder_, folder_ / "a/loop");
+  std::vector<std::string> seen;
+  const auto visit = [&](const fs::directory_entry& entry) {
+    seen.push_back(entry.path().lexically_relative(folder_).string());
+    if (entry.path().filename() == "empty") fs::remove(entry.path());  // gone before it is listed
+    return entry.path().filename() != "c";
+  };
+  visit_below(folder_, visit);
+  EXPECT_THAT(seen,
+              testing::UnorderedElementsAre("a", "a/b", "a/b/1", "a/c", "a/loop", "empty", "3"));
+  const auto place = [&](const char* name) { return std::ranges::find(seen, name); };
+  EXPECT_LT(place("a"), place("a/b"));
+  EXPECT_LT(place("a/b"), place("a/b/1"));
+  seen.clear();
+  visit_below(folder_ / "not-there", visit);
+  EXPECT_TRUE(seen.empty());
+  EXPECT_THROW(visit_below(folder_ / "3", visit), fs::filesystem_error);
+}
+
 TEST_F(FileTest, ADirectoryInTheWayIsAnErrorThatLeavesNothing) {
   fs::create_directory(folder_ / "taken");
   EXPECT_THAT(error_of([&] { write_text_atomically(folder_ / "taken", "x"); }),

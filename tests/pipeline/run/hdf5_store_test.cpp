@@ -336,12 +336,16 @@ TEST_F(Hdf5StoreTest, WhatKilledWritersHaveLeftGoes) {
     fs::create_directories((folder_.path() / left).parent_path());
     std::ofstream(folder_.path() / left) << "half of it";
   }
+  for (const char* folder : {"d/e/f", "export/partial"})  // killed before there was a file
+    fs::create_directories(folder_.path() / folder);
   std::ofstream(folder_.path() / "export.tmp") << "somebody else's";
-  store_.remove_unfinished();
+  store_.remove_unfinished({"d", "not-there"});
   EXPECT_EQ(store_.keys(""), (std::vector<std::string>{"a/whole"}));
   EXPECT_EQ(slurp(store_.path_of("a/whole")), whole);
   EXPECT_FALSE(fs::exists(folder_.path() / "a/whole.h5.tmp"));
   EXPECT_FALSE(fs::exists(folder_.path() / "a/b")) << "nothing is left in it";
+  EXPECT_FALSE(fs::exists(folder_.path() / "d"));
+  EXPECT_TRUE(fs::exists(folder_.path() / "export/partial")) << "somebody else's";
   EXPECT_TRUE(fs::exists(folder_.path() / "export.tmp"));
 }
 
