@@ -65,14 +65,16 @@ class Comparison:
         if len(plan["recipes"]) > 1:
             rows.append((f"{names}: units together, s", sum(r["unit_seconds"] * r["units"] for r in plan["recipes"]),
                          sum(event["seconds"] for event in blocks)))
-        rows.append((f"{names}: memory of a rank, MiB", plan["memory"]["host"] / 2**20,
+        rows.append((f"{names}: memory of a rank while blocks are made, MiB", plan["memory"]["units_host"] / 2**20,
                      max(event["peak_memory_mib"] for event in blocks)))
+        done = [event for event in events if event["event"] == "done"]
+        if plan["evaluation"]["seconds"] > 0:
+            rows.append((f"{names}: memory of a rank, MiB", plan["memory"]["host"] / 2**20, done[-1]["peak_memory_mib"]))
         if plan["disk"]["exports"] > 0:
             rows.append((f"{names}: exports, MB", plan["disk"]["exports"] / 1e6,
                          bytes_below(os.path.join(self.run, "export")) / 1e6))
         if ranks > 1:
-            sent = next((event["sent_bytes"] for event in events if event["event"] == "done"), 0)
-            rows.append((f"{names}: sent, MB", plan["wire"]["all"] / 1e6, sent / 1e6))
+            rows.append((f"{names}: sent, MB", plan["wire"]["all"] / 1e6, done[-1]["sent_bytes"] / 1e6))
         shutil.rmtree(self.run)
         return rows
 

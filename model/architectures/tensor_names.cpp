@@ -198,6 +198,12 @@ std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& c) {
   return collector.tensors;
 }
 
+std::int64_t element_count(const std::vector<TensorInfo>& tensors) {
+  std::int64_t count = 0;
+  for (const TensorInfo& tensor : tensors) count += element_count(tensor.shape);
+  return count;
+}
+
 std::vector<std::string> check_tensors(const ModelConfig& config, const Checkpoint& checkpoint) {
   std::set<std::string> read, modules;  // tensors, and what they are parameters of
   const auto check = [&](const std::vector<TensorInfo>& tensors) {

@@ -37,6 +37,8 @@ OuterLayout outer_layout(const ModelConfig& config);
 std::vector<TensorInfo> tensors_before_blocks(const ModelConfig& config);
 std::vector<TensorInfo> tensors_of_block(const ModelConfig& config, std::int64_t block);
 std::vector<TensorInfo> tensors_after_blocks(const ModelConfig& config);
+// Of all these together.
+std::int64_t element_count(const std::vector<TensorInfo>& tensors);
 
 // Throws InputError naming the tensor unless all are in the checkpoint with their shapes, and nothing is there that would make
 // another model of it: a bias or norm that the architecture does not have, a tied head that differs from the embedding. Returns

@@ -20,33 +20,15 @@ namespace fs = std::filesystem;
 // A text that is not there yet counts as WikiText-2's test set does in LLaMA's tokens; else four bytes a token.
 constexpr double kTokensOfUnseenText = 341'000;
 constexpr double kBytesOfToken = 4;
-// Where activations go through a block on a CPU: the tokenizer, texts, and the code and buffers of oneDNN's products. Found beside what
-// is reckoned here, on the bundled model: 12 MiB with AVX2, some 20 with AVX-512.
-constexpr double kProductBytes = 17e6;
-// A record's seal, groups and attributes: HDF5's own structures, and of each data set its header.
-constexpr double kBytesOfRecord = 200, kBytesOfDataset = 560, kBytesOfLinearAttributes = 170;
-
-double elements(const TensorInfo& tensor) {
-  double count = 1;
-  for (const std::int64_t size : tensor.shape) count *= static_cast<double>(size);
-  return count;
-}
 
 double bytes_of(const std::vector<TensorInfo>& tensors, double bytes_each) {
-  double bytes = 0;
-  for (const TensorInfo& tensor : tensors) bytes += elements(tensor) * bytes_each;
-  return bytes;
-}
-
-double file_bytes(const fs::path& file) {
-  std::error_code error;
-  const std::uintmax_t size = fs::file_size(file, error);
-  return error ? -1 : static_cast<double>(size);
+  return static_cast<double>(element_count(tensors)) * bytes_each;
 }
 
 double tokens_of(const fs::path& text, int window, int limit) {
-  const double bytes = file_bytes(text);
-  double tokens = bytes < 0 ? kTokensOfUnseenText : bytes / kBytesOfToken;
+  std::error_code error;
+  const std::uintmax_t bytes = fs::file_size(text, error);
+  double tokens = error ? kTokensOfUnseenText : static_cast<double>(bytes) / kBytesOfToken;
   if (limit > 0) tokens = std::min(tokens, static_cast<double>(limit) * window);
   return tokens;
 }
@@ -343,8 +325,11 @@ EvaluationSize CostModel::evaluated() const {
   const Evaluations& evaluations = job_.config.evaluations;
   EvaluationSize size;
   size.works = static_cast<int>(evaluations.perplexity.size() + evaluations.tasks.size());
-  for (const PerplexityTask& task : evaluations.perplexity)
+  size.length = evaluations.perplexity.empty() ? 512 : 0;  // of tasks at most, mostly
+  for (const PerplexityTask& task : evaluations.perplexity) {
     size.tokens += tokens_of(task.text, task.window, task.limit);
+    size.length = std::max(size.length, task.window);
+  }
   if (evaluations.kl) size.compared = size.tokens;
   for (const TaskOptions& task : evaluations.tasks)
     size.tokens += tokens_of(task.file, 100, task.limit);
@@ -355,7 +340,6 @@ EvaluationCost CostModel::evaluation(Evaluated what, int ranks) const {
   EvaluationSize size = evaluated();
   if (what == Evaluated::kOriginal) size.compared = 0;
   if (size.tokens <= 0) return {};
-  size.length = job_.config.calibration.sequence_length;
   return best_evaluation({.model = job_.model,
                           .decoder = job_.decoder,
                           .rates = job_.rates,
@@ -435,284 +419,6 @@ TeamBytes CostModel::unit_traffic(const Step& step) const {
 
 TeamBytes CostModel::gradient_traffic(std::size_t r) const {
   return team_bytes(gradient_block(r).traffic, team(), shards(), job_.rates.bytes_of_activation());
-}
-
-// Where widths are decided on the way, those that come nearest to the average, dealt over the linears.
-std::vector<LinearScheme> CostModel::schemes_of(std::size_t r, int block) const {
-  const std::size_t linears = job_.decoder.linears().size();
-  const std::vector<LinearScheme> all = methods_[r]->schemes();
-  const auto overridden = [&](std::vector<LinearScheme> schemes) {
-    for (std::size_t i = 0; i < linears; ++i)
-      schemes[i] = scheme_of(recipe(r).overrides, job_.decoder, block, i, schemes[i]);
-    return schemes;
-  };
-  if (all.size() == 1) return overridden(std::vector<LinearScheme>(linears, all.front()));
-  const nlohmann::json& options = recipe(r).options;
-  const double average = options.contains("bits") && options["bits"].is_number()
-                             ? options["bits"].get<double>()
-                             : all.back().bits;
-  std::vector<LinearScheme> schemes(linears, all.front());
-  std::vector<std::size_t> order(linears);
-  for (std::size_t i = 0; i < linears; ++i) order[i] = i;
-  double left = (average - all.front().bits) * weights_;
-  for (std::size_t w = 1; w < all.size(); ++w) {
-    for (const std::size_t i : order) {
-      const LinearSpec& spec = job_.decoder.linears()[i];
-      const double more =
-          (all[w].bits - schemes[i].bits) * static_cast<double>(spec.rows * spec.cols);
-      if (more > left) continue;
-      left -= more;
-      schemes[i] = all[w];
-    }
-  }
-  return overridden(schemes);
-}
-
-double CostModel::mean_over_blocks(
-    std::size_t r, const std::function<double(const std::vector<LinearScheme>&)>& of) const {
-  if (recipe(r).overrides.empty()) return of(schemes_of(r, 0));
-  double sum = 0;
-  for (int block = 0; block < static_cast<int>(job_.model.blocks); ++block)
-    sum += of(schemes_of(r, block));
-  return sum / static_cast<double>(job_.model.blocks);
-}
-
-double CostModel::record_bytes(std::size_t r) const {
-  return mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
-    return record_bytes(r, job_.decoder, schemes);
-  });
-}
-
-double CostModel::outer_weights(std::size_t r) const {
-  double weights = 0;
-  for (std::size_t i = 0; outer(r) != nullptr && i < outer(r)->linears().size(); ++i) {
-    const LinearSpec& spec = outer(r)->linears()[i];
-    weights += static_cast<double>(spec.rows * spec.cols);
-  }
-  return weights;
-}
-
-std::vector<LinearScheme> CostModel::outer_schemes(std::size_t r) const {
-  std::vector<LinearScheme> schemes;
-  const auto behind = static_cast<int>(job_.model.blocks);
-  for (std::size_t i = 0; outer(r) != nullptr && i < outer(r)->linears().size(); ++i) {
-    schemes.push_back(
-        scheme_of(recipe(r).overrides, *outer(r), behind, i, methods_[r]->schemes().front()));
-  }
-  return schemes;
-}
-
-double CostModel::outer_record_bytes(std::size_t r) const {
-  return outer(r) == nullptr ? 0 : record_bytes(r, *outer(r), outer_schemes(r));
-}
-
-double CostModel::record_bytes(std::size_t r, const DecoderBlock& decoder,
-                               const std::vector<LinearScheme>& schemes) const {
-  double bytes = kBytesOfRecord;
-  for (std::size_t i = 0; i < schemes.size(); ++i) {
-    const LinearSpec& spec = decoder.linears()[i];
-    const LinearScheme& scheme = schemes[i];
-    if (scheme.is_original()) {
-      bytes += kBytesOfLinearAttributes;
-      continue;
-    }
-    const auto rows = static_cast<double>(spec.rows);
-    bytes += 4 * rows *
-             static_cast<double>(packed_words(static_cast<std::size_t>(spec.cols), scheme.bits));
-    bytes += kBytesOfLinearAttributes +
-             kBytesOfDataset * (scheme.kind == LinearScheme::Kind::kTable ? 2 : 3);
-    if (scheme.kind == LinearScheme::Kind::kTable) {
-      bytes += 2 * rows * (1 << scheme.bits);
-    } else {
-      const std::int64_t size = scheme.group_size_for(spec.cols);
-      bytes += 3 * rows * static_cast<double>((spec.cols + size - 1) / size);
-      if (scheme.reordered) bytes += 4 * static_cast<double>(spec.cols);
-    }
-    if (scheme.sparse) {
-      const nlohmann::json& options = recipe(r).options;
-      double percent = options.value("outliers", 0.5);
-      if (options.contains("sparse") && options["sparse"].is_object()) {
-        percent =
-            options["sparse"].value("sensitive", 0.05) + options["sparse"].value("outliers", 0.4);
-      }
-      bytes += 3 * kBytesOfDataset + 4 * rows +
-               6 * percent / 100 * rows * static_cast<double>(spec.cols);
-    }
-  }
-  return bytes;
-}
-
-double CostModel::export_bytes(std::size_t r, const std::string& format) const {
-  const auto made = make_format(format);
-  const DType kept = job_.config.export_dtype.value_or(job_.model.dtype);
-  const auto each = static_cast<double>(size_of(kept));
-  const auto blocks = static_cast<double>(job_.model.blocks);
-  const auto linears_of = [&](const DecoderBlock& decoder,
-                              const std::vector<LinearScheme>& schemes) {
-    double linears = 0;
-    for (std::size_t i = 0; i < schemes.size(); ++i) {
-      const LinearSpec& spec = decoder.linears()[i];
-      if (schemes[i].is_original()) {
-        linears += each * static_cast<double>(spec.rows * spec.cols);
-        continue;
-      }
-      const ExportedLinear linear{.module = spec.name, .spec = spec, .scheme = schemes[i]};
-      for (const TensorInfo& tensor : made->tensors(linear, kept))
-        linears += elements(tensor) * static_cast<double>(size_of(tensor.type));
-    }
-    return linears;
-  };
-  const double block = bytes_of(tensors_of_block(job_.model, 0), each) - weights_ * each +
-                       mean_over_blocks(r, [&](const std::vector<LinearScheme>& schemes) {
-                         return linears_of(job_.decoder, schemes);
-                       });
-  double bytes = blocks * block + bytes_of(tensors_before_blocks(job_.model), each) +
-                 bytes_of(tensors_after_blocks(job_.model), each);
-  if (outer(r) != nullptr) {
-    // A tied head is one tensor more.
-    const double one =
-        static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) * each;
-    bytes += linears_of(*outer(r), outer_schemes(r)) - outer_weights(r) * each +
-             (job_.model.tied_embeddings ? one : 0);
-  }
-  std::error_code error;
-  if (fs::is_directory(job_.config.model, error)) {
-    for (const std::string& name : side_files(job_.config.model).carried)
-      bytes += std::max(0.0, file_bytes(job_.config.model / name));
-  }
-  // Headers: a line a tensor, and a file's hash.
-  const auto names = static_cast<double>(tensors_of_block(job_.model, 0).size()) +
-                     2.0 * static_cast<double>(job_.decoder.linears().size());
-  return bytes + blocks * names * 190 + 3000;
-}
-
-DiskUse CostModel::disk(const std::vector<Wave>& waves) const {
-  DiskUse use;
-  double most = 0, shared = 0;
-  for (std::size_t r = 0; r < job_.config.recipes.size(); ++r) {
-    use.records += records_bytes(r);
-    for (const std::string& format : job_.config.export_formats)
-      use.exports += export_bytes(r, format);
-    shared = std::max(shared, gradient_stream_bytes(r));
-  }
-  std::vector<std::size_t> all(job_.config.recipes.size());
-  std::iota(all.begin(), all.end(), 0);
-  // A new one is whole before the one before goes, on each stage that has one under way.
-  for (const Wave& wave : waves_of(all, waves)) {
-    if (job_.config.interruption_hours > 0) most = std::max(most, streams_of(wave).all());
-  }
-  use.snapshots = std::max(2 * most * job_.mesh.stages(), 2 * shared * job_.mesh.stages());
-  for (const std::string& set : calibration_sets_in_use(job_.config)) {
-    const SampleOptions& samples = calibration_set(job_.config, set);
-    use.calibration += 4.0 * samples.samples * samples.sequence_length + 4000;
-  }
-  return use;
-}
-
-CostModel::Streams CostModel::streams_of(const Wave& wave) const {
-  Streams streams;
-  int carriers = 0;
-  for (const std::size_t r : wave) {
-    if (recipe(r).needs.quantized_stream) streams.own += one_stream_bytes(r);
-    if (!recipe(r).needs.full_precision_stream) continue;
-    streams.shared = one_stream_bytes(r);
-    ++carriers;
-  }
-  if (carriers > 1) streams.output = streams.shared;
-  return streams;
-}
-
-int CostModel::most_blocks_of_stage() const {
-  return (static_cast<int>(job_.model.blocks) + job_.mesh.stages() - 1) / job_.mesh.stages();
-}
-
-MemoryUse CostModel::memory(const Wave& wave) const {
-  const DeviceRates& rates = job_.rates;
-  const double share = BlockCost{}.busiest("forward", team(), shards());
-  MemoryUse use;
-  double computing = 0, kept = 0, gradients = 0, record = 0, weights = weights_;
-  for (const std::size_t r : wave) {
-    const InsideBlock of = inside_block(r, wave.size() > 1);
-    computing = std::max(computing, of.device);
-    kept = std::max(kept, of.kept);
-    gradients = std::max(gradients, of.gradients);
-    record = std::max({record, record_bytes(r), outer_record_bytes(r)});
-    weights = std::max(weights, outer_weights(r));
-  }
-  const Streams streams = streams_of(wave);
-  use.activations = (streams.all() + streams.output + kept) * share;
-  // What goes to the next stage is kept until it has arrived there.
-  if (job_.mesh.pipeline > 1) use.activations += streams.all() * share;
-  use.activations = std::max(use.activations, gradients * share);
-  (rates.is_host ? use.host : use.device) += computing;
-  // Codes of all linears, a byte each; beside them the record before, packed, and its file's image. That is gone when these are packed.
-  use.host += rates.program_bytes + use.activations + weights + 2 * record;
-  // The next block's weights are read ahead: pages of the model's file, which the system may take back.
-  if (most_blocks_of_stage() > 1) use.host += block_bytes_ / (loads_in_parts() ? team() : 1);
-  return use;
-}
-
-// Of making a block of a recipe, on the device or, in `kept` and `gradients`, of activations over all shards.
-CostModel::InsideBlock CostModel::inside_block(std::size_t r, bool beside_others) const {
-  const DeviceRates& rates = job_.rates;
-  const Needs& needs = recipe(r).needs;
-  const double activation = rates.bytes_of_activation();
-  const SampleOptions& samples = samples_of(r);
-  const double tokens = static_cast<double>(samples.samples) * samples.sequence_length;
-  InsideBlock use;
-  use.kept = (costs_[r].memory.kept_cols +
-              costs_[r].memory.streams * static_cast<double>(job_.model.hidden_size)) *
-             tokens * activation;
-  const auto sequences = [&](std::int64_t count, std::int64_t length) {  // of a micro-batch
-    return std::min(micro_batch_sequences(length), (count + shards() - 1) / shards());
-  };
-  const auto working = [&](const BlockMemory& memory, std::int64_t count, std::int64_t length) {
-    const int pieces = memory.pieces == Cut::kShards ? shards() : memory.pieces;
-    const int alive = most_partial_sums(pieces, 0, team(), memory.added_at_once);
-    double sums =
-        memory.summed * (alive - 1) + (memory.arriving > 0 ? memory.arriving : memory.summed);
-    // Who gets a whole sum has its own partial sums beside it, and a band of all others'.
-    if (team() > 1 && memory.gathered > 0) {
-      const int own = partial_sums_of_rank(pieces, 0, team());
-      int others = 0;
-      for (int rank = 1; rank < team(); ++rank)
-        others += partial_sums_of_rank(pieces, rank, team());
-      sums = std::max(sums, own * memory.summed + memory.gathered + others * memory.band);
-    }
-    // Where others are given the original weights after it, none goes when what takes its place comes.
-    const double weights = weights_ + memory.weights + (beside_others ? memory.replaced : 0);
-    double bytes = weights * activation + memory.by_tiles / team() + std::max(sums, memory.whole);
-    if (!needs.calibration()) return bytes;
-    if (rates.is_host) bytes += kProductBytes;
-    // What a micro-batch has on its way through a block, or what is saved of one for the way back.
-    const auto batch = static_cast<double>(sequences(count, length) * length);
-    double passing =
-        batch * activation *
-        static_cast<double>(3 * job_.model.hidden_size + 2 * job_.model.intermediate_size);
-    if (memory.saved_sequences > 0) {
-      const auto saved = static_cast<double>(job_.decoder.saved_bytes(
-          memory.saved_sequences * length, rates.is_host ? DType::kF32 : DType::kBF16));
-      const double budget = job_.config.saved_activation_gib > 0
-                                ? job_.config.saved_activation_gib * 0x1p30
-                                : (rates.is_host ? rates.host_bytes : rates.device_bytes) / 4;
-      passing = std::max(passing, saved <= budget ? saved : saved / 2);
-    }
-    bytes += passing;
-    return bytes;
-  };
-  use.device = working(costs_[r].memory, samples.samples, samples.sequence_length);
-  if (needs.gradients) {
-    const Needs::Gradients& of = *needs.gradients;
-    BlockMemory memory = gradient_block(r).memory;
-    memory.saved_sequences = sequences(of.samples, of.sequence_length);
-    // The head is there as long as the last block's gradients are made.
-    const double head =
-        static_cast<double>(job_.model.vocabulary * job_.model.embedding_size) * activation;
-    use.device = std::max(use.device, working(memory, of.samples, of.sequence_length) + head);
-    // The inputs of all blocks of a stage, and the gradient.
-    use.gradients = (most_blocks_of_stage() + 1) * gradient_stream_bytes(r);
-  }
-  return use;
 }
 
 }  // namespace roundhouse

@@ -101,7 +101,8 @@ class CostModel {
   double export_bytes(std::size_t recipe, const std::string& format) const;
   DiskUse disk(const std::vector<Wave>& waves) const;  // recipes of none go alone
   MemoryUse memory(const Wave& wave) const;
-  EvaluationSize evaluated() const;  // of a recipe
+  MemoryUse evaluation_memory() const;  // by all ranks; zeros where nothing is evaluated
+  EvaluationSize evaluated() const;     // of a recipe
 
  private:
   const Recipe& recipe(std::size_t r) const { return job_.config.recipes[r]; }

@@ -79,6 +79,19 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
     cost.messages = all_batches * hops;
     cost.sent = tokens * row * hops;
   }
+
+  // The weights of one stage of one model at a time, unless they stay; then a batch inside a block, or at the head, which takes a
+  // window by itself. Logits are float32.
+  const double stage_weights = weights * stage_blocks * (stages.weights_stay() ? models : 1);
+  const auto vocabulary = static_cast<double>(site.model.vocabulary);
+  const double head_weights = vocabulary * static_cast<double>(site.model.embedding_size);
+  const double inside = kTokensOfBatch * static_cast<double>(3 * site.model.hidden_size +
+                                                             2 * site.model.intermediate_size);
+  const double logits = std::min<double>(kTokensOfBatch, size.length) * vocabulary;
+  cost.computing =
+      rates.bytes_of_activation() * (stage_weights + head_weights) +
+      std::max(rates.bytes_of_activation() * inside, models * (kTokensOfBatch * row + 4 * logits));
+  cost.waiting = std::min(of_ring * row, site.activation_bytes);
   return cost;
 }
 

@@ -35,6 +35,8 @@ struct EvaluationCost {
       0;                // how often they come from the file system: ranks of a node share its cache
   double messages = 0;  // batches that are sent from rank to rank
   double sent = 0;      // bytes of these
+  double computing = 0;  // bytes of a rank where it computes: weights of a stage, the head, a batch
+  double waiting = 0;    // bytes of activations that a rank may come to hold
 };
 
 // Of a walk of this shape. Precondition: there are tokens, and a ring has no more ranks than the model has blocks.

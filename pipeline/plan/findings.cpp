@@ -57,6 +57,17 @@ json problems_of(const PlanRequest& request, const SimulatedJob& of) {
           std::min(of.costs.job().ranks, rates.ranks_a_node)));
     }
   }
+  const MemoryUse evaluating = of.costs.evaluation_memory();
+  if (evaluating.device > has.device) {
+    say(fmt::format(
+        "evaluations: {:.1f} GB of device memory, and {} has {:.1f}: take a device with more",
+        evaluating.device / 1e9, rates.name, rates.device_bytes / 1e9));
+  } else if (evaluating.host > has.host) {
+    say(fmt::format(
+        "evaluations: {:.1f} GB of host memory a rank, and there are {:.1f} for it: start "
+        "fewer ranks a node, or set memory.activations_gib lower",
+        evaluating.host / 1e9, has.host / 1e9));
+  }
   std::error_code error;
   fs::path place = fs::absolute(config.run, error);
   while (!error && !fs::exists(place, error) && place.has_relative_path())

@@ -158,12 +158,15 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
   plan["phases"] = of.simulation.phases;
   std::vector<std::size_t> all(config.recipes.size());
   std::iota(all.begin(), all.end(), 0);
-  MemoryUse most;
+  const MemoryUse evaluating = of.costs.evaluation_memory();
+  MemoryUse most = evaluating;
+  double units_host = 0;
   plan["waves"] = json::array();
   for (const Wave& wave : waves_of(all, of.waves)) {
     const MemoryUse memory = of.costs.memory(wave);
     most.device = std::max(most.device, memory.device);
     most.host = std::max(most.host, memory.host);
+    units_host = std::max(units_host, memory.host);
     most.activations = std::max(most.activations, memory.activations);
     json& names = plan["waves"].emplace_back(json::array());
     for (const std::size_t r : wave) names.push_back(config.recipes[r].name);
@@ -185,8 +188,10 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
       entry["export_bytes"][format] = of.costs.export_bytes(r, format);
     plan["recipes"].push_back(std::move(entry));
   }
-  plan["memory"] = {
-      {"device", most.device}, {"host", most.host}, {"activations", most.activations}};
+  plan["memory"] = {{"device", most.device},
+                    {"host", most.host},
+                    {"activations", most.activations},
+                    {"units_host", units_host}};
   const DiskUse disk = of.costs.disk(of.waves);
   plan["disk"] = {{"records", disk.records},
                   {"exports", disk.exports},
@@ -203,6 +208,9 @@ json make_plan(const PlanRequest& request, int ranks, std::vector<RecipeState> s
                         {"block_reads", evaluation.reads},
                         {"messages", evaluation.messages},
                         {"sent", evaluation.sent},
+                        {"device_bytes", evaluating.device},
+                        {"host_bytes", evaluating.host},
+                        {"activation_bytes", evaluating.activations},
                         {"all_messages", of.simulation.evaluation_messages}};
   for (const auto& intervals : of.simulation.stages)
     plan["stages"].push_back(busy_over_time(intervals, std::max(1e-9, of.simulation.seconds)));

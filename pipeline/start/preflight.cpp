@@ -25,18 +25,6 @@ namespace fs = std::filesystem;
 
 constexpr double kGiB = 0x1p30;
 
-std::uint64_t elements(const TensorInfo& tensor) {
-  std::uint64_t count = 1;
-  for (const std::int64_t size : tensor.shape) count *= static_cast<std::uint64_t>(size);
-  return count;
-}
-
-std::uint64_t elements(const std::vector<TensorInfo>& tensors) {
-  std::uint64_t count = 0;
-  for (const TensorInfo& tensor : tensors) count += elements(tensor);
-  return count;
-}
-
 // What lies in a folder already, as far as it can be seen.
 std::uint64_t bytes_below(const fs::path& folder) {
   std::uint64_t bytes = 0;
@@ -139,10 +127,9 @@ void check_exports(const RunConfig& config) {
 }
 
 std::uint64_t least_bytes_written(const RunConfig& config, const ModelConfig& model) {
-  const auto blocks = static_cast<std::uint64_t>(model.blocks);
-  const std::uint64_t dense = blocks * elements(tensors_of_block(model, 0)) +
-                              elements(tensors_before_blocks(model)) +
-                              elements(tensors_after_blocks(model));
+  const auto dense = static_cast<std::uint64_t>(
+      model.blocks * element_count(tensors_of_block(model, 0)) +
+      element_count(tensors_before_blocks(model)) + element_count(tensors_after_blocks(model)));
   std::uint64_t bytes = 0;
   for (const Recipe& recipe : config.recipes) {
     const auto [codes, quantized] = least_codes(recipe, model);
@@ -172,7 +159,7 @@ void check_disk(const fs::path& run, std::uint64_t needed, std::uint64_t there,
 }
 
 void check_memory(const ModelConfig& model, const Backend& backend) {
-  const std::uint64_t weights = elements(tensors_of_block(model, 0));
+  const auto weights = static_cast<std::uint64_t>(element_count(tensors_of_block(model, 0)));
   check_memory(weights * size_of(backend.activation_type()), backend.available_bytes());
 }
 

@@ -146,10 +146,10 @@ class World:
         return sorted(self.run.glob("recipes/*/block-*.h5"))
 
     def wait_for_blocks(self, job, count):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(self.blocks()) < count:
             check(job.process.poll() is None, f"ended before {count} blocks were done:\n{job.output()}")
-            check(time.monotonic() < deadline, f"no {count} blocks within a minute:\n{job.output()}")
+            check(time.monotonic() < deadline, f"no {count} blocks within four minutes:\n{job.output()}")
             time.sleep(0.01)
 
     def clear(self):
@@ -363,7 +363,7 @@ def signals(world):
         job = world.start(ranks)
         world.wait_for_blocks(job, 2)
         kill(job.ranks() if everyone else [job.process.pid], number)
-        code = job.wait(60)
+        code = job.wait()
         done = len(world.blocks())
         check(code == STOPPED, f"{number.name}: exit code {code}, not {STOPPED}:\n{job.output()}")
         check(done < UNITS, f"{number.name}: nothing was left to do")
@@ -379,12 +379,16 @@ def signals(world):
 
     world.clear()
     seconds = 0.45 * world.reference_seconds()
-    starts, code = 0, STOPPED
+    starts, code, done = 0, STOPPED, 0
     while code == STOPPED:
         starts += 1
-        check(starts <= 30, f"no end in 30 starts of {seconds:.1f} s each: {len(world.blocks())} blocks")
+        check(starts <= 30, f"no end in 30 starts, the last one of {seconds:.1f} s: {done} blocks\n{job.output() if starts > 1 else ''}")
         job = world.start(1, limits__minutes=seconds / 60)
         code = job.wait()
+        # A machine that has become busy since the reference was made may need all of it to begin.
+        if len(world.blocks()) == done:
+            seconds *= 1.5
+        done = len(world.blocks())
     check(code == 0, f"exit code {code}:\n{job.output()}")
     check(starts > 1, f"a limit of {seconds:.1f} s stopped nothing")
     world.check_products("time limit")

@@ -47,6 +47,17 @@ class PlanTest : public testing::Test {
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
     return json::parse(outcome.out);
   }
+  // Of the events of a kind in the run's journal, in MiB.
+  double peak_memory(const std::string& kind) const {
+    double peak = 0;
+    std::ifstream journal(folder_.path() / "run" / "journal.jsonl");
+    for (std::string line; std::getline(journal, line);) {
+      const json event = json::parse(line);
+      if (event.value("event", "") == kind)
+        peak = std::max(peak, event["peak_memory_mib"].get<double>());
+    }
+    return peak;
+  }
   TemporaryFolder folder_;
 };
 
@@ -76,17 +87,22 @@ TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
   }
   EXPECT_NEAR(plan["disk"]["records"].get<double>() / records, 1, 0.02);
 
-  double peak = 0;
-  std::ifstream journal(made / "journal.jsonl");
-  for (std::string line; std::getline(journal, line);) {
-    const json event = json::parse(line);
-    if (event.value("event", "") == "block")
-      peak = std::max(peak, event["peak_memory_mib"].get<double>());
-  }
-  EXPECT_NEAR(plan["memory"]["host"].get<double>() / 0x1p20 / peak, 1, 0.10);
+  EXPECT_NEAR(plan["memory"]["host"].get<double>() / 0x1p20 / peak_memory("block"), 1, 0.10);
 
   const json rest = planned(settings);
   EXPECT_EQ(rest["units"]["missing"], 0) << "what is there is done";
+}
+
+// Batches that wait to be evaluated are most of it.
+TEST_F(PlanTest, MemoryOfEvaluationsIsThatOfTheRun) {
+  const std::string settings =
+      " configs/tiny-world.yaml --set run=" + (folder_.path() / "run").string() +
+      " --set threads=1 --set device=cpu --set evaluate.perplexity.0.limit=48 --set export={}"
+      " --set 'recipes=[{method: rtn}]' --set evaluate.original=false --set evaluate.kl=true";
+  const json memory = planned(settings)["memory"];
+  ASSERT_EQ(run("run" + settings).exit_code, 0);
+  EXPECT_NEAR(memory["host"].get<double>() / 0x1p20 / peak_memory("done"), 1, 0.10);
+  EXPECT_LT(memory["units_host"], 0.5 * memory["host"].get<double>());
 }
 
 TEST_F(PlanTest, NeedsNoModelWhoseShapeIsKnown) {
