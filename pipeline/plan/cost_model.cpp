@@ -327,12 +327,17 @@ EvaluationSize CostModel::evaluated() const {
   size.works = static_cast<int>(evaluations.perplexity.size() + evaluations.tasks.size());
   size.length = evaluations.perplexity.empty() ? 512 : 0;  // of tasks at most, mostly
   for (const PerplexityTask& task : evaluations.perplexity) {
-    size.tokens += tokens_of(task.text, task.window, task.limit);
+    const double tokens = tokens_of(task.text, task.window, task.limit);
+    size.tokens += tokens;
     size.length = std::max(size.length, task.window);
+    size.largest = std::max(size.largest, tokens * (evaluations.kl ? 2 : 1));
   }
   if (evaluations.kl) size.compared = size.tokens;
-  for (const TaskOptions& task : evaluations.tasks)
-    size.tokens += tokens_of(task.file, 100, task.limit);
+  for (const TaskOptions& task : evaluations.tasks) {
+    const double tokens = tokens_of(task.file, 100, task.limit);
+    size.tokens += tokens;
+    size.largest = std::max(size.largest, tokens);
+  }
   return size;
 }
 

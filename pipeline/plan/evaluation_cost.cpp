@@ -91,7 +91,11 @@ EvaluationCost evaluation_cost(const EvaluationSite& site, const EvaluationSize&
   cost.computing =
       rates.bytes_of_activation() * (stage_weights + head_weights) +
       std::max(rates.bytes_of_activation() * inside, models * (kTokensOfBatch * row + 4 * logits));
-  cost.waiting = std::min(of_ring * row, site.activation_bytes);
+  // All batches of a ring wait for the rank that gets them next; where weights stay, those of one work for the heads that they are
+  // dealt to.
+  const double largest = size.largest > 0 ? size.largest : tokens / std::max(1, size.works);
+  cost.waiting = std::min(row * (stages.weights_stay() ? largest / rings / ranks : of_ring),
+                          site.activation_bytes);
   return cost;
 }
 

@@ -13,6 +13,7 @@ struct EvaluationSize {
   double tokens = 0;
   double compared = 0;  // of these: tokens that go through the original, too
   int works = 1;        // texts and tasks
+  double largest = 0;   // tokens and compared of the largest of these; 0: each has as many
   int length = 2048;    // tokens of a sequence
 };
 
