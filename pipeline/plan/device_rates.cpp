@@ -81,6 +81,7 @@ DeviceRates cpu() {
 DeviceRates cpu_bf16() {
   DeviceRates rates = cpu();
   rates.name = "cpu-bf16";
+  rates.bf16 = true;
   rates.matmul *= 1.8;
   return rates;
 }
@@ -186,9 +187,9 @@ DeviceRates read_rates(const std::filesystem::path& file) {
     } else if (key == "name" || key == "source") {
       if (!value.is_string()) throw InputError(at(key) + ": must be a text");
       (key == "name" ? rates.name : rates.source) = value.get<std::string>();
-    } else if (key == "is_host") {
+    } else if (key == "is_host" || key == "bf16") {
       if (!value.is_boolean()) throw InputError(at(key) + ": must be true or false");
-      rates.is_host = value.get<bool>();
+      (key == "bf16" ? rates.bf16 : rates.is_host) = value.get<bool>();
     } else if (key == "ranks_a_node") {
       if (!value.is_number_integer() || value.get<double>() < 1 || value.get<double>() > 10000)
         throw InputError(at(key) + ": must be a whole number from 1 to 10000");
@@ -219,6 +220,7 @@ nlohmann::json to_json(const DeviceRates& rates) {
   nlohmann::json object = {{"name", rates.name},
                            {"source", rates.source},
                            {"is_host", rates.is_host},
+                           {"bf16", rates.bf16},
                            {"ranks_a_node", rates.ranks_a_node},
                            {"phases", rates.phases}};
   for (const Field& field : kFields) object[field.name] = rates.*field.value;

@@ -16,6 +16,7 @@ struct DeviceRates {
   std::string name;      // "h200"
   std::string source;    // where the figures are from
   bool is_host = false;  // the CPU: activations are in F32, and its memory is the host's
+  bool bf16 = false;     // of a CPU's products as `cpu_precision: bf16` has them
 
   // Operations a second of one device:
   double matmul = 0;     // of products with inputs of the activation type, as they are reached

@@ -114,6 +114,12 @@ json hints_of(const PlanRequest& request, const SimulatedJob& of, const MeshChoi
                     best.mesh.lanes, best.mesh.pipeline, best.mesh.data,
                     100 * best.seconds / of.simulation.seconds));
   }
+  if (const DeviceRates& rates = request.rates;
+      rates.is_host && rates.bf16 != request.config.cpu_bf16) {
+    hints.push_back(fmt::format(
+        "cpu_precision is {}, and {} has the rates of {}: times are by these",
+        request.config.cpu_bf16 ? "bf16" : "f32", rates.name, rates.bf16 ? "bf16" : "f32"));
+  }
   const int shards = most_shards(request.config);
   if (shards % mesh.data != 0) {
     const int each = (shards + mesh.data - 1) / mesh.data;

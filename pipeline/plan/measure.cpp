@@ -78,6 +78,7 @@ class Measurement {
     rates_.source = "measured: " + backend_->description();
     rates_.host_bytes = static_cast<double>(available_host_memory());
     rates_.ranks_a_node = 1;
+    rates_.bf16 = device_ == "cpu" && config.cpu_bf16;
     if (!backend_->is_host_memory())
       rates_.device_bytes = static_cast<double>(backend_->available_bytes());
     SyntheticOptions synthetic;

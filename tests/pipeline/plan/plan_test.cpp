@@ -185,6 +185,15 @@ TEST_F(PlanTest, ReckonsByTheProductsOfThePrecision) {
   EXPECT_LT(bf16, 0.9 * seconds(""));
   EXPECT_EQ(bf16, seconds(" --set cpu_precision=bf16 --device cpu"));
   EXPECT_EQ(bf16, seconds(" --device cpu-bf16"));
+
+  const std::string rates = (folder_.path() / "rates.json").string();
+  (void)planned("configs/tiny-world.yaml --device cpu --write-rates " + rates);
+  const auto hints = [&](const std::string& more) {
+    return planned("configs/tiny-world.yaml --rates " + rates + more)["hints"].dump();
+  };
+  EXPECT_THAT(hints(" --set cpu_precision=bf16"),
+              HasSubstr("cpu_precision is bf16, and cpu has the rates of f32"));
+  EXPECT_THAT(hints(""), testing::Not(HasSubstr("cpu_precision")));
 }
 
 // A device on which nothing but making a unit takes time, 1 s.
