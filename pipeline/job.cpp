@@ -12,6 +12,7 @@
 #include "comm/together.h"
 #include "kernels/host_threads.h"
 #include "model/architectures/tensor_names.h"
+#include "pipeline/run/record_seal.h"
 #include "pipeline/run/run_files.h"
 #include "pipeline/run/whole_records.h"
 #include "pipeline/schedule/schedule.h"
@@ -34,7 +35,7 @@ void check_records_without_identity(const RunConfig& config, const RunInputs& in
     for (int block = 0; block < recipe.units(inputs.blocks); ++block) {
       const std::string key = block_key(recipe.name, block);
       const std::string why = store.check(key);
-      if (why != Hdf5Store::kForeign && why != Hdf5Store::kEarlier) continue;
+      if (why != kForeignRecord && why != kEarlierRecord) continue;
       throw InputError((config.run / "identity.json").string() + " is damaged (" + found.why +
                        "), and " + key + " " + why +
                        ". Put the old settings and files back, use another run folder, or delete "

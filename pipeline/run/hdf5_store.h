@@ -20,16 +20,13 @@
 #include <set>
 #include <string>
 
+#include "pipeline/run/hdf5_record.h"
 #include "stages/store/run_store.h"
 
 namespace roundhouse {
 
 class Hdf5Store final : public RunStore {
  public:
-  // What check() says of a whole record that carries another identity, and of one without a key.
-  static constexpr const char* kForeign = "belongs to another configuration";
-  static constexpr const char* kEarlier = "was written by an earlier version";
-
   // Makes the folder where needed.
   explicit Hdf5Store(std::filesystem::path root);
 
@@ -62,7 +59,6 @@ class Hdf5Store final : public RunStore {
   std::string check(const std::string& key);
 
  private:
-  enum class Content { kAll, kAttributes };
   std::string identity_of(const std::string& key) const;  // empty: none was set
   // Nothing and no reason: there is none.
   std::optional<Record> read(const std::string& key, Content content, std::string& why);
