@@ -1,4 +1,5 @@
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -66,8 +67,8 @@ void print_failure(const Failure& failure) {
 
 // What all ranks find alike (a wrong config) should be said once, so the first goes first, and the job is over before the others
 // wake up. The other way round a launcher would end it before it has spoken.
-void let_first_rank_speak() {
-  if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::seconds(3));
+void let_first_rank_speak(std::chrono::seconds patience) {
+  if (!is_first_rank()) std::this_thread::sleep_for(patience);
 }
 
 // With several ranks a failure must end the job, from inside the session: the others may be waiting
@@ -80,7 +81,7 @@ int run_in_session(int& argc, char**& argv, const Command& command) {
     return command(session);
   } catch (...) {
     const Failure failure = current_failure();
-    let_first_rank_speak();
+    let_first_rank_speak(std::chrono::seconds(3));  // it may not be wrong there
     abort_job(failure.exit_code, failure.what);
   }
 }
@@ -483,7 +484,9 @@ int main_command(int argc, char** argv) {
         if (is_first_rank()) app.exit(error);
         return 0;
       }
-      let_first_rank_speak();
+      // It is wrong on all. The others end by themselves, with this code, also where srun wants to end them as the first has ended.
+      if (!is_first_rank()) std::signal(SIGTERM, SIG_IGN);
+      let_first_rank_speak(std::chrono::seconds(10));
       if (is_first_rank())
         print_failure({std::string(error.what()) + " (see roundhouse --help)", kExitWrongInput});
       return kExitWrongInput;
