@@ -92,8 +92,9 @@ TEST_F(PlanTest, DiskAndMemoryAreThoseOfTheRun) {
   }
   EXPECT_NEAR(plan["disk"]["records"].get<double>() / records, 1, 0.02);
 
-  if (!has_cuda_libraries())
+  if (!has_cuda_libraries()) {
     EXPECT_NEAR(plan["memory"]["host"].get<double>() / 0x1p20 / peak_memory("block"), 1, 0.10);
+  }
 
   const json rest = planned(settings);
   EXPECT_EQ(rest["units"]["missing"], 0) << "what is there is done";
