@@ -2,15 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <filesystem>
 #include <utility>
 
-#include "base/file.h"
 #include "model/architectures/tensor_names.h"
-#include "model/quantized/bitstream.h"
 #include "pipeline/plan/rank_memory.h"
-#include "stages/export/format.h"
-#include "stages/export/side_files.h"
 
 namespace roundhouse {
 namespace {
